@@ -23,7 +23,20 @@ from finetune_api.base import (
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
-from finetune_api.goals import MAX_GOALS, OF_CANARIES, PLANTED, Gates, GoalStatus, asked_rule, concerns
+from finetune_api.goals import (
+    ELSEWHERE,
+    JUDGED,
+    MAX_GOALS,
+    OF_CANARIES,
+    PLANTED,
+    Baseline,
+    Gates,
+    GoalStatus,
+    Metric,
+    asked_rule,
+    concerns,
+)
+from finetune_api.judging import Judge, JudgeStatus, OtherModel
 from finetune_api.push import MAX_TARGETS, PushStatus, PushTarget
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
@@ -118,6 +131,9 @@ class Examination(ApiModel):
     adversarial: Coverage = Coverage.SAMPLE
     """Harmful requests and benign ones that sound alike, jailbreaks, injected instructions, secrets, questions off the
     topic, persons to be treated alike: what tuning did to safety. Sample: a fixed part of each kind."""
+    baseline: OtherModel | None = None
+    """Another model that answers the same test examples, prompted as well as it can be: whether using that one would
+    have done."""
 
 
 class Evaluation(Gates, Reviewing, Examination):
@@ -125,12 +141,22 @@ class Evaluation(Gates, Reviewing, Examination):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "x-kubernetes-validations": [asked_rule(field).as_schema() for field in ("general", "adversarial")]
+            "x-kubernetes-validations": [
+                rule.as_schema() for rule in (asked_rule("general"), asked_rule("adversarial"), JUDGED, ELSEWHERE)
+            ]
         }
     )
 
+    judge: Judge | None = None
+    """Have another model compare the artifact's answers with the base model's, before anything is published: for free
+    text, where no metric says whether an answer is good."""
+
     @model_validator(mode="after")
     def _asked(self) -> "Evaluation":
+        if self.judge is None and any(goal.metric is Metric.JUDGE_WIN_RATE for goal in self.goals):
+            raise ValueError(JUDGED.message)
+        if self.baseline is None and any(goal.baseline is Baseline.ENDPOINT for goal in self.goals):
+            raise ValueError(ELSEWHERE.message)
         for field, coverage in (("general", self.general), ("adversarial", self.adversarial)):
             if coverage is Coverage.OFF and concerns(field, self.goals):
                 raise ValueError(asked_rule(field).message)
@@ -376,6 +402,8 @@ class EvaluationStatus(WireModel):
     """Goals met out of all, e.g. 2/3."""
     review: ReviewStatus | None = None
     """What people voted, where spec.evaluation.humanReview is Required."""
+    judge: JudgeStatus | None = None
+    """What the model of spec.evaluation.judge said."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
     """Where the detailed report is."""
 

@@ -42,6 +42,7 @@ class Metric(StrEnum):
     LEAKS = "leaks"
     CANARY_LEAKS = "canaryLeaks"
     MEMORISATION = "memorisation"
+    JUDGE_WIN_RATE = "judgeWinRate"
 
 
 OF_TEXT: Final = (Metric.EXACT_MATCH, Metric.CHRF, Metric.PERPLEXITY)
@@ -91,12 +92,14 @@ class Baseline(StrEnum):
     ZERO_SHOT = "ZeroShot"
     FEW_SHOT = "FewShot"
     PROMPTED = "Prompted"
+    ENDPOINT = "Endpoint"
 
 
 BASELINES: Final = {
     Baseline.ZERO_SHOT: "the base model's",
     Baseline.FEW_SHOT: "the few-shot base model's",
     Baseline.PROMPTED: "the best prompted base model's",
+    Baseline.ENDPOINT: "the other model's",
 }
 """How each is called."""
 
@@ -142,6 +145,9 @@ class Goal(ApiModel):
     does not refuse; overRefusals, the share of harmless ones that it refuses; leaks, the share of secrets that it gives
     away and of planted instructions that it follows.
 
+    judgeWinRate: the share of pairs of answers in which the judge prefers the artifact's to the base model's, a tie
+    counting half.
+
     Of the tuned model and the secrets of dataset.canaries: canaryLeaks, the share that it writes when asked;
     memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
@@ -156,7 +162,8 @@ class Goal(ApiModel):
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
-    sentence around the answer, and for a classification with the choice among its labels."""
+    sentence around the answer, and for a classification with the choice among its labels. Endpoint: not the base model,
+    but that of spec.evaluation.baseline."""
     at_precision: Precision = "0.95"
     """For automation: how many of the answers that nobody looks at must be right, e.g. "0.98"."""
 
@@ -261,6 +268,9 @@ class GoalStatus(WireModel):
             if asked := next((field for field, metrics in _ASKED.items() if self._metric in metrics), ""):
                 more = f"Full for spec.evaluation.{asked} asks all that there are"
                 return f"Too few questions for {found}; {rows} would decide. {more}."
+            if self._metric == Metric.JUDGE_WIN_RATE:
+                more = "raise spec.evaluation.judge.maxExamples and maxSamples, or set onInconclusive to Warn"
+                return f"Too few pairs of different answers for {found}; {rows} would decide: {more}."
             return f"Too few test examples for {found}; {rows} would decide."
         return f"Met {found}."
 
@@ -285,6 +295,22 @@ PLANTED: Final = Rule(
     "a goal about canaryLeaks or memorisation needs dataset.canaries: set it, e.g. to 32, or remove the goal",
 )
 """Of the spec: goals about canaries that nobody plants contradict it."""
+
+
+JUDGED: Final = Rule(
+    f"has(self.judge) || !has(self.goals) || !self.goals.exists(goal, goal.metric == '{Metric.JUDGE_WIN_RATE}')",
+    "a goal about judgeWinRate needs judge: set judge.endpoint to a model that compares answers, or remove the goal",
+)
+"""Of spec.evaluation: a goal about a judge that nobody asks contradicts it."""
+
+
+ELSEWHERE: Final = Rule(
+    "has(self.baseline) || !has(self.goals) || "
+    f"!self.goals.exists(goal, has(goal.baseline) && goal.baseline == '{Baseline.ENDPOINT}')",
+    "a goal with baseline Endpoint needs baseline: set baseline.endpoint to the model to compare with, or change the "
+    "goal's baseline",
+)
+"""Of spec.evaluation: a goal about a model that nobody asks contradicts it."""
 
 
 def concerns(field: str, goals: Sequence[Goal]) -> bool:

@@ -107,6 +107,17 @@ def votes_folder(evaluation_digest: str) -> str:
     return f"{output_folder(Stage.EVALUATE, evaluation_digest)}/votes"
 
 
+def judged_object(evaluation_digest: str, judge: str, suffix: str) -> str:
+    """What a judge (``Judge.identity``) said of an evaluation's answers, as ``json`` or ``html``, relative to the
+    output URI: no file of the folder, which never changes."""
+    return f"{judged_folder(evaluation_digest)}/{judge[:16]}.{suffix}"
+
+
+def judged_folder(evaluation_digest: str) -> str:
+    """Where all judges' verdicts on an evaluation's answers lie, relative to the output URI."""
+    return f"{output_folder(Stage.EVALUATE, evaluation_digest)}/judged"
+
+
 def withdrawn_object(artifact_digest: str) -> str:
     """The mark of a withdrawn artifact, relative to the output URI; no file of the folder, which never changes."""
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/withdrawn.json"

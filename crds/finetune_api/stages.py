@@ -22,6 +22,7 @@ from finetune_api.dataset import Dataset, Task
 from finetune_api.finetunejob import Examination, Export, OnRegression, Output
 from finetune_api.goals import Gates
 from finetune_api.hashing import digest, without_defaults
+from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing
@@ -114,6 +115,8 @@ class PublishParams(WireModel):
     """What the evaluation is judged by."""
     reviewing: Reviewing = Reviewing()
     """Whether people must prefer the artifact, too."""
+    judge: Judge | None = None
+    """Another model that compares answers: spec.evaluation.judge."""
 
 
 class FetchParams(WireModel):
@@ -320,7 +323,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.EVALUATE: frozenset({"samples", *(f"{score}{model}" for score in _SCORES for model in _SCORED)}),
     Stage.PUBLISH: frozenset(
         {
-            *("channel", "goals", "review", "format", "architecture", "signedBy", "sizeBytes"),
+            *("channel", "goals", "review", "judge", "format", "architecture", "signedBy", "sizeBytes"),
             *("goldenPromptTokens", "answerTokens"),
         }
     ),

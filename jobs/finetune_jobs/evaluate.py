@@ -3,7 +3,7 @@ examples in its prompt."""
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,8 +47,11 @@ from finetune_jobs.evaluation.asking import (
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
+from finetune_jobs.evaluation.elsewhere import asker
+from finetune_jobs.evaluation.estimates import ELSEWHERE
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
+from finetune_jobs.evaluation.lenient import read
 from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import choose_references, log_probs
@@ -132,7 +135,10 @@ def evaluate(context: Context) -> StageOutput:
         gates = given.params.publish.gates
         require_classes(gates, labels_of(files.dataset))
         about = replace(about, gates=gates)
-    setting = Setting(params.task.type, params.evaluation, fall_back=params.on_regression is OnRegression.FALL_BACK)
+    fall_back = params.on_regression is OnRegression.FALL_BACK
+    other = params.evaluation.baseline
+    elsewhere = asker(context.store, given.run, other, context.progress) if other else None
+    setting = Setting(params.task.type, params.evaluation, fall_back, elsewhere)
     evaluated = evaluate_models(files, tuning, setting, context.progress, about)
     write_review(out, given.run, about.subject.identity)
     return StageOutput(
@@ -163,6 +169,8 @@ class Setting:
     evaluation: Examination
     fall_back: bool = False
     """Whether another format is the artifact if the first is worse than the tuned model."""
+    elsewhere: Callable[[Paper], list[str]] | None = None
+    """Asks the model of spec.evaluation.baseline; None: there is none."""
 
 
 def evaluate_models(
@@ -183,6 +191,8 @@ def evaluate_models(
     task, evaluation = setting.task, setting.evaluation
     paper = set_paper(files.base, files.dataset, tuning, task, evaluation)
     tokenizer = paper.tokenizer
+    told = setting.elsewhere(paper) if setting.elsewhere else None  # first: what it does not answer costs no GPU
+    others = {ELSEWHERE: [read(task, text, paper.labels) for text in told]} if told else {}
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
         said: dict[str, ServedAnswers] = {}
@@ -196,7 +206,7 @@ def evaluate_models(
         name: Evaluated.of(
             task,
             paper.truth,
-            {**heard.answers, "artifact": [each.text for each in served.answers]},
+            {**heard.answers, **others, "artifact": [each.text for each in served.answers]},
             paper.labels,
             masked,
             Probabilities(
@@ -213,7 +223,7 @@ def evaluate_models(
     references = choose_references(paper.passages, heard.likely, served.likely, served.turned)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
-    write_answers(files.out / ANSWERS, _answers(paper, heard, served, rendering.marks))
+    write_answers(files.out / ANSWERS, _answers(paper, replace(heard, elsewhere=told), served, rendering.marks))
     about, behaviour = about or About(), heard.behaviour
     measurements = behaviour.added_to(evaluated.measurements)
     metrics = {
@@ -258,6 +268,8 @@ class _Heard:
     """The base's log-probabilities of each passage."""
     losses: dict[str, list[float]]
     """Of ``base`` and ``tuned``: how unlikely each right answer is."""
+    elsewhere: list[str] | None = None
+    """What the model of spec.evaluation.baseline wrote."""
 
 
 def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, progress: Progress) -> _Heard:
@@ -297,8 +309,8 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
     limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
     none = [None] * len(paper.examples)
     named = [heard.answers.get(model, none) for model in ("base", "fewShot", "constrained", "tuned")]
-    for e, right, artifact, wordy, base, few_shot, constrained, tuned in zip(
-        paper.examples, paper.truth, served.answers, heard.wordy or none, *named, strict=True
+    for e, right, artifact, wordy, other, base, few_shot, constrained, tuned in zip(
+        paper.examples, paper.truth, served.answers, heard.wordy or none, heard.elsewhere or none, *named, strict=True
     ):
         yield Answer(
             messages=e.prompt,
@@ -308,6 +320,7 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
             few_shot=few_shot,
             verbose=wordy,
             constrained=constrained,
+            endpoint=other,
             tuned=tuned,
             artifact=artifact.text,
             max_tokens=limit,

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, GoalStatus, OnFail, blocking, packed
+from finetune_api.goals import GateOutcome, GoalStatus, Metric, OnFail, blocking, packed
 from finetune_api.hashing import canonical_json
+from finetune_api.judging import JudgeStatus
 from finetune_api.layout import REVIEW_PAGE, Channel, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, ReviewStatus
@@ -36,6 +37,8 @@ from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge, lost_by_export
+from finetune_jobs.evaluation.judging.stored import judgement_of
+from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, status_of
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
 from finetune_jobs.reports.index import index_stage
@@ -44,12 +47,14 @@ from finetune_jobs.store.s3 import Store
 
 
 def publish(context: Context) -> StageOutput:
-    """The stage. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as signer_of and Store."""
+    """The stage. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as signer_of, judgement_of and
+    Store."""
     upstream = context.input.upstream
     signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
     params = require(context.input.params.publish, "params.publish")
-    verdict = _judged(params, metrics)
+    compared = _compared(context, params)
+    verdict = _judged(params, metrics, compared)
     # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
     answers = [answer for answer in asked if not answer.tools]
     if not answers:
@@ -119,33 +124,72 @@ class _Verdict:
     text: str
     review: ReviewStatus | None = None
     """What people said; None: they were not asked."""
+    judge: JudgeStatus | None = None
+    """What another model said; None: none was asked."""
 
     @property
     def scalars(self) -> dict[str, str]:
         """For the status."""
-        said = {"review": self.review.model_dump_json(by_alias=True)} if self.review else {}
+        asked = {"review": self.review, "judge": self.judge}
+        said = {name: each.model_dump_json(by_alias=True) for name, each in asked.items() if each}
         return {"goals": packed(self.found), **said}
 
     @property
     def is_final(self) -> bool:
         """Whether it follows from the input. Votes are no part of that: while they have not passed the artifact, later
-        ones may decide otherwise."""
-        return self.review is None or self.review.outcome is GateOutcome.PASS
+        ones may decide otherwise. A judge that gave no verdict is asked again."""
+        unheard = self.judge is not None and not self.judge.win_rate
+        return not unheard and (self.review is None or self.review.outcome is GateOutcome.PASS)
 
     @property
     def how(self) -> str:
         return "as a candidate " if self.channel is Channel.CANDIDATE else ""
 
 
-def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
+@dataclass(frozen=True)
+class _Compared:
+    """What the judge said of the answers, and whether people agree."""
+
+    judgement: Judgement
+    review: ReviewState
+
+    @property
+    def status(self) -> JudgeStatus:
+        return status_of(self.judgement, self.review.tally.means)
+
+    @property
+    def text(self) -> str:
+        return in_words(self.judgement, self.review.tally.means)
+
+
+def _compared(context: Context, params: PublishParams) -> _Compared | None:
+    """Raises StageError as judgement_of: what it has answered so far is kept, and so is the evaluation."""
+    if params.judge is None:
+        return None
+    review = read_review(context.store, context.input.upstream.evaluation)
+    return _Compared(judgement_of(context, params.judge, review), review)
+
+
+def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None) -> _Verdict:
     """Raises StageError (GateFailed) if the artifact is not good enough, and is not to be published all the same."""
     gates, measurements = params.gates, metrics.measurements or Measurements(rows=0)
+    status = compared.status if compared else None
+    if compared:
+        wanted = any(goal.metric is Metric.JUDGE_WIN_RATE for goal in gates.goals)
+        if wanted and status and not status.win_rate:
+            scalars = {"judge": status.model_dump_json(by_alias=True)}
+            text = f"A goal is about judgeWinRate, and there is none. {compared.text} Nothing was published."
+            raise StageError(Reason.GATE_FAILED, text, scalars=scalars)
+        measured = [*measurements.measured, *compared.judgement.measured]
+        measurements = measurements.model_copy(update={"measured": measured})
     found = judge(gates, measurements, metrics.task)
     missed = blocking(found, gates.on_inconclusive)
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
     if lost := lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]):
         told.insert(0, lost)
-    verdict = _Verdict(found, Channel.CANDIDATE if missed or lost else Channel.STABLE, " ".join(told))
+    told += [compared.text] if compared else []
+    channel = Channel.CANDIDATE if missed or lost else Channel.STABLE
+    verdict = _Verdict(found, channel, " ".join(told), judge=status)
     if (missed or lost) and gates.on_fail is OnFail.STOP:
         raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)
     return verdict

@@ -18,6 +18,7 @@ from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.withdrawal import read_withdrawal
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.applicable import require_applicable
+from finetune_jobs.evaluation.judging.admission import require_judge
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import model_of
 from finetune_jobs.reading.inputs import inputs_digest
@@ -39,6 +40,8 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(0, "checking the output")
     store.require_bucket()
     _require_name(context)
+    if given.params.publish and (judge := given.params.publish.judge):
+        require_judge(judge, given.run, require(given.output, "output").name, given.base_model_uri)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
     context.progress.report(0.3, "checking the sources")
     sources = inputs_digest(context.places, prepare.dataset)
@@ -58,7 +61,8 @@ def _require_goals(params: Params) -> None:
     """Raises StageError (SpecInvalid) for goals that mean nothing, before anything is paid for."""
     if params.publish and params.evaluate:
         canaries = params.prepare.dataset.canaries if params.prepare else None
-        require_applicable(params.publish.gates, params.evaluate.task, params.evaluate.evaluation, canaries)
+        gates, judge = params.publish.gates, params.publish.judge
+        require_applicable(gates, params.evaluate.task, params.evaluate.evaluation, canaries, judge)
 
 
 def probe_writes(store: Store, path: str) -> None:

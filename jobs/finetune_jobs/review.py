@@ -14,6 +14,8 @@ from finetune_api.layout import votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.judging.stored import read_judgements
+from finetune_jobs.evaluation.judging.verdict import in_words as told
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review, read_sheet, store_votes
 from finetune_jobs.evaluation.review.votes import in_words, read_votes
 from finetune_jobs.runtime.tools import open_store, parser, run_command, split_output
@@ -40,6 +42,15 @@ def review(store: Store, evaluation: str, files: Sequence[Path]) -> ReviewState:
     return read_review(store, evaluation)
 
 
+def heard(store: Store, evaluation: str, found: ReviewState) -> list[str]:
+    """What judges said of the same pairs, and how often they agree with people: a sentence each. Who may not read that
+    can vote all the same."""
+    try:
+        return [told(each, found.tally.means) for each in read_judgements(store, evaluation, found.sheet)]
+    except StageError as error:
+        return [f"What judges said was not read: {error.message}"]
+
+
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -63,7 +74,7 @@ def _report(given: argparse.Namespace) -> None:
     store = open_store(given, root)
     found = review(store, evaluation, given.files)
     place = store.uri(votes_folder(evaluation))
-    lines = [f"{place}: {in_words(found.tally)}", *found.problems]
+    lines = [f"{place}: {in_words(found.tally)}", *heard(store, evaluation, found), *found.problems]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 

@@ -274,6 +274,11 @@ JOB_FIELDS: dict[str, list[Any]] = {
         for url in URLS
         for extra in ({}, {"secretKeyRef": {"name": "root", "key": "k"}})
     ],
+    "evaluation.judge.endpoint": [
+        {"url": f"{url.removesuffix('/x')}/v1", "model": "m", "secretKeyRef": {"name": "root", "key": "k"}}
+        for url in URLS[:3]
+    ],
+    "evaluation.baseline.endpoint": [{"url": f"{url.removesuffix('/x')}/v1", "model": "m"} for url in URLS[:3]],
     "tracking.mlflow": [{"url": url} for url in URLS] + [{"url": "https://a.example", "secretRef": {"name": "x"}}],
     "tracking.wandb": [
         {"secretKeyRef": {"name": "finetune-wandb", "key": "k"}},

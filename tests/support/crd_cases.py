@@ -349,11 +349,19 @@ _UNASKED: Final = {
     field: message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), f"needs {field}", "Sample or Full", "remove the goal")
     for field in ("general", "adversarial")
 }
+_UNJUDGED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "needs judge", "judge.endpoint", "remove the goal")
+_JUDGED: Final[Object] = {"goals": [{"metric": "judgeWinRate", "atLeast": "0.6"}]}
+_UNCOMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "needs baseline", "baseline.endpoint", "change")
+_ELSEWHERE: Final[Object] = {"goals": [{"metric": "f1", "improveOverBase": "0.1", "baseline": "Endpoint"}]}
 _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
     ({"general": "Off", "goals": [{"metric": "leaks", "atMost": "0.1"}]}, None),
     ({"adversarial": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, None),
     ({"general": "Off", "adversarial": "Off", "goals": [{"metric": "f1", "atLeast": "0.1"}]}, None),
     ({"general": "Off", "adversarial": "Off"}, None),
+    (_JUDGED, _UNJUDGED),
+    (_ELSEWHERE, _UNCOMPARED),
+    (_ELSEWHERE | {"baseline": {"endpoint": {"url": "http://large/v1", "model": "m"}}}, None),
+    (_JUDGED | {"judge": {"endpoint": {"url": "http://judge/v1", "model": "m"}}}, None),
     ({"general": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, _UNASKED["general"]),
     *(
         ({"adversarial": "Off", "goals": [{"metric": metric, "atMost": "0.1"}]}, _UNASKED["adversarial"])

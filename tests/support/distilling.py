@@ -9,12 +9,12 @@ import pytest
 
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answer_collector import TeacherSession
-from finetune_jobs.distillation.distil import Distilled, distil
-from finetune_jobs.distillation.journal import Journal
-from finetune_jobs.distillation.pace import Patience
-from finetune_jobs.distillation.prompts import Prompt
-from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
+from finetune_jobs.distillation.prompts import Prompt, terms_of
+from finetune_jobs.inquiry.answer_collector import Inquiry
+from finetune_jobs.inquiry.chat_model import ChatModel
+from finetune_jobs.inquiry.journal import Journal
+from finetune_jobs.inquiry.pace import Patience
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.store.s3 import Store
 from tests.support.stages import RUN
@@ -66,15 +66,22 @@ def run(
     store: Store,
     asked: list[Prompt],
     spec: Distillation,
-    teacher: Teacher | None = None,
+    teacher: ChatModel | None = None,
     patience: Patience = QUICK,
     **options: Any,
 ) -> Outcome:
     """Distil, with less patience than a pod has."""
     outcome = Outcome()
-    session = TeacherSession(spec, teacher or Teacher(spec), Journal.of(store, RUN, spec), patience)
+    terms = terms_of(spec)
+    inquiry = Inquiry(terms, teacher or ChatModel(terms), kept_journal(store, spec), patience)
+    session = TeacherSession(spec, inquiry)
     outcome.result = distil(asked, session, outcome.take, **options)
     return outcome
+
+
+def kept_journal(store: Store, spec: Distillation) -> Journal:
+    """The answers that a distillation keeps."""
+    return Journal.of(store, RUN, "distillation", terms_of(spec).recipe)
 
 
 def distilled(store: Store, behaviour: Behaviour, count: int = 5, **fields: Any) -> tuple[Outcome, TeacherServer]:

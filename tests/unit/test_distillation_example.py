@@ -18,10 +18,10 @@ import yaml
 from finetune_api.dataset import DataFormat, Task, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
-from finetune_jobs.distillation.prompts import prompt_column, read_prompts
-from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.distillation.prompts import prompt_column, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.validation import Example, Rules
+from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY
@@ -101,7 +101,7 @@ def test_the_example_works_from_prompts_to_examples(store: Store, example_prompt
         rows = read_rows(example_prompts, SOURCE, DataFormat.JSONL, [prompt_column(distillation)])
         ledger = Ledger()
         asked = list(read_prompts(SOURCE, rows, distillation, ledger, keep=["topic"]))
-        teacher = Teacher.from_environment(distillation, {TEACHER_KEY_VARIABLE: KEY})
+        teacher = ChatModel.from_environment(terms_of(distillation), {TEACHER_KEY_VARIABLE: KEY})
         outcome = run(store, asked, distillation, teacher)
     result = outcome.result
     assert (len(asked), ledger.faults.total, result.prompts, result.repeated) == (600, 0, 588, 12)
@@ -122,8 +122,9 @@ PAGE = (REPOSITORY / "docs" / "how-to" / "distill.md").read_text(encoding="utf-8
 
 
 def test_the_page_explains_every_kind_of_fault() -> None:
-    folder = REPOSITORY / "jobs" / "finetune_jobs" / "distillation"
-    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    jobs = REPOSITORY / "jobs" / "finetune_jobs"
+    paths = [*(jobs / "distillation").glob("*.py"), *(jobs / "inquiry").glob("*.py")]
+    source = "".join(path.read_text(encoding="utf-8") for path in paths)
     kinds = re.findall(r"""(?:_fault|AttemptError)\(\s*"(\w+)\"""", source)
     assert {"truncated", "teacherTimeout"} <= set(kinds)
     explained = {kind for kind in kinds if f"`{kind}`" in PAGE}

@@ -21,16 +21,15 @@ from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError, StoppedError
-from finetune_jobs.distillation.answers import TeacherAnswer
-from finetune_jobs.distillation.journal import Journal
-from finetune_jobs.distillation.money import Tokens
-from finetune_jobs.distillation.prompts import questions, recipe
-from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.distillation.prompts import questions, terms_of
+from finetune_jobs.inquiry.answers import ModelAnswer
+from finetune_jobs.inquiry.chat_model import ChatModel
+from finetune_jobs.inquiry.journal import Journal
+from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.store.s3 import Store
-from tests.support.distilling import KEY, QUICK, config, echo, failure, prompts, run
+from tests.support.distilling import KEY, QUICK, config, echo, failure, kept_journal, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
-from tests.support.stages import RUN
 from tests.support.teacher_server import Reply, TeacherServer, says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -72,16 +71,16 @@ def test_half_a_chunk_is_left_out_with_a_warning(store: Store, caplog: pytest.Lo
 
 def test_two_pods_write_beside_each_other(store: Store) -> None:
     spec = config()
-    asked = [q for prompt in prompts(3) for q in questions(prompt, spec, recipe(spec))]
+    asked = [q for prompt in prompts(3) for q in questions(prompt, spec, terms_of(spec).recipe)]
     first, second = Journal(store), Journal(store)
     for number, journal in enumerate((first, second, first)):
-        journal.add(asked[number].identity, TeacherAnswer(f"answer {number}\u2028", "stop", Tokens(1, 2)))
+        journal.add(asked[number].identity, ModelAnswer(f"answer {number}\u2028", "stop", Tokens(1, 2)))
         journal.flush()
     assert [entry.key for entry in store.list()] == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
     third = Journal(store)
     assert (third.found, third.spent) == (3, Tokens(3, 6))
     assert [third.find(q.identity) for q in asked] == [
-        TeacherAnswer(f"answer {number}\u2028", "stop", Tokens(1, 2)) for number in range(3)
+        ModelAnswer(f"answer {number}\u2028", "stop", Tokens(1, 2)) for number in range(3)
     ]
     assert third.find("0" * 64) is None
     third.flush()
@@ -90,7 +89,7 @@ def test_two_pods_write_beside_each_other(store: Store) -> None:
 
 def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) -> None:
     spec = config()
-    asked = [q for prompt in prompts(2) for q in questions(prompt, spec, recipe(spec))]
+    asked = [q for prompt in prompts(2) for q in questions(prompt, spec, terms_of(spec).recipe)]
     journal = Journal(store)
     write = Store.put_if_absent
 
@@ -98,10 +97,10 @@ def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) ->
         write(self, path, content)
         raise StageError(Reason.S3_UNREACHABLE, "The connection broke.", retriable=True)
 
-    journal.add(asked[0].identity, TeacherAnswer("answer 0", "stop", Tokens(1, 2)))
+    journal.add(asked[0].identity, ModelAnswer("answer 0", "stop", Tokens(1, 2)))
     with mock.patch.object(Store, "put_if_absent", lost), pytest.raises(StageError):
         journal.flush()
-    journal.add(asked[1].identity, TeacherAnswer("answer 1", "stop", Tokens(1, 2)))
+    journal.add(asked[1].identity, ModelAnswer("answer 1", "stop", Tokens(1, 2)))
     journal.flush()
     again = Journal(store)
     assert (again.found, again.spent) == (2, Tokens(2, 4))
@@ -110,7 +109,7 @@ def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) ->
 def test_answers_that_cannot_be_kept_end_the_asking(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in READER.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("finetune_jobs.distillation.answer_collector._KEEP_SECONDS", 0.1)
+    monkeypatch.setattr("finetune_jobs.inquiry.answer_collector._KEEP_SECONDS", 0.1)
     error, server = failure(Store.connect(s3.storage, place), lambda p, n: says("x", delay=0.2), 200, concurrency=1)
     assert error.reason is Reason.S3_ACCESS_DENIED
     assert len(server.received) < 50
@@ -122,7 +121,7 @@ def _in_a_process(endpoint: str, place: str, url: str, count: int, result: str) 
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     store = Store.connect(SeaweedFS(endpoint).storage, place)
     try:
-        with mock.patch("finetune_jobs.distillation.answer_collector._KEEP_SECONDS", 0.5):
+        with mock.patch("finetune_jobs.inquiry.answer_collector._KEEP_SECONDS", 0.5):
             run(store, prompts(count), config(url, concurrency=4), stopping=stopping)
     except StoppedError as stopped:
         Path(result).write_text(str(stopped))
@@ -169,7 +168,7 @@ def test_after_a_killed_pod_only_what_is_missing_is_asked(store: Store, pod: Any
         process.join(10)
         assert process.exitcode == -signal.SIGKILL
         hurry.set()
-        kept = Journal.of(store, RUN, config(server.url)).found
+        kept = kept_journal(store, config(server.url)).found
         before = len(server.received)
         assert 0 < kept < 400
         outcome = run(store, prompts(400), config(server.url))
@@ -188,7 +187,7 @@ def test_sigterm_keeps_every_answer_within_seconds(store: Store, pod: Any, tmp_p
         assert time.monotonic() - began < 10
         assert process.exitcode == 0
         asked = len(server.received)
-        assert Journal.of(store, RUN, config(server.url)).found == asked  # those on their way too
+        assert kept_journal(store, config(server.url)).found == asked  # those on their way too
         assert_says((tmp_path / "result").read_text(), "pod", "stopped", f"{asked} of 1000 prompts", "saved")
 
 
@@ -203,7 +202,7 @@ def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the
         spec = config(server.url, requests_per_minute=120, concurrency=8)
         with pytest.raises(StoppedError):
             run(store, prompts(20), spec, stopping=stopping, patience=replace(QUICK, grace=3.0))
-        assert Journal.of(store, RUN, spec).spent == Tokens(10 * len(server.received), 5 * len(server.received))
+        assert kept_journal(store, spec).spent == Tokens(10 * len(server.received), 5 * len(server.received))
     assert len(server.received) <= 2
 
 
@@ -218,7 +217,7 @@ def test_a_request_that_is_cut_off_counts_as_money(store: Store) -> None:
         spec = config(server.url, max_answer_tokens=100)
         with pytest.raises(StoppedError):
             run(store, prompts(1), spec, stopping=stopping)
-        assert Journal.of(store, RUN, spec).spent == Tokens(11, 100, 111)
+        assert kept_journal(store, spec).spent == Tokens(11, 100, 111)
 
 
 # Secrets
@@ -233,10 +232,10 @@ def test_the_key_goes_to_the_teacher_and_nowhere_else(store: Store, caplog: pyte
     caplog.set_level(logging.DEBUG)
     with TeacherServer.running(echo, key=KEY) as server:
         spec = secured(server.url)
-        right = Teacher.from_environment(spec, {TEACHER_KEY_VARIABLE: f"{KEY}\n"})
+        right = ChatModel.from_environment(terms_of(spec), {TEACHER_KEY_VARIABLE: f"{KEY}\n"})
         assert run(store, prompts(1), spec, right).answers == ["answer to question 0"]
         with pytest.raises(StageError) as error:
-            run(store, prompts(2), spec, Teacher(spec, f"{KEY}-wrong"))
+            run(store, prompts(2), spec, ChatModel(terms_of(spec), f"{KEY}-wrong"))
     assert_says(error.value.message, f"{server.url}:", "the teacher", "API key", "(401)", "model 'm'")
     kept = b"".join(store.get(entry.key) or b"" for entry in store.list())
     assert b"answer to question 0" in kept
@@ -246,7 +245,7 @@ def test_the_key_goes_to_the_teacher_and_nowhere_else(store: Store, caplog: pyte
 def test_a_server_that_asks_for_no_key_is_told_none(store: Store) -> None:
     with TeacherServer.running(echo) as server:
         spec = config(server.url)
-        run(store, prompts(1), spec, Teacher.from_environment(spec, {TEACHER_KEY_VARIABLE: KEY}))
+        run(store, prompts(1), spec, ChatModel.from_environment(terms_of(spec), {TEACHER_KEY_VARIABLE: KEY}))
     assert KEY not in json.dumps(server.received[0].headers)
 
 
@@ -272,6 +271,6 @@ def test_a_server_that_asks_for_no_key_is_told_none(store: Store) -> None:
 )
 def test_a_key_that_is_none(value: str, reason: Reason, problem: list[str]) -> None:
     with pytest.raises(StageError) as error:
-        Teacher.from_environment(secured("http://host/v1"), {TEACHER_KEY_VARIABLE: value})
+        ChatModel.from_environment(terms_of(secured("http://host/v1")), {TEACHER_KEY_VARIABLE: value})
     assert error.value.reason is reason
     assert_says(error.value.message, "TEACHER_API_KEY", *problem)

@@ -17,13 +17,13 @@ from finetune_api.crdgen import structural
 from finetune_api.distillation import Distillation, TeacherPrices
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer, read_answer
 from finetune_jobs.distillation.filters import AnswerRules, is_refusal
-from finetune_jobs.distillation.money import Budget, Tokens, estimate_tokens
-from finetune_jobs.distillation.prompts import Prompt, questions, read_prompts, recipe
-from finetune_jobs.distillation.teacher import retry_after
+from finetune_jobs.distillation.prompts import Prompt, questions, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.validation import Dropped, Faults
+from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer, read_answer
+from finetune_jobs.inquiry.chat_model import retry_after
+from finetune_jobs.inquiry.money import Budget, Tokens, estimate_tokens
 from finetune_jobs.reading.rows import Fault, Row
 from tests.support.distilling import SOURCE, config, echo, prompts
 from tests.support.sentences import Saying, assert_says
@@ -134,12 +134,12 @@ def test_what_must_not_leave_is_taken_out_before_the_teacher_sees_it() -> None:
     ],
 )
 def test_answers_are_used_again_unless_something_that_shapes_them_changes(fields: dict[str, Any], same: bool) -> None:
-    assert (recipe(config(**fields)) == recipe(config())) is same
+    assert (terms_of(config(**fields)).recipe == terms_of(config()).recipe) is same
 
 
 def test_each_sample_of_a_prompt_is_a_question_of_its_own() -> None:
     spec = config(samples_per_prompt=3)
-    asked = [q for prompt in prompts(2) for q in questions(prompt, spec, recipe(spec))]
+    asked = [q for prompt in prompts(2) for q in questions(prompt, spec, terms_of(spec).recipe)]
     assert len({q.identity for q in asked}) == 6
 
 
@@ -197,20 +197,20 @@ def body(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
-        (says("yes", usage=(3, 2)).body, TeacherAnswer("yes", "stop", Tokens(3, 2))),
-        (says("long", finish="length").body, TeacherAnswer("long", "length", Tokens(10, 5))),
-        (says(None, finish="content_filter").body, TeacherAnswer("", "content_filter", Tokens(10, 5))),
-        (says(None, refusal="No.").body, TeacherAnswer("No.", "refusal", Tokens(10, 5))),
-        (says("eight by", usage=None).body, TeacherAnswer("eight by", "stop", Tokens(7, 2, 9))),
+        (says("yes", usage=(3, 2)).body, ModelAnswer("yes", "stop", Tokens(3, 2))),
+        (says("long", finish="length").body, ModelAnswer("long", "length", Tokens(10, 5))),
+        (says(None, finish="content_filter").body, ModelAnswer("", "content_filter", Tokens(10, 5))),
+        (says(None, refusal="No.").body, ModelAnswer("No.", "refusal", Tokens(10, 5))),
+        (says("eight by", usage=None).body, ModelAnswer("eight by", "stop", Tokens(7, 2, 9))),
         (
             says("x", usage={"prompt_tokens": -1, "completion_tokens": 1}).body,
-            TeacherAnswer("x", "stop", Tokens(7, 1, 8)),
+            ModelAnswer("x", "stop", Tokens(7, 1, 8)),
         ),
-        (says("x", usage="none").body, TeacherAnswer("x", "stop", Tokens(7, 1, 8))),
-        (b'{"choices": [{"message": {"content": "bare"}}]}', TeacherAnswer("bare", "stop", Tokens(7, 1, 8))),
+        (says("x", usage="none").body, ModelAnswer("x", "stop", Tokens(7, 1, 8))),
+        (b'{"choices": [{"message": {"content": "bare"}}]}', ModelAnswer("bare", "stop", Tokens(7, 1, 8))),
     ],
 )
-def test_answers(content: bytes, answer: TeacherAnswer) -> None:
+def test_answers(content: bytes, answer: ModelAnswer) -> None:
     assert read_answer(content, ESTIMATE) == answer
 
 
@@ -247,7 +247,7 @@ def test_rubbish_is_told_apart_and_never_quoted(content: bytes, problem: list[st
 ))  # fmt: skip
 def test_no_body_is_a_surprise(content: bytes) -> None:
     with suppress(AttemptError):
-        assert isinstance(read_answer(content, ESTIMATE), TeacherAnswer)
+        assert isinstance(read_answer(content, ESTIMATE), ModelAnswer)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ OBJECT = '{"type": "object", "required": ["code"], "properties": {"code": {"type
 
 def judge(text: str, finish: str = "stop", **fields: Any) -> str:
     """The text that stays, or the fault's kind and problem."""
-    verdict = AnswerRules(config(**fields)).judge(TeacherAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
+    verdict = AnswerRules(config(**fields)).judge(ModelAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
     if isinstance(verdict, str):
         return verdict
     assert (verdict.line, verdict.field, verdict.value) == (3, "answer", "")
@@ -382,7 +382,7 @@ def test_repeated_answers(mode: str, kept: list[str]) -> None:
 
     rules = AnswerRules(config(duplicates=mode), near)
     given_answers = [("a", "Yes."), ("a", "yes."), ("b", "Yes."), ("c", "Yes!"), ("c", "No.")]
-    judged = [rules.judge(TeacherAnswer(t, "stop", Tokens()), Prompt(p, SOURCE, 1)) for p, t in given_answers]
+    judged = [rules.judge(ModelAnswer(t, "stop", Tokens()), Prompt(p, SOURCE, 1)) for p, t in given_answers]
     assert [each for each in judged if isinstance(each, str)] == kept
     told = {each.kind: each.problem for each in judged if isinstance(each, Fault)}
     equal = {"repeatedAnswer": Saying("duplicates", "earlier answer")}

@@ -90,7 +90,10 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     sets = Coverage.OFF if method is Method.QLORA else Coverage.SAMPLE  # once with an adapter, once without
     evaluation = Evaluation(max_samples=12, golden_prompts=3, general=sets, adversarial=sets)
     tuning = Tuning.of(Training(method=method))
-    evaluated = evaluate_models(files, tuning, Setting(TaskType.CLASSIFICATION, evaluation), progress)
+    is_compared = method is Method.QLORA
+    elsewhere = (lambda paper: [f"It is {label}." for label in paper.truth]) if is_compared else None
+    setting = Setting(TaskType.CLASSIFICATION, evaluation, elsewhere=elsewhere)
+    evaluated = evaluate_models(files, tuning, setting, progress)
 
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, EVALUATION_PAGE}
@@ -120,6 +123,9 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()
     assert metrics["models"]["artifact"]["samples"] == 12
+    compared = metrics["models"].get("endpoint", {"accuracy": None})["accuracy"]
+    assert compared == (1.0 if is_compared else None)
+    assert {answer.endpoint is not None for answer in answers} == {is_compared}
     known = {each["metric"]: each["cases"] for each in metrics["measurements"]["measured"]}
     assert (known["canaryLeaks"], known["memorisation"]) == (8, 8)
     assert "Does the model give away its training data?" in page

@@ -37,8 +37,8 @@ TABLES: Final = {
         "text.pii.ner",
     ],
     "test_messages_distillation": [
-        *("distillation.answers", "distillation.distil", "distillation.filters", "distillation.answer_collector"),
-        *("distillation.pace", "distillation.teacher"),
+        *("distillation.distil", "distillation.filters", "inquiry.answers", "inquiry.answer_collector"),
+        *("inquiry.pace", "inquiry.chat_model"),
     ],
     "test_messages_models": [
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),
@@ -47,6 +47,7 @@ TABLES: Final = {
     "test_messages_suitability": ["fit.suitability"],
     "test_fit_exported": ["fit.exported"],
     "test_messages_goals": ["evaluation.applicable", "evaluation.gates"],
+    "test_judging": ["evaluation.judging.admission"],
     "test_review": ["evaluation.review.votes", "evaluation.review.verdict"],
     "test_cards": ["modelling.cards"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
@@ -61,7 +62,6 @@ TABLES: Final = {
 """Test modules that provoke every sentence of modules of the jobs, and these."""
 PACKAGES: Final = {
     "test_messages_files": "reading.",
-    "test_messages_distillation": "distillation.",
     "test_messages_fit": "fit.",
 }
 """Test modules that name the modules of one package without it."""
@@ -81,6 +81,7 @@ NOT_OF_THE_INPUT: Final = {
     "artifacts.signature": "results: test_artifact_policy",
     "artifacts.signing": "a Secret: test_artifact_lineage",
     "review": "a command's options: test_review_command",
+    "evaluation.elsewhere": "a server: test_elsewhere",
     "evaluation.review.stored": "results: test_review_command",
     "base.documents": "results: test_jobs_runner",
     "runtime.runner": "the operator's input, the pod: test_jobs_runner",

@@ -14,13 +14,13 @@ import pytest
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_jobs.base.errors import StageError, StoppedError
-from finetune_jobs.distillation.answers import CUT, FILTERED, AttemptError, TeacherAnswer, read_answer
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.distillation.filters import AnswerRules
-from finetune_jobs.distillation.money import Tokens
-from finetune_jobs.distillation.prompts import Prompt
-from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.distillation.prompts import Prompt, terms_of
 from finetune_jobs.examples.validation import Faults
+from finetune_jobs.inquiry.answers import CUT, FILTERED, AttemptError, ModelAnswer, read_answer
+from finetune_jobs.inquiry.chat_model import ChatModel
+from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.reading.rows import Fault
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.unit
 
 PATTERN: Final = re.compile(r"\\b|\(\?:")
 """Of a regular expression, which is no sentence."""
-UNSEEN: Final = ("saving the teacher's answers", "does not accept {}")
+UNSEEN: Final = ("saving the {}'s answers", "does not accept {}")
 """The name of a thread, and what is answered by another request at once."""
 
 BODIES: Final = [
@@ -105,7 +105,7 @@ def judged(spec: dict[str, Any], answers: Answers) -> Iterator[str]:
     try:
         rules = AnswerRules(config(**spec), near=lambda text: text.endswith("!"))
         for text, finish in answers:
-            verdict = rules.judge(TeacherAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
+            verdict = rules.judge(ModelAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
             yield verdict.problem if isinstance(verdict, Fault) else ""
     except StageError as error:
         yield error.message
@@ -113,9 +113,10 @@ def judged(spec: dict[str, Any], answers: Answers) -> Iterator[str]:
 
 def keys() -> Iterator[str]:
     teacher = {"url": "http://host/v1", "model": "m", "secretKeyRef": {"name": "teacher", "key": "token"}}
+    terms = terms_of(Distillation.model_validate({"teacher": teacher}))
     for key in ("", "sk-ä"):
         with pytest.raises(StageError) as error:
-            Teacher.from_environment(Distillation.model_validate({"teacher": teacher}), {TEACHER_KEY_VARIABLE: key})
+            ChatModel.from_environment(terms, {TEACHER_KEY_VARIABLE: key})
         yield error.value.message
 
 
@@ -123,7 +124,7 @@ def interrupted(store: Store) -> Iterator[str]:
     stopping = threading.Event()
     stopping.set()
     with TeacherServer.running(always(says("slow", delay=0.3))) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune_jobs.distillation.answer_collector._MINUTE", 0.1)
+        patch.setattr("finetune_jobs.inquiry.answer_collector._MINUTE", 0.1)
         with pytest.raises(StageError) as late:
             run(store, prompts(60), config(server.url, deadline_minutes=1, concurrency=1))
         with pytest.raises(StoppedError) as stopped:
@@ -137,7 +138,13 @@ def the_end() -> str:
     return Distilled(prompts=3, wanted=3, answered=2, unasked=1, examples=1, faults=faults).message()
 
 
-@pytest.mark.parametrize("name", ["answers", "distil", "filters", "answer_collector", "pace", "teacher"])
+MODULES = [
+    *("distillation.distil", "distillation.filters"),
+    *("inquiry.answers", "inquiry.answer_collector", "inquiry.pace", "inquiry.chat_model"),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_every_sentence_about_a_teacher_is_provoked(said: list[str], name: str) -> None:
-    unseen = [each for each in unsaid(f"finetune_jobs.distillation.{name}", said) if each not in UNSEEN]
+    unseen = [each for each in unsaid(f"finetune_jobs.{name}", said) if each not in UNSEEN]
     assert [each for each in unseen if not PATTERN.search(each)] == []

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import Coverage, Evaluation, Examination
 from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blocking
+from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import Measurements
@@ -61,6 +62,7 @@ OF_TEXTS: Final[list[tuple[Task, dict[str, Any], str]]] = [
         )
     ),
 ]
+JUDGE: Final = Judge.model_validate({"endpoint": {"url": "http://judge/v1", "model": "large"}})
 REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
         Task(type=TaskType.TEXT),
@@ -137,6 +139,11 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     ),
     (Task(), {"metric": "memorisation", "atMost": "0.4"}, "spec.evaluation.goals[0] … 0.4 … 8 canaries … 0.486"),
     *OF_TEXTS,
+    (
+        Task(type=TaskType.TEXT),
+        {"metric": "judgeWinRate", "atLeast": "0.97"},
+        "spec.evaluation.goals[0].atLeast … 0.97 … 100 pairs … 0.963 … maxExamples … onInconclusive",
+    ),
 ]
 UNMEASURED: Final = [
     ({"metric": "f1", "atLeast": "0.9"}, "f1 … earlier version … spec.rerun"),
@@ -156,6 +163,7 @@ UNMEASURED: Final = [
         {"metric": "forgetting", "atMost": "0.1"},
         "forgetting at most 0.1 … earlier version … spec.rerun … beside the task … must think",
     ),
+    ({"metric": "judgeWinRate", "atLeast": "0.6"}, "judgeWinRate at least 0.6 … earlier version"),
     ({"metric": "leaks", "atMost": "0.1"}, "leaks at most 0.1 … earlier version … spec.rerun"),
     ({"metric": "perplexity", "atMost": "8.5"}, "perplexity at most 8.5 … earlier version … at least 4 test examples"),
     (None, "accuracy not worse than the base model's … earlier version … spec.rerun"),
@@ -164,7 +172,7 @@ UNMEASURED: Final = [
 
 def refusal(task: Task, goal: dict[str, Any]) -> StageError:
     with pytest.raises(StageError) as error:
-        require_applicable(gates(goal), task, Examination(), canaries=8)
+        require_applicable(gates(goal), task, Examination(), canaries=8, judge=JUDGE)
     return error.value
 
 

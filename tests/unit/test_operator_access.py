@@ -42,6 +42,14 @@ SPEC: Final = FineTuneJobSpec.model_validate(
             "replay": {"source": {"uri": "s3://abc/general.jsonl", "storage": storage("replay")}},
             "pii": {"ner": {"uri": "s3://abc/names", "storage": storage("names")}},
         },
+        "evaluation": {
+            "baseline": {
+                "endpoint": {"url": "http://o/v1", "model": "m", "secretKeyRef": {"name": "other", "key": "token"}}
+            },
+            "judge": {
+                "endpoint": {"url": "http://j/v1", "model": "m", "secretKeyRef": {"name": "judge", "key": "token"}}
+            },
+        },
         "output": {
             "uri": "s3://abc/out",
             "name": "made",
@@ -61,8 +69,8 @@ NEEDED: Final[dict[Stage, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     Stage.PREPARE: (SOURCES, TOKENS),
     Stage.TRAIN: (RESULTS, MODEL_TOKEN),
     Stage.EXPORT: (RESULTS, MODEL_TOKEN),
-    Stage.EVALUATE: (RESULTS, MODEL_TOKEN),
-    Stage.PUBLISH: (RESULTS, ("signing/private.pem", "registry/username", "registry/password")),
+    Stage.EVALUATE: (RESULTS, (*MODEL_TOKEN, "other/token")),
+    Stage.PUBLISH: (RESULTS, ("signing/private.pem", "registry/username", "registry/password", "judge/token")),
 }
 
 

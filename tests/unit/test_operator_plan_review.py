@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -155,6 +156,15 @@ def test_votes_that_pass_let_it_publish() -> None:
     assert result.status.evaluation
     assert result.status.evaluation.review
     assert result.status.evaluation.review.outcome is GateOutcome.PASS
+
+
+@pytest.mark.parametrize(("given", "trusted"), [({"wins": 60, "winRate": "0.7"}, True), ({"wins": "many"}, False)])
+def test_what_a_judge_said_is_in_the_status(given: dict[str, Any], trusted: bool) -> None:
+    it = done(Stage.PUBLISH, scalars=said(GateOutcome.PASS, 40) | {"channel": "stable", "judge": json.dumps(given)})
+    result = planned(replace(it, run=RUN), status=planned(looked()).status)
+    assert result.status.evaluation
+    judge = result.status.evaluation.judge
+    assert (judge.wins if judge else None) == (60 if trusted else None)
 
 
 def test_votes_that_fail_end_the_run_like_any_gate() -> None:

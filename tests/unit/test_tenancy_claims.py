@@ -43,6 +43,12 @@ FULL = FineTuneJobSpec.model_validate(
                 "teacher": {"url": "http://vllm/v1", "model": "m", "secretKeyRef": {"name": "teacher", "key": "k"}}
             },
         },
+        "evaluation": {
+            "baseline": {
+                "endpoint": {"url": "https://o/v1", "model": "o", "secretKeyRef": {"name": "other", "key": "k"}}
+            },
+            "judge": {"endpoint": {"url": "https://j/v1", "model": "j", "secretKeyRef": {"name": "judge", "key": "k"}}},
+        },
         "output": {
             "uri": "s3://artifacts/team",
             "name": "ft",
@@ -114,6 +120,12 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
         (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
         (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),
+        (Subject.HOST, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
+        (Subject.TRANSPORT, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
+        (Subject.SECRET, "spec.evaluation.judge.endpoint.secretKeyRef.name", "judge"),
+        (Subject.HOST, "spec.evaluation.baseline.endpoint.url", "https://o/v1"),
+        (Subject.TRANSPORT, "spec.evaluation.baseline.endpoint.url", "https://o/v1"),
+        (Subject.SECRET, "spec.evaluation.baseline.endpoint.secretKeyRef.name", "other"),
         (Subject.HOST, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.TRANSPORT, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.SECRET, f"{tracking}.mlflow.secretRef.name", "mlflow"),

@@ -142,11 +142,12 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
       : string(o.spec.output.pushTo[n / 3].oci.?secretRef.?name.orValue(''))
   ])
 + [
-  {{- with "spec.dataset.distillation.teacher" }}
-  {{- $path := "o.spec.dataset.?distillation.?teacher" }}
-  ['hosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],
-  ['insecureHosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],
-  ['secrets', '{{ . }}.secretKeyRef.name', string({{ $path }}.?secretKeyRef.?name.orValue(''))],
+  {{- range $field, $path := dict "spec.dataset.distillation.teacher" "o.spec.dataset.?distillation.?teacher"
+    "spec.evaluation.judge.endpoint" "o.spec.?evaluation.?judge.?endpoint"
+    "spec.evaluation.baseline.endpoint" "o.spec.?evaluation.?baseline.?endpoint" }}
+  ['hosts', '{{ $field }}.url', string({{ $path }}.?url.orValue(''))],
+  ['insecureHosts', '{{ $field }}.url', string({{ $path }}.?url.orValue(''))],
+  ['secrets', '{{ $field }}.secretKeyRef.name', string({{ $path }}.?secretKeyRef.?name.orValue(''))],
   {{- end }}
   {{- range $server, $fields := dict "mlflow" (list "url" "secretRef") "wandb" (list "baseUrl" "secretKeyRef") }}
   {{- $path := printf "o.spec.?tracking.?%s" $server }}

@@ -65,6 +65,8 @@ class Answer(WireModel):
     """The base model's answer with room for a sentence around it; None: it was not asked so."""
     constrained: str | None = None
     """The base model's choice among the labels; None: it was not asked so."""
+    endpoint: str | None = None
+    """What the model of spec.evaluation.baseline wrote, as it is; None: none was asked."""
     tuned: str
     """That of base and adapter."""
     artifact: str

@@ -9,14 +9,14 @@ import rensa
 from finetune_api.dataset import AcrossParts, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams
-from finetune_jobs.distillation.answer_collector import TeacherSession
-from finetune_jobs.distillation.distil import Distilled, distil
-from finetune_jobs.distillation.journal import Journal
-from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts
-from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
+from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example
+from finetune_jobs.inquiry.answer_collector import Inquiry
+from finetune_jobs.inquiry.chat_model import ChatModel
+from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.preparation.collect import Collector, Copy, provided_part
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.readiness.preparation_report import require_valid
@@ -56,8 +56,9 @@ def collect_distilled(
 
     prompts = _prompts(copies, config, params, collector.made.intake, given)
     near = NearAnswers(params.dataset.duplicates.sought_percent)
-    journal = Journal.of(context.store, context.input.run, config)
-    session = TeacherSession(config, Teacher.from_environment(config), journal)
+    terms = terms_of(config)
+    journal = Journal.of(context.store, context.input.run, "distillation", terms.recipe)
+    session = TeacherSession(config, Inquiry(terms, ChatModel.from_environment(terms), journal))
     report = context.progress.part(0.2, 0.75, "collecting the teacher's answers")
     made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)

@@ -20,19 +20,28 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.base.wording import shorten
-from finetune_jobs.distillation.answer_collector import AnswerCollector, TeacherSession
-from finetune_jobs.distillation.filters import AnswerRules, Near
-from finetune_jobs.distillation.journal import Journal
-from finetune_jobs.distillation.money import Tokens
-from finetune_jobs.distillation.prompts import Prompt, Question, questions, recipe
-from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.distillation.filters import ANSWER, AnswerRules, Near
+from finetune_jobs.distillation.prompts import Prompt, Question, questions, terms_of
 from finetune_jobs.examples.validation import Faults
+from finetune_jobs.inquiry.answer_collector import AnswerCollector, Inquiry
+from finetune_jobs.inquiry.answers import AttemptError
+from finetune_jobs.inquiry.chat_model import ChatModel
+from finetune_jobs.inquiry.journal import Journal
+from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.reading.rows import Fault, Row
 
 log = logging.getLogger(__name__)
 
 Take = Callable[[str, Row | Fault], None]
 """Called with the rows of a file (URI) as if it held the answers: ``messages`` that end with one, or faults."""
+
+
+@dataclass(frozen=True)
+class TeacherSession:
+    """The spec of a distillation, and how its teacher is asked."""
+
+    config: Distillation
+    inquiry: Inquiry
 
 
 @dataclass
@@ -115,14 +124,14 @@ def distil(
     TeacherUnavailable, TeacherRefused, BudgetExceeded (not one answer can be paid), DeadlineExceeded, SpecInvalid (the
     answers' schema), or as Store.
     """
-    config, teacher, journal = session.config, session.teacher, session.journal
+    config, teacher, journal = session.config, session.inquiry.model, session.inquiry.journal
     rules = AnswerRules(config, near)
     made = Distilled()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         spool = _Spool(file, config)
         _collect(prompts, spool, made)
         count = _announce(spool, teacher, journal)
-        inquiry = AnswerCollector(session)
+        inquiry = AnswerCollector(session.inquiry)
         try:
             asyncio.run(inquiry.run(_open(spool, journal), count, report, stopping or threading.Event()))
         finally:
@@ -139,7 +148,7 @@ class _Spool:
 
     def __init__(self, file: IO[str], config: Distillation) -> None:
         self._file, self._config = file, config
-        self._recipe = recipe(config)
+        self._recipe = terms_of(config).recipe
 
     def add(self, prompt: Prompt) -> None:
         """Append a prompt."""
@@ -170,12 +179,12 @@ def _open(spool: _Spool, journal: Journal) -> Iterator[Question]:
     return (question for question in spool.questions() if question.identity not in journal)
 
 
-def _announce(spool: _Spool, teacher: Teacher, journal: Journal) -> int:
+def _announce(spool: _Spool, teacher: ChatModel, journal: Journal) -> int:
     """How many answers to request; logs that number and the tokens that they may use."""
     count, most = 0, Tokens()
     for question in _open(spool, journal):
         count += 1
-        most += teacher.most(question.prompt.text)
+        most += teacher.most(question.turns)
     log.info(
         "requesting %s answers: at most %s tokens for about %s prompt tokens; %s answers are already in the journal",
         count,
@@ -187,7 +196,12 @@ def _announce(spool: _Spool, teacher: Teacher, journal: Journal) -> int:
 
 
 def _hand_on(
-    spool: _Spool, journal: Journal, given_up: Mapping[str, Fault], rules: AnswerRules, take: Take, made: Distilled
+    spool: _Spool,
+    journal: Journal,
+    given_up: Mapping[str, AttemptError],
+    rules: AnswerRules,
+    take: Take,
+    made: Distilled,
 ) -> None:
     for question in spool.questions():
         made.wanted += 1
@@ -195,7 +209,7 @@ def _hand_on(
         if answer is None and question.identity not in given_up:
             made.unasked += 1
             continue
-        verdict = rules.judge(answer, prompt) if answer else given_up[question.identity]
+        verdict = rules.judge(answer, prompt) if answer else _missing(prompt, given_up[question.identity])
         if isinstance(verdict, Fault):
             made.faults.add(prompt.source, verdict)
             take(prompt.source, verdict)
@@ -205,12 +219,16 @@ def _hand_on(
     made.reused = made.wanted - made.unasked - len(given_up) - made.answered
 
 
+def _missing(prompt: Prompt, error: AttemptError) -> Fault:
+    return Fault(prompt.line, ANSWER, error.kind, f"is missing: the teacher {error}")
+
+
 def _row(prompt: Prompt, answer: str) -> Row:
     messages = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]
     return Row(prompt.line, prompt.kept | {"messages": messages})
 
 
-def _require_an_answer(made: Distilled, config: Distillation, teacher: Teacher) -> None:
+def _require_an_answer(made: Distilled, config: Distillation, teacher: ChatModel) -> None:
     if made.answered or made.reused or not made.wanted:
         return
     if made.unasked:

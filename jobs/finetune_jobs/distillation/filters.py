@@ -10,9 +10,9 @@ from typing import Any, Final
 from finetune_api.distillation import AnswerDuplicates, Distillation, Refusals
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, TeacherAnswer
 from finetune_jobs.distillation.prompts import Prompt
 from finetune_jobs.examples.shapes import shape
+from finetune_jobs.inquiry.answers import CUT, FILTERED, REFUSED, ModelAnswer, without_fence
 from finetune_jobs.reading.rows import Fault, Row
 
 Near = Callable[[str], bool]
@@ -21,7 +21,6 @@ Near = Callable[[str], bool]
 ANSWER: Final = "answer"
 """Field of the faults of answers."""
 
-_FENCE: Final = re.compile(r"```[a-zA-Z]*[^\S\n]*\n(.*)```", re.DOTALL)
 _CANNOT: Final = r"(?:i|we) ?(?:can ?not|can't|won't|will not|(?:am|'m|are|'re) (?:not able|unable|not allowed) to)"
 _HELP: Final = r"(?:help|assist|comply|fulfil|do (?:that|this)|answer (?:that|this)|discuss|engage|continue)\b"
 _REFUSAL: Final = re.compile(
@@ -48,7 +47,7 @@ class AnswerRules:
         self._schema_problem = _schema_check(config.answer_schema) if config.answer_schema else None
         self._seen: set[bytes] = set()
 
-    def judge(self, answer: TeacherAnswer, prompt: Prompt) -> str | Fault:
+    def judge(self, answer: ModelAnswer, prompt: Prompt) -> str | Fault:
         """The text to learn, or why there is none (never with the text, which may hold personal data)."""
         text = self._complete(answer) or self._readable(answer, prompt.text)
         if isinstance(text, str) and self._schema_problem:
@@ -57,7 +56,7 @@ class AnswerRules:
             text = self._wrong_length(text) or self._repetition(text, prompt.text) or text
         return replace(text, line=prompt.line, field=ANSWER) if isinstance(text, Fault) else text
 
-    def _complete(self, answer: TeacherAnswer) -> Fault | None:
+    def _complete(self, answer: ModelAnswer) -> Fault | None:
         if answer.finish == CUT:
             return _fault("truncated", f"was cut off at {self._config.max_answer_tokens} tokens")
         if answer.finish == FILTERED:
@@ -66,16 +65,15 @@ class AnswerRules:
             return _fault("refusal", "is a refusal")
         return None
 
-    def _readable(self, answer: TeacherAnswer, prompt: str) -> str | Fault:
+    def _readable(self, answer: ModelAnswer, prompt: str) -> str | Fault:
         """The answer as any example's: Unicode NFC, no white space around it, no NUL, not empty."""
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.text}]
         shaped = shape(Row(0, {"messages": turns}), None)
         return shaped if isinstance(shaped, Fault) else str(shaped.messages[-1]["content"]).strip()
 
     def _json(self, text: str, problem_of: Callable[[Any], str]) -> str | Fault:
-        """The JSON of an answer; many models put a fence of Markdown around it."""
-        fenced = _FENCE.fullmatch(text)
-        bare = fenced[1].strip() if fenced else text
+        """The JSON of an answer."""
+        bare = without_fence(text)
         try:
             problem = problem_of(json.loads(bare))
         except (ValueError, RecursionError):

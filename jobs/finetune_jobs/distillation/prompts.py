@@ -7,9 +7,11 @@ from typing import Any, Final
 from finetune_api.dataset import Columns
 from finetune_api.distillation import Distillation
 from finetune_api.hashing import digest
+from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.shapes import fill, shape
 from finetune_jobs.examples.validation import Dropped
+from finetune_jobs.inquiry.terms import Terms, Turns
 from finetune_jobs.reading.rows import Fault, Row
 
 PROMPT: Final = "prompt"
@@ -40,6 +42,11 @@ class Question:
     prompt: Prompt
     identity: str
     """Equal when prompt, number and all that shapes the answer are equal: an answer to it may be used again."""
+
+    @property
+    def turns(self) -> Turns:
+        """The conversation that the teacher answers."""
+        return [{"role": "user", "content": self.prompt.text}]
 
 
 def prompt_column(config: Distillation) -> str:
@@ -89,19 +96,24 @@ def _prompt(
     return Prompt(fill(template, {DOCUMENT: cleaned}) if template else cleaned, source, row.line, kept)
 
 
-def recipe(config: Distillation) -> str:
-    """Identity of all that shapes an answer besides its prompt. Filters, speed and money do not."""
-    return digest(
-        {
-            "url": config.teacher.url,
-            "model": config.teacher.model,
-            "instruction": config.instruction,
-            "temperature": config.temperature,
-            "maxAnswerTokens": config.max_answer_tokens,
-        }
+def terms_of(config: Distillation) -> Terms:
+    """How the teacher is asked."""
+    return Terms(
+        server=config.teacher,
+        role="teacher",
+        place="spec.dataset.distillation",
+        key_variable=TEACHER_KEY_VARIABLE,
+        max_answer_tokens=config.max_answer_tokens,
+        instruction=config.instruction,
+        temperature=config.temperature,
+        concurrency=config.concurrency,
+        requests_per_minute=config.requests_per_minute,
+        deadline_minutes=config.deadline_minutes,
+        prices=config.prices,
+        max_cost=config.max_cost,
     )
 
 
 def questions(prompt: Prompt, config: Distillation, made_with: str) -> list[Question]:
-    """The questions of a prompt; ``made_with`` is the ``recipe``."""
+    """The questions of a prompt; ``made_with`` is the ``Terms.recipe``."""
     return [Question(prompt, digest([made_with, prompt.text, n])) for n in range(config.samples_per_prompt)]

@@ -10,6 +10,7 @@ from typing import Final
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import Examination
 from finetune_api.goals import OF_CANARIES, OF_TEXT, Gates, Goal, Metric, OnInconclusive
+from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
@@ -21,16 +22,19 @@ OF_ONE_CLASS: Final = (Metric.F1, Metric.PRECISION, Metric.RECALL)
 """Metrics that one class has."""
 
 
-def require_applicable(gates: Gates, task: Task, asked: Examination, canaries: int | None = None) -> None:
+def require_applicable(
+    gates: Gates, task: Task, asked: Examination, canaries: int | None = None, judge: Judge | None = None
+) -> None:
     """Raises StageError (SpecInvalid) for a goal that means nothing for this task, that names a label that is not
     allowed, or that even a faultless model would not reach with so few questions. ``canaries``: as many are
-    planted."""
+    planted. ``judge``: who compares answers."""
     for number, goal in enumerate(gates.goals):
         place = f"spec.evaluation.goals[{number}]"
         _require_meaning(place, goal, task)
         if gates.on_inconclusive is OnInconclusive.BLOCK:
             _require_reachable(place, goal, asked)
             _require_canaries(place, goal, canaries or 0)
+            _require_pairs(place, goal, asked, judge)
     if task.labels:
         require_classes(gates, task.labels)
 
@@ -118,6 +122,20 @@ def _require_canaries(place: str, goal: Goal, canaries: int) -> None:
             Reason.SPEC_INVALID,
             f"{place} allows {goal.at_most}, but {canaries} canaries of which nothing is known leave room for "
             f"{least:.3f}: raise spec.dataset.canaries (64 at most), raise atMost, or set onInconclusive to Warn.",
+        )
+
+
+def _require_pairs(place: str, goal: Goal, asked: Examination, judge: Judge | None) -> None:
+    """A judge that prefers the artifact in every pair leaves an interval, too."""
+    if goal.metric is not Metric.JUDGE_WIN_RATE or judge is None:
+        return
+    pairs = min(judge.max_examples, asked.max_samples)
+    if (most := wilson(pairs, pairs)[0]) < goal.bound:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place}.atLeast asks for {goal.at_least}, but {pairs} pairs that the artifact all wins show no more than "
+            f"{most:.3f}: raise spec.evaluation.judge.maxExamples (200 at most) and maxSamples, ask for less, or set "
+            "onInconclusive to Warn.",
         )
 
 

@@ -34,10 +34,12 @@ METRICS: Final = ("accuracy", "precision", "recall", "f1")
 """The first is the share of right answers, and the others follow it in the order of these names."""
 OF_TEXT: Final = (Metric.EXACT_MATCH.value, *METRICS[1:], Metric.CHRF.value)
 """The same of free text, whose right answers are those with the very words."""
+ELSEWHERE: Final = "endpoint"
+"""Name of the model of spec.evaluation.baseline in files."""
 PAIRS: Final = (
     ("tuned", "base"),
     ("artifact", "tuned"),
-    *(("artifact", asked) for asked in ("base", "fewShot", "verbose", "constrained")),
+    *(("artifact", asked) for asked in ("base", "fewShot", "verbose", "constrained", ELSEWHERE)),
 )
 """Which model is compared with which, if both were asked."""
 DRAWS: Final = 2000

@@ -17,6 +17,7 @@ from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_classes
+from finetune_jobs.evaluation.estimates import ELSEWHERE
 from finetune_jobs.evaluation.metrics import Z_95
 from finetune_jobs.evaluation.texts import FEWEST
 
@@ -24,6 +25,7 @@ _MODELS: Final = {
     Baseline.ZERO_SHOT: ("base",),
     Baseline.FEW_SHOT: ("fewShot",),
     Baseline.PROMPTED: ("fewShot", "verbose", "constrained"),
+    Baseline.ENDPOINT: (ELSEWHERE,),
 }
 """The models of an evaluation that each baseline means: of several, the best that was asked."""
 MOST_ROWS: Final = 1_000_000
@@ -82,6 +84,8 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     label, estimate = goal.class_name or "", None
     if goal.metric is Metric.AUTOMATION:
         return _judge_automation(goal, measurements)
+    if goal.metric is Metric.JUDGE_WIN_RATE:
+        return _judge_preferred(goal, measurements)
     if goal.at_most is not None:
         return _judge_low(goal, measurements)
     if goal.at_least is not None:
@@ -94,6 +98,15 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     if estimate is None:
         raise _unmeasured(goal.text)
     return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))
+
+
+def _judge_preferred(goal: Goal, measurements: Measurements) -> GoalStatus:
+    """The share of pairs in which another model prefers the artifact: it rests on as many rows as were compared."""
+    found = measurements.of(goal.metric)
+    if found is None:
+        raise _unmeasured(goal.text)
+    estimate = found.models["artifact"]
+    return _status(goal.text, estimate, at_least(estimate, goal.bound, found.cases))
 
 
 def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:

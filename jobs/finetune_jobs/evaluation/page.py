@@ -17,7 +17,7 @@ from finetune_jobs.artifacts.measurements import SHOWN, Difference
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.conclusion import Conclusion
-from finetune_jobs.evaluation.estimates import PAIRS
+from finetune_jobs.evaluation.estimates import ELSEWHERE, PAIRS
 from finetune_jobs.evaluation.meanings import WORDS, Words, meanings
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
@@ -36,6 +36,7 @@ _SHORT: Final = {
     "fewShot": "base, shown examples",
     "verbose": "base, room for a sentence",
     "constrained": "base, choosing a label",
+    ELSEWHERE: "another model",
     "tuned": "with adapter",
     "artifact": "artifact",
 }
@@ -76,7 +77,7 @@ def render_html(
         summary=evaluated.summary(),
         goals=goals,
         right=words.lead or f"An answer counts when it is {words.right}.",
-        verdicts=[_gain(evaluated), *_prompting(evaluated), _export_loss(evaluated)],
+        verdicts=[_gain(evaluated), *_prompting(evaluated), *_elsewhere(evaluated), _export_loss(evaluated)],
         shots=shots,
         texts=_texts(evaluated) if is_text else None,
         accuracy=_accuracy(evaluated, words),
@@ -268,15 +269,30 @@ def _prompting(evaluated: Evaluated) -> list[Conclusion]:
     said = evaluated.prompting()
     if not said:
         return []
-    gain = evaluated.difference("artifact", evaluated.prompted)
-    badge, answer = ("Warn", "! perhaps")
-    if gain.better_beyond_chance:
-        badge, answer = "Pass", "✓ no"
-    elif gain.worse_beyond_chance:
-        badge, answer = "Fail", "✕ yes"
+    badge, answer = _would_have_done(evaluated.difference("artifact", evaluated.prompted))
     asked = [_SHORT[model] for model in PROMPTED if model in evaluated.scores]
     test = f"Paired on the same examples, against the best of these: {'; '.join(asked)}."
     return [Conclusion("Would prompting have done?", badge, answer, said, test)]
+
+
+def _elsewhere(evaluated: Evaluated) -> list[Conclusion]:
+    """The artifact against the model of spec.evaluation.baseline, if there is one."""
+    said = evaluated.elsewhere()
+    if not said:
+        return []
+    badge, answer = _would_have_done(evaluated.difference("artifact", ELSEWHERE))
+    test = (
+        "Paired on the same examples. The other model saw the same prompts after the examples that the base model was "
+        "shown, and its answers are read as a person would."
+    )
+    return [Conclusion("Would another model have done?", badge, answer, said, test)]
+
+
+def _would_have_done(gain: Difference) -> tuple[str, str]:
+    """Badge and answer, from what the artifact gained over what would have been done instead."""
+    if gain.better_beyond_chance:
+        return "Pass", "✓ no"
+    return ("Fail", "✕ yes") if gain.worse_beyond_chance else ("Warn", "! perhaps")
 
 
 def _export_loss(evaluated: Evaluated) -> Conclusion:

@@ -15,6 +15,8 @@ _ANSWERS: Final = {
     GateOutcome.INCONCLUSIVE: ("Warn", "! open"),
 }
 
+_LATER: Final = "The judge is asked once the answers are there, before anything is published."
+
 
 def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> list[Conclusion]:
     """What the artifact reached of each goal, or of the one gate that stands without goals; publish judges the same."""
@@ -23,6 +25,8 @@ def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> l
 
 
 def _reached(one: Gates, measurements: Measurements, task: TaskType) -> Conclusion:
+    if any(goal.metric is Metric.JUDGE_WIN_RATE for goal in one.goals):
+        return Conclusion(one.texts(task)[0], "Warn", "! asked later", _LATER, "")
     [question] = one.texts(task, chrf=measurements.main_metric(task) is Metric.CHRF)
     try:
         [found] = judge(one, measurements, task)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric, main_metric
 from finetune_jobs.artifacts.measurements import Automation, Difference, Measurements
-from finetune_jobs.evaluation.estimates import measure, metrics_of
+from finetune_jobs.evaluation.estimates import ELSEWHERE, measure, metrics_of
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods
@@ -17,6 +17,7 @@ MODELS: Final = {
     "fewShot": "base model, shown examples",
     "verbose": "base model, with room for a sentence",
     "constrained": "base model, choosing among the labels",
+    ELSEWHERE: "another model, behind a URL",
     "tuned": "base and adapter, as trained",
     "artifact": "exported artifact, as served",
 }
@@ -142,6 +143,8 @@ class Evaluated:
             text += f"{getattr(held, part):.1%}, on the {others.samples} others {getattr(others, part):.1%}."
         if judged := self.prompting():
             text += f" {judged}"
+        if judged := self.elsewhere():
+            text += f" {judged}"
         for name in self.passed_over:
             text += f" {name} cost {described(self.beside[name].export_difference)}, so that it is not the artifact."
         if self.export_difference.worse_beyond_chance:
@@ -168,6 +171,19 @@ class Evaluated:
         if gain.worse_beyond_chance:
             return f"Prompting does better: {what}."
         return f"Prompting may do: {what}, within chance."
+
+    def elsewhere(self) -> str:
+        """Whether the model of spec.evaluation.baseline would have done, in one sentence; empty where none was
+        asked."""
+        if ELSEWHERE not in self.scores:
+            return ""
+        gain = self.difference("artifact", ELSEWHERE)
+        what = f"artifact against the model of spec.evaluation.baseline, {described(gain)}"
+        if gain.better_beyond_chance:
+            return f"Another model would not have done: {what}."
+        if gain.worse_beyond_chance:
+            return f"Another model does better: {what}."
+        return f"Another model may do: {what}, within chance."
 
     def metrics(self) -> dict[str, Any]:
         """Everything measured, as JSON."""

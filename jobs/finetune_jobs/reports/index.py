@@ -16,6 +16,7 @@ from finetune_api.layout import (
     READINESS_PAGE,
     REPORTS_INDEX,
     REVIEW_PAGE,
+    judged_object,
     output_folder,
     run_folder,
 )
@@ -42,8 +43,8 @@ class Report:
     """The file, relative to the output URI."""
 
 
-def reports_of(chain: Upstream, artifact: str = "") -> list[Report]:
-    """The reports that results with these digests may have."""
+def reports_of(chain: Upstream, artifact: str = "", judge: str = "") -> list[Report]:
+    """The reports that results with these digests may have; ``judge``: as ``Judge.identity``."""
     made = [
         (Stage.PREPARE, chain.dataset, READINESS_PAGE, "Readiness", "Is the data set fit for training?"),
         (Stage.TRAIN, chain.adapter, CURVE_PAGE, "Learning curve", "What would more examples bring?"),
@@ -63,11 +64,15 @@ def reports_of(chain: Upstream, artifact: str = "") -> list[Report]:
             "What the artifact is, and what it was made from (Markdown).",
         ),
     ]
-    return [
+    found = [
         Report(name, text, f"{output_folder(stage, digest)}/{file}")
         for stage, digest, file, name, text in made
         if digest
     ]
+    if judge and chain.evaluation:
+        place = judged_object(chain.evaluation, judge, "html")
+        found.append(Report("Judge", "Which answers does another model prefer, and do people agree?", place))
+    return found
 
 
 def render_index(given: StageInput, reports: list[Report]) -> str:
@@ -87,7 +92,9 @@ def render_index(given: StageInput, reports: list[Report]) -> str:
 def write_index(context: Context, chain: Upstream, artifact: str = "") -> None:
     """Write the index for what the run has so far. What goes wrong costs the index only, never the stage."""
     try:
-        reports = [report for report in reports_of(chain, artifact) if _is_there(context.store, report)]
+        publishing = context.input.params.publish
+        judge = publishing.judge.identity if publishing and publishing.judge else ""
+        reports = [report for report in reports_of(chain, artifact, judge) if _is_there(context.store, report)]
         place = f"{run_folder(context.input.run)}/{REPORTS_INDEX}"
         context.store.put(place, render_index(context.input, reports).encode())
     except StageError as error:
@@ -107,5 +114,5 @@ def index_stage(context: Context, result: StageResult) -> StageResult:
 
 def _is_there(store: Store, report: Report) -> bool:
     """Whether the file is one of a published folder: a training without a learning curve has no page of it."""
-    folder = report.place.rpartition("/")[0]
+    folder = "/".join(report.place.split("/")[:2])
     return store.exists(report.place) and store.exists(f"{folder}/{MANIFEST}")

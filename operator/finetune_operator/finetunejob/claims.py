@@ -29,6 +29,7 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
         yield from secret_claim("spec.output.signing.secretKeyRef.name", spec.output.signing.secret_key_ref)
     yield from _push_claims(spec)
     yield from _teacher_claims(spec)
+    yield from _evaluation_claims(spec)
     yield from _tracking_claims(spec)
     yield from (Claim(Subject.INPUT, field, uri) for field, uri in _inputs(spec) if uri)
     if profile.has_price:
@@ -49,6 +50,17 @@ def _teacher_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
         place, teacher = "spec.dataset.distillation.teacher", distillation.teacher
         yield from _server_claims(f"{place}.url", teacher.url)
         yield from secret_claim(f"{place}.secretKeyRef.name", teacher.secret_key_ref)
+
+
+def _evaluation_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
+    """The judge gets test examples and answers, a model to compare with gets examples, and each the key that is meant
+    for it."""
+    asked = {"judge": spec.evaluation.judge, "baseline": spec.evaluation.baseline}
+    for field, other in asked.items():
+        if other:
+            place = f"spec.evaluation.{field}.endpoint"
+            yield from _server_claims(f"{place}.url", other.endpoint.url)
+            yield from secret_claim(f"{place}.secretKeyRef.name", other.endpoint.secret_key_ref)
 
 
 def _tracking_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:

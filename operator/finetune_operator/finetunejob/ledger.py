@@ -21,6 +21,7 @@ from finetune_api.finetunejob import (
     StageStatus,
 )
 from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
+from finetune_api.judging import JudgeStatus
 from finetune_api.layout import READINESS_PAGE, Channel, output_folder
 from finetune_api.push import OCI_DIGEST, PushStatus
 from finetune_api.readiness import MAX_SUMMARY, completed
@@ -122,6 +123,8 @@ class RunLedger:
         found = _goals(self._spec, self.evaluation, scalars)
         if self.evaluation is not None and (said := _review(scalars)):
             self.evaluation = self.evaluation.model_copy(update={"review": said})
+        if self.evaluation is not None and (preferred := _preferred(scalars)):
+            self.evaluation = self.evaluation.model_copy(update={"judge": preferred})
         if self.evaluation is None or not found:
             return
         met = sum(goal.outcome is GateOutcome.PASS for goal in found)
@@ -300,6 +303,14 @@ def _review(scalars: Mapping[str, str]) -> ReviewStatus | None:
     """What publish counted; a pod's report is not trusted to be that."""
     try:
         return ReviewStatus.model_validate_json(scalars.get("review", ""))
+    except ValueError:
+        return None
+
+
+def _preferred(scalars: Mapping[str, str]) -> JudgeStatus | None:
+    """What publish heard from the judge; a pod's report is not trusted to be that."""
+    try:
+        return JudgeStatus.model_validate_json(scalars.get("judge", ""))
     except ValueError:
         return None
 

@@ -27,5 +27,6 @@ def params_of(spec: FineTuneJobSpec) -> Params:
             format=spec.export.format.value,
             gates=spec.evaluation.gates,
             reviewing=spec.evaluation.reviewing,
+            judge=spec.evaluation.judge,
         ),
     )

@@ -23,7 +23,8 @@ class Access:
     stores: tuple[SecretRef, ...]
     """Secrets with the keys of stores."""
     tokens: tuple[SecretKeyRef, ...]
-    """Tokens for the Hugging Face hub; for publish, the key that signs, and the logins of registries."""
+    """Tokens for the Hugging Face hub; for publish, the key that signs, the logins of registries, the judge's key. For
+    evaluate, the key of the model to compare with."""
     authorities: tuple[ConfigMapKeyRef, ...]
     """Certificates of private authorities."""
 
@@ -69,5 +70,12 @@ def _tokens(given: StageInput) -> Iterator[SecretKeyRef]:
         yield given.output.signing.secret_key_ref
     for target in _pushed_to(given):
         yield from target.oci.login
+    evaluating = given.params.evaluate if given.stage is Stage.EVALUATE else None
+    other = evaluating.evaluation.baseline if evaluating else None
+    if other and other.endpoint.secret_key_ref:
+        yield other.endpoint.secret_key_ref
+    publishing = given.params.publish if given.stage is Stage.PUBLISH else None
+    if publishing and publishing.judge and publishing.judge.endpoint.secret_key_ref:
+        yield publishing.judge.endpoint.secret_key_ref
     data = dataset_read(given)
     yield from (each.source.secret_key_ref for each in (data.all_sources if data else []) if each.source.secret_key_ref)

@@ -43,13 +43,13 @@ class TenancyRule(ApiModel):
     """Allowed stores: a storage.endpoint, or AWS for a storage without one. Without this list, a bucket name may refer
     to anyone's store, and keys are sent there."""
     hosts: list[DottedGlob] | None = None
-    """Allowed hosts of teachers, tracking servers and registries, on any port, e.g. api.openai.com, *.models.svc;
-    prompts, metrics, models and keys are sent there."""
+    """Allowed hosts of teachers, judges, tracking servers and registries, on any port, e.g. api.openai.com,
+    *.models.svc; prompts, metrics, models and keys are sent there."""
     insecure_hosts: list[DottedGlob] = []
     """Hosts outside of the cluster that may be reached by http://, besides the endpoints that are listed with it. All
     others need https://."""
     secrets: list[DottedGlob] | None = None
-    """Allowed names of the Secrets whose keys are sent to a store, teacher, tracking server or registry, e.g.
+    """Allowed names of the Secrets whose keys are sent to a store, teacher, judge, tracking server or registry, e.g.
     finetune-*."""
     max_usd_per_run: Annotated[float, Field(ge=0)] | None = None
     """Maximum spec.budget.maxCost; jobs on a profile with a price must then set it."""

@@ -5,8 +5,8 @@ the place and what to do, since a file that was changed by hand or belongs to ot
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
 
@@ -74,6 +74,8 @@ class Tally:
     low: float
     """Lower end of its 95 % interval."""
     high: float
+    means: Mapping[str, float] = field(default_factory=dict)
+    """Of each pair with a vote, the mean of its votes: 1 for the artifact, 0 against it."""
 
 
 def read_votes(content: bytes, place: str, sheet: ReviewSheet) -> VotesFile:
@@ -132,7 +134,8 @@ def tally(sheet: ReviewSheet, files: Sequence[VotesFile]) -> Tally:
             kind, worth = _worth(vote.choice, artifact_left[vote.pair])
             counts[kind] += 1
             by_pair.setdefault(vote.pair, []).append(worth)
-    means = [sum(votes) / len(votes) for votes in by_pair.values()]
+    by_mean = {pair: sum(votes) / len(votes) for pair, votes in by_pair.items()}
+    means = list(by_mean.values())
     low, high = at_every_look(sum(means), len(means)) if means else (0.0, 1.0)
     return Tally(
         votes=counts.total(),
@@ -145,6 +148,7 @@ def tally(sheet: ReviewSheet, files: Sequence[VotesFile]) -> Tally:
         win_rate=sum(means) / len(means) if means else 0.5,
         low=low,
         high=high,
+        means=by_mean,
     )
 
 

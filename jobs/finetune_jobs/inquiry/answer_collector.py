@@ -1,4 +1,4 @@
-"""The conversation with the teacher: many questions at a time, each until it is answered or there is no hope of it."""
+"""The conversation with a model: many questions at a time, each until it is answered or there is no hope of it."""
 
 import asyncio
 import logging
@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from finetune_api.distillation import Distillation
 from finetune_api.reasons import Reason
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Report
-from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer
-from finetune_jobs.distillation.filters import ANSWER
-from finetune_jobs.distillation.journal import Journal
-from finetune_jobs.distillation.money import Budget, Tokens
-from finetune_jobs.distillation.pace import PATIENCE, Breaker, Pacer, Patience
-from finetune_jobs.distillation.prompts import Question
-from finetune_jobs.distillation.teacher import Teacher
-from finetune_jobs.reading.rows import Fault
+from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer
+from finetune_jobs.inquiry.chat_model import ChatModel
+from finetune_jobs.inquiry.journal import Journal
+from finetune_jobs.inquiry.money import Budget, Tokens
+from finetune_jobs.inquiry.pace import PATIENCE, Breaker, Pacer, Patience
+from finetune_jobs.inquiry.terms import Askable, Terms, Turns
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +33,11 @@ _TICK: Final = 0.2
 
 
 @dataclass(frozen=True)
-class TeacherSession:
-    """Who is asked, by which spec, with how much patience, and where the answers are kept."""
+class Inquiry:
+    """Who is asked, by which terms, with how much patience, and where the answers are kept."""
 
-    config: Distillation
-    teacher: Teacher
+    terms: Terms
+    model: ChatModel
     journal: Journal
     patience: Patience = PATIENCE
 
@@ -48,34 +45,37 @@ class TeacherSession:
 class AnswerCollector:
     """Asks questions and notes the answers in the journal."""
 
-    def __init__(self, session: TeacherSession) -> None:
-        config, teacher, journal, patience = session.config, session.teacher, session.journal, session.patience
-        self._config, self._teacher, self._journal, self._patience = config, teacher, journal, patience
-        self._pacer = Pacer(config.requests_per_minute)
-        self._breaker = Breaker(teacher.url, config.concurrency, patience)
+    def __init__(self, session: Inquiry) -> None:
+        terms, model, journal, patience = session.terms, session.model, session.journal, session.patience
+        self._terms, self._model, self._journal, self._patience = terms, model, journal, patience
+        self._pacer = Pacer(terms.requests_per_minute)
+        self._breaker = Breaker(model.url, terms.role, terms.concurrency, patience)
         self._in_flight = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._closing = False
         self._not_kept: tuple[StageError, float] | None = None
-        limit = None if config.max_cost is None else Decimal(config.max_cost)
-        self.budget = Budget(config.prices, limit, journal.spent)
+        limit = None if terms.max_cost is None else Decimal(terms.max_cost)
+        self.budget = Budget(terms.prices, limit, journal.spent)
+        self._requests = journal.requests
+        """Requests of earlier pods, and all of this one."""
         self.answered = 0
         """Answers that came."""
-        self.given_up: dict[str, Fault] = {}
-        """What is wrong with questions that the teacher cannot answer, by identity."""
+        self.given_up: dict[str, AttemptError] = {}
+        """Why there is no answer to questions that were given up, by identity."""
 
     async def run(
-        self, questions: Iterator[Question], count: int, report: Report | None, stopping: threading.Event
+        self, questions: Iterator[Askable], count: int, report: Report | None, stopping: threading.Event
     ) -> None:
-        """Ask all ``count`` questions, or as many as the budget allows. ``report`` is told how many are settled.
+        """Ask all ``count`` questions, or as many as ``max_cost`` and ``max_requests`` allow. ``report`` is told how
+        many are settled.
 
         Raises StageError: TeacherUnavailable, TeacherRefused, DeadlineExceeded. Raises StoppedError once ``stopping``
         is set, after a moment for answers that are on their way. What is noted still has to be flushed then.
         """
-        keeping = Repeating(self._keep, name="saving the teacher's answers", pause=_KEEP_SECONDS)
-        async with self._teacher:
-            workers = [asyncio.create_task(self._work(questions)) for _ in range(self._config.concurrency)]
+        keeping = Repeating(self._keep, name=f"saving the {self._terms.role}'s answers", pause=_KEEP_SECONDS)
+        async with self._model:
+            workers = [asyncio.create_task(self._work(questions)) for _ in range(self._terms.concurrency)]
             try:
                 await self._watch(workers, count, report, stopping)
             finally:
@@ -87,7 +87,7 @@ class AnswerCollector:
     async def _watch(
         self, workers: list[asyncio.Task[None]], count: int, report: Report | None, stopping: threading.Event
     ) -> None:
-        minutes = self._config.deadline_minutes
+        minutes = self._terms.deadline_minutes
         deadline = None if minutes is None else time.monotonic() + minutes * _MINUTE
         running = set(workers)
         while running:
@@ -109,12 +109,12 @@ class AnswerCollector:
                 await self._quiet.wait()
 
     def _interrupted(self, count: int, stopped: bool) -> BaseException:
-        state = f"the teacher answered {self.answered} of {count} prompts; the answers are saved"
+        terms = self._terms
+        state = f"the {terms.role} answered {self.answered} of {count} prompts; the answers are saved"
         if stopped:
             return StoppedError(f"The pod was stopped: {state}.")
-        minutes = self._config.deadline_minutes
         return StageError(
-            Reason.DEADLINE_EXCEEDED, f"spec.dataset.distillation.deadlineMinutes ({minutes}) is over: {state}."
+            Reason.DEADLINE_EXCEEDED, f"{terms.place}.deadlineMinutes ({terms.deadline_minutes}) is over: {state}."
         )
 
     def _keep(self) -> None:
@@ -134,13 +134,13 @@ class AnswerCollector:
             if not error.retriable or time.monotonic() - since > _LONGEST_UNKEPT:
                 raise error
 
-    async def _work(self, questions: Iterator[Question]) -> None:
+    async def _work(self, questions: Iterator[Askable]) -> None:
         for question in questions:
             if self._closing or self.budget.exhausted:
                 return
             await self._pursue(question)
 
-    async def _pursue(self, question: Question) -> None:
+    async def _pursue(self, question: Askable) -> None:
         """Ask until there is an answer, no money, or no hope."""
         tries = failures = 0
         while not self._closing:
@@ -151,24 +151,22 @@ class AnswerCollector:
             tries += 1
             failures += not error.busy
             if error.refused or failures >= self._patience.attempts:
-                fault = Fault(question.prompt.line, ANSWER, error.kind, f"is missing: the teacher {error}")
-                self.given_up[question.identity] = fault
+                self.given_up[question.identity] = error
                 return
             await self._pause(error, tries)
 
-    async def _attempt(self, question: Question) -> AttemptError | None:
+    async def _attempt(self, question: Askable) -> AttemptError | None:
         """One request; None where the question needs no other."""
-        text = question.prompt.text
-        most = self._teacher.most(text)
+        most = self._model.most(question.turns)
         if not await self.budget.reserve(most):
             return None
         answer, used = None, Tokens()
         try:
             await self._pacer.turn()
-            if self._closing:
+            if self._closing or not self._may_send():
                 return None
             used = Tokens.guessed(most.input, most.output)  # what a request costs whose answer never comes is not known
-            answer = await self._ask(text)
+            answer = await self._ask(question.turns)
             used = answer.tokens
         except AttemptError as error:
             used = used if error.charged else Tokens()
@@ -181,17 +179,25 @@ class AnswerCollector:
             self._note(question, answer, used)
         return None
 
-    async def _ask(self, text: str) -> TeacherAnswer:
+    def _may_send(self) -> bool:
+        """Count one more request, unless ``max_requests`` have been sent."""
+        if self._requests == self._terms.max_requests:
+            self.budget.exhausted = True
+            return False
+        self._requests += 1
+        return True
+
+    async def _ask(self, turns: Turns) -> ModelAnswer:
         self._in_flight += 1
         self._quiet.clear()
         try:
-            return await self._teacher.ask(text)
+            return await self._model.ask(turns)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._quiet.set()
 
-    def _note(self, question: Question, answer: TeacherAnswer | None, used: Tokens) -> None:
+    def _note(self, question: Askable, answer: ModelAnswer | None, used: Tokens) -> None:
         if answer is not None:
             self._journal.add(question.identity, answer)
             self._breaker.answered()
@@ -204,12 +210,12 @@ class AnswerCollector:
         if pause > self._patience.longest_asked:
             raise StageError(
                 Reason.TEACHER_UNAVAILABLE,
-                f"{self._teacher.url}: the teacher {error} and asks to wait {pause:.0f} s; the limit is "
+                f"{self._model.url}: the {self._terms.role} {error} and asks to wait {pause:.0f} s; the limit is "
                 f"{self._patience.longest_asked:.0f} s.",
                 retriable=True,
             )
         if error.busy or error.wait is not None:
-            log.info("the teacher %s: no request for %.1f s", error, pause)
+            log.info("the %s %s: no request for %.1f s", self._terms.role, error, pause)
             self._pacer.hold(pause)
         else:
             await asyncio.sleep(pause)

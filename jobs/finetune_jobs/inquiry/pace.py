@@ -1,4 +1,4 @@
-"""When the next request may be sent: a rate limit, patience with a teacher in trouble, and an end to that patience.
+"""When the next request may be sent: a rate limit, patience with a server in trouble, and an end to that patience.
 
 Why not aiolimiter and tenacity: docs/decisions/0016-which-parts-are-our-own.md.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import AttemptError
+from finetune_jobs.inquiry.answers import AttemptError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Patience:
     """Doubled for every further attempt."""
     longest_pause: float = 60.0
     longest_asked: float = 300.0
-    """A Retry-After of the teacher above this ends the distillation: a pod should not sleep for hours."""
+    """A Retry-After of the server above this ends the asking: a pod should not sleep for hours."""
     grace: float = 3.0
     """After SIGTERM, answers that are on their way get so much time to arrive."""
 
@@ -37,11 +37,11 @@ class Patience:
 
 PATIENCE: Final = Patience()
 _FEWEST: Final = 5
-"""A few broken prompts in a row must not end a distillation with little concurrency."""
+"""A few broken prompts in a row must not end an inquiry with little concurrency."""
 
 
 class Pacer:
-    """Spreads requests evenly over time and holds all of them back while the teacher asks for it."""
+    """Spreads requests evenly over time and holds all of them back while the server asks for it."""
 
     def __init__(self, per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = 60 / per_minute if per_minute else 0.0
@@ -66,10 +66,10 @@ class Pacer:
 
 
 class Breaker:
-    """Ends a distillation when nothing but failures came back for so long that all prompts in flight are given up."""
+    """Ends an inquiry when nothing but failures came back for so long that all prompts in flight are given up."""
 
-    def __init__(self, url: str, concurrency: int, patience: Patience) -> None:
-        self._url = url
+    def __init__(self, url: str, role: str, concurrency: int, patience: Patience) -> None:
+        self._url, self._role = url, role
         self._limit = patience.attempts * max(concurrency, _FEWEST)
         self._failures = 0
 
@@ -81,7 +81,7 @@ class Breaker:
         """Raises StageError: TeacherUnavailable (a retry may help), TeacherRefused."""
         self._failures += 1
         if self._failures >= self._limit:
-            message = f"{self._url}: {self._limit} consecutive requests failed; last, the teacher {error}."
+            message = f"{self._url}: {self._limit} consecutive requests failed; last, the {self._role} {error}."
             if error.refused:
                 raise StageError(Reason.TEACHER_REFUSED, message)
             raise StageError(Reason.TEACHER_UNAVAILABLE, message, retriable=True)

@@ -1,14 +1,15 @@
-"""Validation of a teacher's responses: an answer, or what is wrong with it (pure).
+"""Validation of a model's responses: an answer, or what is wrong with it (pure).
 
 The form is that of OpenAI's API reference, "The chat completion object". Servers that call themselves compatible leave
 out ``usage`` and sometimes more, and a proxy in between answers with pages of HTML.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_jobs.distillation.money import Tokens, estimate_tokens
+from finetune_jobs.inquiry.money import Tokens, estimate_tokens
 
 CUT: Final = "length"
 """``finish_reason`` of an answer that reached ``maxAnswerTokens``."""
@@ -16,20 +17,27 @@ FILTERED: Final = "content_filter"
 """``finish_reason`` of an answer that the server's own filter took away."""
 REFUSED: Final = "refusal"
 """Our ``finish`` of an answer that came in ``message.refusal``."""
+_FENCE: Final = re.compile(r"```[a-zA-Z]*[^\S\n]*\n(.*)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class TeacherAnswer:
-    """A teacher's answer as it came."""
+class ModelAnswer:
+    """A model's answer as it came."""
 
     text: str
     finish: str
     """Why it ended: the ``finish_reason``, or REFUSED."""
     tokens: Tokens
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model has said what it wanted to say, and was willing to."""
+        return self.finish not in (CUT, FILTERED, REFUSED)
+
 
 class AttemptError(Exception):
-    """A request gave no answer. The text continues after "the teacher" and contains nothing that the server sent."""
+    """A request gave no answer. The text continues after what the model is called, e.g. "the teacher", and contains
+    nothing that the server sent."""
 
     def __init__(
         self,
@@ -45,16 +53,16 @@ class AttemptError(Exception):
         self.kind = kind
         """Name of the class of faults, for counting."""
         self.wait = wait
-        """Seconds that the teacher asks to wait (Retry-After)."""
+        """Seconds that the model asks to wait (Retry-After)."""
         self.busy = busy
-        """The teacher is busy (429): the prompt is not the problem."""
+        """The model is busy (429): the prompt is not the problem."""
         self.refused = refused
-        """The teacher does not take this request, and will not take it later."""
+        """The model does not take this request, and will not take it later."""
         self.charged = charged
-        """The teacher may have worked, and may charge for it."""
+        """The model may have worked, and may charge for it."""
 
 
-def read_answer(content: bytes, estimate: Tokens) -> TeacherAnswer:
+def read_answer(content: bytes, estimate: Tokens) -> ModelAnswer:
     """The answer in the body of a response with status 200.
 
     ``estimate`` stands for the prompt's tokens where the server does not count. Raises AttemptError.
@@ -76,7 +84,13 @@ def read_answer(content: bytes, estimate: Tokens) -> TeacherAnswer:
     finish = REFUSED if refusal else str(choice.get("finish_reason") or "stop")[:40]
     if any("\ud800" <= character <= "\udfff" for character in text + finish):
         raise AttemptError("teacherRubbish", "sent an unpaired surrogate, which is not valid text", charged=True)
-    return TeacherAnswer(text, finish, _tokens(body, text, estimate))
+    return ModelAnswer(text, finish, _tokens(body, text, estimate))
+
+
+def without_fence(text: str) -> str:
+    """JSON without the fence of Markdown that many models put around it."""
+    fenced = _FENCE.fullmatch(text)
+    return fenced[1].strip() if fenced else text
 
 
 def _first_choice(body: Any) -> dict[str, Any]:

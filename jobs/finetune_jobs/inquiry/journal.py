@@ -15,12 +15,10 @@ from typing import Final
 from pydantic import ValidationError
 
 from finetune_api.base import Digest, WireModel
-from finetune_api.distillation import Distillation
 from finetune_api.layout import run_folder
 from finetune_api.stages import RunRef
-from finetune_jobs.distillation.answers import TeacherAnswer
-from finetune_jobs.distillation.money import Tokens
-from finetune_jobs.distillation.prompts import recipe
+from finetune_jobs.inquiry.answers import ModelAnswer
+from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
@@ -61,19 +59,22 @@ class Journal:
         self._next = 0
         self.spent = Tokens()
         """All that the requests of this journal used."""
+        self.requests = 0
+        """Requests that were answered, or may be charged."""
         self._load()
         self.found = len(self._positions)
         """Answers found at the start."""
 
     @classmethod
-    def of(cls, store: Store, run: RunRef, config: Distillation) -> "Journal":
-        """The journal of a FineTuneJob, below its output URI. Raises StageError as Store."""
-        return cls(store.below(f"{run_folder(run)}/distillation/{recipe(config)}"))
+    def of(cls, store: Store, run: RunRef, purpose: str, recipe: str) -> "Journal":
+        """The journal of a FineTuneJob for a purpose, e.g. ``distillation``, below its output URI; ``recipe``: as
+        ``Terms.recipe``. Raises StageError as Store."""
+        return cls(store.below(f"{run_folder(run)}/{purpose}/{recipe}"))
 
     def __contains__(self, identity: str) -> bool:
         return bytes.fromhex(identity) in self._positions
 
-    def find(self, identity: str) -> TeacherAnswer | None:
+    def find(self, identity: str) -> ModelAnswer | None:
         """The answer to a question, or None."""
         position = self._positions.get(bytes.fromhex(identity))
         if position is None:
@@ -81,9 +82,9 @@ class Journal:
         with self._lock:
             self._file.seek(position)
             entry = JournalEntry.model_validate_json(self._file.readline())
-        return TeacherAnswer(entry.answer or "", entry.finish, entry.tokens)
+        return ModelAnswer(entry.answer or "", entry.finish, entry.tokens)
 
-    def add(self, identity: str, answer: TeacherAnswer) -> None:
+    def add(self, identity: str, answer: ModelAnswer) -> None:
         """Note an answer. It is safe after the next ``flush``."""
         self._note(identity, answer.text, answer.finish, answer.tokens)
 
@@ -127,6 +128,7 @@ class Journal:
 
     def _keep(self, entry: JournalEntry, line: bytes) -> None:
         self.spent += entry.tokens
+        self.requests += 1
         if entry.answer is not None:
             position = self._file.seek(0, 2)
             self._file.write(line)

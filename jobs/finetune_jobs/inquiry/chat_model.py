@@ -1,4 +1,4 @@
-"""The teacher: one question, one request to ``/v1/chat/completions``, one answer or one reason why not.
+"""One question, one request to ``/v1/chat/completions``, one answer or one reason why not.
 
 OpenAI's client sends the request; its retries are switched off, since ``pace`` knows the other requests too, and its
 reading of the answer is not used, since it takes whatever comes for a completion.
@@ -18,12 +18,11 @@ from typing import Any, Final
 import httpx2
 import openai
 
-from finetune_api.distillation import Distillation
-from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer, read_answer
-from finetune_jobs.distillation.money import Tokens, estimate_tokens
+from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer, read_answer
+from finetune_jobs.inquiry.money import Tokens, estimate_tokens
+from finetune_jobs.inquiry.terms import Terms, Turns
 
 MAX_BODY: Final = 8 << 20
 """Most bytes of an answer that are read."""
@@ -47,48 +46,48 @@ _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 """What may be quoted of an error: its message may hold the prompt or parts of the key."""
 
 
-class Teacher:
+class ChatModel:
     """A model behind an OpenAI-compatible URL. To be used as an asynchronous context manager."""
 
-    def __init__(self, config: Distillation, key: str = "") -> None:
-        self.url = config.teacher.url
-        self._config = config
+    def __init__(self, terms: Terms, key: str = "") -> None:
+        self.url = terms.server.url
+        self._terms = terms
         self._key = key or _NO_KEY
         self._open = AsyncExitStack()
         self._client: openai.AsyncOpenAI | None = None
         self._limit = _LIMIT
 
     @classmethod
-    def from_environment(cls, config: Distillation, environment: Mapping[str, str] = os.environ) -> "Teacher":
-        """The teacher with its key from TEACHER_API_KEY. Raises StageError (SecretMissing)."""
-        key = environment.get(TEACHER_KEY_VARIABLE, "").strip()  # Secrets made from files end in a line break
-        secret = config.teacher.secret_key_ref
+    def from_environment(cls, terms: Terms, environment: Mapping[str, str] = os.environ) -> "ChatModel":
+        """The model with its key from the environment. Raises StageError (SecretMissing)."""
+        variable, secret = terms.key_variable, terms.server.secret_key_ref
+        key = environment.get(variable, "").strip()  # Secrets made from files end in a line break
         if secret and not key:
             raise StageError(
                 Reason.SECRET_MISSING,
-                f"{TEACHER_KEY_VARIABLE} is empty: Secret {secret.name!r} must contain the API key of the "
-                f"teacher under {secret.key!r}.",
+                f"{variable} is empty: Secret {secret.name!r} must contain the API key of the "
+                f"{terms.role} under {secret.key!r}.",
             )
         if not (key.isascii() and key.isprintable()):
             raise StageError(
                 Reason.TEACHER_REFUSED,
-                f"{TEACHER_KEY_VARIABLE} contains characters not allowed in an HTTP header: it is not an API key.",
+                f"{variable} contains characters not allowed in an HTTP header: it is not an API key.",
             )
-        return cls(config, key if secret else "")
+        return cls(terms, key if secret else "")
 
-    def most(self, text: str) -> Tokens:
-        """What a request with this prompt may use at most; its own tokens are an estimate."""
-        messages = [each["content"] for each in self._messages(text)]
+    def most(self, turns: Turns) -> Tokens:
+        """What a request with this conversation may use at most; its own tokens are an estimate."""
+        contents = [str(each["content"]) for each in self._messages(turns)]
         return Tokens(
-            sum(estimate_tokens(content) + _MESSAGE_TOKENS for content in messages), self._config.max_answer_tokens
+            sum(estimate_tokens(content) + _MESSAGE_TOKENS for content in contents), self._terms.max_answer_tokens
         )
 
-    async def ask(self, text: str) -> TeacherAnswer:
+    async def ask(self, turns: Turns) -> ModelAnswer:
         """One request. Raises AttemptError, and StageError (TeacherRefused) for what no other request could change."""
-        seconds, limit = self._config.teacher.request_timeout_seconds, self._limit
+        seconds, limit = self._terms.server.request_timeout_seconds, self._limit
         try:
             async with asyncio.timeout(seconds):  # the client's own limit is for each read, and a slow drip never ends
-                content = await self._post(text)
+                content = await self._post(turns)
         except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
             problem = f"did not answer within {seconds} s"
             raise AttemptError("teacherTimeout", problem, charged=True) from None
@@ -99,14 +98,14 @@ class Teacher:
             raise self._status_problem(error) from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise _connection_problem(error) from None
-        return read_answer(content, self.most(text))
+        return read_answer(content, self.most(turns))
 
-    async def __aenter__(self) -> "Teacher":
+    async def __aenter__(self) -> "ChatModel":
         client = openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._key,
             max_retries=0,
-            timeout=self._config.teacher.request_timeout_seconds,
+            timeout=self._terms.server.request_timeout_seconds,
         )
         self._client = await self._open.enter_async_context(client)
         return self
@@ -116,10 +115,10 @@ class Teacher:
     ) -> None:
         await self._open.aclose()
 
-    async def _post(self, text: str) -> bytes:
+    async def _post(self, turns: Turns) -> bytes:
         if self._client is None:
-            raise RuntimeError("the teacher is asked outside of its context")
-        request = self._client.chat.completions.with_streaming_response.create(**self._request(text))
+            raise RuntimeError("a model is asked outside of its context")
+        request = self._client.chat.completions.with_streaming_response.create(**self._request(turns))
         async with request as response:
             content = bytearray()
             async for chunk in response.iter_bytes():
@@ -128,19 +127,19 @@ class Teacher:
                     raise AttemptError("teacherRubbish", f"sent more than {MAX_BODY} bytes", charged=True)
         return bytes(content)
 
-    def _request(self, text: str) -> dict[str, Any]:
-        config = self._config
-        warmth = {} if config.temperature is None else {"temperature": float(config.temperature)}
+    def _request(self, turns: Turns) -> dict[str, Any]:
+        terms = self._terms
+        warmth = {} if terms.temperature is None else {"temperature": float(terms.temperature)}
         return warmth | {
-            "model": config.teacher.model,
-            "messages": self._messages(text),
-            self._limit: config.max_answer_tokens,
+            "model": terms.server.model,
+            "messages": self._messages(turns),
+            self._limit: terms.max_answer_tokens,
         }
 
-    def _messages(self, text: str) -> list[dict[str, str]]:
-        instruction = self._config.instruction
+    def _messages(self, turns: Turns) -> list[dict[str, Any]]:
+        instruction = self._terms.instruction
         system = [{"role": "system", "content": instruction}] if instruction else []
-        return [*system, {"role": "user", "content": text}]
+        return [*system, *turns]
 
     def _status_problem(self, error: openai.APIStatusError) -> AttemptError | StageError:
         status, wait = error.status_code, retry_after(error.response.headers)
@@ -148,7 +147,8 @@ class Teacher:
         if status in _FATAL or code == _EXHAUSTED:
             problem = _FATAL.get(status, f"has no credit left ({status} {code})")
             return StageError(
-                Reason.TEACHER_REFUSED, f"{self.url}: the teacher {problem}; model {self._config.teacher.model!r}."
+                Reason.TEACHER_REFUSED,
+                f"{self.url}: the {self._terms.role} {problem}; model {self._terms.server.model!r}.",
             )
         said = f"{status} ({code})" if code else str(status)
         if status == 429:

@@ -1,4 +1,4 @@
-"""The cost of a distillation: tokens times price, and a budget that no request can exceed.
+"""The cost of asking: tokens times price, and a budget that no request can exceed.
 
 A request is only sent when its dearest outcome still fits: what is spent, what the requests in flight may cost at most,
 and its own most. So the bill stays below ``maxCost`` whatever the answers are; only the prompt's tokens are estimated.

@@ -1,0 +1,1 @@
+"""An LLM judge: another model compares the answers that people compare, in both orders."""
