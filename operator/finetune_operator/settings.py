@@ -169,6 +169,8 @@ class Images(ApiModel):
     """Stages with torch: train, evaluate."""
     quantize: str
     """Export, with llm-compressor."""
+    proxy: str
+    """The proxy in serving pods whose clients need keys."""
     pull_policy: str = "IfNotPresent"
     """When the kubelet pulls."""
     pull_secrets: list[str] = []
@@ -206,6 +208,9 @@ class ServingAccess(ApiModel):
 
     ingress_from: list[dict[str, Any]] = [{"podSelector": {}}]
     """Who may reach a verified endpoint, as NetworkPolicy peers."""
+    metrics_from: list[dict[str, Any]] = []
+    """Who may read the metrics of serving pods whose clients need keys, as NetworkPolicy peers. Of the others they are
+    behind the port that clients use."""
 
 
 _INSTANCE: Final = r"^([a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?)?$"

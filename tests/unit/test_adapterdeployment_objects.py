@@ -25,7 +25,7 @@ from finetune_operator.resources.pod import repository
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.resources.stage_job import input_config_map
-from finetune_operator.settings import PodShape, Proxy
+from finetune_operator.settings import PodShape, Proxy, ServingAccess
 from tests.support.copies import copied
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, following, pinned, published, uri
 
@@ -267,11 +267,10 @@ def test_selectors_agree() -> None:
     assert made["spec"]["selector"]["matchLabels"] == labels
     for service in (public_service(OWNER, REVISION), candidate_service(OWNER, REVISION)):
         assert service["spec"]["selector"] == labels
-    for policy in (candidate_policy(OWNER, REVISION), serving_policy(OWNER, REVISION, [])):
+    policies = [make(OWNER, REVISION, ServingAccess()) for make in (candidate_policy, serving_policy)]
+    for policy in policies:
         assert policy["spec"]["podSelector"]["matchLabels"] == labels
-    assert (
-        candidate_policy(OWNER, REVISION)["metadata"]["name"] == serving_policy(OWNER, REVISION, [])["metadata"]["name"]
-    )
+    assert len({policy["metadata"]["name"] for policy in policies}) == 1
 
 
 def test_the_longest_names_fit() -> None:
