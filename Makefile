@@ -53,7 +53,7 @@ test: lint ## Lint, then all tests: unit, control plane, cluster (as root; once 
 	@$(VENV)/python -m hack.tiers $(WORKERS)
 
 test-needs: $(STAMP) # What the first two tiers need
-	@$(PYTHON) -m hack.environments quantize transformers-4 browser
+	@$(PYTHON) -m hack.environments quantize transformers-4 browser proxy
 	@$(PYTHON) -m hack.cluster build
 	@$(PYTHON) -m hack.cluster build prometheus
 	@$(VENV)/python -m hack.models
@@ -62,7 +62,7 @@ registry: ## Build the OCI registry to which tests/unit/test_push.py pushes; wit
 	@$(PYTHON) -m hack.cluster build registry
 
 test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
-	@$(PYTHON) -m hack.environments quantize transformers-4 browser
+	@$(PYTHON) -m hack.environments quantize transformers-4 browser proxy
 	@$(PYTHON) -m hack.cluster build helm
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m unit

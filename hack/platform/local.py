@@ -19,7 +19,7 @@ RUNNER = "finetune-runner"
 CHART = REPOSITORY / "charts" / "finetune-operator"
 VALUES = REPOSITORY / "hack" / "platform" / "values.yaml"
 VLLM_VALUES = REPOSITORY / "hack" / "platform" / "vllm-cpu.yaml"
-RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize")
+RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize", "proxy")
 
 
 def kubectl() -> Kubectl:

@@ -10,8 +10,11 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from finetune_api import meta
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck, WithdrawnPolicy
+from finetune_api.api_keys import read_api_keys
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, VerifyParams
@@ -32,16 +35,17 @@ log = logging.getLogger(__name__)
 
 
 def verify(context: Context) -> StageOutput:
-    """The stage. Raises StageError: ArtifactWithdrawn, CandidateFailed, PromptsTooLong, AdapterInactive,
-    VerificationFailed, as fetch_folder."""
+    """The stage. Raises StageError: ApiKeysMissing, ArtifactWithdrawn, CandidateFailed, PromptsTooLong,
+    AdapterInactive, VerificationFailed, as fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
     if params.withdrawn is WithdrawnPolicy.REFUSE:
         require_standing(context.store, context.input.artifact_digest)
     deadline = time.monotonic() + params.timeout_seconds
     promise = _read_promise(context, params)
     context.progress.report(0, "waiting for the server")
-    wait_until_healthy(params.endpoint, deadline)
-    server = client_of(params.engine, params.endpoint)
+    key = client_key(params.api_keys_secret)
+    wait_until_healthy(params.endpoint, deadline, key)
+    server = client_of(params.engine, params.endpoint, key)
     served = server.served()
     digest = checks.digest_check(served.model, context.input.artifact_digest)
     checks.require_all([digest], params.endpoint)
@@ -57,6 +61,19 @@ def verify(context: Context) -> StageOutput:
         message=_summary(made, observed),
         checks=made,
     )
+
+
+def client_key(secret: str, folder: Path = Path(meta.API_KEYS_DIR)) -> str:
+    """A key with which clients get in; empty where they need none. Raises StageError (ApiKeysMissing): there is none
+    yet, or any more."""
+    if not secret:
+        return ""
+    keys = read_api_keys(folder)
+    if not keys.accepted:
+        why = "; ".join(keys.refused) or "it does not exist, or is empty"
+        said = f"Secret {secret!r} has no key to send to the server: {why}."
+        raise StageError(Reason.API_KEYS_MISSING, said, retriable=True)
+    return keys.accepted[0]
 
 
 def _before(context: Context, params: VerifyParams, deadline: float) -> Before:

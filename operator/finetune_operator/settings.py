@@ -170,6 +170,8 @@ class Images(ApiModel):
     """Stages with torch: train, evaluate."""
     quantize: str
     """Export, with llm-compressor."""
+    proxy: str
+    """The proxy in serving pods whose clients need keys."""
     pull_policy: str = "IfNotPresent"
     """When the kubelet pulls."""
     pull_secrets: list[str] = []
@@ -209,6 +211,9 @@ class ServingAccess(ApiModel):
     """Who may reach a verified endpoint, as NetworkPolicy peers."""
     longest_watch_interval: WatchInterval = "0s"
     """At least so often pods are asked while they serve, whatever spec.qualityWatch says; "0s": as the spec says."""
+    metrics_from: list[dict[str, Any]] = []
+    """Who may read the metrics of serving pods whose clients need keys, as NetworkPolicy peers. Of the others they are
+    behind the port that clients use."""
 
 
 _INSTANCE: Final = r"^([a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?)?$"

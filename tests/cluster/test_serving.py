@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 
+import httpx2
 import pytest
 
 from finetune_api import meta
@@ -162,6 +164,38 @@ def test_serving_from_the_first_revision_to_the_next_and_none_by_a_bad_one(
     assert status.stable.revision == second
     endpoint.team.apply(endpoint.client("after-failure", 0))
     assert endpoint.asked("after-failure") == ({artifacts.answers["second"]: 1}, [])
+
+    endpoint.team.apply(_clients(one="first-key-0123456789abcdef"))
+    endpoint.serve(artifacts.second, access={"apiKeys": {"secretRef": {"name": "clients"}}})
+    keyed = wait_for("the promotion", lambda: _promoted(endpoint, second), 400)
+    pods = f"{meta.LABEL_OWNER_NAME}={NAME},{meta.LABEL_REVISION}={keyed},{meta.LABEL_ROLE}=server"
+    [pod] = endpoint.team.items("pods", pods)
+    with endpoint.team.port_forward(f"service/{NAME}", 80) as port:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        assert [_status(url, key) for key in ("", "second-key-0123456789abcdef")] == [401, 401]
+        assert _status(url, "first-key-0123456789abcdef") == 200
+        assert _status(f"http://127.0.0.1:{port}/metrics", "first-key-0123456789abcdef") == 404
+        endpoint.team.apply(_clients(two="second-key-0123456789abcdef"))
+        # The kubelet looks at a Secret about once a minute.
+        wait_for("the other key", lambda: _status(url, "second-key-0123456789abcdef") == 200, 240)
+        assert _status(url, "first-key-0123456789abcdef") == 401
+    [same] = endpoint.team.items("pods", pods)
+    assert same["metadata"]["uid"] == pod["metadata"]["uid"]
+    statuses = [*same["status"]["initContainerStatuses"], *same["status"]["containerStatuses"]]
+    assert {each["name"]: each["restartCount"] for each in statuses if each["restartCount"]} == {}
+
+
+def _clients(**keys: str) -> Object:
+    """The Secret with clients' keys, and no others."""
+    data = {name: base64.b64encode(key.encode()).decode() for name, key in keys.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clients"}, "data": data}
+
+
+def _status(url: str, key: str) -> int:
+    """The status of an answer to the first prompt."""
+    body = {"messages": PROMPTS[0], "max_tokens": 1, "model": NAME}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx2.post(url, json=body, headers=headers, timeout=60).status_code
 
 
 def _promoted(endpoint: AskedEndpoint, before: str) -> str:

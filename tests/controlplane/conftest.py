@@ -132,7 +132,11 @@ class Team:
         fast = Profile(cpu=PodShape(requests={"cpu": "100m"}), deadline_seconds=600)
         base: dict[str, Any] = {
             "images": Images(
-                data="example/data", prepare="example/prepare", jobs="example/jobs", quantize="example/quantize"
+                data="example/data",
+                prepare="example/prepare",
+                jobs="example/jobs",
+                quantize="example/quantize",
+                proxy="example/proxy",
             ),
             "profiles": {PROFILE: fast},
             "namespaces": [self.namespace],

@@ -74,9 +74,13 @@ def test_what_the_namespace_may_not_have(serving: Serving) -> None:
 
 
 def test_at_rest_nothing_is_written(serving: Serving) -> None:
-    """Neither events nor a new operator make writes: what the API server adds to objects is no drift."""
+    """Neither events nor a new operator make writes: what the API server adds to objects is no drift. Clients need keys
+    here, so the pods have all that pods can have; their Secret is nobody's business but theirs."""
     first = serving.start()
-    serving.serve(GOOD)
+    serving.create(pinned(GOOD, access={"apiKeys": {"secretRef": {"name": "clients"}}}))
+    serving.until(ServingPhase.READY)
+    [policy] = serving.children(NETWORK_POLICIES).values()
+    assert policy["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": meta.CLIENT_PORT}]
     wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
     first.wait_idle()
     first.stop()

@@ -180,7 +180,13 @@ def test_two_operators_leave_what_is_not_theirs_alone(serving: Serving) -> None:
     revision = serving.serve(GOOD)
     before = serving.children(DEPLOYMENTS).keys()
     team, canary = serving.team, serving.team.directory / "canary.log"
-    other = Images(data="canary/data", prepare="canary/prepare", jobs="canary/jobs", quantize="canary/quantize")
+    other = Images(
+        data="canary/data",
+        prepare="canary/prepare",
+        jobs="canary/jobs",
+        quantize="canary/quantize",
+        proxy="canary/proxy",
+    )
     operator = serving.start(instance="canary", images=other, writes_log=canary, resync_seconds=10)
     operator.wait_ready()
     team.create("theirs", labels={meta.LABEL_INSTANCE: "canary"})

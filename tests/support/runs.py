@@ -20,7 +20,8 @@ from finetune_operator.settings import Images, Profile, Settings
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 THEN = "2026-01-01T10:00:00Z"
 SETTINGS = Settings(
-    images=Images(data="data", prepare="prepare", jobs="jobs", quantize="quantize"), profiles={"small": Profile()}
+    images=Images(data="data", prepare="prepare", jobs="jobs", quantize="quantize", proxy="proxy"),
+    profiles={"small": Profile()},
 )
 GIVEN = {
     "profile": "small",

@@ -36,7 +36,13 @@ from tests.support.copies import copied
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(
-    images=Images(data="images/data:1", prepare="images/prepare:1", jobs="images/jobs:1", quantize="images/quantize:1"),
+    images=Images(
+        data="images/data:1",
+        prepare="images/prepare:1",
+        jobs="images/jobs:1",
+        quantize="images/quantize:1",
+        proxy="images/proxy:1",
+    ),
     profiles={},
     runtimes={
         "tgi": Runtime(engine=Engine.TGI, image="images/tgi:3.3.7", drain_seconds=15),

@@ -298,11 +298,10 @@ def test_selectors_agree() -> None:
     assert made["spec"]["selector"]["matchLabels"] == labels
     for service in (public_service(OWNER, REVISION), candidate_service(OWNER, REVISION)):
         assert service["spec"]["selector"] == labels
-    for policy in (candidate_policy(OWNER, REVISION), serving_policy(OWNER, REVISION, [])):
+    policies = [make(OWNER, REVISION, ServingAccess()) for make in (candidate_policy, serving_policy)]
+    for policy in policies:
         assert policy["spec"]["podSelector"]["matchLabels"] == labels
-    assert (
-        candidate_policy(OWNER, REVISION)["metadata"]["name"] == serving_policy(OWNER, REVISION, [])["metadata"]["name"]
-    )
+    assert len({policy["metadata"]["name"] for policy in policies}) == 1
 
 
 def test_the_longest_names_fit() -> None:

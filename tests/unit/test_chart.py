@@ -75,14 +75,19 @@ def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
     spec = monitor["spec"]
     assert spec["namespaceSelector"] == {"any": True}
     assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
-    (endpoint,) = spec["podMetricsEndpoints"]
-    assert endpoint["port"] == "http"
-    named = {each["targetLabel"]: each["sourceLabels"][0] for each in endpoint["relabelings"]}
+    # "http" is the port of clients where these need keys; "metrics" is fetch's in every pod.
+    assert [each["port"] for each in spec["podMetricsEndpoints"]] == ["http", "server-metrics"]
     pod_label = "__meta_kubernetes_pod_label_"
-    assert named == {
-        name: pod_label + re.sub(r"[^a-z]", "_", label)
-        for name, label in (("adapterdeployment", meta.LABEL_OWNER_NAME), ("revision", meta.LABEL_REVISION))
-    }
+    for endpoint in spec["podMetricsEndpoints"]:
+        named = {each["targetLabel"]: each["sourceLabels"][0] for each in endpoint["relabelings"][1:]}
+        assert named == {
+            name: pod_label + re.sub(r"[^a-z]", "_", label)
+            for name, label in (("adapterdeployment", meta.LABEL_OWNER_NAME), ("revision", meta.LABEL_REVISION))
+        }
+        assert (endpoint["relabelings"][0]["action"], endpoint["relabelings"][0]["regex"]) == (
+            "drop",
+            str(meta.CLIENT_PORT),
+        )
     (group,) = rule["spec"]["groups"]
     recorded = {each["record"] for each in group["rules"] if "record" in each}
     page = guide.read_text(encoding="utf-8")

@@ -68,7 +68,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         source, target = REPOSITORY / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         else:
             shutil.copy(source, target)
     for dockerfile in {image.dockerfile for image in images.IMAGES.values()}:
@@ -126,8 +126,9 @@ def test_images_are_built_even_where_pruning_fails(
         (
             "crds/finetune_api/__init__.py",
             "# changed\n",
-            {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"},
+            {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize", "proxy"},
         ),
+        ("images/proxy/finetune_proxy/__init__.py", "# changed\n", {"proxy"}),
         ("images/tgi-cpu/tgi_cpu/__init__.py", "# changed\n", {"tgi-cpu"}),
         ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "tgi-cpu", "quantize", "vllm-cpu"}),
         ("images/Dockerfile", "ENV A=1\n", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),

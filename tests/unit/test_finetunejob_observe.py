@@ -36,7 +36,7 @@ from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job
 
 pytestmark = pytest.mark.unit
 
-IMAGES = Images(data="d", prepare="p", jobs="j", quantize="q")
+IMAGES = Images(data="d", prepare="p", jobs="j", quantize="q", proxy="x")
 SETTINGS = Settings(images=IMAGES, profiles={"small": Profile(nodes=2)})
 
 

@@ -123,7 +123,7 @@ def status(outcome: Phase, means_: str, at_work: bool = False, ended: str = "") 
 def number(status_: FineTuneJobStatus, spec: FineTuneJobSpec) -> int:
     """Of the run that works on a spec of generation 2."""
     metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=2)
-    settings = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q"), profiles={})
+    settings = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q", proxy="x"), profiles={})
     owner = Owner.of(FINETUNEJOBS, metadata)
     run = current_run(ObservedJob(owner, metadata, spec, status_, settings), NOW)
     assert (run.spec_hash, run.means_hash, run.generation) == (spec_hash(spec), means_hash(spec), 2)

@@ -249,7 +249,7 @@ def test_fields_that_later_versions_add_change_no_name_of_a_job() -> None:
         owner,
         today,
         image="",
-        images=Images(data="", prepare="", jobs="", quantize=""),
+        images=Images(data="", prepare="", jobs="", quantize="", proxy=""),
         shape=PodShape(),
         service_account="",
     )

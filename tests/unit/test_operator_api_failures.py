@@ -25,7 +25,9 @@ from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
 
-SETTINGS = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q"), profiles={"small": Profile()})
+SETTINGS = Settings(
+    images=Images(data="d", prepare="p", jobs="j", quantize="q", proxy="x"), profiles={"small": Profile()}
+)
 KEY = Key(FINETUNEJOB, NAMESPACE, "job")
 Call = tuple[str, Resource]
 ACCOUNT: Call = ("get", SERVICE_ACCOUNTS)

@@ -37,7 +37,7 @@ from tests.support.streams import StreamServer
 pytestmark = pytest.mark.unit
 
 UNUSED = cast(Any, None)
-SETTINGS = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q"), profiles={})
+SETTINGS = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q", proxy="x"), profiles={})
 READY = [{"type": "Stalled", "reason": "Other"}, {"type": "Ready", "reason": "Unschedulable"}]
 FOLLOWER = Key("AdapterDeployment", "team", "endpoint")
 

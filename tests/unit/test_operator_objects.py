@@ -39,7 +39,9 @@ from tests.support.runs import NOW, SETTINGS, SPEC, observed
 pytestmark = pytest.mark.unit
 
 OWNER = Owner(FINETUNEJOBS, "team", "a" * 40, "uid")
-IMAGES = Images(data="data:1", prepare="prepare:1", jobs="jobs:1", quantize="quantize:1", pull_secrets=["registry"])
+IMAGES = Images(
+    data="data:1", prepare="prepare:1", jobs="jobs:1", quantize="quantize:1", proxy="proxy:1", pull_secrets=["registry"]
+)
 SHAPE = PodShape(
     requests={"cpu": "1"},
     limits={"cpu": "2", "nvidia.com/gpu": "1"},

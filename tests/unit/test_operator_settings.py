@@ -14,7 +14,7 @@ from finetune_operator.settings import SettingsError, load_settings
 
 pytestmark = pytest.mark.unit
 
-IMAGES = "images: {data: d, prepare: p, jobs: j, quantize: q}\n"
+IMAGES = "images: {data: d, prepare: p, jobs: j, quantize: q, proxy: x}\n"
 OLDER = (
     f"this operator ({__version__}) does not know {{}}. Its image is older than its chart: set images.tag, or "
     "images.operator.digest, of the chart's values to the image that was built with the chart."

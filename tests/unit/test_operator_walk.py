@@ -31,7 +31,9 @@ from tests.support.memory_cluster import NAMESPACE, Crash, MemoryCluster, fine_t
 
 pytestmark = pytest.mark.unit
 
-SETTINGS = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q"), profiles={"small": Profile()})
+SETTINGS = Settings(
+    images=Images(data="d", prepare="p", jobs="j", quantize="q", proxy="x"), profiles={"small": Profile()}
+)
 KEY = Key("FineTuneJob", NAMESPACE, "walk")
 STEPS = (
     *("go on",) * 6,

@@ -50,6 +50,7 @@ images:
   prepare: {{ include "finetune.image" (list . .Values.images.prepare) }}
   jobs: {{ include "finetune.image" (list . .Values.images.jobs) }}
   quantize: {{ include "finetune.image" (list . .Values.images.quantize) }}
+  proxy: {{ include "finetune.image" (list . .Values.images.proxy) }}
   pullPolicy: {{ .Values.images.pullPolicy }}
   pullSecrets: {{ toJson .Values.images.pullSecrets }}
 {{- $account := dict "serviceAccountName" .Values.runner.serviceAccountName }}

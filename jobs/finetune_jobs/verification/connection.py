@@ -29,13 +29,18 @@ _PROMPT: Final = "a golden prompt or a test example"
 _AS_STREAM: Final = f"{_PROMPT}, as a stream"
 
 
-def wait_until_healthy(endpoint: str, deadline: float = math.inf) -> None:
+def with_key(key: str) -> dict[str, str]:
+    """The headers of a request to a server whose clients need keys; empty: they need none."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def wait_until_healthy(endpoint: str, deadline: float = math.inf, key: str = "") -> None:
     """Until the server answers; one that is still loading its model refuses connections or answers 503. ``deadline``:
-    by the monotonic clock. Raises StageError (CandidateFailed) then."""
+    by the monotonic clock; ``key``: that of a client. Raises StageError (CandidateFailed) then."""
     started, last = time.monotonic(), "nothing was tried"
     while time.monotonic() < deadline:
         try:
-            status = get_session().get(f"{endpoint}/health", timeout=5).status_code
+            status = get_session().get(f"{endpoint}/health", timeout=5, headers=with_key(key)).status_code
             if status == 200:
                 return
             last = f"it answered {status}"
@@ -60,12 +65,14 @@ class Connection:
     """As far as they are known, for messages."""
     seconds: float = _REQUEST_SECONDS
     """Longest wait for an answer."""
+    key: str = field(default="", repr=False)
+    """That of a client; empty: they need none."""
 
     def get(self, path: str) -> Any:
         """A JSON document that a healthy server always has. What is no JSON is final, and so is an answer that the
         server has none (401, 404); no answer, or one that it cannot answer now, is not."""
         try:
-            response = get_session().get(f"{self.endpoint}{path}", timeout=10)
+            response = get_session().get(f"{self.endpoint}{path}", timeout=10, headers=with_key(self.key))
             hf_raise_for_status(response)
             return response.json()
         except CLIENT_ERROR as error:
@@ -95,7 +102,7 @@ class Connection:
     def post(self, path: str, body: dict[str, Any], asked: str) -> Any:
         """The answer, of any shape, to a request; ``asked`` says what was asked, for messages."""
         try:
-            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=self.seconds)
+            response = self._post(path, body)
             hf_raise_for_status(response)
             return response.json()
         except CLIENT_ERROR as error:
@@ -111,7 +118,7 @@ class Connection:
     def is_not_found(self, path: str, body: dict[str, Any], asked: str) -> bool:
         """Whether the answer to a request is 404, and not one."""
         try:
-            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=self.seconds)
+            response = self._post(path, body)
             if response.status_code == 404:
                 return True
             hf_raise_for_status(response)
@@ -121,7 +128,7 @@ class Connection:
 
     def chat(self, asked: Answer, model: str | None = None) -> Reply:
         """The most likely answer, by OpenAI's ``/v1/chat/completions``; ``model``: the name to ask for."""
-        client = InferenceClient(base_url=self.endpoint, timeout=self.seconds)
+        client = InferenceClient(base_url=self.endpoint, timeout=self.seconds, token=self.key or None)
         try:
             # Temperature 0 is greedy for TGI and vLLM alike; without it both sample.
             found: Any = client.chat_completion(
@@ -143,7 +150,8 @@ class Connection:
         body |= {"stream_options": {"include_usage": True}} | ({} if model is None else {"model": model})
         url, started = f"{self.endpoint}/v1/chat/completions", time.perf_counter()
         try:
-            with get_session().stream("POST", url, json=body, timeout=self.seconds) as response:
+            headers = with_key(self.key)
+            with get_session().stream("POST", url, json=body, timeout=self.seconds, headers=headers) as response:
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
@@ -154,6 +162,10 @@ class Connection:
             raise self._has_no_room(_PROMPT, found.fault)
         first_token = None if found.first_at is None else found.first_at - started
         return Streamed(answer_in(found, asked), found.fault, found.failed, first_token, found.output_token)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        url = f"{self.endpoint}{path}"
+        return get_session().post(url, json=body, timeout=self.seconds, headers=with_key(self.key))
 
     def _in_time(self, body: Iterable[bytes], started: float) -> Iterator[bytes]:
         """The pieces of a stream. The client's timeout is for each of them, and a server that hangs sends comments to

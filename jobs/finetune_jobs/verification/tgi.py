@@ -24,8 +24,8 @@ class TgiServer:
 
     engine = TGI
 
-    def __init__(self, endpoint: str) -> None:
-        self._connection = Connection(endpoint, _REJECTED, _LENGTH)
+    def __init__(self, endpoint: str, key: str = "") -> None:
+        self._connection = Connection(endpoint, _REJECTED, _LENGTH, key=key)
 
     def served(self) -> Served:
         """From ``/info``."""

@@ -28,8 +28,8 @@ class VllmServer:
 
     engine = VLLM
 
-    def __init__(self, endpoint: str) -> None:
-        self._connection = Connection(endpoint, _REJECTED, _LENGTH)
+    def __init__(self, endpoint: str, key: str = "") -> None:
+        self._connection = Connection(endpoint, _REJECTED, _LENGTH, key=key)
         self._name = ""
 
     def served(self) -> Served:

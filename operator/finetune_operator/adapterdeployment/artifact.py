@@ -8,7 +8,7 @@ from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record, records
-from finetune_operator.adapterdeployment.revision import accepted_keys, spec_hash
+from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Serving
 from finetune_operator.settings import Runtime
@@ -30,7 +30,8 @@ class Artifact:
 
     def serving(self, spec: AdapterDeploymentSpec, runtime: Runtime) -> Serving:
         """How a runtime serves the artifact."""
-        return Serving(self.uri, self.digest, self.storage, spec.runtime, runtime, accepted_keys(spec))
+        place = (self.uri, self.digest, self.storage)
+        return Serving(*place, spec.runtime, runtime, accepted_keys(spec), api_keys_secret(spec))
 
 
 def asked_back(observed: ObservedDeployment) -> Record | None:

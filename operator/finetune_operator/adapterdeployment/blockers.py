@@ -8,7 +8,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import record_for, records
-from finetune_operator.adapterdeployment.revision import accepted_keys
+from finetune_operator.adapterdeployment.revision import accepted_keys, is_as_the_spec_protects
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.blockers import (
     Blocker,
@@ -22,6 +22,7 @@ from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.tenancy.claim import Claim, Subject, store_claims
 from finetune_operator.tenancy.verdict import tenancy_violation
 
+_OTHER_SIGNATURE: Final = "its signature was not checked with the keys of spec.policy"
 DELETION_SECONDS: Final = 5.0
 """When to look again for an object that the garbage collector is about to delete."""
 
@@ -42,13 +43,17 @@ def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
 
 
 def revision_unusable(observed: ObservedDeployment) -> Blocker | None:
-    """The spec goes back to a revision of which nothing is kept, or whose signature was checked with other keys."""
+    """The spec goes back to a revision of which nothing is kept, or whose signature was checked with other keys, or
+    whose clients need other ones."""
     spec, known = observed.resource.spec, records(observed)
     wanted = spec.rollback_to
-    usable = [name for name, record in known.items() if record.serving.public_keys == accepted_keys(spec)]
+    usable = [name for name, record in known.items() if is_as_the_spec_protects(record.serving, spec)]
     if not wanted or wanted in usable:
         return None
-    what = "its signature was not checked with the keys of spec.policy" if wanted in known else "nothing is kept of it"
+    what = "nothing is kept of it"
+    if wanted in known:
+        same = known[wanted].serving.public_keys == accepted_keys(spec)
+        what = "it asks clients for other keys than spec.access, or for none" if same else _OTHER_SIGNATURE
     told = [line.revision for line in observed.resource.status.revisions if line.revision in usable]
     message = f"spec.rollbackTo is {wanted!r}; {what}. These can serve again: {', '.join(told) or 'none'}."
     return Blocker(Reason.REVISION_UNUSABLE, message, watched=True)

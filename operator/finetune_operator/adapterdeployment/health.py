@@ -16,6 +16,7 @@ from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.pod import find_condition, parse_result, pod_blocker, pod_failure, refusal
+from finetune_operator.resources.client_proxy import PROXY
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
 
@@ -33,7 +34,7 @@ HOLDS_NOTHING: Final = frozenset(
 LONG_WAIT_SECONDS: Final = 60.0 * UNSCHEDULABLE_MINUTES
 """For how long a wait for hardware is nothing special: an autoscaler may be adding a node."""
 _PASSING: Final = HOLDS_NOTHING | {
-    *(Reason.SECRET_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
+    *(Reason.SECRET_MISSING, Reason.API_KEYS_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
     *(Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What has its cause outside the revision: the same pods may start once it is gone."""
@@ -282,19 +283,31 @@ def _pod_problems(pod: Object) -> Iterator[ServerProblem]:
         return
     for container in _containers(pod):
         ended = _last_end(container)
-        if container["name"] == SELF_CHECK and container.get("ready"):
+        if container["name"] in (SELF_CHECK, PROXY) and container.get("ready"):
             continue  # it has passed since
         if ended is not None and ended["exitCode"] != ExitCode.OK:
             yield _container_problem(pod["metadata"]["name"], container, ended)
+    if _has_lost_its_keys(pod):
+        name = pod["metadata"]["name"]
+        said = f"The proxy of pod {name} lets nobody in: the Secret of spec.access.apiKeys has no key by now."
+        yield ServerProblem(Reason.API_KEYS_MISSING, f"{said} `kubectl logs {name} -c {PROXY}` names what is none.")
     blocker = pod_blocker(pod)
     if blocker is not None:
         yield ServerProblem(*blocker)
 
 
+def _has_lost_its_keys(pod: Object) -> bool:
+    """Whether a pod's proxy runs and is not ready, which it is with a key whatever the server does. While others still
+    start it may just not have been asked."""
+    proxy, others = _named(pod, PROXY), [_named(pod, SERVER), _named(pod, SELF_CHECK)]
+    runs = "running" in (proxy.get("state") or {})
+    return runs and not proxy.get("ready") and all(each.get("ready") for each in others)
+
+
 def _container_problem(pod: str, container: Object, ended: Object) -> ServerProblem:
     """Why a container ended; the kubelet keeps restarting it."""
     name, code, restarts = container["name"], ended["exitCode"], container.get("restartCount", 0)
-    result = parse_result(ended.get("message")) if name in (FETCH, SELF_CHECK) else None
+    result = parse_result(ended.get("message")) if name in (FETCH, SELF_CHECK, PROXY) else None
     outlook = Outlook.FAIL if restarts >= CRASHES and code != ExitCode.RETRIABLE else Outlook.WAIT
     if result is not None:
         said = f"Pod {pod}: {result.message}" if name == SELF_CHECK else result.message
@@ -365,7 +378,8 @@ def _node_is_silent(pod: Object) -> bool:
     status = pod.get("status") or {}
     server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
     taken = find_condition(status, "Ready", "False") or find_condition(status, "Ready", "Unknown")
-    ready = server.get("ready") and (not check or check.get("ready"))
+    proxy = _named(pod, PROXY)
+    ready = server.get("ready") and all(not each or each.get("ready") for each in (check, proxy))
     return bool(taken and ready and status.get("phase") == "Running")
 
 

@@ -17,7 +17,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.candidate import given_back, in_state
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem, Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import accepted_keys, spec_hash
+from finetune_operator.adapterdeployment.revision import is_as_the_spec_protects, spec_hash
 from finetune_operator.adapterdeployment.revision_objects import is_as_recorded, serve
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, recorded_target
@@ -39,12 +39,12 @@ class Kept(NamedTuple):
 
 def kept(observed: ObservedDeployment) -> Kept | None:
     """The revision that served before, as long as its pods are what was proved: with the keys, too, that the spec asks
-    for by now."""
+    for by now. One that asks clients for none never comes back by itself where the spec does."""
     previous = observed.resource.status.previous
     if previous is None or not _keeps(observed):
         return None
     target = recorded_target(observed, previous)
-    if target is None or target.serving.public_keys != accepted_keys(observed.resource.spec):
+    if target is None or not is_as_the_spec_protects(target.serving, observed.resource.spec):
         return None
     return Kept(previous, target) if is_as_recorded(observed, target.record) else None
 

@@ -17,7 +17,13 @@ from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.decided import is_as_decided
 from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of, spec_hash
+from finetune_operator.adapterdeployment.revision import (
+    accepted_keys,
+    api_keys_secret,
+    choice_of,
+    revision_of,
+    spec_hash,
+)
 from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.framework.ownership import Owner
@@ -73,6 +79,7 @@ class Record:
                 "artifact": {"uri": serving.artifact_uri, "digest": serving.artifact_digest},
                 "storage": serving.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                 "publicKeys": list(serving.public_keys),
+                **({"apiKeysSecret": serving.api_keys_secret} if serving.api_keys_secret else {}),
                 "runtimeName": serving.runtime_name,
                 "runtime": serving.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                 "template": self.template,
@@ -116,7 +123,8 @@ def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record |
     if runtime is None or revision.storage is None:
         return None
     place = (revision.artifact_uri, revision.artifact_digest, revision.storage)
-    serving = Serving(*place, revision.runtime, runtime, accepted_keys(observed.resource.spec))
+    spec = observed.resource.spec
+    serving = Serving(*place, revision.runtime, runtime, accepted_keys(spec), api_keys_secret(spec))
     fresh = _rendered(observed, serving, choice_of(serving, observed.settings), known)
     return fresh if fresh.revision == revision.revision else _adopted(observed, fresh)
 
@@ -172,6 +180,8 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
     if stable is None or live is None or stable.revision in records(observed):
         return None
     serving = fresh.serving
+    if serving.api_keys_secret:  # no release without records knew of any
+        return None
     same = (serving.artifact_uri, serving.artifact_digest, serving.storage, serving.runtime_name)
     if same != (stable.artifact_uri, stable.artifact_digest, stable.storage, stable.runtime):
         return None
@@ -207,6 +217,7 @@ def _read(found: Object) -> Record | None:
                 data["runtimeName"],
                 Runtime.model_validate(data["runtime"], extra="ignore"),
                 tuple(data["publicKeys"]),
+                data.get("apiKeysSecret", ""),
             ),
             template=data["template"],
             input_name=data["input"]["name"],

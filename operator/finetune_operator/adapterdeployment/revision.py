@@ -27,7 +27,8 @@ def choice_of(serving: Serving, settings: Settings) -> str:
     values = [without_defaults(each) for each in chosen]
     values[1].pop("description", None)
     place = [serving.artifact_uri, serving.artifact_digest, list(serving.public_keys), serving.runtime_name]
-    return digest([*place, *values, registry])
+    keys = [{"apiKeys": serving.api_keys_secret, "proxy": repository(images.proxy)}] if serving.api_keys_secret else []
+    return digest([*place, *values, registry, *keys])
 
 
 def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
@@ -44,6 +45,16 @@ def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
 def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
     """The public keys that the spec's policy asks for; empty: none."""
     return tuple(spec.policy.signature.public_keys) if spec.policy.signature else ()
+
+
+def api_keys_secret(spec: AdapterDeploymentSpec) -> str:
+    """The Secret with the keys that the spec asks of clients; empty: none are asked."""
+    return spec.access.api_keys.secret_ref.name if spec.access.api_keys else ""
+
+
+def is_as_the_spec_protects(serving: Serving, spec: AdapterDeploymentSpec) -> bool:
+    """Whether a revision asks its artifact's signature, and its clients, for the keys that the spec asks for by now."""
+    return serving.public_keys == accepted_keys(spec) and serving.api_keys_secret == api_keys_secret(spec)
 
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:

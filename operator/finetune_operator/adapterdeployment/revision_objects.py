@@ -3,7 +3,8 @@
 from finetune_api.adapterdeployment import watch_seconds
 from finetune_api.stages import SelfCheckLimits
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import Record
+from finetune_operator.adapterdeployment.record import Record, records
+from finetune_operator.adapterdeployment.revision import api_keys_secret
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.objects import (
@@ -14,6 +15,7 @@ from finetune_operator.framework.objects import (
     SERVICES,
     Object,
 )
+from finetune_operator.resources.client_proxy import has_proxy
 from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
@@ -43,7 +45,8 @@ def start_candidate(
     """
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
-    policy = open_policy(observed, revision) if is_open else candidate_policy(owner, revision)
+    closed = candidate_policy(owner, revision, observed.settings.serving, has_proxy=has_proxy(target.record.template))
+    policy = open_policy(observed, revision) if is_open else closed
     asked = () if not is_asked else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
@@ -114,5 +117,10 @@ def direct_traffic(observed: ObservedDeployment, revision: str, *, is_shared: bo
 
 
 def open_policy(observed: ObservedDeployment, revision: str) -> Object:
-    """The policy that lets clients reach a revision."""
-    return serving_policy(observed.owner, revision, observed.settings.serving.ingress_from)
+    """The policy that lets clients reach a revision: the proxy where they need keys, otherwise the server."""
+    found = records(observed).get(revision)
+    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
+    template = found.template if found else (live or {}).get("spec", {}).get("template")
+    # Of a revision of which nothing is known there are no pods yet: it is the one that the spec asks for.
+    proxied = has_proxy(template) if template else bool(api_keys_secret(observed.resource.spec))
+    return serving_policy(observed.owner, revision, observed.settings.serving, has_proxy=proxied)

@@ -43,6 +43,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         min_agreement_percent=asked.min_agreement_percent,
         timeout_seconds=seconds,
         withdrawn=spec.policy.withdrawn,
+        api_keys_secret=target.serving.api_keys_secret,
         max_distance=None if asked.max_distance is None else float(asked.max_distance),
         detect_drop=None if asked.detect_drop is None else float(asked.detect_drop),
         objectives=LatencyObjectives(

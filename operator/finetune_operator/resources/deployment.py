@@ -9,6 +9,7 @@ from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of
+from finetune_operator.resources.client_proxy import behind_proxy, proxy_container, proxy_volumes
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.pod import container, pod_spec
@@ -48,6 +49,8 @@ class Serving:
     runtime: Runtime
     public_keys: tuple[str, ...] = ()
     """Of these, in PEM, one must have signed the artifact; empty: signatures are not looked at."""
+    api_keys_secret: str = ""
+    """Secret with the keys of its clients; empty: they need none."""
 
     @property
     def model_path(self) -> str:
@@ -131,10 +134,12 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     """The pods of a revision, whatever their number."""
     runtime, images = serving.runtime, settings.images
     fetch = fetch_request(owner, serving, settings, revision)
-    plan = serving_plan(runtime, ServedModel(serving.model_path, owner.name))
-    pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
+    keys = serving.api_keys_secret
+    plan = serving_plan(runtime, ServedModel(serving.model_path, owner.name, behind_proxy=bool(keys)))
+    server = _server(runtime, plan, images)
+    pod = pod_spec([behind_proxy(server) if keys else server], runtime.pod, images, runtime.service_account_name)
     check = self_check_container(serving.record_path, serving.artifact_digest, runtime.engine, images)
-    pod["initContainers"] = [_fetch(fetch), check]
+    pod["initContainers"] = [_fetch(fetch), check, *([proxy_container(keys, plan, images)] if keys else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
@@ -144,6 +149,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
         *shared_memory_volumes(plan.shared_memory),
+        *(proxy_volumes(keys) if keys else ()),
     ]
     return {"metadata": {"labels": server_labels(owner, revision)}, "spec": pod}
 

@@ -1,6 +1,8 @@
 """Who may reach the pods of a revision: only the verifier, until the revision is promoted.
 
 There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled.
+
+Where clients need keys, they reach the proxy only; metrics are behind a port of their own.
 """
 
 from collections.abc import Sequence
@@ -10,26 +12,32 @@ from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import deployment_name, server_labels
+from finetune_operator.settings import ServingAccess
 
 
-def candidate_policy(owner: Owner, revision: str) -> Object:
-    """Only the verification pods of this resource."""
-    return _policy(owner, revision, ())
+def candidate_policy(owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False) -> Object:
+    """Only the verification pods of this resource, and who reads metrics."""
+    return _policy(owner, revision, (), access.metrics_from if has_proxy else (), has_proxy=has_proxy)
 
 
-def serving_policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
-    """Those whom the platform's admin names, as NetworkPolicy peers, on the serving port.
+def serving_policy(owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False) -> Object:
+    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients.
 
     Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
     whoever writes a custom resource who decides.
     """
-    return _policy(owner, revision, clients)
+    readers = access.metrics_from if has_proxy else ()
+    return _policy(owner, revision, access.ingress_from, readers, has_proxy=has_proxy)
 
 
-def _policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
+def _policy(
+    owner: Owner, revision: str, clients: Sequence[Object], readers: Sequence[Object], *, has_proxy: bool
+) -> Object:
     """The verifier is always among the peers: an empty list of them would mean everybody."""
     verifier = {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: Stage.VERIFY.value}}}
     labels = server_labels(owner, revision)
+    port = meta.CLIENT_PORT if has_proxy else meta.SERVING_PORT
+    metrics = [{"ports": [{"protocol": "TCP", "port": meta.INNER_PORT}], "from": list(readers)}] if readers else []
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -38,7 +46,8 @@ def _policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
             "podSelector": {"matchLabels": labels},
             "policyTypes": ["Ingress"],
             "ingress": [
-                {"ports": [{"protocol": "TCP", "port": meta.SERVING_PORT}], "from": [verifier, *clients]},
+                {"ports": [{"protocol": "TCP", "port": port}], "from": [verifier, *clients]},
+                *metrics,
             ],
         },
     }

@@ -9,8 +9,10 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.hashing import canonical_json
 from finetune_api.references import ConfigMapKeyRef
+from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.access import access_of, dataset_read
+from finetune_operator.resources.client_proxy import api_keys_mount, api_keys_volume
 from finetune_operator.resources.egress import ca_mounts, ca_volumes, proxy_env
 from finetune_operator.resources.environment import (
     access_env,
@@ -53,6 +55,7 @@ def stage_job(request: StageRequest) -> Object:
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     pod["volumes"] += [*ca_volumes(access_of(request.input).authorities), *shared_memory_volumes(request.shared_memory)]
     pod["volumes"] += model_cache_volumes(request.model_cache_claim)
+    pod["volumes"] += [api_keys_volume(secret) for secret in _api_keys(request)]
     if request.nodes > 1:
         pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
@@ -130,6 +133,7 @@ def stage_container(request: StageRequest) -> Object:
             *ca_mounts(access.authorities),
             *shared_memory_mounts(request.shared_memory),
             *model_cache_mounts(request.model_cache_claim),
+            *(api_keys_mount() for _ in _api_keys(request)),
         ],
     )
     body["command"] = [*argv, *model_cache_arguments(request.model_cache_claim), *_together_arguments(request)]
@@ -143,6 +147,12 @@ def _together_arguments(request: StageRequest) -> list[str]:
     if request.nodes > 1:
         arguments += ["--nodes", str(request.nodes), "--coordinator", f"{request.name}-0.{request.name}"]
     return arguments
+
+
+def _api_keys(request: StageRequest) -> list[str]:
+    """The Secret with the keys that a verification needs, if it does."""
+    params = request.input.params.verify if request.stage is Stage.VERIFY else None
+    return [params.api_keys_secret] if params and params.api_keys_secret else []
 
 
 def _config_maps(request: StageRequest) -> dict[int, ConfigMapKeyRef]:

@@ -11,6 +11,8 @@ from typing import Final, Protocol
 from finetune_operator.framework.objects import Object
 from finetune_operator.settings import Runtime
 
+LOOPBACK: Final = "127.0.0.1"
+"""Where a server listens that has a proxy before it."""
 _STARTUP_PERIOD_SECONDS: Final = 5
 
 
@@ -22,6 +24,8 @@ class ServedModel:
     """Folder in its pod; it holds the artifact's digest, so that a server that names it proves what it serves."""
     name: str
     """The model's name in OpenAI's API: that of the AdapterDeployment."""
+    behind_proxy: bool = False
+    """Whether clients reach it through the proxy in its pod only: then it listens on loopback."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class ServingPlan:
     """Wait between the pod's removal from its Services and SIGTERM, so that every node knows of the removal."""
     grace_seconds: int
     """From the start of the drain to SIGKILL."""
+    read_paths: tuple[str, ...]
+    """What clients may GET where a proxy is before the server."""
+    write_paths: tuple[str, ...]
+    """What they may POST to there: what answers, and nothing that changes what is served."""
     args: tuple[str, ...] = ()
     """Arguments of the image's entry point."""
     writable: tuple[str, ...] = ()

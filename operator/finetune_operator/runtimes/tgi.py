@@ -7,7 +7,14 @@ tgi-entrypoint.sh). The stand-in ``images/tgi-cpu`` keeps the same contract.
 from typing import Final
 
 from finetune_api.meta import SERVING_PORT
-from finetune_operator.runtimes.plan import ServedModel, ServingPlan, health_probe, seconds_after_drain, startup_probe
+from finetune_operator.runtimes.plan import (
+    LOOPBACK,
+    ServedModel,
+    ServingPlan,
+    health_probe,
+    seconds_after_drain,
+    startup_probe,
+)
 from finetune_operator.settings import Runtime
 
 _RESERVE_SECONDS: Final = 30
@@ -27,6 +34,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
             **runtime.env,
             "MODEL_ID": model.path,
             "PORT": str(SERVING_PORT),
+            **({"HOSTNAME": LOOPBACK} if model.behind_proxy else {}),
             "NUM_SHARD": str(runtime.num_shard),
             "MAX_INPUT_TOKENS": str(runtime.max_input_tokens),
             "MAX_TOTAL_TOKENS": str(runtime.max_total_tokens),
@@ -46,6 +54,12 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         # would restart healthy pods.
         readiness=health_probe(5, 3, timeout=5),
         liveness=health_probe(30, 10, timeout=15),
+        read_paths=("/health", "/info", "/v1/models"),
+        # "/" is where huggingface_hub's text_generation asks.
+        write_paths=(
+            *("/", "/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions"),
+            *("/tokenize", "/chat_tokenize"),
+        ),
         drain_seconds=runtime.drain_seconds,
         grace_seconds=runtime.termination_grace_seconds,
         # The router saves the tokenizer in ./out. Its working directory also holds the image's virtual environment,

@@ -8,7 +8,14 @@ serve`` and ``vllm.entrypoints.openai.api_server``, take the same arguments.
 from typing import Final
 
 from finetune_api.meta import SERVING_PORT
-from finetune_operator.runtimes.plan import ServedModel, ServingPlan, health_probe, seconds_after_drain, startup_probe
+from finetune_operator.runtimes.plan import (
+    LOOPBACK,
+    ServedModel,
+    ServingPlan,
+    health_probe,
+    seconds_after_drain,
+    startup_probe,
+)
 from finetune_operator.settings import Runtime
 
 _RESERVE_SECONDS: Final = 15
@@ -30,6 +37,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         "--model": model.path,
         "--served-model-name": model.name,
         "--port": str(SERVING_PORT),
+        **({"--host": LOOPBACK} if model.behind_proxy else {}),
         "--max-model-len": str(runtime.max_total_tokens),
         "--tensor-parallel-size": str(runtime.num_shard),
         # The default, 0, kills the engine at once and leaves streams open that never end.
@@ -66,6 +74,9 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         startup=startup_probe(runtime),
         readiness=health_probe(5, 3, timeout=5),
         liveness=health_probe(30, 10, timeout=15),
+        read_paths=("/health", "/v1/models"),
+        # Not /v1/load_lora_adapter, /reset_prefix_cache, /sleep and their like (vllm/entrypoints/serve).
+        write_paths=("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"),
         drain_seconds=runtime.drain_seconds,
         grace_seconds=runtime.termination_grace_seconds,
         # Its processes pass on messages and images through it, one GPU or not: its CPU build takes 160 MiB and ends in

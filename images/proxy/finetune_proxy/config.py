@@ -1,0 +1,147 @@
+"""HAProxy's configuration, as a pure function of what the proxy is told.
+
+Written for HAProxy 2.6, Debian 12's (https://docs.haproxy.org/2.6/configuration.html). What changes while it runs is in
+two lists that are changed through its socket, so that it never reloads: the hashes of the keys, and two words for its
+state (``HAS_KEYS``, ``DRAINING``).
+"""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+HAS_KEYS: Final = "keys"
+"""Word for: there is a key with which clients get in."""
+DRAINING: Final = "draining"
+"""Word for: the pod is about to stop, so each answer is the last one of its connection."""
+_READ: Final = "GET HEAD"
+_MOST_CONNECTIONS: Final = 2000
+"""Beyond, connections wait to be accepted. Each takes two buffers of 16 KiB, so these fit in the container's memory."""
+_STREAM: Final = "1h"
+"""For how long neither side need say anything: a request may wait for its turn at a busy engine, and an answer that is
+no stream comes when it is complete."""
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """What the proxy is told."""
+
+    port: int
+    """Where clients connect."""
+    inner_port: int
+    """Where the kubelet and Prometheus do."""
+    engine_port: int
+    """Where the engine listens, on loopback."""
+    read: tuple[str, ...]
+    """Paths that clients may GET."""
+    write: tuple[str, ...]
+    """Paths to which they may POST."""
+    drain_seconds: int
+    """How long a stopping pod waits before its engine stops."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that HAProxy reads and makes."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Its configuration."""
+        return self.folder / "haproxy.cfg"
+
+    @property
+    def keys(self) -> Path:
+        """Hashes of the keys."""
+        return self.folder / "keys"
+
+    @property
+    def state(self) -> Path:
+        """Words for its state."""
+        return self.folder / "state"
+
+    @property
+    def socket(self) -> Path:
+        """Where it takes commands."""
+        return self.folder / "admin.sock"
+
+
+def key_hash(key: str) -> str:
+    """What stands in the list for a key, as HAProxy's ``sha2(256),hex`` writes it."""
+    return sha256(key.encode("ascii")).hexdigest().upper()
+
+
+def keep_alive_seconds(drain_seconds: int) -> int:
+    """How long a connection may be idle. Less than a drain: so each ends, or has been told to, before the engine."""
+    return max(1, min(60, drain_seconds - 3))
+
+
+def haproxy_config(told: Proxied, files: Files) -> str:
+    """The configuration. Keys come first, so that a path says nothing to those without one."""
+    unknown_key = _said(401, "Give a key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
+    no_path = _said(404, "This endpoint has no such path for this method.", "not_found")
+    return f"""\
+global
+    log stdout format raw daemon notice
+    maxconn {_MOST_CONNECTIONS}
+    nbthread 2
+    stats socket {files.socket} mode 600 level admin
+
+defaults
+    mode http
+    # Each request has a connection of its own to the engine: an idle one may be closed just when it is used.
+    option http-server-close
+    # Tokens pass one by one, and the engine is told of clients that leave.
+    option http-no-delay
+    option abortonclose
+    retries 1
+    timeout connect 5s
+    timeout http-request 30s
+    timeout http-keep-alive {keep_alive_seconds(told.drain_seconds)}s
+    timeout client {_STREAM}
+    timeout server {_STREAM}
+    http-error {_said(400, "This is no HTTP request.", "bad_request")}
+    http-error {_said(408, "The request did not arrive in time.", "request_timeout")}
+    http-error {_said(500, "The proxy failed.", "internal_error")}
+    http-error {_said(502, "The model server gave no complete answer.", "bad_gateway")}
+    http-error {_said(503, "The model server does not answer.", "unavailable")}
+    http-error {_said(504, "The model server did not answer in time.", "timeout")}
+
+frontend clients
+    bind :{told.port}
+    acl known http_auth_bearer,sha2(256),hex -m str -f {files.keys}
+    acl read method {_READ}
+    acl write method POST
+    acl may_read path -m str {" ".join(told.read)}
+    acl may_write path -m str {" ".join(told.write)}
+    http-after-response set-header Connection close if {_has(DRAINING, files)}
+    http-request return {unknown_key} hdr WWW-Authenticate Bearer unless known
+    http-request return {no_path} unless read may_read or write may_write
+    http-request del-header Authorization
+    default_backend engine
+
+frontend inner
+    bind :{told.inner_port}
+    http-request return status 200 if {{ path /ready }} {_has(HAS_KEYS, files)}
+    http-request return status 503 if {{ path /ready }}
+    http-request use-service prometheus-exporter if {{ path /proxy/metrics }}
+    http-request return status 404 unless {{ path /health /metrics }}
+    default_backend engine
+
+backend engine
+    server engine 127.0.0.1:{told.engine_port}
+"""
+
+
+def _has(word: str, files: Files) -> str:
+    """The condition that a word is in the list of states."""
+    return f"{{ str({word}) -m str -f {files.state} }}"
+
+
+def _said(status: int, message: str, code: str) -> str:
+    """An answer in the shape of OpenAI's errors."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return f"status {status} content-type application/json string '{body}'"

@@ -1,0 +1,383 @@
+"""The proxy in front of a model server: which keys there are, HAProxy's configuration, and HAProxy itself with it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from finetune_api.api_keys import ApiKeys, fault_of, read_api_keys
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome
+from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.verification.connection import Connection, wait_until_healthy
+from finetune_operator.outcome.pod import parse_result
+from finetune_proxy.__main__ import Options, failure, nobody, parse, run
+from finetune_proxy.config import Files, Proxied, haproxy_config, keep_alive_seconds, key_hash
+from hack.cluster.layout import free_port
+from hack.cluster.packages import SYSTEM_PATH
+from tests.support.sentences import assert_says
+
+pytestmark = pytest.mark.unit
+
+FIRST: Final = "first-key-0123456789abcdef"
+SECOND: Final = "second-key-0123456789abcdef"
+READ: Final = ("/health", "/v1/models")
+WRITE: Final = ("/v1/chat/completions", "/v1/completions")
+PATIENCE: Final = 60.0
+"""Seconds until a test that waits for something gives up."""
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("value", "fault"),
+        [
+            (b"a" * 20, ""),
+            (b"~!" * 256, ""),
+            (b"", "is empty"),
+            (b"a" * 19, "has fewer than 20 characters"),
+            (b"a" * 513, "has more than 512 characters"),
+            (b"a" * 20 + b"\n", "ends with a line break (write it with printf or --from-literal, not with echo)"),
+            (b"a" * 20 + b"\r\n", "ends with a line break (write it with printf or --from-literal, not with echo)"),
+            (b"a" * 10 + b"\n" + b"b" * 10, "has a space, a line break or a character outside of ASCII"),
+            (b"a" * 10 + b" " + b"b" * 10, "has a space, a line break or a character outside of ASCII"),
+            ("schlüssel-0123456789ab".encode(), "has a space, a line break or a character outside of ASCII"),
+            (b"\x00" * 20, "has a space, a line break or a character outside of ASCII"),
+        ],
+    )
+    def test_what_can_be_one(self, value: bytes, fault: str) -> None:
+        assert fault_of(value) == fault
+
+    def test_they_are_read_as_the_kubelet_mounts_them(self, tmp_path: Path) -> None:
+        """A link for each entry, to a folder that is exchanged as a whole."""
+        mount(tmp_path, {"b": FIRST, "a": SECOND, "short": "secret"})
+        found = read_api_keys(tmp_path)
+        assert found.accepted == (SECOND, FIRST)
+        assert found.refused == ("entry 'short' has fewer than 20 characters",)
+        assert FIRST not in repr(found)
+
+    def test_without_the_secret_there_are_none(self, tmp_path: Path) -> None:
+        assert read_api_keys(tmp_path) == read_api_keys(tmp_path / "missing") == ApiKeys()
+
+
+class TestConfiguration:
+    TOLD: Final = Proxied(8081, 9402, 8080, READ, WRITE, drain_seconds=15)
+
+    @pytest.mark.parametrize(("drain", "idle"), [(15, 12), (5, 2), (3, 1), (0, 1), (300, 60)])
+    def test_idle_connections_end_before_the_server_does(self, drain: int, idle: int) -> None:
+        assert keep_alive_seconds(drain) == idle
+        told = Proxied(8081, 9402, 8080, READ, WRITE, drain)
+        assert f"timeout http-keep-alive {idle}s" in haproxy_config(told, Files(Path("/run")))
+
+    def test_who_has_no_key_is_not_told_which_paths_there_are(self) -> None:
+        lines = [line.strip() for line in haproxy_config(self.TOLD, Files(Path("/run/proxy"))).splitlines()]
+        (no_key,) = [n for n, line in enumerate(lines) if "status 401" in line]
+        (no_path,) = [n for n, line in enumerate(lines) if "status 404" in line and "json" in line]
+        assert no_key < no_path < lines.index("default_backend engine")
+        assert lines[no_key].endswith("unless known")
+        assert "acl known http_auth_bearer,sha2(256),hex -m str -f /run/proxy/keys" in lines
+        assert "acl may_read path -m str /health /v1/models" in lines
+        assert "acl may_write path -m str /v1/chat/completions /v1/completions" in lines
+        assert "server engine 127.0.0.1:8080" in lines
+
+    def test_the_arguments_of_the_container(self, tmp_path: Path) -> None:
+        given = ["--keys=/keys", "--secret=clients", "--folder=/run/proxy", "--drain-seconds=15"]
+        options = parse([*given, "--read=/health", "--read=/v1/models", *(f"--write={path}" for path in WRITE)])
+        assert (options.keys, options.secret, options.folder) == (Path("/keys"), "clients", Path("/run/proxy"))
+        assert options.told == self.TOLD
+
+    @pytest.mark.parametrize(
+        ("keys", "words"),
+        [
+            (ApiKeys(), ["Secret 'clients'", "does not exist, or is empty"]),
+            (ApiKeys((), ("entry 'a' is empty",)), ["Secret 'clients'", "entry 'a' is empty"]),
+            (ApiKeys((), ("entry 'a' is empty",) * 999), ["Secret 'clients'", "entry 'a' is empty"]),
+        ],
+    )
+    def test_the_operator_reads_why_it_does_not_start(self, keys: ApiKeys, words: list[str]) -> None:
+        result = parse_result(failure(nobody("clients", keys)))
+        assert result is not None
+        assert (result.outcome, result.reason) == (Outcome.FAILED, Reason.API_KEYS_MISSING)
+        assert_says(result.message, *words)
+
+
+@dataclass
+class StandIn:
+    """A server whose streams go on when they are told to."""
+
+    port: int
+    go_on: threading.Event = field(default_factory=threading.Event)
+    heard: list[str] = field(default_factory=list)
+    """All that reached it, a request each."""
+
+
+@dataclass
+class Door:
+    """A running proxy."""
+
+    port: int
+    inner: int
+    secret: Path
+    folder: Path
+    engine: StandIn
+    drain: threading.Event
+
+    def ask(self, path: str = "/v1/models", key: str = FIRST, method: str = "GET", *, inner: bool = False) -> int:
+        """The status of an answer."""
+        return self.answer(path, key, method, inner=inner)[0]
+
+    def answer(
+        self, path: str = "/v1/models", key: str = FIRST, method: str = "GET", *, inner: bool = False
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Status, headers and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.inner if inner else self.port, timeout=PATIENCE)
+        connection.request(method, path, headers={"Authorization": f"Bearer {key}"} if key else {})
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        return response.status, response.headers, body
+
+    def begin(self, key: str = FIRST) -> http.client.HTTPResponse:
+        """A stream of which the first part has come."""
+        self.engine.go_on.clear()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("POST", WRITE[0], body=b"{}", headers={"Authorization": f"Bearer {key}"})
+        response = connection.getresponse()
+        assert response.read1(100) == b"data: first\n\n"
+        return response
+
+    def end(self, response: http.client.HTTPResponse) -> bytes:
+        """The rest of a stream."""
+        self.engine.go_on.set()
+        return response.read()
+
+
+@pytest.fixture
+def engine() -> Iterator[StandIn]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    stand_in = StandIn(server.server_address[1])
+    server.stand_in = stand_in  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield stand_in
+    stand_in.go_on.set()
+    server.shutdown()
+    server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers everything."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._hear()
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def do_POST(self) -> None:
+        stand_in = self._hear()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"d\r\ndata: first\n\n\r\n")
+        stand_in.go_on.wait(PATIENCE)
+        self.wfile.write(b"c\r\ndata: last\n\n\r\n0\r\n\r\n")
+
+    def _hear(self) -> StandIn:
+        stand_in: StandIn = self.server.stand_in  # type: ignore[attr-defined]
+        stand_in.heard.append(f"{self.command} {self.path} {dict(self.headers)}")
+        return stand_in
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def mount(folder: Path, entries: dict[str, str]) -> None:
+    """Write entries as the kubelet does: another folder, and then the link to it."""
+    folder.mkdir(exist_ok=True)
+    version = folder / f"..{time.monotonic_ns()}"
+    version.mkdir()
+    for name, value in entries.items():
+        (version / name).write_text(value)
+    link = folder / "..new"
+    link.symlink_to(version.name)
+    link.rename(folder / "..data")
+    for each in folder.iterdir():
+        if not each.name.startswith("..") and each.name not in entries:
+            each.unlink()
+    for name in entries:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(tmp_path: Path, engine: StandIn) -> Iterator[Door]:
+    """The proxy, with real HAProxy, before a stand-in."""
+    program = shutil.which("haproxy", path=SYSTEM_PATH)
+    if program is None:
+        pytest.fail("haproxy is missing: `python3 -m hack.environments proxy` installs it")
+    port, inner = free_port(), free_port()
+    folder, secret = tmp_path / "files", tmp_path / "secret"
+    folder.mkdir()
+    mount(secret, {"a": FIRST})
+    told = Proxied(port, inner, engine.port, READ, WRITE, drain_seconds=15)
+    options = Options(secret, "clients", folder, told, tmp_path / "message", program)
+    stop, drain, ended = threading.Event(), threading.Event(), []
+    thread = threading.Thread(target=lambda: ended.append(run(options, stop, drain)))
+    thread.start()
+    door = Door(port, inner, secret, folder, engine, drain)
+    try:
+        until(lambda: _is_ready(door) or not thread.is_alive())
+        yield door
+    finally:
+        stop.set()
+        thread.join(PATIENCE)
+    assert ended == [ExitCode.OK]
+
+
+def _is_ready(door: Door) -> bool:
+    try:
+        return door.ask("/ready", inner=True) == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+class TestHaproxy:
+    def test_without_a_key_it_does_not_start(self, tmp_path: Path, engine: StandIn) -> None:
+        told = Proxied(free_port(), free_port(), engine.port, READ, WRITE, drain_seconds=15)
+        options = Options(tmp_path / "none", "clients", tmp_path, told, tmp_path / "message", "no-such-program")
+        assert run(options, threading.Event(), threading.Event()) is ExitCode.RETRIABLE
+        result = parse_result((tmp_path / "message").read_text())
+        assert result is not None
+        assert result.reason is Reason.API_KEYS_MISSING
+
+    def test_it_lets_in_who_has_a_key_to_the_paths_that_answer(self, tmp_path: Path, engine: StandIn) -> None:
+        with started(tmp_path, engine) as door:
+            for key in ("", SECOND, f"{FIRST}x", FIRST[:-1], FIRST.upper(), key_hash(FIRST)):
+                status, headers, body = door.answer(key=key)
+                assert (status, headers["WWW-Authenticate"]) == (401, "Bearer"), key
+                error = json.loads(body)["error"]
+                assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+                assert "Authorization" in error["message"]
+            assert engine.heard == []
+            assert door.ask() == door.ask("/health") == door.ask("/v1/models?limit=1") == 200
+            assert FIRST not in "".join(engine.heard), "the server does not get the key"
+            refused = [
+                *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/metrics", "/ready", "/", "//v1/models"),
+                *("/v1/../metrics", "/v1/models/", "/V1/MODELS", "/v1/%6dodels", "/v1/chat/completions"),
+            ]
+            heard = len(engine.heard)
+            assert {path: door.ask(path) for path in refused} == dict.fromkeys(refused, 404)
+            posted = [path for path in refused if path != WRITE[0]] + ["/v1/models", "/health"]
+            assert {path: door.ask(path, method="POST") for path in posted} == dict.fromkeys(posted, 404)
+            assert json.loads(door.answer("/metrics")[2])["error"]["code"] == "not_found"
+            assert len(engine.heard) == heard
+            assert door.ask("/metrics", key="", inner=True) == door.ask("/health", key="", inner=True) == 200
+            assert door.ask("/v1/models", inner=True) == door.ask(WRITE[0], method="POST", inner=True) == 404
+            assert b"haproxy_frontend_http_responses_total" in door.answer("/proxy/metrics", inner=True)[2]
+            files = [each.read_bytes() for each in door.folder.iterdir() if each.is_file()]
+            assert not any(FIRST.encode() in each for each in files), "only hashes are written"
+
+    def test_keys_come_and_go_while_it_runs(self, tmp_path: Path, engine: StandIn) -> None:
+        with started(tmp_path, engine) as door:
+            stream = door.begin()
+            mount(door.secret, {"a": FIRST, "b": SECOND, "c": "short"})
+            until(lambda: door.ask(key=SECOND) == 200)
+            assert door.ask(key=FIRST) == 200, "clients have time to move"
+            assert door.ask(key="short") == 401
+            mount(door.secret, {"b": SECOND})
+            until(lambda: door.ask(key=FIRST) == 401)
+            assert door.ask(key=SECOND) == 200
+            assert door.end(stream) == b"data: last\n\n", "what has begun goes on"
+            mount(door.secret, {})
+            until(lambda: door.ask("/ready", inner=True) == 503)
+            assert door.ask(key=SECOND) == door.ask(key="") == 401, "an empty Secret opens nothing"
+            mount(door.secret, {"a": FIRST})
+            until(lambda: door.ask("/ready", inner=True) == 200)
+            assert door.ask() == 200
+
+    def test_before_the_end_clients_are_told_to_move(self, tmp_path: Path, engine: StandIn) -> None:
+        with started(tmp_path, engine) as door:
+            stream = door.begin()
+            kept = http.client.HTTPConnection("127.0.0.1", door.port, timeout=PATIENCE)
+            kept.request("GET", "/v1/models", headers={"Authorization": f"Bearer {FIRST}"})
+            first = kept.getresponse()
+            assert (first.read(), first.headers["Connection"], kept.sock is not None) == (b"ok", None, True)
+            door.drain.set()
+            until(lambda: door.answer()[1]["Connection"] == "close")
+            kept.request("GET", "/v1/models", headers={"Authorization": f"Bearer {FIRST}"})
+            last = kept.getresponse()
+            assert (last.status, last.read(), last.headers["Connection"]) == (200, b"ok", "close")
+            assert door.ask("/ready", inner=True) == 200, "its endpoints are taken out already"
+            assert door.end(stream) == b"data: last\n\n"
+
+    def test_what_it_says_without_a_server(self, tmp_path: Path) -> None:
+        with started(tmp_path, StandIn(free_port())) as door:
+            status, headers, body = door.answer()
+            assert (status, headers["Content-Type"]) == (503, "application/json")
+            assert json.loads(body)["error"]["type"] == "server_error"
+            assert door.ask("/health", inner=True) == 503
+
+    def test_every_request_of_the_verification_has_the_key(self, tmp_path: Path, engine: StandIn) -> None:
+        engine.go_on.set()
+        said = dict.fromkeys(("label", "base", "tuned", "artifact"), "x")
+        asked = Answer(messages=[{"role": "user", "content": "x"}], **said)
+        with started(tmp_path, engine) as door:
+            url = f"http://127.0.0.1:{door.port}"
+            wait_until_healthy(url, time.monotonic() + PATIENCE, FIRST)
+            for key, arrives in (("", False), (FIRST, True)):
+                server = Connection(url, 400, re.compile("too long"), key=key)
+                calls: list[Callable[[], object]] = [
+                    lambda server=server: server.get("/v1/models"),  # type: ignore[misc]
+                    lambda server=server: server.post("/v1/completions", {}, "a text"),  # type: ignore[misc]
+                    lambda server=server: server.chat(asked),  # type: ignore[misc]
+                    lambda server=server: server.stream(asked),  # type: ignore[misc]
+                ]
+                for call in calls:
+                    engine.heard.clear()
+                    # What the stand-in answers is none of this test's business.
+                    with contextlib.suppress(StageError, json.JSONDecodeError):
+                        call()
+                    assert bool(engine.heard) is arrives
+
+    def test_it_ends_with_haproxy(self, tmp_path: Path) -> None:
+        mount(tmp_path / "secret", {"a": FIRST})
+        told = Proxied(free_port(), free_port(), free_port(), READ, WRITE, drain_seconds=15)
+        options = Options(tmp_path / "secret", "clients", tmp_path, told, tmp_path / "message", "false")
+        assert run(options, threading.Event(), threading.Event()) is ExitCode.RETRIABLE
+
+    def test_haproxy_finds_no_fault(self, tmp_path: Path) -> None:
+        files = Files(tmp_path)
+        files.config.write_text(haproxy_config(TestConfiguration.TOLD, files))
+        files.keys.touch()
+        files.state.touch()
+        program = shutil.which("haproxy", path=SYSTEM_PATH) or "haproxy"
+        checked = subprocess.run([program, "-c", "-f", files.config], capture_output=True, text=True, check=False)
+        assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
