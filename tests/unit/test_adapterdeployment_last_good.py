@@ -319,6 +319,26 @@ class TestByItself:
         states = {line.revision: line.state for line in cluster.status.revisions}
         assert states[new] is RevisionState.ROLLED_BACK
 
+    @pytest.mark.parametrize("by_hand", [False, True])
+    def test_no_refused_deployment_keeps_traffic_from_going_back(self, by_hand: bool) -> None:
+        """The kept pods are fewer than the spec asks for by now: more of them can come later."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec["replicas"] = 2
+        cluster.reconcile()
+        cluster.refuse = lambda _, action: "no" if isinstance(action, Apply) and action.resource == DEPLOYMENTS else ""
+        if by_hand:
+            cluster.spec["rollbackTo"] = old
+        else:
+            crash(cluster, new)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.revision == old
+        cluster.refuse = lambda _cluster, _action: ""
+        passes(cluster)
+        assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]["replicas"] == 2
+
     def test_what_is_refused_is_not_reported_as_done(self) -> None:
         cluster, _, new = promoted()
         crash(cluster, new)
