@@ -18,9 +18,9 @@ from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
-from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES
 from finetune_operator.resources.deployment import start_seconds
-from tests.support.promoted import falls_silent
+from tests.support.promoted import falls_silent, passes
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
@@ -387,6 +387,34 @@ def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leave
         del cluster.pods["stray"]
         cluster.settle()
         assert cluster.traffic() == new
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_one_that_is_tried_again_while_clients_leave_it_keeps_its_network_open(at_once: bool) -> None:
+    """Whether its pods are still there, or are being deleted: answers that are under way come to their end."""
+    cluster, _, new = started()
+    answering = copy.deepcopy(cluster.pods[f"demo-{new}"])
+    leaving = copy.deepcopy(cluster.pods[f"demo-{new}"][0])
+    leaving["metadata"]["deletionTimestamp"] = timestamp(cluster.now + timedelta(minutes=2))
+    falls_silent(cluster, new)
+    cluster.now += timedelta(seconds=UNANSWERED_SECONDS)
+    cluster.reconcile()
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.canary is None
+    assert not cluster.shared()
+    opened = cluster.objects[NETWORK_POLICIES][f"demo-{new}"]["spec"]
+    if not at_once:
+        cluster.pods["leaving"] = [leaving]
+        passes(cluster)
+        assert new not in cluster.revisions(DEPLOYMENTS)
+    cluster.spec |= {"rerun": "again"}
+    one_pass(cluster, 5)
+    assert cluster.objects[NETWORK_POLICIES][f"demo-{new}"]["spec"] == opened
+    cluster.pods.pop("leaving", None)
+    if at_once:
+        cluster.pods[f"demo-{new}"] = answering
+    cluster.settle()
+    assert cluster.traffic() == new
 
 
 @pytest.mark.parametrize("room", [4, 100])

@@ -15,7 +15,14 @@ from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, JOBS, SERVICES, Object
+from finetune_operator.framework.objects import (
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Object,
+)
 from tests.support.promoted import crash, falls_silent, passes, promoted, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, pinned, published, shown
@@ -48,6 +55,19 @@ class TestKeeping:
         assert cluster.status.previous is None
         passes(cluster)
         assert cluster.revisions(DEPLOYMENTS) == {new}
+
+    def test_one_that_comes_back_while_it_drains_keeps_its_network_open(self) -> None:
+        """Its last clients are answered to the end, though it has to be verified again."""
+        cluster, old, _ = promoted(keep="0s")
+        opened = cluster.objects[NETWORK_POLICIES][f"demo-{old}"]["spec"]
+        cluster.spec = pinned(GOOD, keepLastGood="0s")
+        cluster.now += timedelta(seconds=1)
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.revision == old
+        assert cluster.objects[NETWORK_POLICIES][f"demo-{old}"]["spec"] == opened
+        cluster.settle()
+        assert cluster.traffic() == old
 
     def test_nothing_stays_where_nothing_serves(self) -> None:
         """Scaled to zero is asked for to free the hardware."""
