@@ -389,6 +389,32 @@ def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leave
         assert cluster.traffic() == new
 
 
+def test_pods_that_are_not_ready_when_the_others_have_gone_get_their_time() -> None:
+    """However late it is by then: it was others that were waited for."""
+    cluster = serving(replicas=3)
+    old = cluster.traffic()
+    stray = copy.deepcopy(cluster.pods[f"demo-{old}"][0])
+    labels = stray["metadata"]["labels"] | {"finetune.dev/revision": "00000000"}
+    gone = timestamp(cluster.now + timedelta(days=1))
+    stray["metadata"] |= {"name": "stray", "labels": labels, "deletionTimestamp": gone}
+    cluster.pods["stray"] = [stray]
+    cluster.spec = canary()
+    new = until(cluster, lambda each: each.state is RevisionState.CANARY).revision
+    time = start_seconds(SETTINGS.runtimes["tgi-cpu"])
+    for _ in range(int(2 * time / LOOK_SECONDS)):
+        one_pass(cluster, LOOK_SECONDS)
+    del cluster.pods["stray"]
+    del cluster.objects[DEPLOYMENTS][f"demo-{new}"]["status"]["availableReplicas"]
+    cluster.reconcile()
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.state is RevisionState.CANARY, "a pod that is not ready for a moment"
+    cluster.now += timedelta(seconds=time)
+    cluster.reconcile()
+    given_back = cluster.status.candidate
+    assert given_back is not None
+    assert given_back.state is RevisionState.WAITING, "it has had its time"
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_one_that_is_tried_again_while_clients_leave_it_keeps_its_network_open(at_once: bool) -> None:
     """Whether its pods are still there, or are being deleted: answers that are under way come to their end."""
