@@ -28,6 +28,7 @@ NAMES = (
     "artifact_ledger",
     "export_memory",
     "evaluate_throughput",
+    "rollout_under_load",
 )
 
 
