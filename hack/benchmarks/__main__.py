@@ -29,6 +29,7 @@ NAMES = (
     "export_memory",
     "evaluate_throughput",
     "rollout_under_load",
+    "time_to_traffic",
 )
 
 
