@@ -30,6 +30,7 @@ NAMES = (
     "evaluate_throughput",
     "rollout_under_load",
     "time_to_traffic",
+    "clients",
 )
 
 
