@@ -28,6 +28,9 @@ NAMES = (
     "artifact_ledger",
     "export_memory",
     "evaluate_throughput",
+    "rollout_under_load",
+    "time_to_traffic",
+    "clients",
 )
 
 

@@ -37,9 +37,13 @@ class Endpoint:
         """Wait until the present spec has come to a phase; the status."""
 
         def reached() -> AdapterDeploymentStatus | None:
-            found = self.team.get("adep", NAME)
-            status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
-            current = status.observed_generation == found["metadata"]["generation"]
-            return status if current and status.phase is phase else None
+            status = self.status()
+            return status if status is not None and status.phase is phase else None
 
         return wait_for(f"{NAME} to be {phase}", reached, timeout)
+
+    def status(self) -> AdapterDeploymentStatus | None:
+        """The status; None while it does not describe the present spec."""
+        found = self.team.get("adep", NAME)
+        status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
+        return status if status.observed_generation == found["metadata"]["generation"] else None

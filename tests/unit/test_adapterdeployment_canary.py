@@ -18,9 +18,9 @@ from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
-from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES
 from finetune_operator.resources.deployment import start_seconds
-from tests.support.promoted import disprove, falls_silent
+from tests.support.promoted import disprove, falls_silent, passes
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, shown
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
@@ -400,6 +400,60 @@ def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leave
         del cluster.pods["stray"]
         cluster.settle()
         assert cluster.traffic() == new
+
+
+def test_pods_that_are_not_ready_when_the_others_have_gone_get_their_time() -> None:
+    """However late it is by then: it was others that were waited for."""
+    cluster = serving(replicas=3)
+    old = cluster.traffic()
+    stray = copy.deepcopy(cluster.pods[f"demo-{old}"][0])
+    labels = stray["metadata"]["labels"] | {"finetune.dev/revision": "00000000"}
+    gone = timestamp(cluster.now + timedelta(days=1))
+    stray["metadata"] |= {"name": "stray", "labels": labels, "deletionTimestamp": gone}
+    cluster.pods["stray"] = [stray]
+    cluster.spec = canary()
+    new = until(cluster, lambda each: each.state is RevisionState.CANARY).revision
+    time = start_seconds(SETTINGS.runtimes["tgi-cpu"])
+    for _ in range(int(2 * time / LOOK_SECONDS)):
+        one_pass(cluster, LOOK_SECONDS)
+    del cluster.pods["stray"]
+    del cluster.objects[DEPLOYMENTS][f"demo-{new}"]["status"]["availableReplicas"]
+    cluster.reconcile()
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.state is RevisionState.CANARY, "a pod that is not ready for a moment"
+    cluster.now += timedelta(seconds=time)
+    cluster.reconcile()
+    given_back = cluster.status.candidate
+    assert given_back is not None
+    assert given_back.state is RevisionState.WAITING, "it has had its time"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_one_that_is_tried_again_while_clients_leave_it_keeps_its_network_open(at_once: bool) -> None:
+    """Whether its pods are still there, or are being deleted: answers that are under way come to their end."""
+    cluster, _, new = started()
+    answering = copy.deepcopy(cluster.pods[f"demo-{new}"])
+    leaving = copy.deepcopy(cluster.pods[f"demo-{new}"][0])
+    leaving["metadata"]["deletionTimestamp"] = timestamp(cluster.now + timedelta(minutes=2))
+    falls_silent(cluster, new)
+    cluster.now += timedelta(seconds=UNANSWERED_SECONDS)
+    cluster.reconcile()
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.canary is None
+    assert not cluster.shared()
+    opened = cluster.objects[NETWORK_POLICIES][f"demo-{new}"]["spec"]
+    if not at_once:
+        cluster.pods["leaving"] = [leaving]
+        passes(cluster)
+        assert new not in cluster.revisions(DEPLOYMENTS)
+    cluster.spec |= {"rerun": "again"}
+    one_pass(cluster, 5)
+    assert cluster.objects[NETWORK_POLICIES][f"demo-{new}"]["spec"] == opened
+    cluster.pods.pop("leaving", None)
+    if at_once:
+        cluster.pods[f"demo-{new}"] = answering
+    cluster.settle()
+    assert cluster.traffic() == new
 
 
 @pytest.mark.parametrize("room", [4, 100])

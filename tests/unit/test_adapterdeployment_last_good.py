@@ -15,7 +15,14 @@ from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, JOBS, SERVICES, Object
+from finetune_operator.framework.objects import (
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Object,
+)
 from tests.support.promoted import crash, falls_silent, passes, promoted, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, pinned, published, shown
@@ -48,6 +55,19 @@ class TestKeeping:
         assert cluster.status.previous is None
         passes(cluster)
         assert cluster.revisions(DEPLOYMENTS) == {new}
+
+    def test_one_that_comes_back_while_it_drains_keeps_its_network_open(self) -> None:
+        """Its last clients are answered to the end, though it has to be verified again."""
+        cluster, old, _ = promoted(keep="0s")
+        opened = cluster.objects[NETWORK_POLICIES][f"demo-{old}"]["spec"]
+        cluster.spec = pinned(GOOD, keepLastGood="0s")
+        cluster.now += timedelta(seconds=1)
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.revision == old
+        assert cluster.objects[NETWORK_POLICIES][f"demo-{old}"]["spec"] == opened
+        cluster.settle()
+        assert cluster.traffic() == old
 
     def test_nothing_stays_where_nothing_serves(self) -> None:
         """Scaled to zero is asked for to free the hardware."""
@@ -318,6 +338,26 @@ class TestByItself:
         assert cluster.traffic() == under_way.revision
         states = {line.revision: line.state for line in cluster.status.revisions}
         assert states[new] is RevisionState.ROLLED_BACK
+
+    @pytest.mark.parametrize("by_hand", [False, True])
+    def test_no_refused_deployment_keeps_traffic_from_going_back(self, by_hand: bool) -> None:
+        """The kept pods are fewer than the spec asks for by now: more of them can come later."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec["replicas"] = 2
+        cluster.reconcile()
+        cluster.refuse = lambda _, action: "no" if isinstance(action, Apply) and action.resource == DEPLOYMENTS else ""
+        if by_hand:
+            cluster.spec["rollbackTo"] = old
+        else:
+            crash(cluster, new)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.revision == old
+        cluster.refuse = lambda _cluster, _action: ""
+        passes(cluster)
+        assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]["replicas"] == 2
 
     def test_what_is_refused_is_not_reported_as_done(self) -> None:
         cluster, _, new = promoted()

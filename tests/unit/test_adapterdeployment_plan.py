@@ -154,6 +154,9 @@ class TestRollout:
         assert cluster.revisions(DEPLOYMENTS) == {old, new}
         cluster.now += timedelta(seconds=1)
         cluster.reconcile()
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+        assert cluster.revisions(NETWORK_POLICIES) == {old, new}, "its pods may still answer"
+        cluster.reconcile()
         for kind in (DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, JOBS, SERVICES):
             assert cluster.revisions(kind) == {new}
 
@@ -197,8 +200,10 @@ class TestRollout:
         skipped = cluster.revisions(JOBS) - {old}
         cluster.spec = pinned(INACTIVE)
         cluster.reconcile()
-        for kind in (DEPLOYMENTS, SERVICES, JOBS, NETWORK_POLICIES, CONFIG_MAPS):
+        for kind in (DEPLOYMENTS, SERVICES, JOBS, CONFIG_MAPS):
             assert not cluster.revisions(kind) & skipped
+        cluster.reconcile()  # its pods have ended
+        assert not cluster.revisions(NETWORK_POLICIES) & skipped
 
     def test_another_proof_replaces_the_one_that_was_asked_for(self) -> None:
         cluster = serving()

@@ -140,7 +140,11 @@ def step_on(
     reached = canary.reached_at or (timestamp(now) if has_share else None)
     if reached is None:
         left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
-        return _waiting(candidate, canary, replicas, (closed, max(least, left)), strays, now)
+        if could and least > 0 and left < may_start / 2:
+            # It waits for others: when they have gone, its own pods still have half of their time.
+            since = now - timedelta(seconds=observed.settings.policy_seconds)  # the network stays open
+            candidate = candidate.model_copy(update={"since": timestamp(since)})
+        return _waiting(candidate, canary, replicas, (closed, least if least > 0 else left), strays, now)
     until = parse_timestamp(reached) + timedelta(seconds=step.pause_seconds)
     canary = canary.model_copy(
         update={"started_at": canary.started_at or reached, "reached_at": reached, "until": timestamp(until)}

@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
+from finetune_operator.adapterdeployment.gap import serving_pods
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE
@@ -46,9 +47,9 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
 
     The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
     began with the newest promotion, is over and none of them is an endpoint of the Service: until then clients may be
-    connected to them. A candidate's own Service is deleted once the candidate is verified. One that waits keeps
-    nothing: its next try is verified anew. The verification Job of a failed candidate stays, so that its log can be
-    read. Records stay as long as the history tells of their revision.
+    connected to them; and their network stays as it is until they have ended. A candidate's own Service is deleted once
+    the candidate is verified. One that waits keeps nothing: its next try is verified anew. The verification Job of a
+    failed candidate stays, so that its log can be read. Records stay as long as the history tells of their revision.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
@@ -65,6 +66,8 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     if isinstance(target, Target) and candidate and (has_pods or candidate.state is RevisionState.FAILED):
         verification = verify_request(owner, target, spec, observed.settings).name
 
+    answering = {(pod["metadata"].get("labels") or {}).get(LABEL_REVISION, "") for pod in serving_pods(observed)}
+
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:
             return name not in services
@@ -73,7 +76,8 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         in_use = revision in {serving, stays, starting} or name == verification
         # Earlier verifications are of no use, even those of the candidate.
         stale = resource == JOBS and name != verification and revision != serving
-        return stale or not in_use
+        guards = resource == NETWORK_POLICIES and revision in answering
+        return stale or not (in_use or guards)
 
     gone = [
         (Delete(resource, name, child["metadata"]["uid"]), revision)

@@ -18,11 +18,11 @@ from finetune_operator.adapterdeployment.candidate import given_back, in_state
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem, Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import is_as_the_spec_protects, spec_hash
-from finetune_operator.adapterdeployment.revision_objects import is_as_recorded, serve
+from finetune_operator.adapterdeployment.revision_objects import direct_traffic, is_as_recorded
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, recorded_target
 from finetune_operator.blockers import Blocker
-from finetune_operator.framework.actions import Event
+from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS
 
@@ -106,7 +106,7 @@ def roll_back(
         stable=_serving_again(previous.revision, f"{_STAYED}, and {stable.revision} was rolled back.", now),
         candidate=candidate,
         fallen=fallen,
-        actions=serve(observed, previous.target),
+        actions=_to_kept_pods(observed, previous.target),
         events=(Event("Warning", Reason.ROLLED_BACK, message),),
     )
 
@@ -119,7 +119,7 @@ def go_back(
     message = f"Revision {target.revision} serves again instead of {stable.revision}, {asked}. {_STAYED}."
     again = _serving_again(previous.revision, f"{_STAYED}.", now).model_copy(update={"spec_hash": target.spec_hash})
     return RolloutStep(
-        stable=again, actions=serve(observed, target), events=(Event("Normal", Reason.ROLLED_BACK, message),)
+        stable=again, actions=_to_kept_pods(observed, target), events=(Event("Normal", Reason.ROLLED_BACK, message),)
     )
 
 
@@ -158,6 +158,12 @@ def to_keep(
 def _keeps(observed: ObservedDeployment) -> bool:
     """Whether the spec has pods stay: not once it asks for none, so as to free their hardware."""
     return observed.resource.spec.keep_seconds > 0 and observed.resource.spec.replicas > 0
+
+
+def _to_kept_pods(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
+    """The traffic goes to pods that are there. Nothing else is written: the rest, such as more pods, is for the next
+    pass, and its refusal holds up no way back."""
+    return direct_traffic(observed, target.revision)
 
 
 def _serving_again(previous: RevisionStatus, message: str, now: datetime) -> RevisionStatus:

@@ -35,6 +35,7 @@ from finetune_operator.adapterdeployment.gap import (
     is_on_its_way_back,
     overdue,
     seconds_left,
+    serving_pods,
     stable_replicas,
 )
 from finetune_operator.adapterdeployment.health import (
@@ -85,6 +86,7 @@ from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,
     deployment_name,
+    server_labels,
     start_seconds,
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
@@ -293,7 +295,7 @@ def _roll_out(
     shared = stable is not None and is_shared(observed, stable, candidate, now)
     keep = _keep(observed, stable, candidate, now, shared=shared)
     # A canary that is verified again may still have clients.
-    opened = verified or candidate.canary is not None
+    opened = verified or candidate.canary is not None or _is_being_left(observed, candidate)
     actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=not verified))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
@@ -365,6 +367,21 @@ def _closed_for(observed: ObservedDeployment, target: Target, candidate: Revisio
     if candidate.state not in (RevisionState.CANARY, RevisionState.PROMOTING) or ensure(NETWORK_POLICIES, policy, live):
         return seconds
     return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
+
+
+def _is_being_left(observed: ObservedDeployment, candidate: RevisionStatus) -> bool:
+    """Whether pods of an earlier try, or of when it served, may still answer clients: a policy that closed now would
+    cut them off. It closes when those pods are gone."""
+    policy = open_policy(observed, candidate.revision)
+    live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
+    if live is None or ensure(NETWORK_POLICIES, policy, live):
+        return False
+    labels, since = server_labels(observed.owner, candidate.revision), parse_timestamp(candidate.since)
+    return any(
+        labels.items() <= pod["metadata"]["labels"].items()
+        and parse_timestamp(pod["metadata"]["creationTimestamp"]) < since
+        for pod in serving_pods(observed)
+    )
 
 
 def _waiting(candidate: RevisionStatus, verified: bool, problem: ServerProblem | None, now: datetime) -> RevisionStatus:

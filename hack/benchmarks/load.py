@@ -1,0 +1,154 @@
+"""Constant load on an endpoint from a pod of the cluster (``load_client.py``), and what it has heard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hack.benchmarks import load_client
+from hack.benchmarks.load_client import FRESH, Plan
+from hack.cluster.console import ClusterError
+from hack.platform.kubectl import Kubectl, Object, wait_for
+
+_POD = "load"
+_LOOK_S = 3.0
+"""Between two looks at the log, which tells the times itself."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A client that heard another revision than before."""
+
+    revision: str
+    kind: str
+    client: int
+    at: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the clients have heard."""
+
+    answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Right answers by kind of client and revision."""
+    connections: Mapping[str, int] = field(default_factory=dict)
+    """Opened so far, by kind of client."""
+    slowest: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the slowest answer, by kind of client."""
+    switches: tuple[Switch, ...] = ()
+    faults: tuple[Mapping[str, Any], ...] = ()
+    """Requests that were lost or answered wrongly."""
+
+    def on(self, revision: str) -> set[tuple[str, int]]:
+        """The clients (kind and number) whose newest answer is this revision's."""
+        newest = {(switch.kind, switch.client): switch.revision for switch in self.switches}
+        return {client for client, found in newest.items() if found == revision}
+
+    def first(self, revision: str, since: float, kind: str = FRESH) -> float | None:
+        """When a client of a kind came to a revision for the first time since then; None if none did."""
+        times = [each.at for each in self.switches if (each.revision, each.kind) == (revision, kind)]
+        return min((at for at in times if at >= since), default=None)
+
+    def missing(self, plan: Plan) -> list[str]:
+        """Which kinds of clients have not heard which revisions."""
+        return [
+            f"{kind} clients have not heard {revision}"
+            for kind in plan.clients
+            for revision in plan.answers
+            if not self.answers.get(kind, {}).get(revision)
+        ]
+
+    @property
+    def count(self) -> int:
+        """Right answers."""
+        return sum(sum(by_revision.values()) for by_revision in self.answers.values())
+
+
+def read(log: str) -> Heard:
+    """What a log says. Raises ClusterError for a line that is none of the client's: the program has crashed."""
+    totals: dict[str, Any] = {}
+    switches, faults = [], []
+    for line in log.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError as error:
+            raise ClusterError(f"the load ended: {log[-1500:]}") from error
+        if "switch" in said:
+            switches.append(Switch(said["switch"], said["kind"], said["client"], said["at"]))
+        elif "fault" in said:
+            faults.append(said)
+        else:
+            totals = said
+    return Heard(
+        totals.get("heard", {}),
+        totals.get("connections", {}),
+        totals.get("slowest", {}),
+        tuple(switches),
+        tuple(faults),
+    )
+
+
+@dataclass(frozen=True)
+class Load:
+    """The running load in a team's namespace."""
+
+    team: Kubectl
+    plan: Plan
+
+    def start(self, image: str) -> None:
+        """Start it in an image with Python, and wait until each client has an answer.
+
+        Faults before that are not counted: a node learns a new pod's address, by which policies name it, up to a second
+        late. Raises ClusterError if one has none within two minutes.
+        """
+        self.team.apply(_pod(image, self.plan))
+        wait_for("the load's pod", lambda: self.team.get("pod", _POD)["status"]["phase"] == "Running", 120)
+        clients = sum(self.plan.clients.values())
+        wait_for("the load's first answers", lambda: _clients(self.heard()) == clients, 120, _LOOK_S)
+
+    def heard(self) -> Heard:
+        """What its clients have heard so far."""
+        return read(self.team("logs", _POD))
+
+    def wait_until_fresh_clients_hear(self, revision: str, since: float, timeout: float) -> float:
+        """When a client on a new connection heard a revision first; raises ClusterError if none does in time."""
+        return wait_for(f"an answer of {revision}", lambda: self.heard().first(revision, since), timeout, _LOOK_S)
+
+    def wait_until_all_hear(self, revision: str, timeout: float) -> float:
+        """Wait until every client's newest answer is a revision's; returns the time. Raises ClusterError if late."""
+        clients = sum(self.plan.clients.values())
+        what = f"every client to hear {revision}"
+        wait_for(what, lambda: len(self.heard().on(revision)) == clients, timeout, _LOOK_S)
+        return time.time()
+
+
+def _clients(heard: Heard) -> int:
+    return len({(switch.kind, switch.client) for switch in heard.switches})
+
+
+def _pod(image: str, plan: Plan) -> Object:
+    program = Path(load_client.__file__).read_text(encoding="utf-8")
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": _POD},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "clients",
+                    "image": image,
+                    "command": ["python", "-c", program, json.dumps(asdict(plan))],
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                }
+            ],
+        },
+    }

@@ -1,0 +1,132 @@
+"""Requests that are lost or answered wrongly while an endpoint is rolled out and rolled back under constant load.
+
+Two tiny artifacts, two replicas, on the stand-in for TGI on the local cluster. Clients in a pod ask all the time: on a
+new connection each time, on connections that are kept open, and for streams on such. Each rollout starts another
+revision, verifies it and moves the traffic; each rollback is by ``spec.rollbackTo``, in turn at once, to pods that have
+stayed, and later, when those are gone and start anew. Between them the benchmark waits until clients have heard the
+right revision, and where the pods of the other one end, until every client has come over. It fails if a kind of client
+has not heard both revisions. About half an hour on two cores; nothing else may stop pods of the cluster meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
+from finetune_api.meta import LABEL_REVISION
+from hack.benchmarks.load import Heard, Load
+from hack.benchmarks.load_client import FRESH, KEPT, STREAM, Plan
+from hack.benchmarks.result import Result
+from hack.benchmarks.tiny_artifacts import TinyArtifact, publish_tiny
+from hack.cluster.console import ClusterError, say
+from hack.platform import local
+from hack.platform.kubectl import Kubectl, wait_for
+
+MOVES = 20
+KEEP = "20s"
+"""How long pods stay after another revision took over: the drain comes while the load goes on."""
+ROLLOUT_S, MOVED_S = 600, 180
+TOKENS = {FRESH: 6, KEPT: 6, STREAM: 64}
+CLIENTS = {FRESH: 2, KEPT: 2, STREAM: 2}
+FIRST, SECOND = "first", "second"
+
+
+@dataclass(frozen=True)
+class Move:
+    """The traffic goes from one revision to the other."""
+
+    number: int
+    to: str
+    back: bool
+    """By ``spec.rollbackTo``; otherwise by what ``spec.source`` asks for."""
+    ends_alone: bool
+    """Whether the next move waits until the pods of the other revision are gone."""
+
+    def __str__(self) -> str:
+        """For people who watch."""
+        return f"{self.number + 1}. {'rollback' if self.back else 'rollout'} to {self.to}"
+
+
+def moves(count: int) -> list[Move]:
+    """Rollouts to the second artifact and rollbacks to the first, in turn. After the first rollout of each two the
+    rollback comes at once, while the pods are kept; after the other, when they are gone."""
+    return [
+        Move(number, FIRST if number % 2 else SECOND, back=bool(number % 2), ends_alone=number % 4 != 0)
+        for number in range(count)
+    ]
+
+
+def run() -> Result:
+    """Measure; the value is the number of requests lost or wrong."""
+    from tests.support.teams import team_namespace
+
+    kubectl = local.kubectl()
+    local.install_platform(kubectl)
+    artifacts = publish_tiny(kubectl, (FIRST, SECOND), sorted(set(TOKENS.values())))
+    with team_namespace(kubectl) as team:
+        return _measured(team, artifacts)
+
+
+def _measured(team: Kubectl, artifacts: dict[str, TinyArtifact]) -> Result:
+    from tests.support.artifacts import PROMPTS
+    from tests.support.endpoints import NAME, Endpoint
+
+    answers = {name: {kind: each.answers[limit] for kind, limit in TOKENS.items()} for name, each in artifacts.items()}
+    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, answers))
+    endpoint = Endpoint(team)
+    asked: dict[str, Any] = {"replicas": 2, "keepLastGood": KEEP}
+    endpoint.serve(artifacts[FIRST].uri, **asked)
+    stable = endpoint.until(ServingPhase.READY, ROLLOUT_S).stable
+    assert stable is not None
+    revisions = {FIRST: stable.revision}
+    [server] = team.items("deployments", f"{LABEL_REVISION}={stable.revision}")
+    load.start(server["spec"]["template"]["spec"]["initContainers"][0]["image"])
+    begin, told = time.time(), []
+    for move in moves(MOVES):
+        since = time.time()
+        back = {"rollbackTo": revisions[FIRST]} if move.back else {}
+        endpoint.serve(artifacts[SECOND].uri, **asked, **back)
+        at = load.wait_until_fresh_clients_hear(move.to, since, ROLLOUT_S)
+        revisions[move.to] = wait_for("the status of the move", lambda: _serving(endpoint.status()), MOVED_S)
+        if move.ends_alone:
+            wait_for("the other revision to end", lambda: _is_alone(team), ROLLOUT_S)
+            load.wait_until_all_hear(move.to, MOVED_S)
+        heard = load.heard()
+        told.append({"move": str(move), "seconds": round(at - since, 1), "faults": len(heard.faults)})
+        say(f"    {move}: {at - since:.1f} s; so far {heard.count} answers, {len(heard.faults)} lost or wrong")
+    heard = load.heard()
+    if missing := heard.missing(load.plan):
+        raise ClusterError(f"the benchmark shows nothing: {'; '.join(missing)}")
+    return _result(heard, told, time.time() - begin)
+
+
+def _serving(status: AdapterDeploymentStatus | None) -> str:
+    """The revision that serves; empty while the status is not of the present spec."""
+    return status.stable.revision if status is not None and status.stable is not None else ""
+
+
+def _is_alone(team: Kubectl) -> bool:
+    """Whether pods of one revision are left."""
+    pods = team.items("pods", f"{LABEL_REVISION}")
+    serving = [pod for pod in pods if pod["status"]["phase"] == "Running"]
+    return len({pod["metadata"]["labels"][LABEL_REVISION] for pod in serving}) == 1
+
+
+def _result(heard: Heard, told: list[dict[str, Any]], seconds: float) -> Result:
+    return Result(
+        name="rollout_under_load",
+        value=len(heard.faults),
+        unit=f"lost or wrong of {heard.count + len(heard.faults)} requests",
+        baseline=None,
+        goal=f"0 in {MOVES} rollouts and rollbacks",
+        details={
+            "moves": told,
+            "minutes": round(seconds / 60, 1),
+            "answers": heard.answers,
+            "connections": heard.connections,
+            "slowest": heard.slowest,
+            "faults": [dict(fault) for fault in heard.faults],
+        },
+    )
