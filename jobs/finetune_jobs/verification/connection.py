@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from huggingface_hub import InferenceClient, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
@@ -22,6 +24,8 @@ from finetune_jobs.verification.stream import error_text, read_stream
 _POLL_SECONDS: Final = 1.0
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for an answer, whole or as a stream."""
+_METRICS_SECONDS: Final = 5.0
+"""Longest wait for a server's metrics."""
 _PASSING: Final = frozenset({408, 425, 429})
 """Client errors that say nothing of what is asked for: too slow, too early, too many."""
 _PROMPT: Final = "a golden prompt or a test example"
@@ -73,6 +77,19 @@ class Connection:
             raise failed from None
         except ValueError as error:
             raise self.wordless(path, error) from None
+
+    def samples(self) -> list[Sample]:
+        """What the server tells Prometheus, in any order."""
+        url = f"{self.endpoint}/metrics"
+        try:
+            response = get_session().get(url, timeout=_METRICS_SECONDS)
+            hf_raise_for_status(response)
+            return [each for family in text_string_to_metric_families(response.text) for each in family.samples]
+        except CLIENT_ERROR as error:
+            raise self._failed(error, "GET /metrics") from None
+        except ValueError as error:
+            said = f"{url} is not in Prometheus' text format ({type(error).__name__})."
+            raise StageError(Reason.CANDIDATE_FAILED, said) from None
 
     def wordless(self, path: str, error: Exception) -> StageError:
         """The document at a path does not say what serves."""

@@ -1,4 +1,5 @@
-"""Who may reach the pods of a revision: only the verifier, until the revision is promoted.
+"""Who may reach the pods of a revision: only the verifier, until the revision is verified; then clients, and whoever
+compares a canary with what serves.
 
 There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled.
 """
@@ -23,12 +24,12 @@ def serving_policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Ob
     Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
     whoever writes a custom resource who decides.
     """
-    return _policy(owner, revision, clients)
+    return _policy(owner, revision, (_stage(owner, Stage.ANALYSE), *clients))
 
 
 def _policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
     """The verifier is always among the peers: an empty list of them would mean everybody."""
-    verifier = {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: Stage.VERIFY.value}}}
+    verifier = _stage(owner, Stage.VERIFY)
     labels = server_labels(owner, revision)
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -42,3 +43,8 @@ def _policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
             ],
         },
     }
+
+
+def _stage(owner: Owner, stage: Stage) -> Object:
+    """Pods of a stage of this resource."""
+    return {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: stage.value}}}
