@@ -223,6 +223,37 @@ class CanaryStep(ApiModel):
         return _seconds(self.pause)
 
 
+class WithoutVerdict(StrEnum):
+    """What becomes of a step whose analysis has no verdict."""
+
+    HOLD = "Hold"
+    CONTINUE = "Continue"
+
+
+ERROR_INCREASE: Final = r"^0(\.[0-9]{1,3})?$"
+"""Pattern of a difference between two shares of requests: thousandths, below 1."""
+LATENCY_INCREASE: Final = r"^[0-9](\.[0-9]{1,2})?$"
+"""Pattern of a part of a time: hundredths, below 10."""
+
+
+class CanaryAnalysis(ApiModel):
+    """What another revision must not do worse than the one that serves, by the metrics of their own servers. It fails
+    for what is no chance: for a revision that is as good, once in a hundred steps at most."""
+
+    max_error_increase: Annotated[str, Field(pattern=ERROR_INCREASE, max_length=16)] = "0.01"
+    """By how much more of its requests may fail: of all its requests, e.g. "0.01" for one in a hundred more than of the
+    revision that serves. What a client asks wrongly is no failure."""
+    max_latency_increase: Annotated[str, Field(pattern=LATENCY_INCREASE, max_length=16)] = "0.5"
+    """By how much longer the slowest 5 % of its requests may take, whole and, where the server measures it, until their
+    first token: e.g. "0.5" for half as long again. Servers count times in ranges, so a small increase is not seen."""
+    min_requests: Annotated[int, Field(ge=10, le=1_000_000, json_schema_extra={"format": "int32"})] = 100
+    """So many requests must each of the two revisions have had in a step to pass it; with fewer it is inconclusive. It
+    may fail with fewer."""
+    on_inconclusive: WithoutVerdict = WithoutVerdict.HOLD
+    """Hold: a step without a verdict (too few requests, or metrics that could not be read) lasts until there is one, or
+    until this changes. Continue: it ends with its pause, and the status says what was lacking."""
+
+
 class Canary(ApiModel):
     """How another revision gets its share of the traffic."""
 
@@ -231,6 +262,9 @@ class Canary(ApiModel):
         CanaryStep(weight=MOST_WEIGHT),
     ]
     """One after the other. After the last one it takes over."""
+    analysis: CanaryAnalysis | None = None
+    """Compare errors and times of both revisions in each step, and give all traffic back if the new one is worse. {}:
+    with the defaults. Without it, only crashes and silence end a canary."""
 
 
 class Strategy(ApiModel):
@@ -385,6 +419,29 @@ class VerificationCheck(WireModel):
     """Passed, Failed or Skipped."""
 
 
+class AnalysisOutcome(OpenEnum):
+    """What the servers' metrics say of a canary."""
+
+    RUNNING = "Running"
+    PASSED = "Passed"
+    FAILED = "Failed"
+    INCONCLUSIVE = "Inconclusive"
+
+
+class CanaryAnalysisStatus(WireModel):
+    """The analysis of the step under way."""
+
+    outcome: AnalysisOutcome
+    """Running (it is looked at until the time below), Passed, Failed or Inconclusive (there was too little to judge by;
+    with onInconclusive: Hold, it is looked at again until the time below)."""
+    until: Timestamp
+    """Until when it is looked at."""
+    message: Message = ""
+    """The figures, or what is lacking."""
+    checks: Annotated[list[VerificationCheck], Field(max_length=4), as_map("name")] = []
+    """What was compared; Skipped: there was too little to compare."""
+
+
 class CanaryStatus(WireModel):
     """The share of the traffic that a verified candidate has, or is about to get."""
 
@@ -406,6 +463,8 @@ class CanaryStatus(WireModel):
     """When it had the share of this step; absent while its pods start. The pause counts from here."""
     until: Timestamp | None = None
     """When this step ends, if all goes well; absent while its pods start."""
+    analysis: CanaryAnalysisStatus | None = None
+    """What the servers' metrics say, if the spec asks for it; absent while its pods start."""
 
 
 class RevisionStatus(WireModel):

@@ -106,6 +106,8 @@ class Reason(OpenEnum):
     ROLLOUT_QUEUED = "RolloutQueued"
     CANARY_STEP = "CanaryStep"
     API_KEYS_MISSING = "ApiKeysMissing"
+    ANALYSIS_PASSED = "AnalysisPassed"
+    ANALYSIS_INCONCLUSIVE = "AnalysisInconclusive"
     GAP_ANNOUNCED = "GapAnnounced"
     GAP_IN_SERVICE = "GapInService"
     DISRUPTION_BUDGET_REFUSED = "DisruptionBudgetRefused"
@@ -115,6 +117,7 @@ class Reason(OpenEnum):
     VERIFIED = "Verified"
     ADAPTER_INACTIVE = "AdapterInactive"
     VERIFICATION_FAILED = "VerificationFailed"
+    ANALYSIS_FAILED = "AnalysisFailed"
     PROMPTS_TOO_LONG = "PromptsTooLong"
     PROMOTED = "Promoted"
     SERVING = "Serving"
@@ -211,6 +214,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANARY_STEP: "Strategy Canary: a verified revision has a share of the traffic, or is about to get it; the message says how much and until when.",
     Reason.API_KEYS_MISSING: "The Secret of spec.access.apiKeys does not exist, is empty, or holds nothing that can be a key: nobody gets answers, and nothing new starts.",
+    Reason.ANALYSIS_PASSED: "Strategy Canary: in the step that is over, the new revision failed no more requests than the one that serves, and was no slower.",
+    Reason.ANALYSIS_INCONCLUSIVE: "Strategy Canary: the analysis of a step had too little to judge by. With onInconclusive: Hold the step lasts, and is looked at again; with Continue the canary goes on.",
     Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
     Reason.GAP_IN_SERVICE: "Strategy InPlace: the pods of what served are stopped, and nobody gets answers until another revision is verified, or the one before is back.",
     Reason.DISRUPTION_BUDGET_REFUSED: "The endpoint's PodDisruptionBudget cannot be written: its name is taken, or a policy or quota refuses it. The endpoint serves and is rolled out all the same; the message of the condition Discouraged says what to do.",
@@ -220,6 +225,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.VERIFIED: "A revision passed verification; its network opens and the rest of its pods start.",
     Reason.ADAPTER_INACTIVE: "The server's probabilities or answers are the base model's: the adapter is inactive, or the training learned nothing.",
     Reason.VERIFICATION_FAILED: "The server does not answer like the evaluated artifact, serves a different one, or is too slow.",
+    Reason.ANALYSIS_FAILED: "Strategy Canary: the new revision failed more of its requests than the one that serves, or was slower, by more than spec.strategy.canary.analysis allows.",
     Reason.PROMPTS_TOO_LONG: "The artifact's prompts and answers have more tokens than the runtime accepts.",
     Reason.PROMOTED: "A revision has taken over the traffic.",
     Reason.SERVING: "A revision is serving.",
@@ -333,6 +339,8 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.VERIFICATION_FAILED: "Read status.candidate.verification. Compare the runtime's version and precision with those the artifact was evaluated for, then set spec.rerun to a new value; if the server is known to serve the right weights, raise spec.verification.maxDistance.",
     Reason.PROMPTS_TOO_LONG: "Ask the admin to raise the runtime's maxTotalTokens, and on Text Generation Inference maxInputTokens, in the chart's values, or choose a runtime that accepts more: either makes a new revision, which starts automatically.",
     Reason.RUNTIME_UNSUITABLE: "Choose another runtime, or ask the admin to change this one in the chart's values: either makes a new revision, which starts automatically.",
+    Reason.ANALYSIS_FAILED: "Compare both revisions in the dashboards, and read the logs of the new one's pods, where your cluster keeps logs. Serve another artifact; or, if the difference is known and wanted, raise the limit under spec.strategy.canary.analysis and set spec.rerun to a new value.",
+    Reason.ANALYSIS_INCONCLUSIVE: "It goes on by itself once there is enough to judge by. To wait for less, lower spec.strategy.canary.analysis.minRequests; to go on without, set onInconclusive there to Continue; to take the share back, set spec.rollbackTo to the revision that serves.",
     Reason.CANDIDATE_FAILED: "Read the log of the pod named here, where your cluster keeps logs; serve another artifact, or set spec.rerun to a new value to try this one again.",
 }
 """The same for an AdapterDeployment, where its fields, limits or reasons differ."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from finetune_api.access import without_access
 from finetune_api.adapterdeployment import VerificationCheck, WithdrawnPolicy, artifact_digest
-from finetune_api.base import WireModel
+from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
 from finetune_api.dataset import Dataset, Task
@@ -45,10 +45,14 @@ class Stage(StrEnum):
     PUBLISH = "publish"
     FETCH = "fetch"
     VERIFY = "verify"
+    ANALYSE = "analyse"
 
 
 PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Stage.PUBLISH)
 """The stages of a FineTuneJob that produce output, in order; ``resolve`` runs before them."""
+
+OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE})
+"""The stages of an AdapterDeployment."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 11,
@@ -162,6 +166,27 @@ class VerifyParams(WireModel):
     objectives: LatencyObjectives = LatencyObjectives()
 
 
+class AnalyseParams(WireModel):
+    """What analyse needs to compare a canary with the revision that serves."""
+
+    engine: str
+    """API of the canary's servers, e.g. vllm."""
+    stable_engine: str
+    """API of the other servers."""
+    canary: list[str]
+    """URLs of the canary's pods."""
+    stable: list[str]
+    """URLs of the pods of the revision that serves."""
+    until: Timestamp
+    """When it has to give its verdict."""
+    min_requests: int
+    """Of each revision, to pass."""
+    max_error_increase: float
+    """Difference of the shares of requests that failed."""
+    max_latency_increase: float
+    """Part of the other revision's time."""
+
+
 class SelfCheckLimits(WireModel):
     """What a serving pod proves itself by, and how often: from the spec, which may change while the pod runs."""
 
@@ -183,6 +208,7 @@ class Params(WireModel):
     publish: PublishParams | None = None
     fetch: FetchParams | None = None
     verify: VerifyParams | None = None
+    analyse: AnalyseParams | None = None
 
 
 class RunRef(WireModel):
@@ -249,11 +275,11 @@ class StageInput(WireModel):
     base_model_secret_key_ref: SecretKeyRef | None = None
     """Token for a base model of the hub."""
     artifact_uri: str = ""
-    """Folder of the artifact that fetch and verify work on."""
+    """Folder of the artifact that fetch, verify and analyse work on."""
     artifact_digest: str = ""
     """Content address of that artifact."""
     input_key: str = ""
-    """Identity of this stage's work; empty for resolve, fetch and verify."""
+    """Identity of this stage's work; empty for resolve and the stages of an AdapterDeployment."""
     reuse: bool = True
     upstream: Upstream = Upstream()
     params: Params = Params()
@@ -350,7 +376,7 @@ class StageResult(WireModel):
     found: list[Found] = []
     """For resolve: the stages whose results already exist, in order from the first."""
     checks: list[VerificationCheck] = []
-    """For verify: what it compared."""
+    """For verify and analyse: what it compared."""
 
 
 def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:

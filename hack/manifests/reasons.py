@@ -73,6 +73,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
         Reason.SELF_CHECK_FAILED,
         *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE, Reason.REVISION_UNUSABLE),
+        Reason.ANALYSIS_INCONCLUSIVE,
         *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
     ),
     Then.WAITS_A_WHILE: (
@@ -87,11 +88,12 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.ARTIFACT_NOT_FOUND, Reason.ARTIFACT_CORRUPT, Reason.ADAPTER_INACTIVE, Reason.VERIFICATION_FAILED),
         *(Reason.PROMPTS_TOO_LONG, Reason.RUNTIME_UNSUITABLE, Reason.DEADLINE_EXCEEDED, Reason.MANIFEST_NEWER),
         *(Reason.KEY_UNUSABLE, Reason.SIGNATURE_MISSING, Reason.SIGNATURE_INVALID, Reason.ARTIFACT_WITHDRAWN),
+        Reason.ANALYSIS_FAILED,
     ),
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
         *(Reason.SERVING, Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
-        Reason.CANARY_STEP,
+        *(Reason.CANARY_STEP, Reason.ANALYSIS_PASSED),
         Reason.DISRUPTION_BUDGET_REFUSED,
     ),
 }

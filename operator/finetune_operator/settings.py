@@ -163,7 +163,7 @@ class Images(ApiModel):
     """Images of the stages. By digest in production."""
 
     data: str
-    """CPU stages: resolve, publish, fetch, verify."""
+    """CPU stages: resolve, publish, fetch, verify, analyse."""
     prepare: str
     """Prepare, with readers, tokenizers and PII recognisers."""
     jobs: str

@@ -48,7 +48,7 @@ def test_first_rollout(serving: Serving) -> None:
     )
     wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
     [policy] = serving.children(NETWORK_POLICIES).values()
-    assert policy["spec"]["ingress"][0]["from"][1:] == [{"podSelector": {}}]
+    assert policy["spec"]["ingress"][0]["from"][2:] == [{"podSelector": {}}]
     assert serving.events() == [("Normal", "CandidateStarting"), ("Normal", "Promoted")]
 
 

@@ -275,6 +275,13 @@ _NUMBERS = {
     adapterdeployment.DROP: Pattern(
         ("0.01", "0.99", "0.5", "0.05", "0.1"), ("", "0", "0.0", "0.00", "1", "1.0", ".1", "0.", "0.1%", "0,1", "10 %")
     ),
+    # 5 and 4 characters are the longest increases, so that their length bounds (16) cannot be reached.
+    adapterdeployment.ERROR_INCREASE: Pattern(
+        ("0", "0.01", "0.999", "0.5", "0.000"), ("", "1", "0.", ".1", "0.0001", "-0", "0,01", "1 %", "0.01 ")
+    ),
+    adapterdeployment.LATENCY_INCREASE: Pattern(
+        ("0", "0.5", "9.99", "1", "2.25"), ("", "10", "1.", ".5", "0.123", "-1", "0,5", "50%", "0.5x")
+    ),
     adapterdeployment.DURATION: Pattern(
         ("1ms", "1s", "999s", "250ms", "999999ms"),
         ("", "0s", "0ms", "1", "1.5s", "1000s", "2m", "10 ms", "-1s", "1s500ms", "1S", "050ms"),

@@ -15,20 +15,21 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import (
     AdapterDeployment,
     AdapterDeploymentStatus,
+    AnalysisOutcome,
     CheckOutcome,
     ServingPhase,
     VerificationCheck,
 )
 from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportFormat
 from finetune_api.reasons import Reason
-from finetune_api.stages import Outcome, Stage, StageResult
+from finetune_api.stages import AnalyseParams, Outcome, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.turns import contenders_for
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Event, Patch, Plan
 from finetune_operator.framework.conditions import timestamp
-from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
 from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from finetune_operator.settings import Engine, Images, Runtime, Settings
@@ -126,6 +127,10 @@ class ServingCluster:
     events: list[Event] = field(default_factory=list)
     room: int = 1000
     """So many pods find a node."""
+    analysis: AnalysisOutcome = AnalysisOutcome.PASSED
+    """What the servers' metrics say of a canary. Running: its analysis does not end."""
+    analysed: list[AnalyseParams] = field(default_factory=list)
+    """What the analyses that ended were told."""
     loading: set[str] = field(default_factory=set)
     """Digests of artifacts whose servers never finish loading."""
     watch: Callable[["ServingCluster"], None] = lambda _: None
@@ -286,9 +291,14 @@ class ServingCluster:
         fate = FATES[digest]
         ready = fate not in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED) and digest not in self.loading
         condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": timestamp(self.now)}
-        return pod_status(fate) | {"startTime": timestamp(self.now), "phase": "Running", "conditions": [condition]}
+        self._sequence += 1
+        running = {"phase": "Running", "podIP": f"10.0.0.{self._sequence}", "startTime": timestamp(self.now)}
+        return pod_status(fate) | running | {"conditions": [condition]}
 
     def _run_job(self, name: str, job: Object) -> None:
+        if job["metadata"]["labels"][meta.LABEL_STAGE] == Stage.ANALYSE:
+            self._analyse(name, job)
+            return
         revision = job["metadata"]["labels"][meta.LABEL_REVISION]
         deployment = self.objects[DEPLOYMENTS].get(f"demo-{revision}")
         if deployment is None or not deployment.get("status", {}).get("readyReplicas"):
@@ -305,6 +315,27 @@ class ServingCluster:
             message="The answers agree." if fate is None else "The answers are those of the base model.",
             scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100"} if fate is None else {},
             checks=checks(fate),
+        )
+        self.pods[name] = [job_pod(job, result)]
+
+    def _analyse(self, name: str, job: Object) -> None:
+        """A canary fails its analysis at once; anything else shows at its end."""
+        asked = StageInput.model_validate_json(self.objects[CONFIG_MAPS][name]["data"]["input.json"]).params.analyse
+        assert asked is not None
+        failed = self.analysis is AnalysisOutcome.FAILED
+        if self.analysis is AnalysisOutcome.RUNNING or (not failed and timestamp(self.now) < asked.until):
+            return
+        self.analysed.append(asked)
+        job["status"] = {"conditions": [{"type": "Failed" if failed else "Complete", "status": "True"}]}
+        outcomes = {AnalysisOutcome.FAILED: CheckOutcome.FAILED, AnalysisOutcome.PASSED: CheckOutcome.PASSED}
+        outcome = outcomes.get(self.analysis, CheckOutcome.SKIPPED)
+        result = StageResult(
+            stage=Stage.ANALYSE,
+            outcome=Outcome.FAILED if failed else Outcome.SUCCEEDED,
+            reason=Reason.ANALYSIS_FAILED if failed else Reason.STAGE_SUCCEEDED,
+            message=f"31 of 120 requests failed: {self.analysis}.",
+            scalars={} if failed else {"analysis": self.analysis.value},
+            checks=[VerificationCheck(name="failedRequests", expected="4 of 362", seen="31 of 120", outcome=outcome)],
         )
         self.pods[name] = [job_pod(job, result)]
 

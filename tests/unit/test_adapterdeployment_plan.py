@@ -108,7 +108,9 @@ class TestRollout:
         [verifier] = rule["from"]
         assert verifier["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
         assert verifier["podSelector"]["matchLabels"][meta.LABEL_OWNER_NAME] == "demo"
-        opened = [{"ports": port, "from": [verifier, *clients]}]
+        labels = verifier["podSelector"]["matchLabels"]
+        own = [{"podSelector": {"matchLabels": {**labels, meta.LABEL_STAGE: stage}}} for stage in ("verify", "analyse")]
+        opened = [{"ports": port, "from": [*own, *clients]}]
         assert policies.pop(f"demo-{old}") == opened
         cluster.settle()
         assert [policy["spec"]["ingress"] for policy in cluster.objects[NETWORK_POLICIES].values()] == [opened]
@@ -121,12 +123,12 @@ class TestRollout:
         del policy["spec"]["ingress"][0]["from"]
         cluster.settle()
         [policy] = cluster.objects[NETWORK_POLICIES].values()
-        assert policy["spec"]["ingress"][0]["from"][1:] == [{"podSelector": {}}]
+        assert policy["spec"]["ingress"][0]["from"][2:] == [{"podSelector": {}}]
         access = ServingAccess(ingress_from=[{"namespaceSelector": {}}])
         cluster.settings = SETTINGS.model_copy(update={"serving": access})
         cluster.settle()
         [policy] = cluster.objects[NETWORK_POLICIES].values()
-        assert policy["spec"]["ingress"][0]["from"][1:] == [{"namespaceSelector": {}}]
+        assert policy["spec"]["ingress"][0]["from"][2:] == [{"namespaceSelector": {}}]
         assert cluster.status.stable == before
 
     def test_the_old_revision_serves_until_the_new_one_is_proved_and_drains_before_it_goes(self) -> None:

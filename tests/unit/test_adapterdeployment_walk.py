@@ -112,10 +112,11 @@ def is_in_place(cluster: ServingCluster) -> bool:
 
 
 IN_PLACE = {"type": "InPlace"}
-CANARY = {
+CANARY: dict[str, Any] = {
     "type": "Canary",
     "canary": {"steps": [{"weight": 10, "pause": "1m"}, {"weight": 50, "pause": "2m"}]},
 }
+ANALYSED = {**CANARY, "canary": {**CANARY["canary"], "analysis": {}}}
 ROOM = 1000
 """Nodes for everything."""
 FREE = Quota(SERVICES, 100)
@@ -141,7 +142,7 @@ specs = st.builds(
     st.sampled_from(
         [
             *({"keepLastGood": "0s"}, {"keepLastGood": "5m"}, {"strategy": IN_PLACE}, {"strategy": IN_PLACE}),
-            *({"strategy": CANARY}, {"strategy": CANARY, "keepLastGood": "5m"}),
+            *({"strategy": CANARY}, {"strategy": ANALYSED, "keepLastGood": "5m"}),
         ]
     ),
 )
@@ -250,14 +251,14 @@ def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]
 @pytest.mark.parametrize("digest", [BETTER, INACTIVE])
 @pytest.mark.parametrize(
     "how",
-    [{}, {"strategy": IN_PLACE | {"notice": "0s"}}, {"strategy": CANARY}],
-    ids=["BlueGreen", "InPlace", "Canary"],
+    [{}, {"strategy": IN_PLACE | {"notice": "0s"}}, {"strategy": CANARY}, {"strategy": ANALYSED}],
+    ids=["BlueGreen", "InPlace", "Canary", "analysed"],
 )
 def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str, how: dict[str, Any]) -> None:
     cluster = start()
     cluster.settle()
     cluster.spec = pinned(digest, **how)
-    on_the_way, by_steps = [], how.get("strategy") == CANARY
+    on_the_way, by_steps = [], how.get("strategy") in (CANARY, ANALYSED)
     for _ in range(14 if by_steps else 8):
         before = copy.deepcopy(cluster)
         on_the_way.append((before, len(cluster.reconcile().actions)))

@@ -29,6 +29,7 @@ EXTRA_OF = {
     Stage.PUBLISH: "data",
     Stage.FETCH: "data",
     Stage.VERIFY: "data",
+    Stage.ANALYSE: "data",
 }
 """The extra that each stage's image installs. Export's has pins of its own, which this environment lacks."""
 PROGRAM = """

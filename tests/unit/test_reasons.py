@@ -27,7 +27,7 @@ NO_TROUBLE = {
     *(Reason.SPEC_CHANGED, Reason.TRAINING_COMPLETED, Reason.OVERFITTING, Reason.PLATEAU, Reason.SETTINGS_DISCOURAGED),
     *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
     *(Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
-    *(Reason.CANARY_STEP, Reason.DISRUPTION_BUDGET_REFUSED),
+    *(Reason.CANARY_STEP, Reason.ANALYSIS_PASSED, Reason.DISRUPTION_BUDGET_REFUSED),
 }
 """What passes by itself or is well; the message of the condition Discouraged is itself the advice."""
 RUN_WAITS = {
@@ -47,7 +47,7 @@ SERVING_WAITS = {
     *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
     Reason.SELF_CHECK_FAILED,
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
-    *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE, Reason.REVISION_UNUSABLE),
+    *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE, Reason.REVISION_UNUSABLE, Reason.ANALYSIS_INCONCLUSIVE),
     *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What an AdapterDeployment waits for as long as it takes."""

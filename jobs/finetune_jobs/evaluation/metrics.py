@@ -77,11 +77,12 @@ def score(truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -
     )
 
 
-def wilson(correct: float, samples: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927), sound for small samples and shares near 0 and 1."""
-    share, z2 = correct / samples, Z_95**2
+def wilson(correct: float, samples: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's interval of a share (Wilson 1927), sound for small samples and shares near 0 and 1: of 95 %, or with the
+    given quantile of the normal distribution."""
+    share, z2 = correct / samples, z**2
     centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
-    half = Z_95 / (1 + z2 / samples) * sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
+    half = z / (1 + z2 / samples) * sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -23,6 +23,8 @@ from finetune_api.meta import (
 )
 from finetune_api.stages import (
     DEPENDS_ON,
+    OF_ENDPOINTS,
+    AnalyseParams,
     EvaluateParams,
     ExportParams,
     Params,
@@ -82,6 +84,11 @@ _WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
     Stage.VERIFY: (
         "Proves that a running server answers with the right artifact.",
         "artifacts/<digest>/, the server's endpoint",
+        "nothing but its result",
+    ),
+    Stage.ANALYSE: (
+        "Compares the errors and times of a canary's servers with those of the revision that serves.",
+        "/metrics of the pods of both revisions",
         "nothing but its result",
     ),
 }
@@ -221,14 +228,14 @@ def example_input(stage: Stage) -> StageInput:
     It has no inputKey (the runner makes it) and reuses nothing, so that edits always take effect.
     """
     root = "s3://models/team-a"
-    if stage in (Stage.FETCH, Stage.VERIFY):
+    if stage in OF_ENDPOINTS:
         return StageInput(
             stage=stage,
             run=_run(ADAPTERDEPLOYMENT),
             storage=_STORAGE,
             artifact_uri=f"{root}/{output_folder(Stage.PUBLISH, _ADDRESS)}",
             artifact_digest=_ADDRESS,
-            params=Params(verify=_VERIFY if stage is Stage.VERIFY else None),
+            params=_ENDPOINT_PARAMS.get(stage, Params()),
         )
     output = Output(uri=root, name="transactions")
     params = _params(output)
@@ -248,7 +255,23 @@ def example_input(stage: Stage) -> StageInput:
 
 _ADDRESS: Final = "0" * 64
 _STORAGE: Final = Storage(endpoint="http://localhost:8333")
-_VERIFY: Final = VerifyParams(endpoint="http://localhost:8080", samples=20, min_agreement_percent=90)
+_ENDPOINT_PARAMS: Final = {
+    Stage.VERIFY: Params(
+        verify=VerifyParams(endpoint="http://localhost:8080", samples=20, min_agreement_percent=90),
+    ),
+    Stage.ANALYSE: Params(
+        analyse=AnalyseParams(
+            engine="vllm",
+            stable_engine="vllm",
+            canary=["http://localhost:8080"],
+            stable=["http://localhost:8081"],
+            until="2030-01-01T00:00:00Z",
+            min_requests=100,
+            max_error_increase=0.01,
+            max_latency_increase=0.5,
+        )
+    ),
+}
 
 
 def _run(kind: str) -> RunRef:

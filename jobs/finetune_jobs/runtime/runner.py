@@ -31,6 +31,7 @@ from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
 from finetune_api.reasons import Reason, remedy, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
+    OF_ENDPOINTS,
     PIPELINE,
     RECIPE_VERSIONS,
     Found,
@@ -343,7 +344,7 @@ def _naming_log(result: StageResult, uri: str) -> StageResult:
 
 def _kind(stage: Stage) -> str:
     """The kind of custom resource that a stage works for."""
-    return ADAPTERDEPLOYMENT if stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
+    return ADAPTERDEPLOYMENT if stage in OF_ENDPOINTS else FINETUNEJOB
 
 
 def _on_sigterm(graceful: bool) -> threading.Event:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from huggingface_hub import InferenceClient, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
@@ -23,6 +24,8 @@ from finetune_jobs.verification.stream import error_text, read_stream
 _POLL_SECONDS: Final = 1.0
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for an answer, whole or as a stream."""
+_METRICS_SECONDS: Final = 5.0
+"""Longest wait for a server's metrics."""
 _PASSING: Final = frozenset({408, 425, 429})
 """Client errors that say nothing of what is asked for: too slow, too early, too many."""
 _PROMPT: Final = "a golden prompt or a test example"
@@ -82,15 +85,25 @@ class Connection:
         except ValueError as error:
             raise self.wordless(path, error) from None
 
+    def samples(self) -> list[Sample]:
+        """What the server tells Prometheus, in any order."""
+        url = f"{self.endpoint}/metrics"
+        try:
+            response = get_session().get(url, timeout=_METRICS_SECONDS)
+            hf_raise_for_status(response)
+            return [each for family in text_string_to_metric_families(response.text) for each in family.samples]
+        except CLIENT_ERROR as error:
+            raise self._failed(error, "GET /metrics") from None
+        except ValueError as error:
+            said = f"{url} is not in Prometheus' text format ({type(error).__name__})."
+            raise StageError(Reason.CANDIDATE_FAILED, said) from None
+
     def gauge(self, name: str) -> float | None:
         """A gauge of the server's metrics, summed over its labels; None: it has none, or does not answer now."""
         try:
-            response = get_session().get(f"{self.endpoint}/metrics", timeout=10)
-            hf_raise_for_status(response)
-            samples = [each for family in text_string_to_metric_families(response.text) for each in family.samples]
-        except (CLIENT_ERROR, ValueError):
+            found = [float(each.value) for each in self.samples() if each.name == name]
+        except StageError:
             return None
-        found = [float(each.value) for each in samples if each.name == name]
         return sum(found) if found else None
 
     def wordless(self, path: str, error: Exception) -> StageError:

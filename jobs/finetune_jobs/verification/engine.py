@@ -4,8 +4,9 @@ Its counterpart in the operator, which renders the server's pod, is ``finetune_o
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 
@@ -83,6 +84,24 @@ class Forced:
     """Of all tokens but the first; empty if the server does not give them."""
 
 
+class ServerCounts(Counter[tuple[str, str]]):
+    """What a server has counted since it started: each count has a name and a part.
+
+    ``ANSWERED``: requests with an answer. ``FAILED``: those without one by the server's fault; each part counts all of
+    them that it notices, so the largest part counts. Times, by the names below: requests that took no longer than the
+    part says, in seconds; the part "+Inf" has all of them.
+    """
+
+
+ANSWERED: Final = "answered"
+FAILED: Final = "failed"
+REQUEST_SECONDS: Final = "requestSeconds"
+"""From a request to the end of its answer."""
+FIRST_TOKEN_SECONDS: Final = "firstTokenSeconds"
+"""From a request to the first part of its answer; not every engine measures it."""
+TIMES: Final = (REQUEST_SECONDS, FIRST_TOKEN_SECONDS)
+
+
 class ModelServer(Protocol):
     """A candidate's server. Every method raises StageError: CandidateFailed (retriable unless the server says that it
     never will), PromptsTooLong. ``served`` is called first."""
@@ -108,3 +127,6 @@ class ModelServer(Protocol):
 
     def refuses_other_names(self) -> bool | None:
         """Whether a request that names another model is refused with 404; None: the engine looks at no name."""
+
+    def counts(self) -> ServerCounts:
+        """What it has counted so far. May be called without ``served``."""

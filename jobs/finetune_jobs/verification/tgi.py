@@ -10,7 +10,17 @@ from typing import Final
 from finetune_api.compatibility import TGI
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.connection import Connection
-from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Streamed
+from finetune_jobs.verification.engine import (
+    ANSWERED,
+    FAILED,
+    REQUEST_SECONDS,
+    Forced,
+    Limits,
+    Reply,
+    Served,
+    ServerCounts,
+    Streamed,
+)
 
 _REJECTED: Final = 422
 _LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
@@ -65,3 +75,17 @@ class TgiServer:
 
     def refuses_other_names(self) -> None:
         """TGI takes an unknown name for its only model."""
+
+    def counts(self) -> ServerCounts:
+        """``tgi_request_failure`` has the cause; ``validation`` is the request's fault. A series exists only once it
+        has a value. There is no time to the first token."""
+        found = ServerCounts()
+        for sample, labels, value, *_ in self._connection.samples():
+            name = sample.removesuffix("_total")  # the parser adds it to counters, which TGI does not
+            if name == "tgi_request_success":
+                found[ANSWERED, ""] += int(value)
+            elif name == "tgi_request_failure" and labels.get("err") != "validation":
+                found[FAILED, ""] += int(value)
+            elif name == "tgi_request_duration_bucket":
+                found[REQUEST_SECONDS, labels["le"]] += int(value)
+        return found

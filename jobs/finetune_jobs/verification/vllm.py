@@ -11,13 +11,28 @@ from typing import Any, Final
 from finetune_api.compatibility import VLLM
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.connection import Connection
-from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Streamed
+from finetune_jobs.verification.engine import (
+    ANSWERED,
+    FAILED,
+    FIRST_TOKEN_SECONDS,
+    REQUEST_SECONDS,
+    Forced,
+    Limits,
+    Reply,
+    Served,
+    ServerCounts,
+    Streamed,
+)
 
 _REJECTED: Final = 400
 _LENGTH: Final = re.compile(r"maximum context length")
 """vLLM's answer to a conversation that is longer than it accepts."""
 _MODELS: Final = "/v1/models"
 _COMPLETIONS: Final = "/v1/completions"
+_TIMES: Final = {
+    "vllm:e2e_request_latency_seconds_bucket": REQUEST_SECONDS,
+    "vllm:time_to_first_token_seconds_bucket": FIRST_TOKEN_SECONDS,
+}
 _OTHER: Final = "finetune-operator-no-such-model"
 _WAITING: Final = "vllm:num_requests_waiting"
 """The gauge of requests that are not being worked on yet."""
@@ -73,6 +88,20 @@ class VllmServer:
     def refuses_other_names(self) -> bool:
         """By a completion of one token."""
         return self._connection.is_not_found(_COMPLETIONS, self._completion(_OTHER, "1"), "the name of no model")
+
+    def counts(self) -> ServerCounts:
+        """vLLM notes an error inside a stream as a finished request, and one without any answer only as HTTP status.
+        What a client aborts is neither an answer nor a failure."""
+        found = ServerCounts()
+        for name, labels, value, *_ in self._connection.samples():
+            reason = labels.get("finished_reason")
+            if name == "vllm:request_success_total" and reason != "abort":
+                found[(FAILED, "engine") if reason == "error" else (ANSWERED, "")] += int(value)
+            elif name == "http_requests_total" and labels.get("status") == "5xx":
+                found[FAILED, "http"] += int(value)
+            elif time := _TIMES.get(name):
+                found[time, labels["le"]] += int(value)
+        return found
 
     def _completion(self, model: str, prompt: str) -> dict[str, Any]:
         return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}

@@ -9,6 +9,8 @@ Verifying ─▶ Canary ────────────────▶ Cana
              └───────────────────────────┴──────────────────────────────┴─▶ Failed: all traffic is the old one's again
 ```
 
+A step ends with its pause; where the spec asks for an analysis, it takes its verdict too (``analysis.py``).
+
 While it has a share, the public Service names no revision, so that connections are spread over the pods of both. So the
 share is that of its pods; and no other revision may have any. All pods of the old revision stay.
 """
@@ -18,9 +20,16 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import CanaryStatus, CanaryStep, RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import (
+    AnalysisOutcome,
+    CanaryStatus,
+    CanaryStep,
+    RevisionState,
+    RevisionStatus,
+)
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.analysis import Analysis, analysis_of
 from finetune_operator.adapterdeployment.candidate import in_state
 from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods
 from finetune_operator.adapterdeployment.health import Sighting, crash_since, is_available, watch
@@ -64,6 +73,8 @@ class Progress(NamedTuple):
     """Whether its pods hold hardware that the others of its step do not get, or for pods that nobody deletes."""
     strays: Strays = Strays()
     """What keeps it from its share although its own pods are ready."""
+    analysis: Analysis | None = None
+    """What its servers' metrics say of it, if the spec asks."""
 
 
 def has_proved_itself(candidate: RevisionStatus) -> bool:
@@ -149,16 +160,21 @@ def step_on(
     canary = canary.model_copy(
         update={"started_at": canary.started_at or reached, "reached_at": reached, "until": timestamp(until)}
     )
-    if (left := (until - now).total_seconds()) > 0:
-        return _pausing(candidate, canary, replicas, left, now, begins=known.reached_at is None)
+    left, paused = (until - now).total_seconds(), candidate.model_copy(update={"canary": canary})
+    analysis = analysis_of(observed, target, stable, paused, now)
+    canary = canary.model_copy(update={"analysis": analysis.status if analysis else None})
+    if left > 0 or (analysis is not None and not analysis.goes_on):
+        return _pausing(candidate, canary, replicas, now, analysis, begins=known.reached_at is None)
     if not has_share:
-        return _waiting(candidate, canary, replicas, (closed, max(least, may_start + left)), strays, now)
+        waits = (closed, max(least, may_start + left))
+        return _waiting(candidate, canary, replicas, waits, strays, now)._replace(analysis=analysis)
     if number == len(steps):
-        return _over(candidate, canary, replicas, now)
+        return _over(candidate, canary, replicas, now)._replace(analysis=analysis)
     canary, replicas = _at_step(canary, number + 1, steps, beside)
-    canary = canary.model_copy(update={"reached_at": None, "until": None})
+    canary = canary.model_copy(update={"reached_at": None, "until": None, "analysis": None})
     begun = candidate.model_copy(update={"since": timestamp(now)})
-    return _waiting(begun, canary, replicas, (float(observed.settings.policy_seconds), may_start), Strays(), now)
+    waits = (float(observed.settings.policy_seconds), float(may_start))
+    return _waiting(begun, canary, replicas, waits, Strays(), now)._replace(analysis=analysis)
 
 
 def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], beside: int) -> tuple[CanaryStatus, int]:
@@ -202,16 +218,34 @@ def _waiting(
 
 
 def _pausing(
-    candidate: RevisionStatus, canary: CanaryStatus, replicas: int, left: float, now: datetime, *, begins: bool
+    candidate: RevisionStatus,
+    canary: CanaryStatus,
+    replicas: int,
+    now: datetime,
+    analysis: Analysis | None,
+    *,
+    begins: bool,
 ) -> Progress:
-    """It has its share, and has to stand it for a while."""
-    then = "the next step follows" if canary.step < canary.steps else "it takes over"
-    message = (
-        f"Step {canary.step} of {canary.steps}: {canary.pods} pods get {canary.share} % of new connections (weight "
-        f"{canary.weight}) until {canary.until}; then {then}."
-    )
-    shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
-    return Progress(shown.model_copy(update={"canary": canary}), replicas, left, begins=begins)
+    """It has its share, and has to stand it for a while, or until its analysis has a verdict."""
+    left = (parse_timestamp(canary.until or timestamp(now)) - now).total_seconds()
+    shares = f"Step {canary.step} of {canary.steps}: {canary.pods} pods get {canary.share} % of new connections "
+    shares += f"(weight {canary.weight})"
+    then = f" until {canary.until}; then {'the next step follows' if canary.step < canary.steps else 'it takes over'}"
+    reason, message = Reason.CANARY_STEP, f"{shares}{then}."
+    if analysis is not None and analysis.holds:
+        reason = Reason.ANALYSIS_INCONCLUSIVE
+        message = f"{shares}. There is no verdict yet. {analysis.status.message} It is looked at until "
+        message += f"{analysis.status.until} again."
+    elif analysis is not None and left <= 0:
+        message = f"{shares}. Its pause is over; the verdict of its analysis is due."
+    elif analysis is not None and analysis.status.outcome is AnalysisOutcome.RUNNING:
+        message = f"{shares}{then}, if its analysis passes."
+    shown = in_state(candidate, RevisionState.CANARY, reason, message, now)
+    looks = [
+        seconds for seconds in (left, analysis.due_after if analysis else None) if seconds is not None and seconds > 0
+    ]
+    shown = shown.model_copy(update={"canary": canary})
+    return Progress(shown, replicas, min(looks, default=None), begins=begins, analysis=analysis)
 
 
 def _over(candidate: RevisionStatus, canary: CanaryStatus, replicas: int, now: datetime) -> Progress:

@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
+from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
 from finetune_operator.adapterdeployment.gap import serving_pods
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
@@ -20,6 +21,7 @@ from finetune_operator.framework.objects import (
     JOBS,
     NETWORK_POLICIES,
     SERVICES,
+    Object,
     Resource,
 )
 from finetune_operator.resources.deployment import deployment_name, drain_seconds
@@ -66,9 +68,13 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     if isinstance(target, Target) and candidate and (has_pods or candidate.state is RevisionState.FAILED):
         verification = verify_request(owner, target, spec, observed.settings).name
 
-    answering = {(pod["metadata"].get("labels") or {}).get(LABEL_REVISION, "") for pod in serving_pods(observed)}
+    analyses = names_in_use(observed, candidate)
+    answering = {_revision_of(pod) for pod in serving_pods(observed)}
 
-    def unused(resource: Resource, name: str, revision: str) -> bool:
+    def unused(resource: Resource, name: str, child: Object) -> bool:
+        revision = _revision_of(child)
+        if is_of_analysis(child):
+            return name not in analyses
         if resource == SERVICES:
             return name not in services
         if resource == CONTROLLER_REVISIONS:
@@ -80,11 +86,10 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         return stale or not (in_use or guards)
 
     gone = [
-        (Delete(resource, name, child["metadata"]["uid"]), revision)
+        (Delete(resource, name, child["metadata"]["uid"]), _revision_of(child))
         for resource in _CLEANED
         for name, child in observed.children.get(resource, {}).items()
-        if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
-        and "deletionTimestamp" not in child["metadata"]
+        if unused(resource, name, child) and "deletionTimestamp" not in child["metadata"]
     ]
     due, waits = [], []
     for delete, revision in gone:
@@ -98,6 +103,10 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         last=tuple(delete for delete, revision in due if revision == observed.traffic),
         due_after=min(waits, default=None),
     )
+
+
+def _revision_of(child: Object) -> str:
+    return str((child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
 
 
 def _may_be_asked(rollout: Rollout, revision: str) -> bool:

@@ -321,6 +321,9 @@ def _take_step(
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
     problem, closed = candidate_problem(live, pods, now), _closed_for(observed, target, candidate, now)
     progress = step_on(observed, target, stable, candidate, closed, now)
+    analysis = progress.analysis
+    if analysis is not None and (worse := analysis.problem(candidate)):
+        return fail(stable, candidate, worse, _keep(observed, stable, candidate, now), now)
     late = held_too_long(problem) or refused_for_long(
         observed, candidate, start_seconds(target.serving.runtime), pods, now
     )
@@ -335,10 +338,12 @@ def _take_step(
         stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
     keep = _keep(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
     actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=False))
+    actions += analysis.actions if analysis else ()
     seen = canary_sighting(stepping, pods, now)
     looks = (progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now))
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)
-    events = (Event("Normal", Reason.CANARY_STEP, stepping.message),) if progress.begins else ()
+    events = analysis.events(candidate) if analysis else ()
+    events += (Event("Normal", Reason.CANARY_STEP, stepping.message),) if progress.begins else ()
     return RolloutStep(stable, stepping, actions, events, due_after)
 
 

@@ -58,7 +58,8 @@ class Rollout:
         if candidate.state is RevisionState.WAITING:
             return candidate if candidate.reason != Reason.ROLLOUT_QUEUED else None
         waited = (self.now - parse_timestamp(candidate.since)).total_seconds()
-        return candidate if candidate.reason in HOLDS_NOTHING and waited >= LONG_WAIT_SECONDS else None
+        waits_for_somebody = candidate.reason in HOLDS_NOTHING | {Reason.ANALYSIS_INCONCLUSIVE}
+        return candidate if waits_for_somebody and waited >= LONG_WAIT_SECONDS else None
 
     @property
     def in_gap(self) -> bool:

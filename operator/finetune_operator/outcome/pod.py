@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.reasons import Reason, remedy
-from finetune_api.stages import PIPELINE, Outcome, Stage, StageResult
+from finetune_api.stages import OF_ENDPOINTS, PIPELINE, Outcome, Stage, StageResult
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
 
@@ -63,7 +63,7 @@ def _without_remedy(result: StageResult) -> StageResult:
 
     Images of earlier versions appended it too. It is recognised by its words, as long as they are the same.
     """
-    kind = meta.ADAPTERDEPLOYMENT if result.stage in (Stage.FETCH, Stage.VERIFY) else meta.FINETUNEJOB
+    kind = meta.ADAPTERDEPLOYMENT if result.stage in OF_ENDPOINTS else meta.FINETUNEJOB
     advice = remedy(result.reason, kind)
     if not advice:
         return result

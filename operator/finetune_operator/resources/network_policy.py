@@ -1,4 +1,5 @@
-"""Who may reach the pods of a revision: only the verifier, until the revision is promoted.
+"""Who may reach the pods of a revision: only the verifier, until the revision is verified; then clients, and whoever
+compares a canary with what serves.
 
 There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled.
 
@@ -21,20 +22,23 @@ def candidate_policy(owner: Owner, revision: str, access: ServingAccess, *, has_
 
 
 def serving_policy(owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False) -> Object:
-    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients.
+    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients; and the analysis of a
+    canary, where metrics are.
 
     Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
     whoever writes a custom resource who decides.
     """
-    readers = access.metrics_from if has_proxy else ()
-    return _policy(owner, revision, access.ingress_from, readers, has_proxy=has_proxy)
+    analysis = _stage(owner, Stage.ANALYSE)
+    if has_proxy:
+        return _policy(owner, revision, access.ingress_from, (analysis, *access.metrics_from), has_proxy=True)
+    return _policy(owner, revision, (analysis, *access.ingress_from), (), has_proxy=False)
 
 
 def _policy(
     owner: Owner, revision: str, clients: Sequence[Object], readers: Sequence[Object], *, has_proxy: bool
 ) -> Object:
     """The verifier is always among the peers: an empty list of them would mean everybody."""
-    verifier = {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: Stage.VERIFY.value}}}
+    verifier = _stage(owner, Stage.VERIFY)
     labels = server_labels(owner, revision)
     port = meta.CLIENT_PORT if has_proxy else meta.SERVING_PORT
     metrics = [{"ports": [{"protocol": "TCP", "port": meta.INNER_PORT}], "from": list(readers)}] if readers else []
@@ -51,3 +55,8 @@ def _policy(
             ],
         },
     }
+
+
+def _stage(owner: Owner, stage: Stage) -> Object:
+    """Pods of a stage of this resource."""
+    return {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: stage.value}}}

@@ -3,12 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from finetune_api import meta
 from finetune_api.hashing import short, without_defaults
 from finetune_api.stages import Stage, StageInput
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.settings import Images, PodShape, Proxy
+
+
+def stage_name(owner: Owner, stage: Stage, identity: Any) -> str:
+    """Name of a stage's Job and ConfigMap."""
+    return f"{owner.name}-{stage}-{short(identity)}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class StageRequest:
     """For ConfigMap, Job and pod, besides the owner's and the stage's."""
     attempt: str = ""
     """Distinguishes Jobs with the same input; empty for the first."""
+    identity: Any = None
+    """What the name is made of where the input depends on the moment at which the Job is created; None: the input."""
     queue: str = ""
     """Kueue's local queue for the Job; empty: none."""
     retries: int = 2
@@ -58,9 +66,10 @@ class StageRequest:
     @cached_property
     def name(self) -> str:
         """Name of both ConfigMap and Job: equal inputs have equal names, also those of neighbouring versions."""
+        if self.identity is not None:
+            return stage_name(self.owner, self.stage, self.identity)
         given = without_defaults(self.input)
-        identity = short([given, self.attempt]) if self.attempt else short(given)
-        return f"{self.owner.name}-{self.stage}-{identity}"
+        return stage_name(self.owner, self.stage, [given, self.attempt] if self.attempt else given)
 
     @property
     def name_with_defaults(self) -> str:
