@@ -35,7 +35,7 @@ from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.evaluation.gates import judge, lost_by_export
+from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
 from finetune_jobs.reports.index import index_stage
@@ -143,10 +143,14 @@ def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
     found = judge(gates, measurements, metrics.task)
     missed = blocking(found, gates.on_inconclusive)
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
-    if lost := lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]):
-        told.insert(0, lost)
-    verdict = _Verdict(found, Channel.CANDIDATE if missed or lost else Channel.STABLE, " ".join(told))
-    if (missed or lost) and gates.on_fail is OnFail.STOP:
+    always = (
+        same_as_base(measurements, metrics.task),
+        lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]),
+    )
+    told = [*filter(None, always), *told]
+    blocked = bool(missed) or any(always)
+    verdict = _Verdict(found, Channel.CANDIDATE if blocked else Channel.STABLE, " ".join(told))
+    if blocked and gates.on_fail is OnFail.STOP:
         raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)
     return verdict
 

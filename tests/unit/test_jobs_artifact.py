@@ -222,6 +222,19 @@ def test_an_artifact_that_misses_its_goals_is_not_published(
 
 
 @pytest.mark.slow
+def test_what_is_its_base_model_is_not_published(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Though it is not worse, which is all that is asked of it without goals."""
+    with pytest.raises(StageError) as error:
+        execute(context(gated(s3, store, upstream, UNTRAINED, tmp_path), tmp_path), publish)
+    assert error.value.reason is Reason.GATE_FAILED
+    assert_says(error.value.message, "Nothing tells the artifact from its base model", "Nothing was published")
+    [goal] = unpacked(error.value.scalars["goals"], ["not worse"])
+    assert goal.outcome is GateOutcome.PASS
+
+
+@pytest.mark.slow
 def test_a_candidate_is_published_beside_what_is_stable(
     s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
 ) -> None:

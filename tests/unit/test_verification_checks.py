@@ -11,7 +11,8 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import MAX_RESULT_BYTES, LatencyObjectives, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
+from finetune_jobs.evaluation.distances import distance
+from finetune_jobs.verification.checks import Observed, count, digest_check, make_checks, require_all
 from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.power import SampleSize

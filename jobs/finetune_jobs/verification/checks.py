@@ -17,6 +17,7 @@ from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
+from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.verification.engine import Forced, Reply, Streamed
@@ -149,11 +150,6 @@ def require_all(checks: Sequence[VerificationCheck], server: str) -> None:
     reason = Reason.ADAPTER_INACTIVE if failed.name == DIFFERS_FROM_BASE else Reason.VERIFICATION_FAILED
     said = f"{server} fails the check {failed.name}: expected {failed.expected}, seen {failed.seen}."
     raise StageError(reason, said, checks=checks)
-
-
-def distance(left: Sequence[float], right: Sequence[float]) -> float:
-    """Mean absolute difference of log-probabilities, in nats a token."""
-    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / max(1, len(left))
 
 
 Pairs = Sequence[tuple[ReferenceText, Forced]]
