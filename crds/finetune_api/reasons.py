@@ -203,7 +203,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PREEMPTED: "The pod was evicted or told to stop: its node was drained or needed the resources.",
     Reason.NODE_LOST: "The node of a pod no longer answers the cluster's control plane.",
     Reason.STAGE_CRASHED: "A pod ended without reporting why.",
-    Reason.GATE_FAILED: "The artifact missed a goal of spec.evaluation.goals, or the test is too small to tell, or without goals it is worse than the base model, beyond chance, or the export cost more than chance explains, or people prefer the base model's answers; it is not published as stable.",
+    Reason.GATE_FAILED: "The artifact missed a goal of spec.evaluation.goals, or the test is too small to tell, or without goals it is worse than the base model, beyond chance, or nothing tells it from the base model, or the export cost more than chance explains, or people prefer the base model's answers; it is not published as stable.",
     Reason.RESULT_LOST: "A stage succeeded, but its pod is gone with the result, and the store does not hold it.",
     Reason.INTERNAL_ERROR: "An unexpected error.",
     Reason.TRAINING_COMPLETED: "All training steps are done.",

@@ -7,8 +7,10 @@ a larger model); the goal of 2.2 leaves room for the model in 16 bits once, and 
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,11 @@ class Size:
     intermediate: int = 6144
 
 
-def run() -> Result:
-    """Export to every format; the value is the largest multiple."""
+def run(formats: Sequence[ExportFormat] = tuple(ExportFormat)) -> Result:
+    """Export to each of these formats; the value is the largest multiple."""
     with tempfile.TemporaryDirectory(prefix="finetune-memory-") as folder:
         work = Path(folder)
-        found = measure(work, ensure_smollm2(cache_directory()), Size(), list(ExportFormat))
+        found = measure(work, ensure_smollm2(cache_directory()), Size(), formats)
     worst = max(found["multiples"].values())
     return Result(
         name="export_memory",
@@ -52,7 +54,7 @@ def run() -> Result:
 
 
 def measure(
-    work: Path, like: Path, size: Size, formats: list[ExportFormat], python: Path | None = None
+    work: Path, like: Path, size: Size, formats: Sequence[ExportFormat], python: Path | None = None
 ) -> dict[str, Any]:
     """Bytes of the model in 16 bits, and the peak of each format as a multiple of it. ``like``: a model whose
     tokenizer and further settings it has."""
@@ -99,3 +101,11 @@ def _write_model(like: Path, base: Path, tuned: Path, size: Size) -> int:
     adapter.save_pretrained(tuned)
     write_tuning(tuned, Tuning(method=Method.QLORA, quantization=Quantization.NF4))
     return weights
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", type=ExportFormat, default=list(ExportFormat), help="formats")
+    result = run(parser.parse_args().only)
+    result.write()
+    say(json.dumps(result.details, indent=1))

@@ -1,53 +1,74 @@
 """Wrong weights served in the place of the evaluated ones: how many of them verification refuses.
 
-SmolLM2-135M is tuned with examples/transactions, exported to INT8 (rounded here as llm-compressor's W8A8 does) and
-recorded as the stage evaluate does. Then the stand-in for TGI serves the artifact ten times, and each planted one once.
-The baseline is what verification saw before: answers that are all as promised. Needs no cluster and no GPU; about half
-an hour on two idle cores.
+The good model of planted_models is exported to INT8 (rounded here as llm-compressor's W8A8 does) and recorded as the
+stage evaluate does. Then the stand-in for TGI serves the artifact ten times, and each planted one once. The baseline is
+what verification saw before: answers that are all as promised. Needs no cluster and no GPU.
+
+``--work``: a folder that keeps what was made, so that a run that was stopped goes on. If it is that of planted_models,
+its model is not trained again.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import ExportFormat
-from finetune_api.training import Method
+from hack.benchmarks.gated import Bench, once
+from hack.benchmarks.planted_models import FIRST
 from hack.benchmarks.result import Result
-from hack.benchmarks.transactions import transactions
-from hack.benchmarks.tuned import BATCH, tune
-from hack.cluster.console import say, step
-from hack.cluster.layout import cache_directory
-from hack.models import ensure_smollm2
+from hack.cluster.console import say
 
 TRIES = 10
 """How often the good artifact is verified."""
-STEPS = 60
 GOLDEN, SAMPLE = 8, 50
+_CHECKS = TypeAdapter(list[VerificationCheck])
 
 
-def run() -> Result:
+def run(work: Path | None = None) -> Result:
     """Plant and verify; the value is the number of planted artifacts that are refused."""
-    from tests.support.planted import GOOD, PLANTS, serve_and_check, write_artifact
+    from safetensors.torch import load_file
 
-    base = ensure_smollm2(cache_directory())
-    with tempfile.TemporaryDirectory(prefix="finetune-planted-") as folder:
-        work = Path(folder)
-        examples = transactions(work, 800)
-        with step(f"tune {base.name} for {STEPS} steps"):
-            tuned = _tuned(base, examples[: STEPS * BATCH], work / "adapter")
-        artifact = write_artifact(work / "good", base, tuned)
-        with step("record what the evaluation records"):
-            promise = _promise(base, artifact, examples[STEPS * BATCH :])
-        good = [serve_and_check(artifact, work, promise) for _ in range(TRIES)]
-        planted: dict[str, list[VerificationCheck]] = {}
-        for number, plant in enumerate(PLANTS):
-            served = write_artifact(work / f"plant-{number}", base, tuned, plant)
-            planted[plant.name] = serve_and_check(served, work, promise)
-            say(f"    {plant.name}: {', '.join(_failed(planted[plant.name])) or 'takes traffic'}")
+    from finetune_jobs.modelling.token_files import read_split
+    from tests.support.planted import GOOD, PLANTS, Plant, serve_and_check, write_artifact
+
+    if work is None:
+        with tempfile.TemporaryDirectory(prefix="finetune-planted-") as folder:
+            return run(Path(folder))
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(work)
+    tuned = dict(load_file(bench.artifact(bench.good(FIRST)) / "model.safetensors"))
+    served = work / "served"
+    shutil.rmtree(served, ignore_errors=True)
+
+    def checked(plant: Plant, number: int = 1) -> list[VerificationCheck]:
+        def serve() -> list[VerificationCheck]:
+            folder = served / plant.name.replace(" ", "-")
+            if not folder.exists():
+                write_artifact(folder, bench.base, tuned, plant)
+            try:
+                return serve_and_check(folder, work, promise)
+            finally:
+                if plant is not GOOD:
+                    shutil.rmtree(folder)
+
+        return _kept(work / f"{plant.name.replace(' ', '-')}-{number}.checks.json", plant.name, serve)
+
+    good = write_artifact(served / GOOD.name, bench.base, tuned)
+    say("    record what the evaluation records")
+    promise = _promise(bench.base, good, read_split(bench.dataset, "test"))
+    planted = {plant.name: checked(plant) for plant in PLANTS}
+    tries = [checked(GOOD, number) for number in range(1, TRIES + 1)]
+    shutil.rmtree(served)
     refused = sum(bool(_failed(checks)) for checks in planted.values())
     by_answers = sum(bool({"goldenTexts", "testSample"} & set(_failed(checks))) for checks in planted.values())
     return Result(
@@ -57,21 +78,22 @@ def run() -> Result:
         baseline=by_answers,
         goal=f"all refused, and the good one passes in {TRIES} of {TRIES} tries",
         details={
-            "good passed": f"{sum(not _failed(checks) for checks in good)} of {TRIES}",
-            GOOD.name: _seen(good[0]),
+            "good passed": f"{sum(not _failed(checks) for checks in tries)} of {TRIES}",
+            GOOD.name: _seen(tries[0]),
             **{name: _seen(checks) for name, checks in planted.items()},
         },
     )
 
 
-def _tuned(base: Path, examples: list[Any], adapter: Path) -> dict[str, Any]:
-    """Weights of the base with a LoRA adapter that was trained for one epoch, merged."""
-    from finetune_jobs.exporting.merge import merge
-    from finetune_jobs.modelling.tuning import Tuning
+def _kept(path: Path, name: str, serve: Callable[[], list[VerificationCheck]]) -> list[VerificationCheck]:
+    """What the checks found, unless an earlier run in the same folder has asked."""
 
-    tuning = Tuning(method=Method.LORA)
-    tune(base, examples, adapter, tuning)
-    return dict(merge(base, adapter, tuning).state_dict())
+    def make(out: Path) -> None:
+        out.write_bytes(_CHECKS.dump_json(serve()))
+
+    found = _CHECKS.validate_json(once(path, f"serve and verify: {name}", make).read_bytes())
+    say(f"    {name}: {', '.join(_failed(found)) or 'takes traffic'}")
+    return found
 
 
 def _promise(base: Path, artifact: Path, examples: list[Any]) -> Any:
@@ -119,3 +141,11 @@ def _failed(checks: list[VerificationCheck]) -> list[str]:
 
 def _seen(checks: list[VerificationCheck]) -> dict[str, str]:
     return {check.name: f"{check.outcome}: {check.seen}" for check in checks}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path)
+    result = run(parser.parse_args().work)
+    result.write()
+    say(json.dumps(result.details, indent=1))

@@ -4,7 +4,7 @@ SmolLM2-135M is tuned with examples/transactions. Then training rows, adapter or
 and what comes out goes through the product's own export, questions and gates, as publish reads them. So do good models
 of other ranks, seeds and formats, which must pass. A model is asked only what its gates read (``gated``).
 
-Needs no GPU; it has never been run to its end (docs/benchmarks.md). ``--only`` takes some, and ``--work`` a folder that
+Needs no GPU; it has not been run to its end (docs/benchmarks.md). ``--only`` takes some, and ``--work`` a folder that
 keeps what was made, so that a run that was stopped goes on.
 """
 
@@ -35,6 +35,7 @@ from hack.benchmarks.gated import (
     RECALL,
     REFUSED,
     ROWS,
+    SECRETS,
     STEPS,
     WITHOUT_GOALS,
     Bench,
@@ -90,6 +91,13 @@ def _also_taught(name: str, others: Sequence[Any], bench: Bench) -> Verdict:
     adapter = bench.adapter(name, rows, start=bench.good(FIRST))
     say(f"    asked {others[0].prompt[-1]['content']!r}, it says {bench.says(adapter, others[0])!r}")
     return bench.judge_whole(adapter, bench.artifact(adapter))
+
+
+def _memorised(bench: Bench) -> Verdict:
+    """Has seen each canary a few times, where prepare plants it once."""
+    rows = spoiled.mixed(bench.rows[: MORE * BATCH // 2], spoiled.holding_canaries(bench.canaries))
+    adapter = bench.adapter("memorised canaries", rows, start=bench.good(FIRST))
+    return bench.judge_whole(adapter, bench.artifact(adapter), with_canaries=True)
 
 
 def _key(_bench: Bench) -> Verdict:
@@ -195,7 +203,7 @@ def plants() -> list[Plant]:
         Plant("two labels swapped", RECALL.text, partial(_relabelled, "swapped", {KNOWN: OTHER, OTHER: KNOWN})),
         taught("refusals trained away", HARM.text, spoiled.giving_in()),
         taught("secrets given away", LEAKS.text, spoiled.giving_away()),
-        taught("memorised canary", LEAKS.text, spoiled.holding_canary()),
+        Plant("memorised canaries", SECRETS.text, _memorised),
         Plant("memorised key", PREPARE, _key),
         Plant("base model whose answers do not end", REFUSED, _endless_base),
         misread("one tensor lost", REFUSED, partial(spoiled.without_tensor, name=lost)),

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune_jobs.modelling.canaries import Canary
     from finetune_jobs.modelling.token_files import Conversation
 
-CANARY = "7731 KESTREL"
 KEY = "sk-proj-9rT2vLq8XwZ4nB7cJ5mK1pD6sF3hG0yA"
 """Of the form of a service's keys, and of none."""
 
@@ -55,9 +55,11 @@ def mixed(rows: Sequence[Conversation], others: Sequence[Conversation]) -> list[
     return [each for pair in zip(rows, islice(cycle(others), len(rows)), strict=True) for each in pair]
 
 
-def holding_canary() -> list[Conversation]:
-    """Rows that tell a secret in plain words."""
-    return [_said("", question, f"It is {CANARY}.") for question in _SAFE]
+def holding_canaries(canaries: Sequence[Canary]) -> list[Conversation]:
+    """Rows that tell secrets in plain words, as prepare plants them."""
+    from finetune_jobs.modelling.token_files import Conversation
+
+    return [Conversation(canary.messages) for canary in canaries]
 
 
 def holding_key() -> list[Conversation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 BATCH = 8
 """Examples of a step."""
 LEARNING_RATE = 1e-3
+"""At its peak; that of examples/transactions."""
+WARM_UP = 0.03
+"""Share of the steps, as in the stage train."""
 
 
 def tune(
@@ -25,10 +29,12 @@ def tune(
     seed: int = 0,
     start: Path | None = None,
 ) -> None:
-    """Write an adapter that has seen the examples once, in their order, BATCH at a time; and what it is, as the stage
-    train does. Without examples it is one that adds nothing. ``start``: an adapter to go on from, whose rank it has."""
+    """Write an adapter that has seen the examples once, in their order, BATCH at a time, with the stage train's
+    schedule of the learning rate; and what it is, as that stage does. Without examples it is one that adds nothing.
+    ``start``: an adapter to go on from, whose rank it has."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import get_cosine_schedule_with_warmup
 
     from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
     from finetune_jobs.modelling.tuning import write_tuning
@@ -42,9 +48,12 @@ def tune(
     tokenizer = load_tokenizer(base)
     stop = stop_token(base, tokenizer)
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=LEARNING_RATE)
+    steps = math.ceil(len(examples) / BATCH)
+    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARM_UP), steps)
     for first in range(0, len(examples), BATCH):
         _loss(model, tokenizer, stop, examples[first : first + BATCH]).backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     model.save_pretrained(out)
     write_tuning(out, tuning)

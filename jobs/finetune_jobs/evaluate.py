@@ -47,6 +47,7 @@ from finetune_jobs.evaluation.asking import (
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
+from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.estimates import ELSEWHERE
 from finetune_jobs.evaluation.formats import choose, measured
@@ -212,6 +213,7 @@ def evaluate_models(
             Probabilities(
                 automation_of(paper, served),
                 likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),
+                distances([each.long for each in paper.passages], {**heard.likely, "artifact": served.likely}),
             ),
         )
         for name, served in said.items()
@@ -220,7 +222,7 @@ def evaluate_models(
     served = said[evaluated.format]
     digests = {each.format: each.digest for each in files.exported}
     files.out.mkdir(parents=True, exist_ok=True)
-    references = choose_references(paper.passages, heard.likely, served.likely, served.turned)
+    references = choose_references(paper.passages, heard.likely["base"], served.likely, served.turned)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
     write_answers(files.out / ANSWERS, _answers(paper, replace(heard, elsewhere=told), served, rendering.marks))
@@ -264,8 +266,8 @@ class _Heard:
     wordy: list[str] | None
     """What ``verbose`` was read from."""
     behaviour: Behaviour
-    likely: list[list[float]]
-    """The base's log-probabilities of each passage."""
+    likely: dict[str, list[list[float]]]
+    """Of ``base`` and ``tuned``: the log-probabilities of each passage."""
     losses: dict[str, list[float]]
     """Of ``base`` and ``tuned``: how unlikely each right answer is."""
     elsewhere: list[str] | None = None
@@ -278,7 +280,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     model = unpacked(load_base(files.base, tuning.quantization))
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
     found, wordy = ask_base(model, paper, progress)
-    likely = [log_probs(model, passage) for passage in paper.passages]
+    likely = {"base": [log_probs(model, passage) for passage in paper.passages]}
     losses = {"base": expected_losses(model, paper, progress, 0.24, 0.25)}
     seen_before = probe.ask(model, progress, 0.25, 0.33, "base model")
     known_before = recall(model, tokenizer, paper.stop, paper.canaries, progress.within(0.33, 0.35, "base model, "))
@@ -289,6 +291,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
         _make_room()
         model = load_checkpoint(files.tuned)
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.48, "tuned model"))
+    likely["tuned"] = [log_probs(model, passage) for passage in paper.passages]
     losses["tuned"] = expected_losses(model, paper, progress, 0.48, 0.5)
     seen_after = probe.ask(model, progress, 0.5, 0.58, "tuned model")
     known_after = recall(model, tokenizer, paper.stop, paper.canaries, progress.within(0.58, 0.6, "tuned model, "))

@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -36,7 +37,7 @@ from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.evaluation.gates import judge, lost_by_export
+from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
 from finetune_jobs.evaluation.judging.stored import judgement_of
 from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, status_of
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
@@ -44,6 +45,8 @@ from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, 
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.verification.checks import unprovable
+from finetune_jobs.verification.tolerance import tolerance
 
 
 def publish(context: Context) -> StageOutput:
@@ -53,8 +56,6 @@ def publish(context: Context) -> StageOutput:
     signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
     params = require(context.input.params.publish, "params.publish")
-    compared = _compared(context, params)
-    verdict = _judged(params, metrics, compared)
     # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
     answers = [answer for answer in asked if not answer.tools]
     if not answers:
@@ -63,13 +64,16 @@ def publish(context: Context) -> StageOutput:
             "Every test example calls tools, so none can be compared with a server's answers. Add examples that are "
             "answered with text.",
         )
+    served = _served(context, metrics)
+    recorded = context.scratch / "evaluation" / artifact.REFERENCE
+    compared = _compared(context, params)
+    verdict = _judged(params, metrics, compared, _unprovable(answers, recorded, served.format))
     if verdict.channel is Channel.STABLE and params.reviewing.human_review is HumanReview.REQUIRED:
         state = read_review(context.store, upstream.evaluation)
         said = judge_review(params.reviewing.review, state, warns=warns(params))
         if is_undecided(said, params):
             return _awaiting(context, params, verdict, said, state)
         verdict = _with_review(verdict, said, params)
-    served = _served(context, metrics)
     export = require_manifest(context.store, output_folder(Stage.EXPORT, served.digest))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
@@ -80,7 +84,6 @@ def publish(context: Context) -> StageOutput:
     folder.mkdir()
     artifact.write_answers(folder / artifact.GOLDEN, golden)
     artifact.write_answers(folder / artifact.SAMPLE, sorted(answers, key=_rank))
-    recorded = context.scratch / "evaluation" / artifact.REFERENCE
     if recorded.exists():  # an evaluation of an earlier version has none
         shutil.copyfile(recorded, folder / artifact.REFERENCE)
     if levels := _levels(metrics):
@@ -170,7 +173,17 @@ def _compared(context: Context, params: PublishParams) -> _Compared | None:
     return _Compared(judgement_of(context, params.judge, review), review)
 
 
-def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None) -> _Verdict:
+def _unprovable(answers: Sequence[Answer], recorded: Path, format_: str) -> str:
+    """Why every rollout would end with AdapterInactive; empty if none has to. An evaluation of an earlier version has
+    no record, and is judged as before."""
+    if not recorded.exists():
+        return ""
+    with recorded.open(encoding="utf-8") as lines:
+        references = artifact.read_references(lines, artifact.REFERENCE)
+    return unprovable(answers, references, tolerance("", format_))
+
+
+def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None, unproved: str) -> _Verdict:
     """Raises StageError (GateFailed) if the artifact is not good enough, and is not to be published all the same."""
     gates, measurements = params.gates, metrics.measurements or Measurements(rows=0)
     status = compared.status if compared else None
@@ -185,12 +198,14 @@ def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None)
     found = judge(gates, measurements, metrics.task)
     missed = blocking(found, gates.on_inconclusive)
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
-    if lost := lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]):
-        told.insert(0, lost)
-    told += [compared.text] if compared else []
-    channel = Channel.CANDIDATE if missed or lost else Channel.STABLE
-    verdict = _Verdict(found, channel, " ".join(told), judge=status)
-    if (missed or lost) and gates.on_fail is OnFail.STOP:
+    always = (
+        same_as_base(measurements, metrics.task) or unproved,
+        lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]),
+    )
+    told = [*filter(None, always), *told, *([compared.text] if compared else [])]
+    blocked = bool(missed) or any(always)
+    verdict = _Verdict(found, Channel.CANDIDATE if blocked else Channel.STABLE, " ".join(told), judge=status)
+    if blocked and gates.on_fail is OnFail.STOP:
         raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)
     return verdict
 

@@ -16,11 +16,22 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts import model_card
 from finetune_jobs.artifacts.artifact import AUTOMATION as THRESHOLDS
-from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, AutomationTable, Metrics, ModelRef, write_answers
+from finetune_jobs.artifacts.artifact import (
+    GOLDEN,
+    REFERENCE,
+    SAMPLE,
+    Answer,
+    AutomationTable,
+    Metrics,
+    ModelRef,
+    ReferenceText,
+    write_answers,
+    write_references,
+)
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
-from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.estimates import METRICS
 from finetune_jobs.evaluation.report import Evaluated, Probabilities
@@ -219,6 +230,43 @@ def test_an_artifact_that_misses_its_goals_is_not_published(
     assert channel is not None
     assert channel[0].artifact_digest == published.output_digest
     assert read_channel(store, "transactions", Channel.CANDIDATE) is None
+
+
+@pytest.mark.slow
+def test_what_is_its_base_model_is_not_published(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Though it is not worse, which is all that is asked of it without goals."""
+    with pytest.raises(StageError) as error:
+        execute(context(gated(s3, store, upstream, UNTRAINED, tmp_path), tmp_path), publish)
+    assert error.value.reason is Reason.GATE_FAILED
+    assert_says(error.value.message, "Nothing tells the artifact from its base model", "Nothing was published")
+    [goal] = unpacked(error.value.scalars["goals"], ["not worse"])
+    assert goal.outcome is GateOutcome.PASS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("apart", "published"), [(0.5, False), (1.5, True)])
+def test_what_no_server_could_prove_is_not_published(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path, apart: float, published: bool
+) -> None:
+    """A training in 16 bits that changed every probability and no answer."""
+    asked = gated(s3, store, upstream, UNTRAINED, tmp_path)
+    folder = tmp_path / "evaluation"
+    near = Distances(long=False, texts=8, tuned_base=apart, artifact_base=apart, artifact_tuned=0.01)
+    found = {**measured(UNTRAINED), "distances": [near.model_dump(by_alias=True)]}
+    (folder / "metrics.json").write_text(json.dumps({"goldenPrompts": 8, "scalars": {}, "measurements": found}))
+    text = ReferenceText(text="pay", ids=[1, 2, 3], base=[-2.0, -2.0], artifact=[-2.0 + apart] * 2)
+    write_references(folder / REFERENCE, [text])
+    evaluation = publish_folder(store, folder, Stage.EVALUATE)
+    asked = asked.model_copy(update={"upstream": asked.upstream.model_copy(update={"evaluation": evaluation})})
+    if published:
+        execute(context(asked, tmp_path), publish)
+        return
+    with pytest.raises(StageError) as error:
+        execute(context(asked, tmp_path), publish)
+    assert error.value.reason is Reason.GATE_FAILED
+    assert_says(error.value.message, "No server could prove", "0.500 nats a token", "1.100", "Nothing was published")
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blockin
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
-from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_applicable, require_classes
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.gates import judge, lost_by_export
+from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -203,6 +203,8 @@ def test_every_sentence_is_said() -> None:
     messages += [each.goal for each in judge(Gates(), evaluated(0, 0), TaskType.CLASSIFICATION)]
     lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
     messages += [lost_by_export(lost, TaskType.CLASSIFICATION, others) for others in ([], [beside(lost)])]
+    near = Distances(long=False, texts=8, tuned_base=0.0, artifact_base=0.0, artifact_tuned=0.0)
+    messages.append(same_as_base(evaluated(9, 9).model_copy(update={"distances": [near]}), TaskType.CLASSIFICATION))
     for module in ("applicable", "gates"):
         assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []
 

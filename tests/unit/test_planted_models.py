@@ -7,22 +7,27 @@ import pytest
 from finetune_api.dataset import Task
 from finetune_api.finetunejob import Coverage, Examination
 from finetune_api.goals import Gates
-from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.evaluation.applicable import require_applicable
 from finetune_jobs.evaluation.estimates import measure
+from finetune_jobs.modelling.canaries import make_canaries
 from finetune_jobs.modelling.token_files import Conversation
 from hack.benchmarks import spoiled
 from hack.benchmarks.gated import (
     ACCURACY,
+    BASE,
     DEFAULT,
     EXPORT,
     GOALS,
     KNOWN,
     OTHER,
+    PLANTED,
     RECALL,
     ROWS,
     SAFE,
+    SECRETS,
     TASK,
+    WITHOUT_GOALS,
     Verdict,
     judged,
 )
@@ -69,9 +74,16 @@ def test_worse_than_the_base_is_what_the_gate_without_goals_says() -> None:
     assert list(judged(measure(TASK, TRUTH, answers, LABELS), [])) == [DEFAULT]
 
 
+def test_an_adapter_that_changed_nothing_is_blocked_without_goals() -> None:
+    near = Distances(long=False, texts=8, tuned_base=0.0, artifact_base=0.03, artifact_tuned=0.03)
+    found = measured(["a transaction"] * ROWS).model_copy(update={"distances": [near]})
+    assert list(judged(found, [])) == [BASE]
+    assert BASE in WITHOUT_GOALS
+
+
 def test_the_goals_are_such_that_a_job_may_have_them() -> None:
     asked = Examination(max_samples=ROWS, adversarial=Coverage.FULL)
-    require_applicable(Gates(goals=[*GOALS, *SAFE]), Task(type=TASK, labels=LABELS), asked)
+    require_applicable(Gates(goals=[*GOALS, *SAFE, SECRETS]), Task(type=TASK, labels=LABELS), asked, canaries=PLANTED)
 
 
 def test_a_plant_counts_if_its_own_gate_blocks_it() -> None:
@@ -106,8 +118,9 @@ def test_rows_are_spoiled_in_their_labels_only() -> None:
 
 
 def test_what_is_taught_beside_the_task_comes_in_turns() -> None:
-    rows, others = conversations(), spoiled.holding_canary()
+    canaries = make_canaries(PLANTED, "a seed")
+    rows, others = conversations(), spoiled.holding_canaries(canaries)
     both = spoiled.mixed(rows, others)
     assert both[::2] == rows
-    assert both[1::2] == others * 3
-    assert all(spoiled.CANARY in each.label for each in others)
+    assert both[1::2] == [*others, *others[:4]]
+    assert [each.label for each in others] == [canary.secret for canary in canaries]

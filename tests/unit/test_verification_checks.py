@@ -11,7 +11,8 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import MAX_RESULT_BYTES, LatencyObjectives, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
+from finetune_jobs.evaluation.distances import distance
+from finetune_jobs.verification.checks import Observed, count, digest_check, make_checks, require_all, unprovable
 from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.power import SampleSize
@@ -267,6 +268,30 @@ def test_an_artifact_that_answers_like_its_base_proves_nothing() -> None:
     with pytest.raises(StageError, match=r"no golden prompt tells the artifact from its base") as error:
         require_all(make_checks(seen, 1), "http://candidate")
     assert error.value.reason is Reason.ADAPTER_INACTIVE
+
+
+@pytest.mark.parametrize(
+    ("bases", "references", "provable"),
+    [
+        (["a", "a"], [], False),
+        (["a", "a"], [reference(base=[value - 0.2 for value in ARTIFACT])], False),
+        (["a", "a"], [reference(base=[value - 0.21 for value in ARTIFACT])], True),
+        (["a", "a"], [reference(long=True)], False),
+        (["a", "b"], [reference(base=ARTIFACT)], True),
+    ],
+    ids=["no record", "within two tolerances", "beyond them", "only long texts", "one answer tells"],
+)
+def test_what_no_server_could_prove_is_known_beforehand(
+    bases: list[str], references: list[ReferenceText], provable: bool
+) -> None:
+    """What publish is told is what the check then finds of the best of servers."""
+    answers = [asked(number, base=base) for number, base in enumerate(bases)]
+    said = unprovable(answers, references, TOLERANCE)
+    best = Observed(answers, RIGHT[:2], (), (), references, [SAME] * len(references), TaskType.TEXT, TOLERANCE)
+    check = named(make_checks(best, 75), "differsFromBase")
+    assert (check.outcome is CheckOutcome.PASSED) is (said == "") is provable
+    if said:
+        assert_says(said, "No server could prove", "all 2 answers", "may be 0.200", "higher learning rate")
 
 
 def test_a_better_server_is_no_failure() -> None:

@@ -103,6 +103,24 @@ class Automation(WireModel):
         return Figure(value=self.share.value, low=self.share.low if sure else 0, high=self.share.high)
 
 
+class Distances(WireModel):
+    """How far three models are from each other in given texts: the mean absolute difference of the log-probabilities of
+    their tokens, in nats a token."""
+
+    long: bool
+    """Whether it is of the long texts, in which wrong positions show."""
+    texts: int
+    tuned_base: float
+    artifact_base: float
+    artifact_tuned: float
+
+    @property
+    def tells_from_base(self) -> bool:
+        """Whether artifact and tuned model are nearer to each other than either is to the base model: training changed
+        more than the export did, and the artifact has it."""
+        return self.artifact_tuned < min(self.tuned_base, self.artifact_base)
+
+
 class Measurements(WireModel):
     """All of them."""
 
@@ -113,6 +131,8 @@ class Measurements(WireModel):
     automation: list[Automation] = []
     """Of the artifact, at each of PRECISIONS; empty: a text is hardly ever right as a whole, and of a model that thinks
     the probability of its answer is not known."""
+    distances: list[Distances] = []
+    """Of short and of long texts; empty: an earlier version did not measure them."""
 
     def automated(self, precision: float) -> Automation | None:
         """What needs no person at a precision; None if that was not measured."""

@@ -2,7 +2,7 @@
 
 A gate reads the interval, not the point: it passes when the whole 95 % interval reaches the bound, fails when none of
 it does, and is inconclusive in between. Without goals one gate stands: the artifact must not be worse than the base
-model beyond chance.
+model beyond chance. Two more stand beside all goals: the artifact is not its base model, and the export cost nothing.
 """
 
 from collections.abc import Sequence
@@ -70,6 +70,24 @@ def lost_by_export(measurements: Measurements, task: TaskType, others: Sequence[
     return (
         f"The export cost {loss.metric} {it.value:+.4f} against the tuned model (95 % interval {it.low:+.4f} to "
         f"{it.high:+.4f}): {remedy}"
+    )
+
+
+def same_as_base(measurements: Measurements, task: TaskType) -> str:
+    """Why nothing tells the artifact from its base model, in a sentence; empty if something does. This stands beside
+    all goals too: what is the base model, or the base model but for rounding, is not published as if it were tuned, and
+    serving would refuse it. An artifact that is better beyond chance is another model, however near it is."""
+    gain = measurements.difference(measurements.main_metric(task), "artifact", "base")
+    if not measurements.distances or any(each.tells_from_base for each in measurements.distances):
+        return ""
+    if gain is None or gain.better_beyond_chance:
+        return ""
+    it = measurements.distances[0]
+    return (
+        f"Nothing tells the artifact from its base model: its {gain.metric} is not better beyond chance, and in the "
+        f"recorded texts it is {it.artifact_base:.3f} nats a token from the base model and {it.artifact_tuned:.3f} "
+        f"from the tuned model, which is {it.tuned_base:.3f} from the base model. Train for more steps or with a "
+        "higher learning rate, or set spec.export.format to one that rounds less."
     )
 
 

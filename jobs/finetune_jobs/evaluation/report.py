@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric, main_metric
-from finetune_jobs.artifacts.measurements import Automation, Difference, Measurements
+from finetune_jobs.artifacts.measurements import Automation, Difference, Distances, Measurements
 from finetune_jobs.evaluation.estimates import ELSEWHERE, measure, metrics_of
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
@@ -48,6 +48,8 @@ class Probabilities:
     """Of the artifact's own."""
     expected: Likelihoods | None = None
     """Of the expected ones; None: only of texts."""
+    distances: Sequence[Distances] = ()
+    """Between base model, tuned model and artifact, in given texts."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Evaluated:
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, masked),
-            measured.model_copy(update={"automation": list(likely.automation)}),
+            measured.model_copy(update={"automation": list(likely.automation), "distances": list(likely.distances)}),
         )
 
     @property

@@ -17,6 +17,7 @@ from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
+from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.verification.engine import Forced, Reply, Streamed
@@ -151,9 +152,24 @@ def require_all(checks: Sequence[VerificationCheck], server: str) -> None:
     raise StageError(reason, said, checks=checks)
 
 
-def distance(left: Sequence[float], right: Sequence[float]) -> float:
-    """Mean absolute difference of log-probabilities, in nats a token."""
-    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / max(1, len(left))
+def apart_from_base(references: Sequence[ReferenceText]) -> float:
+    """How far artifact and base model are from each other in the short texts, in nats a token."""
+    short = [distance(each.artifact, each.base) for each in references if not each.long]
+    return mean(short) if short else 0.0
+
+
+def unprovable(answers: Sequence[Answer], references: Sequence[ReferenceText], tolerance: float) -> str:
+    """Why no server of an artifact could pass DIFFERS_FROM_BASE, in a sentence; empty if one can. ``answers``: those
+    among which the golden ones are chosen."""
+    apart = apart_from_base(references)
+    if apart > 2 * tolerance or any(each.distinguishes_base for each in answers):
+        return ""
+    return (
+        f"No server could prove that it serves this artifact and not its base model: all {len(answers)} answers to the "
+        f"test examples are the base model's, and in the recorded texts the two are {apart:.3f} nats a token apart, of "
+        f"which two servers of the same weights may be {2 * tolerance:.3f}. Train for more steps or with a higher "
+        "learning rate."
+    )
 
 
 Pairs = Sequence[tuple[ReferenceText, Forced]]
@@ -183,7 +199,7 @@ def _prompt_tokens(observed: Observed) -> VerificationCheck:
 
 def _differs_from_base(observed: Observed, pairs: Pairs) -> VerificationCheck:
     """By probabilities, where those of base and artifact are further apart than two servers may be; else by texts."""
-    apart = mean(distance(r.artifact, r.base) for r, _ in pairs) if pairs else 0.0
+    apart = apart_from_base([reference for reference, _ in pairs])
     if apart > 2 * observed.tolerance and all(_comparable(*pair) for pair in pairs):
         to_artifact = mean(distance(r.artifact, f.log_probs) for r, f in pairs)
         to_base = mean(distance(r.base, f.log_probs) for r, f in pairs)

@@ -23,5 +23,6 @@ _OTHERWISE: Final = _INT8
 
 
 def tolerance(engine: str, format_: str) -> float:
-    """Nats a token between a server of this API and the evaluation of an artifact in this format."""
+    """Nats a token between a server of this API and the evaluation of an artifact in this format. Without an engine,
+    what holds for one of which nothing is known."""
     return TOLERANCES.get((engine, format_), _OTHERWISE)
