@@ -34,7 +34,7 @@ settings.register_profile(
 # `make fuzz` draws at random, from a seed that it prints.
 settings.register_profile("fuzz", parent=settings.get_profile("test"), derandomize=False, print_blob=True)
 # `make test-fast` draws a few of the same ones.
-settings.register_profile("fast", parent=settings.get_profile("test"), max_examples=20)
+settings.register_profile("fast", parent=settings.get_profile("test"), max_examples=10)
 settings.load_profile("test")
 
 
@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         layout.FREE_PORTS = layout.FREE_PORTS[int(worker["workerid"][2:]) :: worker["workercount"]]
     if config.getoption("--fast"):
         fast.forbid_torch()
+        fast.forbid_grammars()
         settings.load_profile("fast")
 
 
@@ -60,9 +61,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if config.getoption("--fast") and collection_path.suffix == ".py" and fast.is_slow(collection_path):
-        return True
-    return None
+    return True if config.getoption("--fast") and fast.is_left_out(collection_path) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ class Request(NamedTuple):
     version: str | None = None
 
 
+@cache
 def locked(lock: str, wanted: Request) -> bytes:
     """The locked state of a package and of everything that it needs, as bytes to hash.
 
@@ -30,19 +31,20 @@ def locked(lock: str, wanted: Request) -> bytes:
     while waiting:
         request = waiting.pop()
         if request not in found:
-            matching = [each for each in _packages(lock) if _matches(each, request)]
+            named = _packages(lock).get(request.name, ())
+            matching = [each for each in named if request.version in (None, each.get("version"))]
             found[request] = [_state(each, request.extra) for each in matching]
             waiting.extend(further for each in matching for further in _requests(each, request.extra))
     return json.dumps(sorted(map(str, found.items()))).encode()
 
 
 @cache
-def _packages(lock: str) -> tuple[Package, ...]:
-    return tuple(tomllib.loads(lock)["package"])
-
-
-def _matches(package: Package, request: Request) -> bool:
-    return package["name"] == request.name and request.version in (None, package.get("version"))
+def _packages(lock: str) -> Mapping[str, list[Package]]:
+    """The versions of each package in the lock, by its name."""
+    found: dict[str, list[Package]] = {}
+    for package in tomllib.loads(lock)["package"]:
+        found.setdefault(package["name"], []).append(package)
+    return found
 
 
 def _state(package: Package, extra: str) -> dict[str, Any]:

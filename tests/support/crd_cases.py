@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from string import ascii_lowercase
 from typing import Any, Final
 
 from finetune_api import meta
+from tests.support.copies import copied
 from tests.support.crd_patterns import KINDS, PATTERNS, SCHEMAS, Object
 
 Path = tuple[str | int, ...]
@@ -115,7 +117,12 @@ def exclusive_fields(schema: Object) -> list[list[str]]:
 
 
 def valid_object(kind: str, path: Path = ()) -> Object:
-    """A valid object in which ``path`` exists."""
+    """A valid object in which ``path`` exists, and which may be changed."""
+    return copied(_valid_object(kind, path))
+
+
+@cache
+def _valid_object(kind: str, path: Path) -> Object:
     schema = SCHEMAS[kind]["properties"]
     made = {
         "apiVersion": meta.API_VERSION,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _MARKED: Final = re.compile(r"^pytestmark = .*\bpytest\.mark\.(slow|controlplane|cluster|vllm)\b", re.MULTILINE)
+_TIERS: Final = {"controlplane", "cluster", "vllm"}
 _FORBIDDEN: Final = {
     "subprocess.Popen": "starts a process",
     "os.fork": "starts a process",
@@ -31,18 +32,26 @@ class NotFastError(RuntimeError):
 
 
 def share(examples: int) -> int:
-    """How many of the examples of a long test are drawn: all, or a fifth with ``--fast``."""
-    return examples // 5 if sys.modules.get("torch", sys) is None else examples
+    """How many of the examples of a long test are drawn: all, or a tenth with ``--fast``."""
+    return max(1, examples // 10) if sys.modules.get("torch", sys) is None else examples
 
 
-def is_slow(module: Path) -> bool:
-    """Whether all tests of a module are left out."""
-    return _MARKED.search(module.read_text(encoding="utf-8")) is not None
+def is_left_out(path: Path) -> bool:
+    """Whether no test of a module, or of a folder with a tier of its own, is fast: not even its fixtures are read."""
+    if path.is_dir():
+        return path.name in _TIERS
+    return path.suffix == ".py" and _MARKED.search(path.read_text(encoding="utf-8")) is not None
 
 
 def forbid_torch() -> None:
     """From now on it cannot be imported, as in an image without it."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # this is how Python says that a module is not there
+
+
+def forbid_grammars() -> None:
+    """jsonschema, imported, makes a parser of international addresses where it can, which takes two seconds in each
+    worker. No schema here has such addresses."""
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
 def forbid_processes_and_connections() -> None:

@@ -143,6 +143,7 @@ class TestHistory:
     def test_one_that_waits_for_its_turn_has_no_line_yet(self) -> None:
         assert history([], Current(candidate=revision("next", RevisionState.WAITING)), START) == []
 
+    @pytest.mark.slow
     def test_records_go_with_their_lines(self) -> None:
         cluster = serving()
         for number in range(HISTORY + 2):

@@ -248,6 +248,7 @@ def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]
         assert end.phase in (expected.phase, ServingPhase.DEGRADED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digest", [BETTER, INACTIVE])
 @pytest.mark.parametrize(
     "how",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Cleaning, Markup
 from finetune_jobs.text.cleaning import Cleaner
+from tests.support.fast import share
 
 pytestmark = pytest.mark.unit
 
@@ -143,7 +144,7 @@ HARD = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=share(400))
 @given(HARD)
 def test_a_clean_text_stays(text: str) -> None:
     for cleaner in (KEEP, STRIP):

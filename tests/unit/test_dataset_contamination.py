@@ -62,6 +62,7 @@ def test_overlap_is_that_of_the_word_sequences(texts: list[list[str]], example: 
     assert Reference(map(" ".join, texts)).overlaps(" ".join(example)) is expected
 
 
+@pytest.mark.slow
 def test_half_a_million_sequences_raise_no_false_alarm() -> None:
     chance = random.Random(1)
     reference = Reference(" ".join(f"{chance.randrange(100)}" for _ in range(1000)) for _ in range(250))

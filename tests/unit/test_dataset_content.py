@@ -90,6 +90,7 @@ def test_no_row_is_lost_silently(tmp_path: Path, share: float, cut: bool, ending
         assert error.reason is Reason.DATASET_INVALID  # noqa: PT017 - both ends are right
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_is_refused_and_never_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "source"
     compressor = zstandard.ZstdCompressor().compressobj()

@@ -22,6 +22,7 @@ from finetune_jobs.splitting.near_duplicates import (
     shingles,
     words,
 )
+from tests.support.fast import share
 
 pytestmark = pytest.mark.unit
 
@@ -184,7 +185,7 @@ FAMILIES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(
 
 
 @given(FAMILIES, st.integers(0, 9999))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=share(50), deadline=None)
 def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int, int]], seed: int) -> None:
     texts = {f"{n}": " ".join(changed(prose(f, 30), d, s)) for n, (f, d, s) in enumerate(rows)}
     shuffled = list(texts.items())
@@ -195,6 +196,7 @@ def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int, int]], see
     assert all(len(members) > 1 for members in sets(found))
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_does_not_matter_in_a_hot_bucket() -> None:
     base = prose(1, 100)
     texts = {f"{n:04}": " ".join(changed(base, 1 + n % 5, n)) for n in range(800)}
@@ -203,6 +205,7 @@ def test_the_order_of_rows_does_not_matter_in_a_hot_bucket() -> None:
     assert found == clusters(dict(reversed(texts.items())))
 
 
+@pytest.mark.slow
 def test_a_hot_bucket_costs_its_size_and_not_its_square() -> None:
     """A family whose members share most bands but stay below the threshold: nothing joins, everything is compared."""
 

@@ -20,6 +20,7 @@ from finetune_jobs.examples.validation import Rules
 from finetune_jobs.reading import content
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.reading.rows import MAX_LINE, Fault, Row
+from tests.support.fast import share
 from tests.support.parquet import parquet_bytes
 from tests.support.sentences import Saying, assert_says
 
@@ -204,7 +205,7 @@ def damaged(place: int, flip: int) -> bytes:
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, 0xFF))
 @example(WHOLE.index(b"label"), 0xFF)  # a column name in the footer that is not UTF-8
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=share(200))
 def test_no_damage_crashes_the_reader(tmp_path: Path, place: int, flip: int) -> None:
     raw = damaged(place, flip)
     try:

@@ -17,6 +17,7 @@ from finetune_jobs.text.pii.findings import Recognizer, without_overlaps
 from finetune_jobs.text.pii.masking import Pseudonyms
 from finetune_jobs.text.pii.recognition import DEFAULT, ON_REQUEST
 from finetune_jobs.text.pii.text import Text
+from tests.support.fast import share
 from tests.support.personal_texts import DEFAULTS, TEXTS, found
 
 pytestmark = pytest.mark.unit
@@ -147,7 +148,7 @@ def test_luhn(digits: str, valid: bool) -> None:
 EVERYTHING = Recognition(Pii(entities=[each.entity for each in (*DEFAULT, *ON_REQUEST)], min_score_percent=1))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=share(300))
 @given(TEXTS, st.sampled_from(["", "your passport number?"]))
 def test_the_fast_way_finds_exactly_what_all_recognisers_find(text: str, before: str) -> None:
     assert EVERYTHING.find(text, before) == EVERYTHING.find_unfiltered(text, before)
@@ -156,6 +157,7 @@ def test_the_fast_way_finds_exactly_what_all_recognisers_find(text: str, before:
 PIECES = "1 1- 12/ 4111- +1 +49- (1 A1 GB29 a. 1. @ a@ @a. a@b. (at) [at]a. https:// www. ://a: x.co/ a- _ . + :: f:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [*PIECES.split(" "), "1 ", "4111 ", "a at ", " "])
 def test_cost_grows_with_the_length_only(piece: str) -> None:
     """Four times the text takes about four times as long, not sixteen times."""
@@ -195,7 +197,7 @@ NUMBERS = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=share(150))
 @given(NUMBERS, st.one_of(st.just(""), NUMBERS))
 def test_around_long_numbers_everything_is_found_that_is_anywhere(text: str, before: str) -> None:
     whole = Text(text, before)
@@ -205,7 +207,7 @@ def test_around_long_numbers_everything_is_found_that_is_anywhere(text: str, bef
         assert found_here == anywhere, pattern.pattern
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=share(300))
 @given(st.text(st.sampled_from("ab.@ \n\t/:"), max_size=40), st.text(st.sampled_from("ab.@ \n"), max_size=8))
 def test_in_words_with_an_anchor_everything_is_found_that_is_anywhere(text: str, before: str) -> None:
     whole = Text(text, before)
@@ -215,7 +217,7 @@ def test_in_words_with_an_anchor_everything_is_found_that_is_anywhere(text: str,
         assert [span for span in found_here if span[0] >= len(before)] == anywhere
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=share(200))
 @given(TEXTS)
 def test_masked_texts_keep_nothing_that_was_found_and_everything_else(text: str) -> None:
     findings = DEFAULTS.find(text)

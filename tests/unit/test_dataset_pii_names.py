@@ -14,7 +14,7 @@ from finetune_jobs.text.pii.masking import Pseudonyms
 from finetune_jobs.text.pii.ner import package_folder
 from tests.support.personal_texts import found
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

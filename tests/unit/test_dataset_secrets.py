@@ -112,6 +112,7 @@ def test_findings_lie_in_the_text_and_do_not_overlap(text: str) -> None:
     assert all(first.end <= second.start for first, second in pairwise(findings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", ["sk-", "sk-a", "eyJa-", "eyJaaaaaaaa.", "key: ", "://a:", "-----BEGIN PRIVATE KEY-----"]
 )

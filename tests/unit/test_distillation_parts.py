@@ -26,6 +26,7 @@ from finetune_jobs.inquiry.chat_model import retry_after
 from finetune_jobs.inquiry.money import Budget, Tokens, estimate_tokens
 from finetune_jobs.reading.rows import Fault, Row
 from tests.support.distilling import SOURCE, config, echo, prompts
+from tests.support.fast import share
 from tests.support.sentences import Saying, assert_says
 from tests.support.teacher_server import TeacherServer, says
 
@@ -156,7 +157,7 @@ def test_tokens_are_estimated_from_bytes(text: str, tokens: int) -> None:
     assert estimate_tokens(text) == tokens
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=share(60))
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=30),
     st.integers(1, 400),

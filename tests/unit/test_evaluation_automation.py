@@ -91,6 +91,7 @@ def drawn(generator: random.Random, count: int) -> list[Weighed]:
     return [Weighed(chance, generator.random() < chance) for chance in chances]
 
 
+@pytest.mark.slow
 def test_the_choice_is_not_rewarded() -> None:
     """Of 200 small data sets the test's interval holds the true precision of what is taken in 95 of 100, as it should;
     with a threshold from the test itself, it would not."""

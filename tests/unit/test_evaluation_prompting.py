@@ -42,7 +42,7 @@ def test_the_label_is_taken_out_of_a_sentence(text: str, answer: str) -> None:
         ('A set {of words}, then ["b", {"c": null}] and {"d": 2}', '["b", {"c": null}]'),
         ('{"a": 1', '{"a": 1'),
         ("none", "none"),
-        ("[" * 5000, "[" * 5000),
+        pytest.param("[" * 5000, "[" * 5000, marks=pytest.mark.slow),
     ],
     ids=["alone", "fence", "first value", "cut off", "none", "deep"],
 )

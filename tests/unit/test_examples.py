@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ def document(path: Path) -> dict[str, Any]:
     return content
 
 
-def schema(kind: str) -> dict[str, Any]:
-    """The schema that the API server applies."""
+@cache
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    """Checks against the schema that the API server applies, which is read and checked once."""
     crd = document(REPOSITORY / "crds" / f"finetune.dev_{kind.lower()}s.yaml")
-    content: dict[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    return content
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
 
 
 def of_kind(kind: str) -> list[dict[str, Any]]:
@@ -67,7 +70,7 @@ def test_is_valid(path: Path) -> None:
     content = document(path)
     assert set(content) == {"apiVersion", "kind", "metadata", "spec"}
     assert set(content["metadata"]) == {"name"}
-    jsonschema.validate(content, schema(content["kind"]))
+    validator(content["kind"]).validate(content)
     parsed = MODELS[content["kind"]].model_validate(content)
     assert (parsed.api_version, parsed.kind) == (content["apiVersion"], content["kind"])
 

@@ -20,6 +20,7 @@ from finetune_jobs.fit.memory import (
     GIB,
     USABLE,
 )
+from tests.support.fast import share
 from tests.support.fit import A100, CONFIGS, CPU, L4, LLAMA_8B, LLAMA_70B, MIXTRAL, SMOLLM, TRAININGS, shape_of
 from tests.support.sentences import assert_says
 
@@ -122,7 +123,7 @@ def test_refusal_names_the_profile_that_fits() -> None:
         admit(LLAMA_8B, training, L4, [CPU, A100, L4])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=share(40), deadline=None)
 @example(config=SMOLLM, training=Training(method=Method.FULL, batch_size=2, max_length=16), gib=4.0)  # fits if rounded
 @given(config=CONFIGS, training=TRAININGS, gib=st.floats(1, 80))
 def test_the_proposed_change_keeps_the_optimiser_step(config: dict[str, Any], training: Training, gib: float) -> None:

@@ -29,6 +29,7 @@ from finetune_jobs.fit.memory import (
     peak_memory,
     trained_parameters,
 )
+from tests.support.fast import share
 from tests.support.fit import A100, CONFIGS, LLAMA_8B, LLAMA_70B, SMALL, SMOLLM, TRAININGS, shape_of
 
 pytestmark = pytest.mark.unit
@@ -54,7 +55,7 @@ def test_weights(training: Training, bytes_per_linear_weight: float) -> None:
 STEPS = st.sampled_from([ON_GPU, ON_CPU, KEPT, SELECTIVE])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 @given(config=CONFIGS, training=TRAININGS, step=STEPS)
 def test_memory_grows_with_what_it_has_to_hold(config: dict[str, Any], training: Training, step: Step) -> None:
     """A larger batch, longer examples or more rank never take less; all parts are there, and none is negative."""
@@ -68,7 +69,7 @@ def test_memory_grows_with_what_it_has_to_hold(config: dict[str, Any], training:
         assert peak_memory(shape, training.model_copy(update={"rank": 512}), step).tensors >= memory.tensors
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 @given(config=CONFIGS, training=TRAININGS, step=STEPS, processes=st.integers(2, 64))
 def test_processes_divide_a_whole_model_and_no_other(
     config: dict[str, Any], training: Training, step: Step, processes: int
@@ -83,7 +84,7 @@ def test_processes_divide_a_whole_model_and_no_other(
         assert one == alone
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 @given(config=CONFIGS, training=TRAININGS)
 def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training: Training) -> None:
     """Checkpointing saves activations, and more if it keeps no part of them; nf4 saves weights over int8, int8 over 16

@@ -5,6 +5,7 @@ key of its stage, or nobody has said of which, a test fails.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final, get_args
 
 import pytest
@@ -125,6 +126,12 @@ def changes(path: Path, schema: Object, optional: bool) -> Iterator[tuple[FineTu
             yield before, after
 
 
+@cache
+def changes_of(field: str) -> list[tuple[FineTuneJobSpec, FineTuneJobSpec]]:
+    """The changes of a field of ``FIELDS``: the models that two tests look at are made once."""
+    return list(changes(*FIELDS[field]))
+
+
 FIELDS: Final = {
     ".".join(str(step) for step in path[1:]): (path, schema, optional)
     for path, schema, optional in leaves(("spec",), SCHEMAS[meta.FINETUNEJOB]["properties"]["spec"])
@@ -133,7 +140,8 @@ FIELDS: Final = {
 
 def keys(spec: FineTuneJobSpec) -> dict[Stage, str]:
     """The keys of all stages of a spec, made of the same things upstream."""
-    return {stage: input_key(stage, CHAIN, params_of(spec)) for stage in PIPELINE}
+    params = params_of(spec)
+    return {stage: input_key(stage, CHAIN, params) for stage in PIPELINE}
 
 
 def expected(field: str) -> frozenset[Stage]:
@@ -153,7 +161,7 @@ def test_the_fields_are_those_of_all_depths() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_of_the_spec_changes_the_keys_of_its_stages_and_no_others(field: str) -> None:
-    found = [(keys(before), keys(after)) for before, after in changes(*FIELDS[field])]
+    found = [(keys(before), keys(after)) for before, after in changes_of(field)]
     assert found, "no other value of this field was tried"
     for before, after in found:
         assert {stage for stage in PIPELINE if before[stage] != after[stage]} == expected(field)
@@ -163,7 +171,7 @@ def test_every_parameter_of_a_stage_comes_from_the_spec() -> None:
     """None keeps its default whatever the spec says."""
     moved = set()
     for field in FIELDS:
-        for before, after in changes(*FIELDS[field]):
+        for before, after in changes_of(field):
             old, new = (params_of(spec).model_dump() for spec in (before, after))
             moved |= {
                 (stage, name) for stage in PIPELINE for name in new[stage] if old[stage][name] != new[stage][name]

@@ -100,7 +100,7 @@ NOT_OF_THE_INPUT: Final = {
     "training.callbacks": "the training itself: test_train_watchdogs",
     "training.checkpoints": "the store: test_train_checkpoints",
     "training.learning_curve": "the training itself: test_learning_curve",
-    "training.ownership": "another pod: test_train_checkpoints",
+    "training.ownership": "another pod: test_train_attempts",
     "training.shards": "another pod: test_train_shards",
     "training.stall": "the training itself: test_train_watchdogs",
     "training.team": "another pod: test_train_together",

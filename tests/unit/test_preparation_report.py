@@ -18,6 +18,7 @@ from finetune_jobs.readiness.preparation_report import PreparationReport, requir
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import divide
+from tests.support.fast import share
 from tests.support.preparing import source_file
 from tests.support.sentences import assert_says
 from tests.support.stages import prepare_params
@@ -88,7 +89,7 @@ ROWS = st.one_of(
     pilot=st.sampled_from([None, Pilot(examples=50)]),
     least=st.integers(1, 2),
 )
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=share(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_is_lost_or_counted_twice(
     tokenizer: tuple[Any, int],
     tmp_path: Path,

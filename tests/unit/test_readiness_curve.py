@@ -23,6 +23,7 @@ def fitted() -> LearningCurve:
     return learning_curve.fit(measured(PowerLaw(0.1, 2, 0.5), [100, 200, 400, 800]))
 
 
+@pytest.mark.slow
 @given(st.floats(0, 0.5), st.floats(0.5, 5), st.floats(0.2, 1))
 @settings(max_examples=10, deadline=None)
 def test_a_power_law_is_found_again(a: float, b: float, c: float) -> None:

@@ -19,6 +19,7 @@ from finetune_jobs.reading.rows import Fault
 from finetune_jobs.reports.bins import Bins
 from finetune_jobs.reports.charts import Bar, Histogram, Kind, Segment
 from finetune_jobs.reports.page import STYLE
+from tests.support.fast import share
 from tests.support.readiness import GOOD, any_facts, assert_accessible, by_part, histograms, render, rows
 
 pytestmark = pytest.mark.unit
@@ -97,7 +98,7 @@ def test_hostile_names_stay_text() -> None:
 
 
 @given(any_facts)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=share(40), deadline=None)
 def test_any_facts_make_a_page(facts: Facts) -> None:
     render(facts)
 

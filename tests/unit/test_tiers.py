@@ -112,6 +112,7 @@ class Point:
     x: int
 
 
+@pytest.mark.slow
 def test_an_example_that_was_found_is_shown_as_it_is_committed() -> None:
     @settings(database=None)
     @given(st.integers(3, 5), st.lists(st.sampled_from("ab"), min_size=1), st.builds(Point, st.just(1)))

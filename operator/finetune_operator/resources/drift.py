@@ -41,6 +41,8 @@ def holds(live: Any, desired: Any) -> bool:
     named items (containers, variables, volumes), each desired item must be present; other lists, and selectors, are
     compared as a whole, so that an addition to them counts as a change.
     """
+    if live == desired:  # most parts of most objects: one comparison instead of one for each field below
+        return True
     if isinstance(desired, dict):
         fields = live if isinstance(live, dict) else {}
         return all(
@@ -50,10 +52,10 @@ def holds(live: Any, desired: Any) -> bool:
         items = live if isinstance(live, list) else []
         if desired and all(isinstance(want, dict) and "name" in want for want in desired):
             return all(any(holds(have, want) for have in items) for want in desired)
-        return bool(items == desired)
+        return not desired and not items
     if desired == "":
-        return live is None or live == ""
-    return bool(live == desired) or _same_quantity(live, desired)
+        return live is None
+    return _same_quantity(live, desired)
 
 
 def _same_quantity(live: Any, desired: Any) -> bool:
