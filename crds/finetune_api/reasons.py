@@ -54,6 +54,7 @@ class Reason(OpenEnum):
     MODEL_UNSUPPORTED = "ModelUnsupported"
     FIT_REFUSED = "FitRefused"
     RUNTIME_UNSUITABLE = "RuntimeUnsuitable"
+    ADAPTERS_UNSUITABLE = "AdaptersUnsuitable"
     GATED_MODEL_UNAUTHORIZED = "GatedModelUnauthorized"
     GATED_DATASET_UNAUTHORIZED = "GatedDatasetUnauthorized"
     BUCKET_NOT_FOUND = "BucketNotFound"
@@ -163,6 +164,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, or its files cannot be read.",
     Reason.FIT_REFUSED: "The training is estimated to exceed the profile's memory; the message names the smallest change that would make it fit.",
     Reason.RUNTIME_UNSUITABLE: "The runtime cannot serve a model of this architecture and format on its GPU, or nobody knows whether it can; a FineTuneJob ends, before a GPU is requested, only if every runtime that the platform offers is known not to.",
+    Reason.ADAPTERS_UNSUITABLE: "The artifacts of spec.source.adapters cannot share one server: one is of another format than Adapter, was trained on another base, has too high a rank or lies in a store that is reached otherwise; or an adapter is to be served as if it were a whole model.",
     Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.GATED_DATASET_UNAUTHORIZED: "The hub gives this data set only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.BUCKET_NOT_FOUND: "The store has no such bucket.",
@@ -327,6 +329,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.VERIFICATION_FAILED: "Read status.candidate.verification. Compare the runtime's version and precision with those the artifact was evaluated for, then set spec.rerun to a new value; if the server is known to serve the right weights, raise spec.verification.maxDistance.",
     Reason.PROMPTS_TOO_LONG: "Ask the admin to raise the runtime's maxTotalTokens, and on Text Generation Inference maxInputTokens, in the chart's values, or choose a runtime that accepts more: either makes a new revision, which starts automatically.",
     Reason.RUNTIME_UNSUITABLE: "Choose another runtime, or ask the admin to change this one in the chart's values: either makes a new revision, which starts automatically.",
+    Reason.ADAPTERS_UNSUITABLE: "List in spec.source.adapters only artifacts of format Adapter that were trained on the same base model and are read with the same storage settings, and choose a runtime with vLLM; serve the others by AdapterDeployments of their own.",
     Reason.CANDIDATE_FAILED: "Read the log of the pod named here, where your cluster keeps logs; serve another artifact, or set spec.rerun to a new value to try this one again.",
 }
 """The same for an AdapterDeployment, where its fields, limits or reasons differ."""

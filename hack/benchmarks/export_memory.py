@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.finetunejob import WHOLE_MODELS, ExportFormat
 from finetune_api.training import Method, Quantization
 from hack.benchmarks.exported import export
 from hack.benchmarks.result import Result
@@ -39,7 +39,7 @@ def run() -> Result:
     """Export to every format; the value is the largest multiple."""
     with tempfile.TemporaryDirectory(prefix="finetune-memory-") as folder:
         work = Path(folder)
-        found = measure(work, ensure_smollm2(cache_directory()), Size(), list(ExportFormat))
+        found = measure(work, ensure_smollm2(cache_directory()), Size(), list(WHOLE_MODELS))
     worst = max(found["multiples"].values())
     return Result(
         name="export_memory",

@@ -10,12 +10,12 @@ from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.vllm import VllmServer
 
-SERVERS: Final[Mapping[str, Callable[[str], ModelServer]]] = {TGI: TgiServer, VLLM: VllmServer}
-"""By the engine's name in a runtime; each is made with the server's URL."""
+SERVERS: Final[Mapping[str, Callable[..., ModelServer]]] = {TGI: TgiServer, VLLM: VllmServer}
+"""By the engine's name in a runtime; each is made with the server's URL, and the name of an adapter or none."""
 
 
-def client_of(engine: str, endpoint: str) -> ModelServer:
-    """The client of a server. Raises StageError (CandidateFailed)."""
+def client_of(engine: str, endpoint: str, adapter: str = "") -> ModelServer:
+    """The client of a server, or of one of the adapters on it. Raises StageError (CandidateFailed)."""
     if engine not in SERVERS:
         raise StageError(
             Reason.CANDIDATE_FAILED,
@@ -23,4 +23,4 @@ def client_of(engine: str, endpoint: str) -> ModelServer:
             "values to the image that was built with the chart.",
             retriable=False,
         )
-    return SERVERS[engine](endpoint)
+    return SERVERS[engine](endpoint, adapter)

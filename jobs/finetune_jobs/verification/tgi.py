@@ -22,7 +22,8 @@ class TgiServer:
 
     engine = TGI
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, _adapter: str = "") -> None:
+        """The operator gives TGI no adapters."""
         self._connection = Connection(endpoint, _REJECTED, _LENGTH)
 
     def served(self) -> Served:
