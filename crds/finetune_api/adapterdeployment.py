@@ -1,5 +1,6 @@
 """AdapterDeployment: published artifact in, verified endpoint out."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from math import ceil
 from typing import Annotated, Final
@@ -18,6 +19,8 @@ from finetune_api.base import (
     Word,
     as_map,
 )
+from finetune_api.hashing import digest
+from finetune_api.meta import NAME_PATTERN
 from finetune_api.references import SecretRef
 from finetune_api.rules import Rule, exactly_one_of
 from finetune_api.storage import Storage
@@ -57,21 +60,69 @@ class ArtifactRef(ApiModel):
         return artifact_digest(self.uri)
 
 
-class ArtifactSource(ApiModel):
-    """What to serve: exactly one of fineTuneJob and artifact."""
+MAX_ADAPTERS: Final = 8
+"""So many adapters share a server: the results of all of them fit the termination message of their verification."""
+
+AdapterName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=32)]
+
+
+def adapter_model(deployment: str, adapter: str) -> str:
+    """The name by which clients ask for an adapter. That of its base is the AdapterDeployment's own."""
+    return f"{deployment}:{adapter}"
+
+
+def set_address(adapters: Mapping[str, str]) -> str:
+    """One address for several artifacts, from their names and digests."""
+    return digest(sorted(adapters.items()))
+
+
+class AdapterSource(ApiModel):
+    """One of several adapters: a name, and exactly one of fineTuneJob and artifact."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact"))
+
+    name: AdapterName
+    """Clients ask for the model <name of the AdapterDeployment>:<name>."""
+    fine_tune_job: FineTuneJobRef | None = None
+    """Follow a FineTuneJob that publishes in format Adapter."""
+    artifact: ArtifactRef | None = None
+    """Serve one pinned artifact of format Adapter."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "AdapterSource":
+        if (self.fine_tune_job is None) == (self.artifact is None):
+            raise ValueError("exactly one of fineTuneJob and artifact must be set")
+        return self
+
+
+class ArtifactSource(ApiModel):
+    """What to serve: exactly one of fineTuneJob, artifact and adapters."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact", "adapters"))
 
     fine_tune_job: FineTuneJobRef | None = None
     """Follow a FineTuneJob; its storage settings at the time of publishing are used."""
     artifact: ArtifactRef | None = None
     """Serve one pinned artifact."""
+    adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=MAX_ADAPTERS), as_map("name")] | None = None
+    """Serve several artifacts of format Adapter on one copy of the model that they were trained on, which all must
+    share. Each is verified; a change of one of them is another revision of all. Their stores must be reached alike. The
+    base itself is served under the AdapterDeployment's name."""
 
     @model_validator(mode="after")
     def _one(self) -> "ArtifactSource":
-        if (self.fine_tune_job is None) == (self.artifact is None):
-            raise ValueError("exactly one of fineTuneJob and artifact must be set")
+        if sum(each is not None for each in (self.fine_tune_job, self.artifact, self.adapters)) != 1:
+            raise ValueError("exactly one of fineTuneJob, artifact and adapters must be set")
+        names = [each.name for each in self.adapters or []]
+        if len(set(names)) < len(names):
+            raise ValueError("the names of adapters must differ")
         return self
+
+    @property
+    def followed(self) -> list[str]:
+        """Names of the FineTuneJobs that it follows."""
+        jobs = [self.fine_tune_job, *(each.fine_tune_job for each in self.adapters or [])]
+        return list(dict.fromkeys(job.name for job in jobs if job))
 
 
 DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
@@ -467,8 +518,25 @@ class CanaryStatus(WireModel):
     """What the servers' metrics say, if the spec asks for it; absent while its pods start."""
 
 
+class AdapterStatus(WireModel):
+    """One of several adapters of a revision."""
+
+    name: Annotated[str, Field(max_length=32)]
+    """As in spec.source.adapters."""
+    artifact_digest: Annotated[str, Field(max_length=64)]
+    """Content address of its artifact."""
+    artifact_uri: Annotated[str, Field(max_length=1024)]
+    """Folder of that artifact."""
+    base_digest: Annotated[str, Field(max_length=64)] = ""
+    """Content address of the model that it was trained on; empty for a pinned artifact."""
+    rank: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Its rank; 0 for a pinned artifact."""
+    outcome: CheckOutcome | None = None
+    """What came of its verification: Passed or Failed; absent if it has not come to it."""
+
+
 class RevisionStatus(WireModel):
-    """One artifact on one runtime configuration."""
+    """One artifact, or several adapters, on one runtime configuration."""
 
     revision: Annotated[str, Field(max_length=16)]
     """Short hash of artifact and runtime; part of the Deployment's name."""
@@ -477,9 +545,11 @@ class RevisionStatus(WireModel):
     about to stop for it, or do), Starting, Verifying, Canary (strategy Canary: verified; it has a share of the traffic,
     or is about to), Promoting (verified; its network opens and its other pods start), Serving or Failed."""
     artifact_digest: Annotated[str, Field(max_length=64)]
-    """Content address of the artifact that it serves."""
-    artifact_uri: Annotated[str, Field(max_length=1024)]
-    """Folder of that artifact."""
+    """Content address of the artifact that it serves; of several adapters, the address of all of them together."""
+    artifact_uri: Annotated[str, Field(max_length=1024)] = ""
+    """Folder of that artifact; absent for several adapters."""
+    adapters: Annotated[list[AdapterStatus], Field(max_length=MAX_ADAPTERS), as_map("name")] = []
+    """The adapters that it serves; none where the artifact is a whole model."""
     deployment: Annotated[str, Field(max_length=63)]
     """Name of its Deployment."""
     runtime: Annotated[str, Field(max_length=63)] = ""

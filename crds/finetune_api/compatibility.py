@@ -22,7 +22,7 @@ TITLES: Final = {TGI: "Text Generation Inference", VLLM: "vLLM"}
 """Engines by their name in a runtime's ``engine``, as people call them."""
 INT8: Final = "INT8"
 QUANTIZED: Final = frozenset({INT8, "W8A16", "FP8", "INT4"})
-"""Formats of artifacts that are rounded (ExportFormat): all but Merged."""
+"""Formats of artifacts that are rounded (ExportFormat): all but Merged and Adapter."""
 
 
 class Level(StrEnum):
@@ -113,6 +113,8 @@ _INT8: Final = frozenset({INT8})
 _FLOAT16: Final = frozenset({"float16"})
 _FP8: Final = frozenset({"FP8"})
 _MERGED: Final = frozenset({"Merged"})
+ADAPTER: Final = "Adapter"
+_ADAPTERS: Final = frozenset({ADAPTER})
 _WEIGHTS_ONLY: Final = frozenset({"W8A16", "INT4"})
 _BLACKWELL: Final = frozenset({Generation.BLACKWELL})
 _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
@@ -160,6 +162,14 @@ ROWS: Final[Sequence[Row]] = (
         f"{_TGI_MODELS}/__init__.py (no quantizer: a model of 16 bits)",
         engine=TGI,
         formats=_MERGED,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_TGI_SOURCE}/router/src/server.rs (an adapter that it does not know is answered by the base model)",
+        "Text Generation Inference is given no adapters here. Choose a runtime with vLLM, or another "
+        "spec.export.format.",
+        engine=TGI,
+        formats=_ADAPTERS,
     ),
     Row(
         Level.CAVEAT,
@@ -279,6 +289,12 @@ ROWS: Final[Sequence[Row]] = (
         f"{_VLLM_MODELS} (as they are)",
         engine=VLLM,
         formats=_MERGED,
+    ),
+    Row(
+        Level.FINE,
+        "https://docs.vllm.ai/en/v0.32.0/features/lora/",
+        engine=VLLM,
+        formats=_ADAPTERS,
     ),
     Row(
         Level.CAVEAT,

@@ -1,7 +1,7 @@
 """FineTuneJob: *the artifact of this spec exists*. Dataset in, published and evaluated artifact out."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -41,9 +41,10 @@ from finetune_api.push import MAX_TARGETS, PushStatus, PushTarget
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing, ReviewStatus
+from finetune_api.rules import Rule
 from finetune_api.storage import MODEL_URI, InputStorage, S3Uri, Storage
 from finetune_api.tracking import Retention, Tracking
-from finetune_api.training import Training
+from finetune_api.training import AdapterKind, Method, Training
 
 
 class BaseModelRef(ApiModel):
@@ -65,13 +66,18 @@ class BaseModelRef(ApiModel):
 
 
 class ExportFormat(StrEnum):
-    """Format of the artifact that is served: always one merged model, its values in so many bits."""
+    """Format of the artifact that is served: one merged model, its values in so many bits, or the adapter alone."""
 
     INT8 = "INT8"
     W8A16 = "W8A16"
     FP8 = "FP8"
     INT4 = "INT4"
     MERGED = "Merged"
+    ADAPTER = "Adapter"
+
+
+WHOLE_MODELS: Final = tuple(each for each in ExportFormat if each is not ExportFormat.ADAPTER)
+"""Formats in which the adapter is part of the model."""
 
 
 class OnRegression(StrEnum):
@@ -87,7 +93,9 @@ class Export(ApiModel):
     format: ExportFormat = ExportFormat.INT8
     """Of the weights of all linear layers but the output layer. INT8: 8-bit integers, activations too (W8A8). W8A16:
     8-bit integers, activations in 16 bits. FP8: 8-bit floating point, activations too. INT4: 4-bit integers, calibrated
-    by GPTQ on training examples, activations in 16 bits. Merged: 16 bits, nothing is rounded."""
+    by GPTQ on training examples, activations in 16 bits. Merged: 16 bits, nothing is rounded. Adapter: the adapter
+    itself, beside the 16-bit model that it was trained on: an AdapterDeployment serves several such on one copy of that
+    (source.adapters). Not with method Full, nor with DoRA."""
     alternatives: Annotated[list[ExportFormat], Field(max_length=4)] = []
     """Other formats, made and evaluated on the same examples beside it: the report compares them, and FallBack tries
     them in this order."""
@@ -209,11 +217,21 @@ class Reuse(StrEnum):
     NEVER = "Never"
 
 
+_ADAPTER_ALONE: Final = Rule(
+    "(self.export.format != 'Adapter' && !self.export.alternatives.exists(each, each == 'Adapter')) || "
+    "(self.training.method != 'Full' && self.training.adapter == 'LoRA')",
+    "export format Adapter is for training.adapter LoRA with method LoRA or QLoRA: no model server loads another kind "
+    "of adapter. Choose another format",
+)
+
+
 class FineTuneJobSpec(ApiModel):
     """The artifact to make. Frozen while a stage is at work, except for suspend, tracking, retention, credentials,
     caBundle and a higher budget; any other change, also of `rerun`, starts a new run."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [PLANTED.as_schema()]})
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": [PLANTED.as_schema(), _ADAPTER_ALONE.as_schema()]}
+    )
 
     profile: Name
     """Hardware profile from the platform's values, e.g. cpu-small."""
@@ -251,6 +269,13 @@ class FineTuneJobSpec(ApiModel):
     def _planted(self) -> "FineTuneJobSpec":
         if self.dataset.canaries is None and any(goal.metric in OF_CANARIES for goal in self.evaluation.goals):
             raise ValueError(PLANTED.message)
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_alone(self) -> "FineTuneJobSpec":
+        lora = self.training.method is not Method.FULL and self.training.adapter is AdapterKind.LORA
+        if not lora and ExportFormat.ADAPTER in (self.export.format, *self.export.alternatives):
+            raise ValueError(_ADAPTER_ALONE.message)
         return self
 
     @property
@@ -432,6 +457,11 @@ class ArtifactStatus(WireModel):
     """Architecture of the weights, the model_type of their config.json, e.g. llama; absent if unknown."""
     size_bytes: Count = None
     """Size of the weights."""
+    base_digest: Annotated[str | None, Field(max_length=64)] = None
+    """Format Adapter: content address of the model that it was trained on; adapters with the same one share a
+    server."""
+    rank: Count = None
+    """Format Adapter: its rank."""
     storage: Storage | None = None
     """How to reach it: the output's storage at the time of publishing, which may have changed since."""
     tokens: ArtifactTokens | None = None

@@ -54,6 +54,7 @@ class Reason(OpenEnum):
     MODEL_UNSUPPORTED = "ModelUnsupported"
     FIT_REFUSED = "FitRefused"
     RUNTIME_UNSUITABLE = "RuntimeUnsuitable"
+    ADAPTERS_UNSUITABLE = "AdaptersUnsuitable"
     GATED_MODEL_UNAUTHORIZED = "GatedModelUnauthorized"
     GATED_DATASET_UNAUTHORIZED = "GatedDatasetUnauthorized"
     BUCKET_NOT_FOUND = "BucketNotFound"
@@ -168,6 +169,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, or its files cannot be read.",
     Reason.FIT_REFUSED: "The training is estimated to exceed the profile's memory; the message names the smallest change that would make it fit.",
     Reason.RUNTIME_UNSUITABLE: "The runtime cannot serve a model of this architecture and format on its GPU, or nobody knows whether it can; a FineTuneJob ends, before a GPU is requested, only if every runtime that the platform offers is known not to.",
+    Reason.ADAPTERS_UNSUITABLE: "The artifacts of spec.source.adapters cannot share one server: one is of another format than Adapter, was trained on another base, has too high a rank or lies in a store that is reached otherwise; or an adapter is to be served as if it were a whole model.",
     Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.GATED_DATASET_UNAUTHORIZED: "The hub gives this data set only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.BUCKET_NOT_FOUND: "The store has no such bucket.",
@@ -341,6 +343,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.RUNTIME_UNSUITABLE: "Choose another runtime, or ask the admin to change this one in the chart's values: either makes a new revision, which starts automatically.",
     Reason.ANALYSIS_FAILED: "Compare both revisions in the dashboards, and read the logs of the new one's pods, where your cluster keeps logs. Serve another artifact; or, if the difference is known and wanted, raise the limit under spec.strategy.canary.analysis and set spec.rerun to a new value.",
     Reason.ANALYSIS_INCONCLUSIVE: "It goes on by itself once there is enough to judge by. To wait for less, lower spec.strategy.canary.analysis.minRequests; to go on without, set onInconclusive there to Continue; to take the share back, set spec.rollbackTo to the revision that serves.",
+    Reason.ADAPTERS_UNSUITABLE: "List in spec.source.adapters only artifacts of format Adapter that were trained on the same base model and are read with the same storage settings, and choose a runtime with vLLM; serve the others by AdapterDeployments of their own.",
     Reason.CANDIDATE_FAILED: "Read the log of the pod named here, where your cluster keeps logs; serve another artifact, or set spec.rerun to a new value to try this one again.",
 }
 """The same for an AdapterDeployment, where its fields, limits or reasons differ."""

@@ -37,7 +37,7 @@ def exactly_one_of(*fields: str, also: Iterable[JsonValue] = ()) -> dict[str, Js
     names = [to_camel(field) for field in fields]
     rule = Rule(
         f"[{', '.join(f'has(self.{name})' for name in names)}].exists_one(set, set)",
-        f"exactly one of {' and '.join(names)} must be set",
+        f"exactly one of {', '.join(names[:-1])} and {names[-1]} must be set",
     )
     return {"x-kubernetes-validations": [rule.as_schema(), *also]}
 

@@ -123,11 +123,26 @@ class PublishParams(WireModel):
     """Another model that compares answers: spec.evaluation.judge."""
 
 
+class AdapterRef(WireModel):
+    """One of several adapters on a server."""
+
+    name: str
+    """As the AdapterDeployment calls it."""
+    uri: str
+    """Folder of its artifact."""
+    digest: str
+    """Content address of that."""
+
+
 class FetchParams(WireModel):
     """What an artifact must bear before it is downloaded."""
 
     public_keys: list[str] = []
     """In PEM: one of them must have signed it; empty: signatures are not looked at."""
+    adapters: list[AdapterRef] = []
+    """Several artifacts of format Adapter on one base, in place of the input's artifact; empty: that one."""
+    max_rank: int = 0
+    """Of adapters: the highest rank that the server is told to make room for."""
 
 
 class LatencyObjectives(WireModel):
@@ -164,6 +179,10 @@ class VerifyParams(WireModel):
     detect_drop: float | None = None
     """The drop in accuracy that the test examples are to show."""
     objectives: LatencyObjectives = LatencyObjectives()
+    model: str = ""
+    """Of adapters: the name of the base in the server's API."""
+    adapters: list[AdapterRef] = []
+    """Each is verified under its own name; empty: the input's artifact."""
 
 
 class AnalyseParams(WireModel):
@@ -352,7 +371,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.PUBLISH: frozenset(
         {
             *("channel", "goals", "review", "judge", "format", "architecture", "signedBy", "sizeBytes"),
-            *("goldenPromptTokens", "answerTokens"),
+            *("goldenPromptTokens", "answerTokens", "baseDigest", "rank"),
         }
     ),
 }

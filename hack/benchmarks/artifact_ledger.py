@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.finetunejob import WHOLE_MODELS, ExportFormat
 from finetune_api.training import Method, Quantization
 from hack.benchmarks.exported import export
 from hack.benchmarks.result import Result
@@ -80,13 +80,13 @@ def run(rows: int = ROWS) -> Result:
             adapter = read(load_adapter(load_base(base, tuning.quantization), tuned), base, unseen)
         say(f"    base {before.loss:.4f}, adapter {adapter.loss:.4f} nats a token, {adapter.accuracy:.1%} right")
         found: dict[str, dict[str, float]] = {}
-        for kind in ExportFormat:
+        for kind in WHOLE_MODELS:
             with step(f"export to {kind.value} and read"):
                 out = work / kind.value
                 export(base, tuned, dataset, out, kind)
                 found[kind.value] = compared(read(load_artifact(out), out, unseen), adapter)
             say(f"    {kind.value}: {found[kind.value]}")
-    used = {kind: found[kind.value]["increase"] / BOUNDS.get(kind, OTHERWISE) for kind in ExportFormat}
+    used = {kind: found[kind.value]["increase"] / BOUNDS.get(kind, OTHERWISE) for kind in WHOLE_MODELS}
     return Result(
         name="artifact_ledger",
         value=max(used.values()),

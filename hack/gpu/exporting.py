@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.dataset import Task
-from finetune_api.finetunejob import Evaluation, Export, ExportFormat, Output
+from finetune_api.finetunejob import WHOLE_MODELS, Evaluation, Export, ExportFormat, Output
 from finetune_api.meta import ExitCode
 from finetune_api.stages import EvaluateParams, ExportParams, Params, Stage, StageInput, Upstream
 from hack import environments
@@ -27,7 +27,7 @@ def formats(bench: Bench) -> Iterator[Check]:
         return
     chain = bench.upstream.with_output(Stage.TRAIN, trained.result.output_digest)
     quantizer = environments.quantize()
-    for kind in ExportFormat:
+    for kind in WHOLE_MODELS:
         params = _params(bench, kind)
         exported = bench.run(_input(bench, Stage.EXPORT, params, chain), python=quantizer)
         if exported.code != ExitCode.OK:

@@ -18,17 +18,20 @@ from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.artifact import (
     ANSWERS,
+    BASE_REF,
     BEHAVIOUR,
     METRICS,
     REFERENCE,
     REVIEW,
     Answer,
+    BaseRef,
     Marks,
     read_answers,
     write_answers,
     write_references,
 )
 from finetune_jobs.artifacts.formats import read_alternatives
+from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
@@ -82,6 +85,13 @@ class Exported:
     digest: str
     """Of its folder in the store."""
     folder: Path
+    base: Path | None = None
+    """Of an adapter: the exported model that it belongs to."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where config.json and the tokenizer are."""
+        return self.base or self.folder
 
 
 @dataclass(frozen=True)
@@ -154,12 +164,21 @@ def _exported(context: Context, digest: str) -> list[Exported]:
     """Every format that export has made, downloaded."""
     first = context.scratch / Stage.EXPORT
     manifest = folders.fetch_folder(context.store, output_folder(Stage.EXPORT, digest), first)
-    found = [Exported(manifest.facts.get("format", ""), digest, first)]
+    found = [Exported(manifest.facts.get("format", ""), digest, first, _base(context, first))]
     for other in read_alternatives(first):
         folder = context.scratch / f"{Stage.EXPORT}-{other.format}"
         folders.fetch_folder(context.store, output_folder(Stage.EXPORT, other.digest), folder)
-        found.append(Exported(other.format, other.digest, folder))
+        found.append(Exported(other.format, other.digest, folder, _base(context, folder)))
     return found
+
+
+def _base(context: Context, exported: Path) -> Path | None:
+    """The base of an exported adapter, downloaded; None for a whole model."""
+    if not (exported / BASE_REF).exists():
+        return None
+    ref, folder = read_json(exported / BASE_REF, BaseRef), context.scratch / "exported-base"
+    folders.fetch_folder(context.store, ref.folder, folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,7 @@ def evaluate_models(
     ArtifactCorrupt as ``require_same_positions``.
     """
     for each in files.exported:
-        require_same_positions(files.base, each.folder)
+        require_same_positions(files.base, each.checkpoint)
     task, evaluation = setting.task, setting.evaluation
     paper = set_paper(files.base, files.dataset, tuning, task, evaluation)
     tokenizer = paper.tokenizer
@@ -201,7 +220,7 @@ def evaluate_models(
             _make_room()
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
-            said[each.format] = _ask_exported(each.folder, paper, piece)
+            said[each.format] = _ask_exported(each, paper, piece)
     masked = [holds_placeholder(example.messages) for example in paper.examples]
     found = {
         name: Evaluated.of(
@@ -301,10 +320,11 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     return _Heard(found, wordy, behaviour, likely, losses)
 
 
-def _ask_exported(folder: Path, paper: Paper, progress: Progress) -> ServedAnswers:
+def _ask_exported(exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:
     """Exactly as its own files say; returning frees its memory."""
     progress.report(0.0, "loading")
-    return ask_artifact(load_artifact(folder), load_tokenizer(folder), paper, progress)
+    model = load_artifact(exported.folder, exported.base)
+    return ask_artifact(model, load_tokenizer(exported.checkpoint), paper, progress)
 
 
 def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:

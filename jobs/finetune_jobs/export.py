@@ -14,14 +14,14 @@ from finetune_jobs.artifacts.formats import ExportedFormat, write_alternatives
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
+from finetune_jobs.exporting.adapter import require_plain, write_adapter, write_base
 from finetune_jobs.exporting.calibration import Tokens, calibration_rows
+from finetune_jobs.exporting.checkpoint import complete, save_16_bits
 from finetune_jobs.exporting.merge import merge
-from finetune_jobs.exporting.quantize import MAX_SHARD, quantize
-from finetune_jobs.exporting.transformers_v4 import write_transformers_v4
+from finetune_jobs.exporting.quantize import quantize
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
-from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
-from finetune_jobs.modelling.tokenizer import write_served_template
+from finetune_jobs.modelling.loading import cuda_memory
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.runtime.runner import Context, StageOutput, lineage, run_stage
 
@@ -43,7 +43,10 @@ def export(context: Context) -> StageOutput:
     alternatives: list[ExportedFormat] = []
     for number, kind in enumerate([*formats[1:], formats[0]]):
         progress = context.progress.within(number / len(formats), (number + 1) / len(formats))
-        export_model(parts, out, kind, progress, calibration)
+        if kind is ExportFormat.ADAPTER:
+            write_adapter(parts.tuned, out, parts.tuning, _publish_base(context, parts, progress))
+        else:
+            export_model(parts, out, kind, progress, calibration)
         if kind is not formats[0]:
             alternatives.append(_publish_beside(context, out, kind))
     if alternatives:
@@ -82,13 +85,23 @@ def export_model(
         progress.report(0.1, merging)
         model = merge(parts.base, parts.tuned, parts.tuning)
         if kind is ExportFormat.MERGED:
-            model.save_pretrained(out, safe_serialization=True, max_shard_size=MAX_SHARD)
+            save_16_bits(model, out)
         else:
             progress.report(0.5, f"quantising to {kind.value}")
             quantize(model, out, kind, calibration)
-    copy_tokenizer(parts.base, out)
-    write_served_template(out, thoughts=parts.tuning.thoughts)
-    write_transformers_v4(out)
+    complete(parts.base, out, parts.tuning)
+
+
+def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> str:
+    """Put the base of an adapter into the store, where it may be already; its digest."""
+    require_plain(parts.tuned, parts.tuning)  # before anything large is written
+    folder = context.scratch / "shared-base"
+    progress.report(0.1, "writing the base model in 16 bits")
+    write_base(parts.base, folder, parts.tuning)
+    facts, history = _scalars(folder, ExportFormat.MERGED), lineage(context.input, versions(*TOOLS))
+    digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
+    shutil.rmtree(folder)
+    return digest
 
 
 def _publish_beside(context: Context, folder: Path, kind: ExportFormat) -> ExportedFormat:

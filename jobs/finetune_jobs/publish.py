@@ -26,16 +26,16 @@ from finetune_api.review import HumanReview, ReviewStatus
 from finetune_api.stages import PublishParams, Stage, StageResult
 from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
-from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
+from finetune_jobs.artifacts.artifact import Answer, BaseRef, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
-from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
+from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, get_listed, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.artifacts.provenance import attest
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
-from finetune_jobs.base.documents import read_json
+from finetune_jobs.base.documents import parse_json, read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
 from finetune_jobs.evaluation.judging.stored import judgement_of
@@ -92,7 +92,7 @@ def publish(context: Context) -> StageOutput:
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
     card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics, max_tokens)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
-    architecture = _architecture(context.store, model.folder)
+    architecture = _architecture(context.store, model.base.folder if model.base else model.folder)
     made = {Stage.PREPARE: dataset, Stage.TRAIN: adapter, Stage.EXPORT: export}
     bill = bom.bill_of_materials(context.input, model, made, metrics, architecture)
     (folder / bom.BOM).write_text(json.dumps(bill, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -107,6 +107,7 @@ def publish(context: Context) -> StageOutput:
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
+            **({"baseDigest": model.base.digest, "rank": str(model.base.rank)} if model.base else {}),
             **({"signedBy": signer.public_key.keyid} if signer else {}),
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
@@ -303,13 +304,17 @@ def _served(context: Context, metrics: Metrics) -> ExportedFormat:
 
 
 def _model_ref(context: Context, served: ExportedFormat, export: Manifest, task: TaskType) -> ModelRef:
+    folder = output_folder(Stage.EXPORT, served.digest)
+    is_adapter = any(file.path == artifact.BASE_REF for file in export.files)
+    found = get_listed(context.store, folder, export, artifact.BASE_REF) if is_adapter else b""
     return ModelRef(
         digest=served.digest,
-        folder=output_folder(Stage.EXPORT, served.digest),
+        folder=folder,
         format=served.format,
         size_bytes=sum(file.size for file in export.files),
         base_model_uri=context.input.base_model_uri,
         task=task,
+        base=parse_json(found, BaseRef, context.store.uri(f"{folder}/{artifact.BASE_REF}")) if is_adapter else None,
     )
 
 

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,16 +49,14 @@ _POLL_SECONDS: Final = 1.0
 """A server that starts again has its port closed for longer than this: it loads its model."""
 _SERVER: Final = "Its server"
 """What messages call it; the operator names the pod before them."""
-_PROVED_SERVER: Final = "Its server, which had proved itself,"
-"""The same once it was ready."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line."""
 
-    artifact: Path
-    """The artifact's own files, which ``fetch`` verified."""
+    artifact: Path | None
+    """The artifact's own files, which ``fetch`` verified; None: the server has adapters."""
     digest: str
     """Its content address, which the server's path of its model has to hold."""
     engine: str
@@ -68,6 +66,8 @@ class Options:
     result: str
     """Where the StageResult of a failure goes."""
     port: int
+    adapter: Sequence[tuple[str, str, str]] = ()
+    """Of each adapter: its name in the server's API, the folder of its artifact, and the digest of that."""
 
 
 class Gate:
@@ -122,20 +122,21 @@ def self_check(options: Options, gate: Gate) -> None:
     Raises StageError: AdapterInactive, VerificationFailed, PromptsTooLong, ArtifactCorrupt; CandidateFailed
     (retriable) if the server does not answer what it is asked.
     """
-    server = client_of(options.engine, options.endpoint)
     log.info("waiting for the server at %s", options.endpoint)
     wait_until_healthy(options.endpoint)
-    proof = Proof(server, options.artifact, options.digest)
     limits = read_json(options.limits, SelfCheckLimits)
     started = time.monotonic()
-    _require(proof.whole(limits), _SERVER)
+    proofs = list(_proofs(options))
+    for who, proof in proofs:
+        _require(proof.whole(limits), who)
     log.info("the pod has proved itself in %.1f s", time.monotonic() - started)
     gate.open()
-    watch = QualityWatch(proof)
+    watches = [(f"{who}, which had proved itself,", QualityWatch(proof)) for who, proof in proofs]
     while _listens(options.endpoint):
         limits = _newest(options.limits, limits)
-        if watch.is_due(limits):
-            _require(watch.ask(limits), _PROVED_SERVER)
+        for who, watch in watches:
+            if watch.is_due(limits):
+                _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
     log.info("the server has ended: the next one proves itself anew")
 
@@ -149,12 +150,21 @@ def _newest(file: Path, known: SelfCheckLimits) -> SelfCheckLimits:
         return known
 
 
-def _require(made: Sequence[VerificationCheck], server: str) -> None:
+def _proofs(options: Options) -> Iterator[tuple[str, Proof]]:
+    """What the server has to prove, and what messages call it."""
+    if options.artifact is not None:
+        yield _SERVER, Proof(client_of(options.engine, options.endpoint), options.artifact, options.digest)
+    for name, artifact, digest in options.adapter:
+        server = client_of(options.engine, options.endpoint, adapter=name)
+        yield f"Its adapter {name!r}", Proof(server, Path(artifact), digest)
+
+
+def _require(made: Sequence[VerificationCheck], who: str) -> None:
     for check in made:
         level = logging.ERROR if check.outcome is CheckOutcome.FAILED else logging.INFO
         said = (check.name, check.outcome, check.expected or "-", check.seen)
         log.log(level, "%s: %s (expected: %s; seen: %s)", *said)
-    checks.require_all(made, server)
+    checks.require_all(made, who)
 
 
 def _listens(endpoint: str) -> bool:
@@ -213,15 +223,26 @@ def parse(argv: Sequence[str] | None) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--artifact", type=Path, required=True, metavar="DIR", help="the artifact's files, as fetch leaves them")
-    add("--digest", required=True, help="content address of the artifact")
+    add("--artifact", type=Path, metavar="DIR", help="the artifact's files, as fetch leaves them")
+    add("--digest", default="", help="content address of the artifact")
+    add(
+        "--adapter",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("MODEL", "DIR", "DIGEST"),
+        help="in their place, once for each adapter on the server: its name there, its artifact's files and digest",
+    )
     add("--engine", required=True, choices=list(SERVERS), help="API of the server")
     default = f"http://127.0.0.1:{SERVING_PORT}"
     add("--endpoint", default=default, metavar="URL", help="the server (default: %(default)s)")
     add("--limits", type=Path, default=Path(SELF_CHECK_FILE), metavar="FILE", help="(default: %(default)s)")
     add("--result", default=str(TERMINATION_LOG), metavar="FILE", help="of a failure (default: %(default)s)")
     add("--port", type=int, default=SELF_CHECK_PORT, help="where /ready is answered (default: %(default)s)")
-    return Options(**vars(parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    if not given.adapter and not (given.artifact and given.digest):
+        parser.error("what to prove is not said: give --artifact and --digest, or --adapter")
+    return Options(**vars(given))
 
 
 if __name__ == "__main__":

@@ -13,19 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck, WithdrawnPolicy
+from finetune_api.adapterdeployment import (
+    CheckOutcome,
+    VerificationCheck,
+    WithdrawnPolicy,
+    adapter_model,
+    set_address,
+)
 from finetune_api.api_keys import read_api_keys
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, VerifyParams
+from finetune_api.stages import AdapterRef, Stage, VerifyParams
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.tasks import right_for
-from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, artifact_root, run_stage
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.connection import wait_until_healthy
+from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe, require_room
 from finetune_jobs.verification.power import size_sample
 from finetune_jobs.verification.promise import read_promise
@@ -38,26 +46,19 @@ def verify(context: Context) -> StageOutput:
     """The stage. Raises StageError: ApiKeysMissing, ArtifactWithdrawn, CandidateFailed, PromptsTooLong,
     AdapterInactive, VerificationFailed, as fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
-    if params.withdrawn is WithdrawnPolicy.REFUSE:
-        require_standing(context.store, context.input.artifact_digest)
     deadline = time.monotonic() + params.timeout_seconds
-    promise = _read_promise(context, params)
+    if params.adapters:
+        return _verify_adapters(context, params, deadline)
+    digest = context.input.artifact_digest
+    promise = _read_promise(context, context.store, digest, params)
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
     wait_until_healthy(params.endpoint, deadline, key)
-    server = client_of(params.engine, params.endpoint, key)
-    served = server.served()
-    digest = checks.digest_check(served.model, context.input.artifact_digest)
-    checks.require_all([digest], params.endpoint)
-    require_room([*promise.golden, *promise.sample], served.limits)
-    observed = observe(server, promise, served.limits, _before(context, params, deadline))
-    made = [digest, *checks.make_checks(observed, params.min_agreement_percent)]
-    for check in made:
-        log.info("%s: %s (expected: %s; seen: %s)", check.name, check.outcome, check.expected or "-", check.seen)
-    checks.require_all(made, params.endpoint)
+    server = client_of(params.engine, params.endpoint, key=key)
+    made, observed = _prove(server, promise, digest, params, _before(context, params, deadline))
     return StageOutput(
-        output_digest=context.input.artifact_digest,
-        scalars=_scalars(observed),
+        output_digest=digest,
+        scalars=_scalars([observed]),
         message=_summary(made, observed),
         checks=made,
     )
@@ -76,6 +77,76 @@ def client_key(secret: str, folder: Path = Path(meta.API_KEYS_DIR)) -> str:
     return keys.accepted[0]
 
 
+def _prove(
+    server: ModelServer, promise: Promise, digest: str, params: VerifyParams, before: Before
+) -> tuple[list[VerificationCheck], Observed]:
+    """All checks of an artifact, passed."""
+    served = server.served()
+    first = checks.digest_check(served.model, digest)
+    checks.require_all([first], params.endpoint)
+    require_room([*promise.golden, *promise.sample], served.limits)
+    observed = observe(server, promise, served.limits, before)
+    made = [first, *checks.make_checks(observed, params.min_agreement_percent)]
+    for check in made:
+        log.info("%s: %s (expected: %s; seen: %s)", check.name, check.outcome, check.expected or "-", check.seen)
+    checks.require_all(made, params.endpoint)
+    return made, observed
+
+
+def _verify_adapters(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
+    """Each adapter by its own record, under its own name, then the base under theirs."""
+    promises = [_adapter_promise(context, each, params) for each in params.adapters]
+    context.progress.report(0, "waiting for the server")
+    key = client_key(params.api_keys_secret)
+    wait_until_healthy(params.endpoint, deadline, key)
+    told: list[VerificationCheck] = []
+    seen: list[Observed] = []
+    for number, (ref, promise) in enumerate(zip(params.adapters, promises, strict=True)):
+        begin, end = number / len(promises), (number + 1) / len(promises)
+        progress = context.progress.within(begin, end, f"adapter {ref.name}: ")
+        before = _before(replace(context, progress=progress), params, deadline)
+        server = client_of(params.engine, params.endpoint, key=key, adapter=adapter_model(params.model, ref.name))
+        try:
+            made, observed = _prove(server, promise, ref.digest, params, before)
+        except StageError as error:
+            failed = checks.of_adapter(ref.name, error.checks) if error.checks else []
+            raise _of_adapter(ref.name, error, [*told, *failed]) from error
+        told += checks.of_adapter(ref.name, made)
+        seen.append(observed)
+    told.append(_base_check(client_of(params.engine, params.endpoint, key=key), seen[0]))
+    checks.require_all(told, params.endpoint)
+    found = [checks.count(each) for each in seen]
+    right, asked = sum(each.correct for each in found), sum(each.samples for each in found)
+    return StageOutput(
+        output_digest=set_address({each.name: each.digest for each in params.adapters}),
+        scalars=_scalars(seen),
+        message=f"{len(seen)} adapters passed their checks; {right} of {asked} test examples are right "
+        f"(evaluation: {sum(each.expected for each in found)}).",
+        checks=told,
+    )
+
+
+def _adapter_promise(context: Context, ref: AdapterRef, params: VerifyParams) -> Promise:
+    store = context.places.open(artifact_root(ref.uri, ref.digest), context.input.storage)
+    try:
+        return _read_promise(context, store, ref.digest, params)
+    except StageError as error:
+        raise _of_adapter(ref.name, error, []) from error
+
+
+def _base_check(server: ModelServer, observed: Observed) -> VerificationCheck:
+    """Under its own name the base answers as its evaluation did, without any adapter."""
+    server.served()
+    short = [each for each in observed.references if not each.long]
+    return checks.base_check(short, [server.log_probs(each) for each in short], observed.tolerance)
+
+
+def _of_adapter(name: str, error: StageError, told: Sequence[VerificationCheck]) -> StageError:
+    """The failure of one of several adapters, by its name, after what had been found of those before it."""
+    said = f"Adapter {name!r}: {error.message}"
+    return StageError(error.reason, said, retriable=error.retriable, checks=told)
+
+
 def _before(context: Context, params: VerifyParams, deadline: float) -> Before:
     """Reports the progress, and ends a verification that takes too long."""
 
@@ -88,11 +159,13 @@ def _before(context: Context, params: VerifyParams, deadline: float) -> Before:
     return before
 
 
-def _read_promise(context: Context, params: VerifyParams) -> Promise:
-    folder = context.scratch / "artifact"
-    place = output_folder(Stage.PUBLISH, context.input.artifact_digest)
-    fetch_folder(context.store, place, folder)
-    promise = read_promise(folder, context.store.uri(place))
+def _read_promise(context: Context, store: Store, digest: str, params: VerifyParams) -> Promise:
+    if params.withdrawn is WithdrawnPolicy.REFUSE:
+        require_standing(store, digest)
+    folder = context.scratch / digest
+    place = output_folder(Stage.PUBLISH, digest)
+    fetch_folder(store, place, folder)
+    promise = read_promise(folder, store.uri(place))
     right = right_for(promise.task)
     rights = [right(each.label, each.artifact) for each in promise.sample]
     size = size_sample(rights, params.samples, params.detect_drop)
@@ -115,14 +188,16 @@ def _summary(made: Sequence[VerificationCheck], observed: Observed) -> str:
     return said
 
 
-def _scalars(observed: Observed) -> dict[str, str]:
-    counts = checks.count(observed)
-    share = max(1, counts.samples)
+def _scalars(seen: Sequence[Observed]) -> dict[str, str]:
+    """Of all adapters together, where there are several."""
+    found = [checks.count(each) for each in seen]
+    samples = sum(each.samples for each in found)
+    share = max(1, samples)
     return {
-        "samples": str(counts.samples),
-        "accuracy": f"{counts.correct / share:.4f}",
-        "expectedAccuracy": f"{counts.expected / share:.4f}",
-        "agreementPercent": str(observed.agreement_percent),
+        "samples": str(samples),
+        "accuracy": f"{sum(each.correct for each in found) / share:.4f}",
+        "expectedAccuracy": f"{sum(each.expected for each in found) / share:.4f}",
+        "agreementPercent": str(min(each.agreement_percent for each in seen)),
     }
 
 

@@ -21,10 +21,11 @@ from finetune_operator.framework.objects import (
     PODS,
     SERVICES,
 )
+from finetune_operator.settings import Engine, Runtime
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned
+from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned, uri
 
 pytestmark = pytest.mark.controlplane
 
@@ -50,6 +51,29 @@ def test_first_rollout(serving: Serving) -> None:
     [policy] = serving.children(NETWORK_POLICIES).values()
     assert policy["spec"]["ingress"][0]["from"][2:] == [{"podSelector": {}}]
     assert serving.events() == [("Normal", "CandidateStarting"), ("Normal", "Promoted")]
+
+
+def test_several_adapters_are_one_revision(serving: Serving) -> None:
+    """Their names, digests and outcomes are in the status; another list is another revision."""
+
+    def adapters(**digests: str) -> dict[str, Any]:
+        return {"adapters": [{"name": name, "artifact": {"uri": uri(each)}} for name, each in digests.items()]}
+
+    vllm = Runtime(engine=Engine.VLLM, image="images/vllm:0.32.0")
+    serving.start(runtimes={"vllm": vllm})
+    serving.create({"source": adapters(fr=GOOD, de=BETTER), "runtime": "vllm", "keepLastGood": "0s"})
+    status = serving.until(ServingPhase.READY)
+    assert status.stable is not None
+    assert [(each.name, each.artifact_digest) for each in status.stable.adapters] == [("de", BETTER), ("fr", GOOD)]
+    [asked] = serving.asked
+    assert asked.params.verify is not None
+    assert (asked.params.verify.model, [each.name for each in asked.params.verify.adapters]) == ("demo", ["de", "fr"])
+    both = serving.traffic()
+    serving.change(source=adapters(fr=GOOD))
+    wait(lambda: serving.is_updated(both), "one adapter alone")
+    stable = serving.status().stable
+    assert stable is not None
+    assert [each.name for each in stable.adapters] == ["fr"]
 
 
 def test_what_the_namespace_may_not_have(serving: Serving) -> None:

@@ -290,7 +290,13 @@ DEPLOYMENT_FIELDS: dict[str, list[Any]] = {
     "source.artifact.uri": [f"s3://team/artifacts/{DIGEST}", f"s3://shared/base/../x/artifacts/{DIGEST}"],
     "source.artifact.storage.endpoint": JOB_FIELDS["storage.endpoint"],
     "source.artifact.storage.secretRef.name": SECRETS,
-    "source": [{"fineTuneJob": {"name": "any"}}],
+    "source": [
+        {"fineTuneJob": {"name": "any"}},
+        *(
+            {"adapters": [{"name": name, "artifact": artifact} for name in ("b", "a")]}
+            for artifact in reached([f"s3://{team}/artifacts/{DIGEST}" for team in ("team", "other")])
+        ),
+    ],
 }
 
 

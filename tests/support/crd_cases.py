@@ -271,7 +271,7 @@ _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
     (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMapKeyRef")),
     (meta.FINETUNEJOB, (*DATASET, "columns"), ("input", "template")),
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
-    (meta.ADAPTERDEPLOYMENT, ("spec", "source"), ("fineTuneJob", "artifact")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0), ("fineTuneJob", "artifact")),
 ]
 _COLUMNS_OR_TEACHER: Final = message_of(
     _schema(meta.FINETUNEJOB, DATASET), "columns and distillation exclude each other", "distillation.column"
@@ -396,6 +396,7 @@ _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
     (meta.FINETUNEJOB, ("spec", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "artifact", "storage")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0, "artifact", "storage")),
 ]
 
 
@@ -474,6 +475,9 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | value, message) for value, message in _STRATEGIES)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
+    for fields in (("fineTuneJob", "artifact"), ("artifact", "adapters")):
+        said = "exactly one of fineTuneJob, artifact and adapters must be set"
+        yield from _choices(meta.ADAPTERDEPLOYMENT, ("spec", "source"), fields, said)
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)
     yield from (Case(neither.kind, DATASET, neither.value, None), both)
 

@@ -111,6 +111,8 @@ class ServingCluster:
 
     spec: dict[str, Any] = field(default_factory=lambda: pinned(GOOD))
     source: Source | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Those of adapters, by the names of their FineTuneJobs."""
     namespace: str = "team"
     uid: str = "uid-of-demo"
     generation: int = 1
@@ -156,6 +158,7 @@ class ServingCluster:
             resource=AdapterDeployment.model_validate(raw),
             settings=self.settings,
             source=self.source,
+            sources=self.sources,
             service_account=self.service_account,
             children=copied(self.objects),
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
@@ -318,7 +321,7 @@ class ServingCluster:
             reason=fate or Reason.VERIFIED,
             message="The answers agree." if fate is None else "The answers are those of the base model.",
             scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100"} if fate is None else {},
-            checks=checks(fate),
+            checks=_adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
         )
         self.pods[name] = [job_pod(job, result)]
 
@@ -472,9 +475,29 @@ def _is_ready(pod: Object) -> bool:
 
 def served(pod: Object) -> str:
     """Digest of the artifact that a serving pod's spec names."""
+    if adapters := _adapters(pod).values():  # that of the first one with a fate, which is that of all
+        return next((digest for digest in adapters if FATES.get(digest)), next(iter(adapters)))
     server = pod["containers"][0]
     path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
     return str(path).split("/")[2]
+
+
+def _adapters(pod: Object) -> dict[str, str]:
+    """Digests of the adapters that a pod of vLLM serves, by the names in its API."""
+    args = [str(each) for each in pod["containers"][0].get("args") or []]
+    modules = args[args.index("--lora-modules") + 1 :] if "--lora-modules" in args else []
+    return {each.partition("=")[0]: each.split("/")[2] for each in modules}
+
+
+def _adapter_checks(pod: Object) -> list[VerificationCheck]:
+    """What the verification of adapters compares, up to the first that fails."""
+    made: list[VerificationCheck] = []
+    for name, digest in _adapters(pod).items():
+        outcome = CheckOutcome.FAILED if FATES[digest] else CheckOutcome.PASSED
+        made.append(VerificationCheck(name=f"{name.partition(':')[2]}.checks", outcome=outcome))
+        if outcome is CheckOutcome.FAILED:
+            break
+    return made
 
 
 def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:

@@ -58,9 +58,12 @@ class VllmProcess:
 
 
 @contextmanager
-def vllm(model: Path, work: Path, arguments: Sequence[str] = (), runtime: Runtime = RUNTIME) -> Iterator[VllmProcess]:
+def vllm(
+    model: Path | ServedModel, work: Path, arguments: Sequence[str] = (), runtime: Runtime = RUNTIME
+) -> Iterator[VllmProcess]:
     """Start it for a checkpoint, ready; further arguments win. What a pod writes to /tmp is written below ``work``."""
-    plan, port, home = serving_plan(runtime, ServedModel(str(model), NAME)), free_port(), work / "tmp"
+    served = model if isinstance(model, ServedModel) else ServedModel(str(model), NAME)
+    plan, port, home = serving_plan(runtime, served), free_port(), work / "tmp"
     home.mkdir(exist_ok=True)
     environment = {name: value.replace("/tmp", str(home), 1) for name, value in plan.env.items()}
     environment |= {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

@@ -26,6 +26,16 @@ vllm:num_requests_waiting{{engine="0",model_name="demo"}} {}.0
 """
 
 
+@dataclass(frozen=True)
+class Lora:
+    """An adapter on the server."""
+
+    root: str
+    """Its path."""
+    answers: Sequence[Answer]
+    references: Sequence[ReferenceText]
+
+
 @dataclass
 class VllmContract:
     """What the server serves and answers."""
@@ -39,6 +49,8 @@ class VllmContract:
     """It finds their tokens as likely as the artifact did."""
     max_model_len: int = 2048
     adapters: Sequence[str] = ()
+    loras: Mapping[str, "Lora"] = field(default_factory=dict)
+    """Adapters by name, with answers of their own."""
     any_name: bool = False
     """It answers to every name, as a broken proxy before it would."""
     failure: tuple[int, str] | None = None
@@ -69,12 +81,13 @@ class VllmContract:
         card = {"object": "model", "owned_by": "vllm", "parent": None}
         base = {**card, "id": self.name, "root": self.root, "max_model_len": self.max_model_len}
         adapters = [{**card, "id": name, "root": f"/adapters/{name}", "parent": self.name} for name in self.adapters]
+        adapters += [{**card, "id": name, "root": it.root, "parent": self.name} for name, it in self.loras.items()]
         return 200, {"object": "list", "data": [*adapters, base] if self.root else []}
 
     def post(self, path: str, body: Json) -> tuple[int, Any]:
         """The answer to a request for text."""
         self.seen.append({"path": path} | body)
-        if not self.any_name and body.get("model") not in (None, self.name, *self.adapters):
+        if not self.any_name and body.get("model") not in (None, self.name, *self.adapters, *self.loras):
             message = f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
             return _error(404, "NotFoundError", message)
         if self.failure is not None:
@@ -109,7 +122,8 @@ class VllmContract:
                 self._open -= 1
 
     def _chat(self, body: Json) -> Json:
-        known = next(each for each in self.answers if each.messages == body["messages"])
+        lora = self.loras.get(body.get("model", ""))
+        known = next(each for each in (lora or self).answers if each.messages == body["messages"])
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": known.artifact, "reasoning": None},
@@ -120,7 +134,8 @@ class VllmContract:
 
     def _completion(self, body: Json) -> Json:
         choice: Json = {"index": 0, "text": "x", "finish_reason": "length"}
-        for text in self.references:
+        lora = self.loras.get(body["model"])
+        for text in (lora or self).references:
             if text.text == body["prompt"]:
                 pairs = zip(text.ids[1:], text.artifact, strict=True)
                 found = [{str(i): {"logprob": p, "rank": 1, "decoded_token": "x"}} for i, p in pairs]

@@ -267,7 +267,7 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
     models = {name: Recites(tokenizer, f"{text}<|im_end|>") for name, text in said.items()}
     monkeypatch.setattr("finetune_jobs.evaluate.load_base", lambda *_: models["base"])
     monkeypatch.setattr("finetune_jobs.evaluate.load_adapter", lambda *_: models["adapter"])
-    monkeypatch.setattr("finetune_jobs.evaluate.load_artifact", lambda path: models[path.name])
+    monkeypatch.setattr("finetune_jobs.evaluate.load_artifact", lambda path, _base: models[path.name])
     monkeypatch.setattr("finetune_jobs.evaluate.load_tokenizer", lambda _path: tokenizer)
     test = [row(f"refund {n}", "refund") for n in range(20)]
     dataset = write_dataset(tmp_path / "dataset", train=[], test=test)  # nothing to show the base model

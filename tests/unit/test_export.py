@@ -16,10 +16,13 @@ from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
+from finetune_jobs.artifacts.artifact import BaseRef
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
 from finetune_jobs.artifacts.formats import read_alternatives
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting import offload
+from finetune_jobs.exporting.adapter import require_plain
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_v4, write_transformers_v4
@@ -251,7 +254,8 @@ def several(
     """A run that makes all other formats: how it ended, and the files of each."""
     folder = tmp_path_factory.mktemp("several")
     first, *others = WRITTEN
-    ended, out = run_export(tuned, s3, quantize_python, folder, format=first, alternatives=others)
+    alternatives = [*others, ExportFormat.ADAPTER]
+    ended, out = run_export(tuned, s3, quantize_python, folder, format=first, alternatives=alternatives)
     found = {first: out}
     for each in read_alternatives(out):
         kind = ExportFormat(each.format)
@@ -272,7 +276,7 @@ def formatted(
 def test_several_formats_are_made_in_one_run(several: tuple[Ended, Mapping[ExportFormat, Path]]) -> None:
     """The first is the stage's output and names the others, in the order of the spec."""
     ended, found = several
-    first, *others = WRITTEN
+    first, *others = found
     assert [each.format for each in read_alternatives(found[first])] == others
     size = (found[first] / "model.safetensors").stat().st_size
     assert ended.result.scalars == {"format": first, "sizeBytes": str(size)}
@@ -282,6 +286,29 @@ def test_several_formats_are_made_in_one_run(several: tuple[Ended, Mapping[Expor
         assert manifest["facts"]["format"] == kind
         assert manifest["lineage"]["upstream"]["adapter"]
         assert not read_alternatives(found[kind])
+
+
+def test_an_adapter_alone_answers_like_the_trained_model_on_the_base_beside_it(
+    several: tuple[Ended, Mapping[ExportFormat, Path]], tuned: Tuned, tmp_path: Path
+) -> None:
+    """On the rounded base that QLoRA has trained on, in 16 bits."""
+    out, base = several[1][ExportFormat.ADAPTER], tmp_path / "base"
+    names = {"adapter_config.json", "adapter_model.safetensors", "base.json", "manifest.json"}
+    assert {file.name for file in out.iterdir()} == names
+    ref = BaseRef.model_validate_json((out / "base.json").read_text())
+    assert ref.rank == json.loads((out / "adapter_config.json").read_text())["r"]
+    fetch_folder(tuned.store, ref.folder, base)
+    trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
+    untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
+    assert divergence(trained, log_probabilities(load_artifact(out, base), tuned)) < divergence(trained, untrained) / 10
+    assert divergence(untrained, log_probabilities(load_artifact(base), tuned)) < divergence(untrained, trained) / 10
+
+
+@pytest.mark.parametrize(("method", "changes"), [(Method.FULL, {}), (Method.LORA, {"use_dora": True})])
+def test_what_no_server_loads_is_no_adapter(method: Method, changes: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4} | changes))
+    with pytest.raises(StageError, match=r"Full makes no adapter|has use_dora, .* choose another spec.export.format"):
+        require_plain(tmp_path, tuning_of(method))
 
 
 def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportFormat, Path], tuned: Tuned) -> None:

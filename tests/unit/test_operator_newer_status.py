@@ -183,10 +183,17 @@ def with_canaries(status: Object) -> Object:
     return status | {name: status[name] | {"canary": {"step": 1, "analysis": analysis}} for name in revisions}
 
 
+def with_adapters(status: Object) -> Object:
+    """The status with an adapter in each revision."""
+    one = {"name": "fr", "artifactDigest": "a" * 64, "artifactUri": "s3://b/artifacts/a", "outcome": "Passed"}
+    revisions = [name for name in ("stable", "candidate", "previous") if name in status]
+    return status | {name: status[name] | {"adapters": [one]} for name in revisions}
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_every_word_of_a_status_may_be_a_newer_one(kind: Any) -> None:
     """It is read, and shown as it was."""
-    given_status = {FINETUNEJOB: STATUS, ADAPTERDEPLOYMENT: with_canaries(SERVED)}[kind.kind]
+    given_status = {FINETUNEJOB: STATUS, ADAPTERDEPLOYMENT: with_adapters(with_canaries(SERVED))}[kind.kind]
     places = words(kind.status)
     assert places
     for place in places:

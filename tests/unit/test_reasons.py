@@ -53,7 +53,7 @@ SERVING_WAITS = {
 """What an AdapterDeployment waits for as long as it takes."""
 OTHER_REVISION = {
     *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG),
-    *(Reason.RUNTIME_UNSUITABLE, Reason.KEY_UNUSABLE, Reason.ARTIFACT_WITHDRAWN),
+    *(Reason.RUNTIME_UNSUITABLE, Reason.KEY_UNUSABLE, Reason.ARTIFACT_WITHDRAWN, Reason.ADAPTERS_UNSUITABLE),
 }
 """What another artifact, policy or runtime puts right: another revision, which is tried as it is."""
 RERUN = "set spec.rerun to a new value"

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator.runtimes import ENGINES, serving_plan
-from finetune_operator.runtimes.plan import ServedModel, ServingPlan
+from finetune_operator.runtimes.plan import ServedAdapter, ServedModel, ServingPlan
 from finetune_operator.settings import Engine, Runtime
 
 pytestmark = pytest.mark.unit
@@ -25,6 +25,32 @@ def test_the_server_is_told_what_it_serves_and_under_which_name() -> None:
     assert f"--model={MODEL.path}" in args
     assert {"--served-model-name=demo", "--port=8080", "--max-model-len=512", "--tensor-parallel-size=2"} <= {*args}
     assert all("=" in argument for argument in args), "each stands for itself"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "room"),
+    [
+        ([16, 8], [], "16"),
+        ([4], [], "8"),
+        ([65], [], "128"),
+        ([512], [], "512"),
+        ([16, 8], ["--max-lora-rank=64"], "64"),
+    ],
+)
+def test_adapters_have_names_and_paths_of_their_own_and_no_more_room_than_they_need(
+    ranks: list[int], given: list[str], room: str
+) -> None:
+    adapters = tuple(ServedAdapter(f"/models/{number}/model", f"demo:{number}") for number in range(len(ranks)))
+    made = serving_plan(runtime(args=given), ServedModel(MODEL.path, "demo", adapters, max(ranks)))
+    assert {"--enable-lora", f"--max-loras={len(ranks)}", "--served-model-name=demo"} <= {*made.args}
+    assert [each for each in made.args if each.startswith("--max-lora-rank")] == [f"--max-lora-rank={room}"]
+    modules = made.args.index("--lora-modules")
+    assert made.args[modules + 1 :] == tuple(f"demo:{n}=/models/{n}/model" for n in range(len(ranks)))
+    assert made.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+
+
+def test_the_highest_rank_is_the_engines_or_the_admins() -> None:
+    assert [ENGINES[Engine.VLLM].highest_rank(runtime(args=args)) for args in ([], ["--max-lora-rank=32"])] == [512, 32]
 
 
 def test_further_arguments_go_through() -> None:

@@ -158,7 +158,8 @@ def test_hardware_without_a_price_costs_nothing() -> None:
 def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], field: re.Pattern[str]) -> None:
     """Every field that takes an s3:// URI, a URL or the name of a Secret is claimed, also one that is added later."""
     jobs = (claim for each in (FULL, ELSEWHERE, FULL_STORES) for claim in claims_of(each, PRICED))
-    claimed = jobs if spec is FineTuneJobSpec else deployment_claims(pinned_with_keys())
+    deployed = (claim for each in (pinned_with_keys(), adapters_with_keys()) for claim in deployment_claims(each))
+    claimed = jobs if spec is FineTuneJobSpec else deployed
     asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claimed}
     found = {f"spec{path}" for path in _fields(spec.model_json_schema(), field)}
     assert found
@@ -171,6 +172,20 @@ def pinned_with_keys() -> ObservedDeployment:
     spec = pinned(GOOD)
     spec["source"]["artifact"]["storage"] = storage
     return ServingCluster(spec=spec).observe()
+
+
+def adapters_with_keys() -> ObservedDeployment:
+    """The same of two pinned adapters."""
+    artifact = pinned_with_keys().resource.spec.source.artifact
+    assert artifact is not None
+    pinned_one = artifact.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    adapters = [{"name": name, "artifact": pinned_one} for name in ("fr", "de")]
+    return ServingCluster(spec={"source": {"adapters": adapters}, "runtime": "tgi-cpu"}).observe()
+
+
+def test_every_adapter_is_claimed_where_it_stands_in_the_spec() -> None:
+    found = [each.field for each in deployment_claims(adapters_with_keys()) if each.subject is Subject.INPUT]
+    assert sorted(found) == [f"spec.source.adapters[{number}].artifact.uri" for number in range(2)]
 
 
 def _fields(schema: dict[str, Any], wanted: re.Pattern[str]) -> Iterator[str]:

@@ -14,22 +14,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
+from finetune_api.training import Method
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.reference import choose_references, log_probs, longest_text, make_passages
 from finetune_jobs.evaluation.reference import turned_log_probs as turned
+from finetune_jobs.exporting.adapter import write_adapter, write_base
+from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.loading import load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.modelling.tuning import Tuning
+from finetune_jobs.verification.checks import base_check
 from finetune_jobs.verification.engine import Limits
 from finetune_jobs.verification.observation import Promise
 from finetune_jobs.verification.tolerance import tolerance
 from finetune_jobs.verification.vllm import VllmServer
+from finetune_operator.runtimes.plan import ServedAdapter, ServedModel
 from hack.benchmarks.transactions import transactions
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
@@ -159,3 +166,43 @@ def test_what_is_wrong_is_refused(plant: Plant, fails: set[str], recorded: Recor
     with vllm(wrong, work) as server:
         found = outcomes(prove(VllmServer(server.url), recorded.promise))
     assert {name for name in fails if found[name] == CheckOutcome.FAILED.value}
+
+
+def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
+    """Two of random values on SmolLM2-135M in 16 bits, as export writes them. Each is told from the other, its base,
+    and none; and the base is what it was."""
+    base, tuning = work / "shared", Tuning(method=Method.LORA)
+    write_base(ensure_smollm2(cache_directory()), base, tuning)
+    tokenizer = load_tokenizer(base)
+    made = make_passages(tokenizer, transactions(work, 800), stop_token(base, tokenizer), longest_text(base))
+    passages = made[:SHORT]
+    before = [log_probs(model, each) for model in [load_checkpoint(base)] for each in passages]
+    promises: dict[str, Promise] = {}
+    served: list[ServedAdapter] = []
+    for seed, (name, rank) in enumerate((("de", 8), ("fr", 16))):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(load_checkpoint(base), config).save_pretrained(work / f"trained-{name}")
+        write_adapter(work / f"trained-{name}", work / name, tuning, "a" * 64)
+        model = load_artifact(work / name, base)
+        after = [log_probs(model, each) for each in passages]
+        references = choose_references(passages, before, after, [([], [])] * len(passages))
+        promises[name] = weights_only(references, TaskType.TEXT)
+        served.append(ServedAdapter(str(work / name), f"{NAME}:{name}"))
+    with vllm(ServedModel(str(base), NAME, tuple(served), rank=16), work) as server:
+        clients = {name: VllmServer(server.url, adapter=f"{NAME}:{name}") for name in promises}
+        assert [client.served().model for client in clients.values()] == [str(work / name) for name in promises]
+        assert VllmServer(server.url, adapter=f"{NAME}:other").served().model == ""
+        right = {name: outcomes(prove(clients[name], promise)) for name, promise in promises.items()}
+        swapped = outcomes(prove(clients["de"], promises["fr"]))
+        inactive = outcomes(prove(VllmServer(server.url), promises["fr"]))
+        plain = VllmServer(server.url)
+        plain.served()
+        forced = [plain.log_probs(each) for each in promises["de"].references]
+        of_base = base_check(promises["de"].references, forced, tolerance(VllmServer.engine, "Adapter"))
+    passed = CheckOutcome.PASSED.value
+    for found in right.values():
+        assert (found["differsFromBase"], found["logProbabilities"], found["modelName"]) == (passed, passed, passed)
+    assert swapped["logProbabilities"] == CheckOutcome.FAILED.value
+    assert inactive["differsFromBase"] == CheckOutcome.FAILED.value
+    assert of_base.outcome is CheckOutcome.PASSED, of_base.seen

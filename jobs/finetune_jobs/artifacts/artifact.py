@@ -8,6 +8,8 @@ from pydantic import BaseModel
 
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
+from finetune_api.layout import output_folder
+from finetune_api.stages import Stage
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.base.documents import parse_json
@@ -143,6 +145,25 @@ class AutomationTable(WireModel):
     """At each precision that has a threshold, the lowest precision first."""
 
 
+BASE_REF: Final = "base.json"
+"""Of an export in format Adapter: BaseRef."""
+
+
+class BaseRef(WireModel):
+    """What an exported adapter belongs to."""
+
+    schema_version: int = 1
+    digest: str
+    """Content address of the model that it was trained on, in 16 bits, as export has written it beside the adapter:
+    adapters with the same one can share a server."""
+    rank: int
+
+    @property
+    def folder(self) -> str:
+        """Relative to the results' root."""
+        return output_folder(Stage.EXPORT, self.digest)
+
+
 class ModelRef(WireModel):
     """``model.json``: which exported model belongs to the artifact."""
 
@@ -155,6 +176,8 @@ class ModelRef(WireModel):
     base_model_uri: str
     task: TaskType = TaskType.CLASSIFICATION
     """What counts as a right answer."""
+    base: BaseRef | None = None
+    """None: the exported files are a whole model."""
 
 
 class ExportedConfig(BaseModel):

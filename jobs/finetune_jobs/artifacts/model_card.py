@@ -32,7 +32,7 @@ _CARD: Final = """\
 ---
 # {name}
 
-{base} fine-tuned with {method}; weights as {format} safetensors ({size}), merged, so no adapter is loaded at serving.
+{base} fine-tuned with {method}; {weights}.
 
 ## Scores on the test split
 {samples} examples that neither training nor checkpoint selection has seen; greedy decoding.
@@ -66,10 +66,9 @@ kind: AdapterDeployment
 metadata:
   name: {name}
 spec:
-  runtime: tgi
+  runtime: {runtime}
   source:
-    fineTuneJob:
-      name: {run}
+{source}
 ```
 """
 
@@ -80,6 +79,15 @@ _TASKS: Final = {
 }
 """As the hub names them."""
 _HUB_DATASET: Final = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
+_SOURCE: Final = """\
+    fineTuneJob:
+      name: {run}"""
+_ADAPTER_SOURCE: Final = """\
+    adapters:
+      - name: {run}
+        fineTuneJob:
+          name: {run}"""
+
 _LICENCE: Final = """\
 ## Licence
 The base model's card names the licence `{licence}`. That of the data may ask for more.
@@ -144,9 +152,10 @@ def render(
         metadata=_metadata(given, model, metrics, name),
         name=name,
         base=model.base_model_uri,
-        format=model.format,
+        weights=_weights(model),
+        source=_ADAPTER_SOURCE.format(run=given.run.name) if model.base else _SOURCE.format(run=given.run.name),
+        runtime="vllm" if model.base else "tgi",
         method=training.method.value if training else "a low-rank adapter",
-        size=_size(model.size_bytes),
         samples=scores.get("samples", "–"),
         scores="\n".join(rows),
         automation=_automation(metrics),
@@ -251,6 +260,14 @@ def _requests(metrics: Metrics, max_tokens: int) -> str:
     if marks := metrics.thoughts:
         return _THOUGHTS.format(end=marks.end, tokens=max_tokens)
     return _CLOSED if metrics.closed else ""
+
+
+def _weights(model: ModelRef) -> str:
+    size = _size(model.size_bytes)
+    if model.base:
+        base = f"base model `{model.base.digest[:12]}` in 16 bits"
+        return f"the adapter alone ({size}, rank {model.base.rank}), to be loaded on {base}, which lies beside it"
+    return f"weights as {model.format} safetensors ({size}), merged, so no adapter is loaded at serving"
 
 
 def _size(count: int) -> str:

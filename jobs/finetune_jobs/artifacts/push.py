@@ -113,7 +113,9 @@ def _layers(folder: str, manifest: Manifest) -> list[Layer]:
 
 
 def _model_config(store: Store, model: ModelRef, weights: Manifest) -> dict[str, Any]:
-    """config.json of the model; nothing where that is none."""
+    """config.json of the model; nothing where that is none, as beside an adapter."""
+    if model.base:
+        return {}
     try:
         found = json.loads(get_listed(store, model.folder, weights, "config.json"))
     except ValueError:

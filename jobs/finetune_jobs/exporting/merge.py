@@ -19,7 +19,10 @@ def merge(base: Path, tuned: Path, tuning: Tuning) -> Any:
     pod memory if the GPU, which may have trained on 4 bits of each weight, is too small for it."""
     if not tuning.is_adapter:
         return load_checkpoint(tuned, dtype=DTYPE, where=device_for_16_bits(tuned))
+    return load_adapter(plain_base(base, tuning), tuned).merge_and_unload()
+
+
+def plain_base(base: Path, tuning: Tuning) -> Any:
+    """The model that the adapter was trained on, in 16 bits: for QLoRA with the rounded values."""
     model = load_base(base, tuning.quantization, dtype=DTYPE, where=device_for_16_bits(base))
-    if tuning.quantization is not None:
-        model = model.dequantize().to(DTYPE)
-    return load_adapter(model, tuned).merge_and_unload()
+    return model if tuning.quantization is None else model.dequantize().to(DTYPE)

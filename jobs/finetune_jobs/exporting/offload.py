@@ -15,7 +15,7 @@ from compressed_tensors.quantization.utils import is_module_quantized
 from safetensors import safe_open
 
 from finetune_jobs.fit.memory import BF16, GIB, holds
-from finetune_jobs.modelling.loading import load_checkpoint
+from finetune_jobs.modelling.loading import load_adapter, load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,11 @@ def device_for_16_bits(folder: Path) -> str | None:
     return "cpu"
 
 
-def load_artifact(folder: Path) -> Any:
+def load_artifact(folder: Path, base: Path | None = None) -> Any:
     """An exported artifact, exactly as its files say; its weights stay rounded if they do not fit the GPU in 16
-    bits."""
+    bits. ``base``: of an adapter, the exported model that it belongs to."""
+    if base is not None:
+        return load_adapter(load_checkpoint(base), folder)
     model = load_checkpoint(folder)
     if _quantization(folder) and not _gpu_holds(folder):
         log.info("%.1f GiB of 16-bit weights do not fit the GPU: they stay rounded", _size(folder) / GIB)

@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader
 
 from finetune_api.finetunejob import ExportFormat
 from finetune_jobs.exporting.calibration import Tokens
+from finetune_jobs.exporting.checkpoint import MAX_SHARD
 from finetune_jobs.fit.exported import require_calibrated, require_group
 
-MAX_SHARD: Final = "5GB"
-"""Largest weight file: a size that suits object stores and parallel downloads."""
 KEPT: Final = ["lm_head"]
 """The output layer stays 16-bit, as in every published W8A8 checkpoint: rounding it would affect every answer."""
 

@@ -174,14 +174,15 @@ def _help(context: Context, work: Work) -> StageResult:
 
 def results_root(given: StageInput) -> str:
     """URI of the place that ``finetune_api.layout`` describes. Raises StageError (SpecInvalid)."""
-    if given.output:
-        return given.output.uri
-    folder, uri = f"/{output_folder(Stage.PUBLISH, given.artifact_digest)}", given.artifact_uri.rstrip("/")
-    if not given.artifact_digest or not uri.endswith(folder):
-        raise StageError(
-            Reason.SPEC_INVALID, f"the input names neither an output nor an artifact ({given.artifact_uri!r})."
-        )
-    return uri.removesuffix(folder)
+    return given.output.uri if given.output else artifact_root(given.artifact_uri, given.artifact_digest)
+
+
+def artifact_root(uri: str, digest: str) -> str:
+    """The same of an artifact: what stands before its folder. Raises StageError (SpecInvalid)."""
+    folder = f"/{output_folder(Stage.PUBLISH, digest)}"
+    if not digest or not uri.rstrip("/").endswith(folder):
+        raise StageError(Reason.SPEC_INVALID, f"the input names neither an output nor an artifact ({uri!r}).")
+    return uri.rstrip("/").removesuffix(folder)
 
 
 def lineage(given: StageInput, tools: dict[str, str], usage: Usage | None = None) -> Lineage:

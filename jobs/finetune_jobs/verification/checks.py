@@ -36,6 +36,9 @@ CONCURRENT: Final = "concurrentStreams"
 SAMPLE: Final = "testSample"
 FIRST_TOKEN: Final = "timeToFirstToken"
 OUTPUT_TOKEN: Final = "timePerOutputToken"
+BASE_MODEL: Final = "baseModel"
+ALL: Final = "checks"
+"""Of an adapter: what came of all of them."""
 
 _HALF_WAY: Final = 0.5
 _SENSITIVE: Final = 0.15
@@ -49,6 +52,8 @@ up."""
 _CUT: Final = "\N{REPLACEMENT CHARACTER}"
 _LIMIT: Final = 80
 """Characters of what was expected or seen: thirteen checks and a message fit a termination message."""
+_SHOWN: Final = 6
+"""Checks that an adapter has failed: a status has room for sixteen, and other adapters have a line each."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,25 @@ def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[Verifi
 def digest_check(model: str, digest: str) -> VerificationCheck:
     """Whether the server's path of its model holds the artifact's digest."""
     return _check(DIGEST, digest in model, f"artifact {digest[:12]}", model if digest not in model else digest[:12])
+
+
+def base_check(references: Sequence[ReferenceText], forced: Sequence[Forced], tolerance: float) -> VerificationCheck:
+    """Whether the base under adapters, which clients can ask for, is the model that was recorded beside one of them."""
+    base = [each.model_copy(update={"artifact": each.base}) for each in references]
+    pairs = list(zip(base, forced, strict=True))
+    return _log_probabilities(BASE_MODEL, pairs, tolerance, "no adapter has a record of it")
+
+
+def of_adapter(adapter: str, made: Sequence[VerificationCheck]) -> list[VerificationCheck]:
+    """An adapter's checks in few lines, as those of several have to fit a termination message: what failed, and how
+    many there were."""
+    failed = [each for each in made if each.outcome is CheckOutcome.FAILED]
+    skipped = sum(each.outcome is CheckOutcome.SKIPPED for each in made)
+    sample = next((each.seen.partition(";")[0] for each in made if each.name == SAMPLE), "")
+    seen = f"{len(made) - skipped - len(failed)} passed, {skipped} skipped"
+    seen += f"; test sample: {sample}" if sample else ""
+    named = [each.model_copy(update={"name": f"{adapter}.{each.name}"}) for each in failed[:_SHOWN]]
+    return [_check(f"{adapter}.{ALL}", not failed, f"{len(made)} checks", seen), *named]
 
 
 def require_all(checks: Sequence[VerificationCheck], server: str) -> None:

@@ -11,11 +11,13 @@ from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.vllm import VllmServer
 
 SERVERS: Final[Mapping[str, Callable[..., ModelServer]]] = {TGI: TgiServer, VLLM: VllmServer}
-"""By the engine's name in a runtime; each is made with the server's URL, and the key that its clients need."""
+"""By the engine's name in a runtime; each is made with the server's URL, the key that its clients need, and the name of
+an adapter or none."""
 
 
-def client_of(engine: str, endpoint: str, key: str = "") -> ModelServer:
-    """The client of a server; ``key``: that of a client, where they need one. Raises StageError (CandidateFailed)."""
+def client_of(engine: str, endpoint: str, *, key: str = "", adapter: str = "") -> ModelServer:
+    """The client of a server, or of one of the adapters on it; ``key``: that of a client, where they need one. Raises
+    StageError (CandidateFailed)."""
     if engine not in SERVERS:
         raise StageError(
             Reason.CANDIDATE_FAILED,
@@ -23,4 +25,4 @@ def client_of(engine: str, endpoint: str, key: str = "") -> ModelServer:
             "values to the image that was built with the chart.",
             retriable=False,
         )
-    return SERVERS[engine](endpoint, key)
+    return SERVERS[engine](endpoint, key=key, adapter=adapter)

@@ -34,7 +34,8 @@ class TgiServer:
 
     engine = TGI
 
-    def __init__(self, endpoint: str, key: str = "") -> None:
+    def __init__(self, endpoint: str, *, key: str = "", adapter: str = "") -> None:
+        """The operator gives TGI no adapters."""
         self._connection = Connection(endpoint, _REJECTED, _LENGTH, key=key)
 
     def served(self) -> Served:

@@ -43,17 +43,20 @@ class VllmServer:
 
     engine = VLLM
 
-    def __init__(self, endpoint: str, key: str = "") -> None:
+    def __init__(self, endpoint: str, *, key: str = "", adapter: str = "") -> None:
         self._connection = Connection(endpoint, _REJECTED, _LENGTH, key=key)
-        self._name = ""
+        self._name = self._adapter = adapter
 
     def served(self) -> Served:
-        """From ``/v1/models``: the model itself is the one without a parent, its path is ``root``."""
+        """From ``/v1/models``: the model itself is the one without a parent, an adapter has one; its path is
+        ``root``. An adapter that is not there has none, and its name is refused."""
         models = self._connection.get(_MODELS)
         try:
-            model = next(each for each in models["data"] if not each.get("parent"))
-            self._name = str(model["id"])
-            served = Served(str(model["root"]), Limits(total=int(model.get("max_model_len") or 0)))
+            base = next(each for each in models["data"] if not each.get("parent"))
+            named = (each for each in models["data"] if each["id"] == self._adapter and each.get("parent"))
+            model = next(named, {"root": ""}) if self._adapter else base
+            self._name = self._adapter or str(base["id"])
+            served = Served(str(model["root"]), Limits(total=int(base.get("max_model_len") or 0)))
         except (AttributeError, KeyError, StopIteration, ValueError, TypeError) as error:
             raise self._connection.wordless(_MODELS, error) from None
         self._connection.limits = served.limits

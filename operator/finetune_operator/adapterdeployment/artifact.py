@@ -1,16 +1,25 @@
 """The artifact that the source names, or why there is none."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import (
+    AdapterDeploymentSpec,
+    AdapterSource,
+    RevisionState,
+    RevisionStatus,
+    set_address,
+)
+from finetune_api.compatibility import ADAPTER
 from finetune_api.finetunejob import ArtifactTokens, Phase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash
 from finetune_operator.blockers import Blocker
-from finetune_operator.resources.deployment import Serving
+from finetune_operator.resources.deployment import Adapter, Serving
 from finetune_operator.settings import Runtime
 
 
@@ -27,11 +36,14 @@ class Artifact:
     architecture: str = ""
     """Their architecture; empty: unknown."""
     source_blocker: Blocker | None = None
+    adapters: tuple[Adapter, ...] = ()
+    """Several of format Adapter, in place of one artifact."""
 
     def serving(self, spec: AdapterDeploymentSpec, runtime: Runtime) -> Serving:
         """How a runtime serves the artifact."""
         place = (self.uri, self.digest, self.storage)
-        return Serving(*place, spec.runtime, runtime, accepted_keys(spec), api_keys_secret(spec))
+        keys = (accepted_keys(spec), api_keys_secret(spec))
+        return Serving(*place, spec.runtime, runtime, *keys, self.adapters)
 
 
 def asked_back(observed: ObservedDeployment) -> Record | None:
@@ -44,8 +56,11 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
     """The artifact that the source names, or that of the revision to go back to. If its FineTuneJob has none, the last
     known one stays."""
     if back := asked_back(observed):
-        return Artifact(back.serving.artifact_uri, back.serving.artifact_digest, back.serving.storage)
+        served = back.serving
+        return Artifact(served.artifact_uri, served.artifact_digest, served.storage, adapters=served.adapters)
     source, job = observed.resource.spec.source, observed.source
+    if source.adapters is not None:
+        return _find_adapters(observed, source.adapters)
     if source.artifact is not None:
         return Artifact(source.artifact.uri, source.artifact.digest, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
@@ -59,16 +74,58 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
             format=published.format,
             architecture=published.architecture or "",
         )
-    source_blocker = _source_blocker(observed, source.fine_tune_job.name if source.fine_tune_job else "")
+    name = source.fine_tune_job.name if source.fine_tune_job else ""
+    return _last_known(observed, _source_blocker(observed, name, job))
+
+
+def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource]) -> Artifact | Blocker:
+    """All of them together. If the FineTuneJob of one has no artifact, the last known ones stay."""
+    found: list[Found] = []
+    tokens: list[ArtifactTokens | None] = []
+    architecture = ""
+    for each in sorted(asked, key=lambda each: each.name):
+        if each.artifact is not None:
+            pinned = each.artifact
+            found.append(Found(Adapter(each.name, pinned.uri, pinned.digest), pinned.storage.for_reading, ""))
+            tokens.append(None)
+            continue
+        name = each.fine_tune_job.name if each.fine_tune_job else ""
+        job = observed.sources.get(name)
+        if job is None or job.artifact is None:
+            return _last_known(observed, _source_blocker(observed, name, job))
+        published = job.artifact
+        adapter = Adapter(each.name, published.uri, published.digest, published.base_digest or "", published.rank or 0)
+        found.append(Found(adapter, published.storage or job.storage.for_reading, published.format))
+        tokens.append(published.tokens)
+        architecture = published.architecture or architecture
+    adapters = tuple(each.adapter for each in found)
+    return misfit(found) or Artifact(
+        "",
+        set_address({each.name: each.digest for each in adapters}),
+        found[0].storage,
+        longest(tokens),
+        format=ADAPTER,
+        architecture=architecture,
+        adapters=adapters,
+    )
+
+
+def _last_known(observed: ObservedDeployment, source_blocker: Blocker) -> Artifact | Blocker:
     known = _known(observed)
     if known is None or known.storage is None:
         return source_blocker
-    return Artifact(known.artifact_uri, known.artifact_digest, known.storage, source_blocker=source_blocker)
+    return Artifact(
+        known.artifact_uri,
+        known.artifact_digest,
+        known.storage,
+        source_blocker=source_blocker,
+        adapters=read_back(known.adapters),
+    )
 
 
-def _source_blocker(observed: ObservedDeployment, name: str) -> Blocker:
+def _source_blocker(observed: ObservedDeployment, name: str, job: Source | None) -> Blocker:
     """Why there is no artifact. Before anything serves, the FineTuneJob may just not have been applied yet."""
-    job, stable = observed.source, observed.resource.status.stable
+    stable = observed.resource.status.stable
     if job is not None:
         phase = f"its phase is {job.phase}" if job.phase else "it has not started"
         message = f"FineTuneJob {name!r} has not published an artifact; {phase}."
@@ -76,7 +133,7 @@ def _source_blocker(observed: ObservedDeployment, name: str) -> Blocker:
     message = f"FineTuneJob {name!r} does not exist in this namespace"
     if stable is None:
         return Blocker(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, watched=True)
-    message = f"{message}; revision {stable.revision} keeps serving {stable.artifact_uri}."
+    message = f"{message}; revision {stable.revision} keeps serving {stable.artifact_uri or 'its adapters'}."
     return Blocker(Reason.SOURCE_NOT_FOUND, message, watched=True)
 
 

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.compatibility import serving_verdict
+from finetune_api.adapterdeployment import FineTuneJobRef
+from finetune_api.compatibility import ADAPTER, serving_verdict
 from finetune_api.reasons import Reason
+from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.adapters import alone, no_room
 from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import record_for, records
@@ -91,6 +94,16 @@ def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
     return Blocker(Reason.RUNTIME_UNSUITABLE, f"Runtime {name!r} {what}: {found.message}", watched=True)
 
 
+def adapters_unsuitable(observed: ObservedDeployment) -> Blocker | None:
+    """The runtime has no room for the adapters, or an adapter is named as if it were a whole model."""
+    artifact, name = find_artifact(observed), observed.resource.spec.runtime
+    if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to or _serves(observed, artifact):
+        return None
+    if artifact.format == ADAPTER and not artifact.adapters:
+        return alone(artifact.digest)
+    return no_room(artifact.adapters, name, observed.settings.runtimes[name])
+
+
 def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
     """Whether the revision that the spec asks for is the one that serves: it has proved that it can."""
     spec, stable = observed.resource.spec, observed.resource.status.stable
@@ -108,6 +121,7 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     revision_unusable,
     source_not_ready,
     account_missing,
+    adapters_unsuitable,
     runtime_unsuitable,
     prompts_too_long,
 )
@@ -119,13 +133,23 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     spec, artifact = observed.resource.spec, find_artifact(observed)
     back = asked_back(observed)
     yield Claim(Subject.RUNTIME, "spec.runtime", back.serving.runtime_name if back else spec.runtime)
-    if isinstance(artifact, Artifact):
+    if isinstance(artifact, Artifact) and artifact.adapters:
+        asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}
+        for adapter in artifact.adapters:
+            number, job = asked.get(adapter.name, (0, None))
+            place = f"spec.source.adapters[{number}].artifact"
+            yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
+    elif isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
-        uri, storage = "spec.source.artifact.uri", "spec.source.artifact.storage"
-        endpoint, secret = f"{storage}.endpoint", f"{storage}.secretRef.name"
-        if job is not None:
-            uri = f"The artifact of FineTuneJob '{job.name}'"
-            endpoint = f"The endpoint to which FineTuneJob '{job.name}' published"
-            secret = f"The Secret with which FineTuneJob '{job.name}' published"
-        yield Claim(Subject.INPUT, uri, artifact.uri)
-        yield from store_claims(artifact.storage, endpoint, secret)
+        yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
+
+
+def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef | None) -> Iterator[Claim]:
+    """``place``: of a pinned artifact in the spec."""
+    named, endpoint, secret = f"{place}.uri", f"{place}.storage.endpoint", f"{place}.storage.secretRef.name"
+    if job is not None:
+        named = f"The artifact of FineTuneJob '{job.name}'"
+        endpoint = f"The endpoint to which FineTuneJob '{job.name}' published"
+        secret = f"The Secret with which FineTuneJob '{job.name}' published"
+    yield Claim(Subject.INPUT, named, uri)
+    yield from store_claims(storage, endpoint, secret)

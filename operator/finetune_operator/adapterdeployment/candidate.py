@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from finetune_api.adapterdeployment import CanaryStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.adapters import shown
 from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, remains
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -101,6 +102,7 @@ def _new(observed: ObservedDeployment, target: Target, now: datetime) -> Revisio
         state=RevisionState.WAITING,
         artifact_digest=target.serving.artifact_digest,
         artifact_uri=target.serving.artifact_uri,
+        adapters=shown(target.serving.adapters),
         deployment=deployment_name(observed.owner, target.revision),
         runtime=target.serving.runtime_name,
         storage=target.serving.storage,

@@ -1,7 +1,9 @@
-"""Which FineTuneJob an AdapterDeployment follows: it gets a turn when that one changes."""
+"""Which FineTuneJobs an AdapterDeployment follows: it gets a turn when one of them changes."""
 
+from functools import partial
 from typing import Final, NamedTuple
 
+from finetune_api.adapterdeployment import MAX_ADAPTERS
 from finetune_operator.framework.cache import Indexes
 from finetune_operator.framework.objects import Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
@@ -14,11 +16,16 @@ class FollowedJob(NamedTuple):
     name: str
 
 
-def followed_job(resource: Object) -> FollowedJob | None:
-    """The source of an AdapterDeployment, from its stored spec; None for one that serves a fixed artifact."""
-    source = (resource["spec"].get("source") or {}).get("fineTuneJob") or {}
-    return FollowedJob(resource["metadata"]["namespace"], source["name"]) if "name" in source else None
+def followed_job(resource: Object, number: int = 0) -> FollowedJob | None:
+    """A source of an AdapterDeployment, from its stored spec: the only one, or that of an adapter; None for a fixed
+    artifact, and where there are not so many."""
+    source = resource["spec"].get("source") or {}
+    sources = [source] if "fineTuneJob" in source else source.get("adapters") or []
+    job = (sources[number].get("fineTuneJob") or {}) if number < len(sources) else {}
+    return FollowedJob(resource["metadata"]["namespace"], job["name"]) if "name" in job else None
 
 
-SOURCE_INDEX: Final[Indexes] = {ADAPTERDEPLOYMENTS.kind: (followed_job,)}
+SOURCE_INDEX: Final[Indexes] = {
+    ADAPTERDEPLOYMENTS.kind: tuple(partial(followed_job, number=number) for number in range(MAX_ADAPTERS))
+}
 """How the cache finds the AdapterDeployments that follow a FineTuneJob."""

@@ -11,6 +11,8 @@ from finetune_api.adapterdeployment import (
     AdapterDeployment,
     AdapterDeploymentSpec,
     AdapterDeploymentStatus,
+    AdapterSource,
+    FineTuneJobRef,
 )
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
@@ -70,6 +72,8 @@ class ObservedDeployment:
     """What the platform's admin decided."""
     source: Source | None = None
     """The FineTuneJob that the spec names, if it exists."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Those that the spec's adapters name, by their names, as far as they exist."""
     service_account: bool = True
     """Whether the runtime's ServiceAccount exists; True where the runtime is unknown."""
     children: Mapping[Resource, Mapping[str, Object]] = field(default_factory=dict)
@@ -157,7 +161,8 @@ class DeploymentObserver:
         return ObservedDeployment(
             resource=AdapterDeployment(metadata=metadata, spec=spec, status=status),
             settings=self._settings,
-            source=self._source(owner.namespace, spec),
+            source=self._source(owner.namespace, spec.source.fine_tune_job),
+            sources=self._sources(owner.namespace, spec.source.adapters or []),
             service_account=self._has_account(owner.namespace, spec.runtime),
             children=children,
             pods=pods,
@@ -196,10 +201,14 @@ class DeploymentObserver:
         found = self._cache.children(owner.key, ENDPOINT_SLICES)
         return tuple(each for each in found if controller_uid(each) == service["metadata"]["uid"])
 
-    def _source(self, namespace: str, spec: AdapterDeploymentSpec) -> Source | None:
-        if spec.source.fine_tune_job is None:
+    def _sources(self, namespace: str, adapters: Sequence[AdapterSource]) -> dict[str, Source]:
+        asked = [each.fine_tune_job for each in adapters if each.fine_tune_job is not None]
+        return {job.name: found for job in asked if (found := self._source(namespace, job)) is not None}
+
+    def _source(self, namespace: str, asked: FineTuneJobRef | None) -> Source | None:
+        if asked is None:
             return None
-        raw = self._cache.get(FINETUNEJOBS, namespace, spec.source.fine_tune_job.name)
+        raw = self._cache.get(FINETUNEJOBS, namespace, asked.name)
         if raw is None:
             return None
         job, _ = parse_spec(FineTuneJobSpec, raw.get("spec") or {})

@@ -6,7 +6,7 @@ endpoint, and an earlier revision can be started again exactly as it was proved.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.adapters import read_back
 from finetune_operator.adapterdeployment.decided import is_as_decided
 from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -28,6 +29,7 @@ from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import (
+    Adapter,
     Serving,
     deployment_name,
     fetch_request,
@@ -77,6 +79,7 @@ class Record:
             "data": {
                 "choice": self.choice,
                 "artifact": {"uri": serving.artifact_uri, "digest": serving.artifact_digest},
+                **({"adapters": [asdict(each) for each in serving.adapters]} if serving.adapters else {}),
                 "storage": serving.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                 "publicKeys": list(serving.public_keys),
                 **({"apiKeysSecret": serving.api_keys_secret} if serving.api_keys_secret else {}),
@@ -124,7 +127,8 @@ def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record |
         return None
     place = (revision.artifact_uri, revision.artifact_digest, revision.storage)
     spec = observed.resource.spec
-    serving = Serving(*place, revision.runtime, runtime, accepted_keys(spec), api_keys_secret(spec))
+    keys = (accepted_keys(spec), api_keys_secret(spec))
+    serving = Serving(*place, revision.runtime, runtime, *keys, read_back(revision.adapters))
     fresh = _rendered(observed, serving, choice_of(serving, observed.settings), known)
     return fresh if fresh.revision == revision.revision else _adopted(observed, fresh)
 
@@ -218,6 +222,7 @@ def _read(found: Object) -> Record | None:
                 Runtime.model_validate(data["runtime"], extra="ignore"),
                 tuple(data["publicKeys"]),
                 data.get("apiKeysSecret", ""),
+                tuple(Adapter(**each) for each in data.get("adapters", [])),
             ),
             template=data["template"],
             input_name=data["input"]["name"],

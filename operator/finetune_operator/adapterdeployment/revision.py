@@ -26,7 +26,14 @@ def choice_of(serving: Serving, settings: Settings) -> str:
     chosen = (serving.storage, serving.runtime, settings.proxy)
     values = [without_defaults(each) for each in chosen]
     values[1].pop("description", None)
-    place = [serving.artifact_uri, serving.artifact_digest, list(serving.public_keys), serving.runtime_name]
+    place: list[object] = [
+        serving.artifact_uri,
+        serving.artifact_digest,
+        list(serving.public_keys),
+        serving.runtime_name,
+    ]
+    if serving.adapters:
+        place.append([[each.name, each.uri, each.digest] for each in serving.adapters])
     keys = [{"apiKeys": serving.api_keys_secret, "proxy": repository(images.proxy)}] if serving.api_keys_secret else []
     return digest([*place, *values, registry, *keys])
 

@@ -75,7 +75,7 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
     one, which serves on, was verified by other limits, and by tighter ones its next pod might never become ready. Where
     the source is gone, or has no artifact now, the spec still asks for what came from it."""
     live, spec = observed.child(CONFIG_MAPS, name), observed.resource.spec
-    source = spec.source.fine_tune_job.name if spec.source.fine_tune_job else ""
+    source = ",".join(spec.source.followed)
     asked = target.is_asked or (target.source_blocker is not None and source_of_limits(live) == source)
     if not has_self_check(target.record.template) or (live is not None and not asked):
         return ()

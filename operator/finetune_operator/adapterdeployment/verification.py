@@ -8,6 +8,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
 from finetune_api.reasons import remedy
 from finetune_api.stages import LatencyObjectives, Params, RunRef, Stage, StageInput, VerifyParams
+from finetune_operator.adapterdeployment.adapters import judged
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
@@ -35,7 +36,9 @@ _SHAPE: Final = PodShape(
 def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, settings: Settings) -> StageRequest:
     """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``."""
     asked = spec.verification
-    seconds = 600 + ANSWER_SECONDS * asked.most_samples
+    serving = target.serving
+    seconds = 600 + ANSWER_SECONDS * asked.most_samples * max(1, len(serving.adapters))
+    uri, digest = serving.first
     params = VerifyParams(
         endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
         engine=target.serving.runtime.engine.value,
@@ -50,6 +53,8 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
             first_token=_seconds(asked.objectives.time_to_first_token),
             output_token=_seconds(asked.objectives.time_per_output_token),
         ),
+        model=owner.name if serving.adapters else "",
+        adapters=serving.refs,
     )
     run = RunRef(
         kind=owner.resource.kind,
@@ -58,15 +63,14 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         uid=owner.uid,
         id=f"{target.revision}-{target.spec_hash[:6]}",
     )
-    serving = target.serving
     return StageRequest(
         owner=owner,
         input=StageInput(
             stage=Stage.VERIFY,
             run=run,
             storage=serving.storage,
-            artifact_uri=serving.artifact_uri,
-            artifact_digest=serving.artifact_digest,
+            artifact_uri=uri,
+            artifact_digest=digest,
             params=Params(verify=params),
         ),
         image=settings.images.of(Stage.VERIFY),
@@ -110,7 +114,8 @@ class Verification:
 
     def recorded(self, candidate: RevisionStatus) -> RevisionStatus:
         """The candidate with what was compared, as far as it is known."""
-        return candidate.model_copy(update={"verification": self.verdict.result.checks if self.verdict.result else []})
+        checks = self.verdict.result.checks if self.verdict.result else []
+        return candidate.model_copy(update={"verification": checks, "adapters": judged(candidate.adapters, checks)})
 
     @property
     def overdue(self) -> ServerProblem | None:

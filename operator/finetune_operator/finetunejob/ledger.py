@@ -272,6 +272,8 @@ def _artifact(
         uri=scalars.get("artifactUri", uri),
         format=scalars.get("format", spec.export.format)[:16],
         architecture=scalars.get("architecture", "")[:64] or None,
+        base_digest=scalars.get("baseDigest", "")[:64] or None,
+        rank=_count(scalars, "rank"),
         size_bytes=_count(scalars, "sizeBytes"),
         storage=spec.output_storage.for_reading,
         tokens=tokens if tokens != ArtifactTokens() else None,

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.stages import FetchParams, Params, RunRef, Stage, StageInput
+from finetune_api.adapterdeployment import adapter_model
+from finetune_api.stages import AdapterRef, FetchParams, Params, RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
@@ -13,12 +14,12 @@ from finetune_operator.resources.client_proxy import behind_proxy, proxy_contain
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.pod import container, pod_spec
-from finetune_operator.resources.self_check import self_check_container, self_check_volume
+from finetune_operator.resources.self_check import Proved, self_check_container, self_check_volume
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.resources.stage_job import stage_container
 from finetune_operator.resources.stage_request import StageRequest
-from finetune_operator.runtimes import serving_plan
-from finetune_operator.runtimes.plan import ServedModel, ServingPlan
+from finetune_operator.runtimes import ENGINES, serving_plan
+from finetune_operator.runtimes.plan import ServedAdapter, ServedModel, ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime, Settings
 
 SERVER: Final = "server"
@@ -32,9 +33,28 @@ ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
 ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
 """What a Deployment serves: for people, and for a resource that has lost its status."""
 
+_UNKNOWN_RANK: Final = 64
+"""Room for a pinned adapter, whose rank only its download tells."""
+
 _FETCH_SHAPE: Final = PodShape(
     requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"}, scratch_size="1Gi"
 )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One of several adapters that a revision serves."""
+
+    name: str
+    """As the spec calls it."""
+    uri: str
+    """Folder of its artifact."""
+    digest: str
+    """Content address of that."""
+    base: str = ""
+    """Content address of the model that it was trained on; empty: unknown."""
+    rank: int = 0
+    """0: unknown."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +62,9 @@ class Serving:
     """What a revision serves and on which server."""
 
     artifact_uri: str
+    """Empty for several adapters."""
     artifact_digest: str
-    """Content address of the artifact."""
+    """Content address of the artifact; of several adapters, the address of all of them together."""
     storage: Storage
     runtime_name: str
     runtime: Runtime
@@ -51,16 +72,49 @@ class Serving:
     """Of these, in PEM, one must have signed the artifact; empty: signatures are not looked at."""
     api_keys_secret: str = ""
     """Secret with the keys of its clients; empty: they need none."""
+    adapters: tuple[Adapter, ...] = ()
+    """Served on their base, by the order of their names; none: the artifact is a whole model."""
 
     @property
     def model_path(self) -> str:
         """Where the server finds the model. It contains the digest, so it shows what a pod serves."""
-        return f"{meta.MODELS_DIR}/{self.artifact_digest}/model"
+        return _model_path(self.artifact_digest)
 
     @property
-    def record_path(self) -> str:
-        """Where ``fetch`` leaves the artifact's own files, with what was recorded of its answers."""
-        return f"{meta.MODELS_DIR}/{self.artifact_digest}/artifact"
+    def refs(self) -> list[AdapterRef]:
+        """The adapters as stages know them."""
+        return [AdapterRef(name=each.name, uri=each.uri, digest=each.digest) for each in self.adapters]
+
+    @property
+    def first(self) -> tuple[str, str]:
+        """URI and digest of the artifact, or of the first adapter's."""
+        if self.adapters:
+            return self.adapters[0].uri, self.adapters[0].digest
+        return self.artifact_uri, self.artifact_digest
+
+    @property
+    def rank(self) -> int:
+        """For which the server makes room; 0 without adapters."""
+        limit = ENGINES[self.runtime.engine].highest_rank(self.runtime)
+        return max((min(each.rank or _UNKNOWN_RANK, limit) for each in self.adapters), default=0)
+
+    def served_model(self, name: str) -> ServedModel:
+        """The same for the server's module; ``name``: that of the AdapterDeployment."""
+        adapters = (ServedAdapter(_model_path(each.digest), adapter_model(name, each.name)) for each in self.adapters)
+        return ServedModel(self.model_path, name, bool(self.api_keys_secret), tuple(adapters), self.rank)
+
+    def proofs(self, name: str) -> tuple[Proved, ...]:
+        """What the pods prove of themselves."""
+        if not self.adapters:
+            return (Proved("", f"{meta.MODELS_DIR}/{self.artifact_digest}/artifact", self.artifact_digest),)
+        return tuple(
+            Proved(adapter_model(name, each.name), f"{meta.MODELS_DIR}/{each.digest}/artifact", each.digest)
+            for each in self.adapters
+        )
+
+
+def _model_path(digest: str) -> str:
+    return f"{meta.MODELS_DIR}/{digest}/model"
 
 
 def start_seconds(runtime: Runtime) -> int:
@@ -81,15 +135,17 @@ def server_labels(owner: Owner, revision: str) -> dict[str, str]:
 def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: str) -> StageRequest:
     """The stage that fills the model volume; runs as an init container, not as a Job."""
     run = RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=revision)
+    uri, digest = serving.first
+    asked = FetchParams(public_keys=list(serving.public_keys), adapters=serving.refs, max_rank=serving.rank)
     return StageRequest(
         owner=owner,
         input=StageInput(
             stage=Stage.FETCH,
             run=run,
             storage=serving.storage,
-            artifact_uri=serving.artifact_uri,
-            artifact_digest=serving.artifact_digest,
-            params=Params(fetch=FetchParams(public_keys=list(serving.public_keys)) if serving.public_keys else None),
+            artifact_uri=uri,
+            artifact_digest=digest,
+            params=Params(fetch=asked if asked != FetchParams() else None),
         ),
         image=settings.images.of(Stage.FETCH),
         images=settings.images,
@@ -135,10 +191,10 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     runtime, images = serving.runtime, settings.images
     fetch = fetch_request(owner, serving, settings, revision)
     keys = serving.api_keys_secret
-    plan = serving_plan(runtime, ServedModel(serving.model_path, owner.name, behind_proxy=bool(keys)))
+    plan = serving_plan(runtime, serving.served_model(owner.name))
     server = _server(runtime, plan, images)
     pod = pod_spec([behind_proxy(server) if keys else server], runtime.pod, images, runtime.service_account_name)
-    check = self_check_container(serving.record_path, serving.artifact_digest, runtime.engine, images)
+    check = self_check_container(serving.proofs(owner.name), runtime.engine, images)
     pod["initContainers"] = [_fetch(fetch), check, *([proxy_container(keys, plan, images)] if keys else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))

@@ -4,6 +4,8 @@ It is an init container that is restarted always (a native sidecar: Kubernetes 1
 the server and is no reason for the pod to go on. It asks over loopback, where no policy, Service or proxy is between.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from finetune_api import meta
@@ -25,17 +27,36 @@ _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "128Mi"}, limits={"cp
 _LIMITS_DIR, _, _LIMITS_KEY = meta.SELF_CHECK_FILE.rpartition("/")
 
 
-def self_check_container(artifact: str, digest: str, engine: Engine, images: Images) -> Object:
-    """The sidecar; ``artifact``: folder of the artifact's own files on the models' volume."""
+@dataclass(frozen=True)
+class Proved:
+    """What a pod proves of itself."""
+
+    adapter: str
+    """Its name in the server's API; empty: the artifact is a whole model."""
+    artifact: str
+    """Folder of the artifact's own files on the models' volume."""
+    digest: str
+    """Content address of the artifact."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """For the program."""
+        if self.adapter:
+            return ("--adapter", self.adapter, self.artifact, self.digest)
+        return ("--artifact", self.artifact, "--digest", self.digest)
+
+
+def self_check_container(proofs: Sequence[Proved], engine: Engine, images: Images) -> Object:
+    """The sidecar."""
     mounts = [
         {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
         {"name": SELF_CHECK, "mountPath": _LIMITS_DIR, "readOnly": True},
     ]
     env = [*scratch_env(), *cpu_env(_SHAPE)]
-    options = {"--artifact": artifact, "--digest": digest, "--engine": engine.value}
+    options = [*(option for each in proofs for option in each.options), "--engine", engine.value]
     return {
         **container(SELF_CHECK, images.of(Stage.VERIFY), images, _SHAPE, env, mounts),
-        "command": ["python", "-m", "finetune_jobs.self_check", *(part for pair in options.items() for part in pair)],
+        "command": ["python", "-m", "finetune_jobs.self_check", *options],
         "restartPolicy": "Always",
         "ports": [{"name": SELF_CHECK, "containerPort": meta.SELF_CHECK_PORT, "protocol": "TCP"}],
         # Whoever fails a check exits, which takes the readiness away at once.

@@ -17,6 +17,16 @@ _STARTUP_PERIOD_SECONDS: Final = 5
 
 
 @dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter on a served model."""
+
+    path: str
+    """Folder in the pod; it holds the digest of the adapter's artifact."""
+    name: str
+    """The model's name in OpenAI's API."""
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """What a server is to serve."""
 
@@ -26,6 +36,10 @@ class ServedModel:
     """The model's name in OpenAI's API: that of the AdapterDeployment."""
     behind_proxy: bool = False
     """Whether clients reach it through the proxy in its pod only: then it listens on loopback."""
+    adapters: tuple[ServedAdapter, ...] = ()
+    """Served beside it."""
+    rank: int = 0
+    """None of them has a higher one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,9 @@ class EngineModule(Protocol):
 
     def dtype(self, runtime: Runtime) -> str:
         """What the runtime's settings force the server to compute in, e.g. float16; empty: the server decides."""
+
+    def highest_rank(self, runtime: Runtime) -> int:
+        """That of the adapters that it can serve; 0: it serves none."""
 
 
 def health_probe(period: int, failures: int, timeout: int) -> Object:

@@ -69,6 +69,11 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
     )
 
 
+def highest_rank(runtime: Runtime) -> int:
+    """None are served: an adapter that TGI does not know is answered by its base."""
+    return 0
+
+
 def dtype(runtime: Runtime) -> str:
     """From the launcher's variable."""
     return runtime.env.get(_DTYPE, "")

@@ -24,13 +24,17 @@ _CACHE: Final = "/tmp/cache"  # noqa: S108 - the pod's own volume
 _DTYPE: Final = "--dtype"
 _DTYPES: Final = {"auto": "", "half": "float16", "float": "float32"}
 """vLLM's other words for number formats."""
+_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What --max-lora-rank may be (MaxLoRARanks in vllm/config/lora.py); 1 would save nothing."""
+_MAX_RANK: Final = "--max-lora-rank"
 
 
 def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
     """Arguments, environment, probes and drain of vLLM.
 
     vLLM returns the path as ``root`` of ``/v1/models``, which shows what a pod serves, and answers 404 to any other
-    model name than the one that it is given.
+    model name than the one that it is given. Of adapters it returns names and paths likewise, each with its base as
+    ``parent``.
     """
     options = {
         **_options(runtime),
@@ -47,6 +51,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         "--generation-config": "vllm",
         # Probes and scrapes would fill the log.
         "--disable-access-log-for-endpoints": "/health,/metrics",
+        **_room(model, runtime),
     }
     return ServingPlan(
         env={
@@ -69,7 +74,11 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
             # torch asks for the user's name, and the pod's user has none in the image.
             "USER": "vllm",
         },
-        args=tuple(name if value is None else f"{name}={value}" for name, value in options.items()),
+        args=(
+            *(name if value is None else f"{name}={value}" for name, value in options.items()),
+            # Given as --lora-modules=…, each would replace the one before.
+            *(("--lora-modules", *(f"{each.name}={each.path}" for each in model.adapters)) if model.adapters else ()),
+        ),
         # The port is closed until the engine is ready, and /health needs no key where the server has one.
         startup=startup_probe(runtime),
         readiness=health_probe(5, 3, timeout=5),
@@ -83,6 +92,21 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         # the container runtime's 64.
         shared_memory=f"{runtime.num_shard}Gi",
     )
+
+
+def highest_rank(runtime: Runtime) -> int:
+    """The admin's limit, or the engine's."""
+    return int(_options(runtime).get(_MAX_RANK) or _RANKS[-1])
+
+
+def _room(model: ServedModel, runtime: Runtime) -> dict[str, str | None]:
+    """What adapters need: a place in a batch for each of them, so that none waits for another; and of the ranks that
+    the engine knows the smallest that holds theirs, as each takes so much memory."""
+    if not model.adapters:
+        return {}
+    rank = min((each for each in _RANKS if each >= model.rank), default=_RANKS[-1])
+    given = {} if _MAX_RANK in _options(runtime) else {_MAX_RANK: str(rank)}
+    return {"--enable-lora": None, "--max-loras": str(len(model.adapters)), **given}
 
 
 def dtype(runtime: Runtime) -> str:

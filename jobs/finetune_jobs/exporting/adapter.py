@@ -1,0 +1,58 @@
+"""An adapter as it is served: alone, beside the model that it was trained on.
+
+The base is written out because what was trained on is not what ``spec.model`` names: QLoRA rounds it, and tuning may
+change its chat template. Adapters of one base, rounded alike, get the same bytes, hence the same address: that is how
+they are known to fit one server.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.artifact import BASE_REF, BaseRef
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.exporting.checkpoint import complete, save_16_bits
+from finetune_jobs.exporting.merge import plain_base
+from finetune_jobs.modelling.loading import cuda_memory
+from finetune_jobs.modelling.tuning import Tuning
+
+_CONFIG: Final = "adapter_config.json"
+_WEIGHTS: Final = "adapter_model.safetensors"
+"""PEFT's files."""
+_ODD: Final = ("use_dora", "modules_to_save")
+"""Settings of PEFT that make an adapter more than LoRA."""
+
+
+def require_plain(tuned: Path, tuning: Tuning) -> dict[str, Any]:
+    """PEFT's settings of an adapter. Raises StageError (ModelUnsupported) for one that model servers do not load."""
+    if not tuning.is_adapter:
+        said = "Method Full makes no adapter: choose another spec.export.format."
+        raise StageError(Reason.MODEL_UNSUPPORTED, said)
+    config: dict[str, Any] = json.loads((tuned / _CONFIG).read_text(encoding="utf-8"))
+    if odd := [name for name in _ODD if config.get(name)]:
+        said = f"The adapter has {odd[0]}, which no model server loads: choose another spec.export.format."
+        raise StageError(Reason.MODEL_UNSUPPORTED, said)
+    return config
+
+
+def write_base(base: Path, out: Path, tuning: Tuning) -> None:
+    """Write the model that an adapter was trained on, in 16 bits. Raises StageError (ModelUnsupported,
+    CudaOutOfMemory)."""
+    with cuda_memory("the 16-bit base model"):
+        save_16_bits(plain_base(base, tuning), out)
+    complete(base, out, tuning)
+
+
+def write_adapter(tuned: Path, out: Path, tuning: Tuning, base_digest: str) -> None:
+    """Write the adapter as PEFT and model servers read it, and which base it belongs to. Raises StageError as
+    ``require_plain``."""
+    config = require_plain(tuned, tuning)
+    out.mkdir()
+    shutil.copyfile(tuned / _WEIGHTS, out / _WEIGHTS)
+    # The base is found by its address. A path of the pod that trained means nothing where it is served.
+    config |= {"base_model_name_or_path": None}
+    (out / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    ref = BaseRef(digest=base_digest, rank=int(config["r"]))
+    (out / BASE_REF).write_text(ref.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
