@@ -41,7 +41,7 @@ def test_adapters_have_names_and_paths_of_their_own_and_no_more_room_than_they_n
     ranks: list[int], given: list[str], room: str
 ) -> None:
     adapters = tuple(ServedAdapter(f"/models/{number}/model", f"demo:{number}") for number in range(len(ranks)))
-    made = serving_plan(runtime(args=given), ServedModel(MODEL.path, "demo", adapters, max(ranks)))
+    made = serving_plan(runtime(args=given), ServedModel(MODEL.path, "demo", adapters=adapters, rank=max(ranks)))
     assert {"--enable-lora", f"--max-loras={len(ranks)}", "--served-model-name=demo"} <= {*made.args}
     assert [each for each in made.args if each.startswith("--max-lora-rank")] == [f"--max-lora-rank={room}"]
     modules = made.args.index("--lora-modules")

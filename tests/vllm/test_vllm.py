@@ -189,7 +189,7 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         references = choose_references(passages, before, after, [([], [])] * len(passages))
         promises[name] = weights_only(references, TaskType.TEXT)
         served.append(ServedAdapter(str(work / name), f"{NAME}:{name}"))
-    with vllm(ServedModel(str(base), NAME, tuple(served), rank=16), work) as server:
+    with vllm(ServedModel(str(base), NAME, adapters=tuple(served), rank=16), work) as server:
         clients = {name: VllmServer(server.url, adapter=f"{NAME}:{name}") for name in promises}
         assert [client.served().model for client in clients.values()] == [str(work / name) for name in promises]
         assert VllmServer(server.url, adapter=f"{NAME}:other").served().model == ""
