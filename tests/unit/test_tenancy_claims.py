@@ -167,10 +167,11 @@ def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], fiel
 
 
 def pinned_with_keys() -> ObservedDeployment:
-    """An AdapterDeployment of a pinned artifact, in a store that asks for keys."""
+    """An AdapterDeployment of a pinned artifact, in a store that asks for keys; it asks its clients for some, too."""
     storage = {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}}
     spec = pinned(GOOD)
     spec["source"]["artifact"]["storage"] = storage
+    spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}}
     return ServingCluster(spec=spec).observe()
 
 

@@ -5,7 +5,6 @@ Only that verdict ends the canary; whatever else becomes of the Job, there is no
 step lasts, and another Job looks for as long as the step has lasted so far, or the canary goes on.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -28,9 +27,10 @@ from finetune_operator.adapterdeployment.record import recorded
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.resources.client_proxy import has_proxy
+from finetune_operator.resources.deployment import deployment_name
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, stage_name
@@ -187,12 +187,12 @@ def _request(
     asked = observed.resource.spec.strategy.canary.analysis or CanaryAnalysis()
     owner, settings = observed.owner, observed.settings
     record = recorded(observed, stable)
-    engine, own = target.serving.runtime.engine, observed.server_pods(candidate.revision)
+    engine = target.serving.runtime.engine
     params = AnalyseParams(
         engine=engine.value,
         stable_engine=(record.serving.runtime.engine if record else engine).value,
-        canary=_addresses(own),
-        stable=_addresses(observed.server_pods(stable.revision)),
+        canary=_addresses(observed, candidate.revision),
+        stable=_addresses(observed, stable.revision),
         until=until,
         min_requests=asked.min_requests,
         max_error_increase=float(asked.max_error_increase),
@@ -224,14 +224,14 @@ def _request(
     )
 
 
-def _addresses(pods: Sequence[Object]) -> list[str]:
-    """Where the metrics of serving pods are, as far as they have addresses."""
-    found = sorted(
-        (str(pod["status"]["podIP"]), meta.INNER_PORT if has_proxy(pod) else meta.SERVING_PORT)
-        for pod in pods
-        if pod["status"].get("podIP")
-    )
-    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in found]
+def _addresses(observed: ObservedDeployment, revision: str) -> list[str]:
+    """Where the metrics of a revision's pods are, as far as they have addresses."""
+    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
+    port = meta.INNER_PORT if live is not None and has_proxy(live["spec"]["template"]) else meta.SERVING_PORT
+    pods = observed.server_pods(revision)
+    found = sorted(str(pod["status"]["podIP"]) for pod in pods if pod["status"].get("podIP"))
+    hosts = [f"[{address}]" if ":" in address else address for address in found]
+    return [f"http://{host}:{port}" for host in hosts]
 
 
 def _labels(child: Object) -> dict[str, str]:
