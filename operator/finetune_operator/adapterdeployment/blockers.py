@@ -137,7 +137,8 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
         yield from secret_claim("spec.access.apiKeys.secretRef.name", spec.access.api_keys.secret_ref)
     if isinstance(artifact, Artifact) and artifact.adapters:
         asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}
-        for adapter in artifact.adapters:
+        # As the spec lists them, in which order the API server finds them; those to go back to may be others.
+        for adapter in sorted(artifact.adapters, key=lambda each: asked.get(each.name, (0, None))[0]):
             number, job = asked.get(adapter.name, (0, None))
             place = f"spec.source.adapters[{number}].artifact"
             yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
