@@ -170,7 +170,7 @@ class Goal(ApiModel):
     @model_validator(mode="after")
     def _one(self) -> "Goal":
         if [self.at_least, self.improve_over_base, self.at_most].count(None) != 2:
-            raise ValueError("exactly one of atLeast and improveOverBase and atMost must be set")
+            raise ValueError("exactly one of atLeast, improveOverBase and atMost must be set")
         if self.improve_over_base is not None and self.metric not in COMPARED:
             raise ValueError(_NOT_COMPARED.message)
         if (self.metric in _LOW) != (self.at_most is not None):

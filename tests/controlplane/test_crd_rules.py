@@ -43,7 +43,7 @@ def test_the_old_shapes_are_these() -> None:
     are gone are in ``test_retired_fields.py``."""
     refused = [dotted(case.path).removeprefix("spec.") for case in OLD_SHAPES if case.complaint]
     own = ("model", "dataset.sources[0]", "dataset.benchmarks[0]", "dataset.replay.source", "dataset.pii.ner")
-    stores = ["storage", "output.storage", "source.artifact.storage"]
+    stores = ["storage", "output.storage", "source.artifact.storage", "source.adapters[0].artifact.storage"]
     assert set(refused) == {
         *(f"{place}.storage.endpoint" for place in own),
         *(f"{place}.endpoint" for place in stores),

@@ -227,7 +227,8 @@ def _many(schema: Object, count: int, path: Path = ()) -> list[Any]:
     match schema["x-kubernetes-list-type"]:
         case "map":
             [key] = schema["x-kubernetes-list-map-keys"]
-            return [item | {key: f"T{number}"} for number in range(count)]
+            letter = "T" if item[key].istitle() else "t"
+            return [item | {key: f"{letter}{number}"} for number in range(count)]
         case "set" if isinstance(item, int):
             return [item + number for number in range(count)]
         case "set":
@@ -375,6 +376,15 @@ _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
         for metric in LOW[1:]
     ),
 ]
+_ALONE: Final = message_of(_schema(meta.FINETUNEJOB, ("spec",)), "format Adapter", "Choose another format")
+_ADAPTERS: Final[list[tuple[Object, Object, str | None]]] = [
+    ({"format": "Adapter"}, {}, None),
+    ({"format": "Adapter"}, {"method": "LoRA"}, None),
+    ({"format": "INT8", "alternatives": ["Adapter"]}, {"adapter": "DoRA"}, _ALONE),
+    ({"format": "Adapter"}, {"method": "Full"}, _ALONE),
+    ({"format": "INT8"}, {"adapter": "DoRA"}, None),
+]
+"""Export, training, and what is said of the two."""
 _PLANTED: Final = message_of(_schema(meta.FINETUNEJOB, ("spec",)), "needs dataset.canaries", "remove the goal")
 _PLANTINGS: Final[list[tuple[int | None, str, str | None]]] = [
     *((32, metric, None) for metric in OF_CANARIES),
@@ -470,6 +480,13 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.FINETUNEJOB, GOAL[:2], value, message) for value, message in _EVALUATIONS)
     for canaries, metric, message in _PLANTINGS:
         yield Case(meta.FINETUNEJOB, ("spec",), _planting(canaries, metric), message)
+    for export, training, message in _ADAPTERS:
+        yield Case(
+            meta.FINETUNEJOB,
+            ("spec",),
+            valid_object(meta.FINETUNEJOB)["spec"] | {"export": export, "training": training},
+            message,
+        )
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
     served = {"source": {"fineTuneJob": {"name": "a"}}, "runtime": "a"}
     yield from (Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | value, message) for value, message in _STRATEGIES)

@@ -217,7 +217,7 @@ def test_a_loss_that_no_format_avoids_has_another_remedy() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"atLeast": "0.9", "improveOverBase": "0.1"}])
 def test_a_goal_has_one_bound(given: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="exactly one of atLeast and improveOverBase and atMost must be set"):
+    with pytest.raises(ValidationError, match="exactly one of atLeast, improveOverBase and atMost must be set"):
         Goal.model_validate({"metric": "f1"} | given)
 
 
