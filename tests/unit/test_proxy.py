@@ -48,15 +48,16 @@ class TestKeys:
         [
             (b"a" * 20, ""),
             (b"~!" * 256, ""),
+            (b"a" * 20 + b",", "has a space, a comma, a line break or a character outside of ASCII"),
             (b"", "is empty"),
             (b"a" * 19, "has fewer than 20 characters"),
             (b"a" * 513, "has more than 512 characters"),
             (b"a" * 20 + b"\n", "ends with a line break (write it with printf or --from-literal, not with echo)"),
             (b"a" * 20 + b"\r\n", "ends with a line break (write it with printf or --from-literal, not with echo)"),
-            (b"a" * 10 + b"\n" + b"b" * 10, "has a space, a line break or a character outside of ASCII"),
-            (b"a" * 10 + b" " + b"b" * 10, "has a space, a line break or a character outside of ASCII"),
-            ("schlüssel-0123456789ab".encode(), "has a space, a line break or a character outside of ASCII"),
-            (b"\x00" * 20, "has a space, a line break or a character outside of ASCII"),
+            (b"a" * 10 + b"\n" + b"b" * 10, "has a space, a comma, a line break or a character outside of ASCII"),
+            (b"a" * 10 + b" " + b"b" * 10, "has a space, a comma, a line break or a character outside of ASCII"),
+            ("schlüssel-0123456789ab".encode(), "has a space, a comma, a line break or a character outside of ASCII"),
+            (b"\x00" * 20, "has a space, a comma, a line break or a character outside of ASCII"),
         ],
     )
     def test_what_can_be_one(self, value: bytes, fault: str) -> None:
@@ -69,6 +70,15 @@ class TestKeys:
         assert found.accepted == (SECOND, FIRST)
         assert found.refused == ("entry 'short' has fewer than 20 characters",)
         assert FIRST not in repr(found)
+
+    def test_no_key_is_missing_while_the_kubelet_exchanges_them(self, tmp_path: Path) -> None:
+        """First the folder with all of them, then the links to entries of other names."""
+        mount(tmp_path, {"a": FIRST})
+        (tmp_path / "..later").mkdir()
+        (tmp_path / "..later" / "b").write_text(SECOND)
+        (tmp_path / "..new").symlink_to("..later")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        assert read_api_keys(tmp_path).accepted == (SECOND,)
 
     def test_without_the_secret_there_are_none(self, tmp_path: Path) -> None:
         assert read_api_keys(tmp_path) == read_api_keys(tmp_path / "missing") == ApiKeys()
