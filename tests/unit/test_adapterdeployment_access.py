@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from finetune_api import meta
+from finetune_api.adapterdeployment import AnalysisOutcome
 from finetune_api.api_keys import ApiKeys
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -30,6 +31,9 @@ from finetune_proxy.__main__ import failure, nobody, parse
 from tests.support.promoted import passes, promoted, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, uri
+from tests.unit.test_adapterdeployment_analysis import analysed, told
+from tests.unit.test_adapterdeployment_canary import canary, has_share
+from tests.unit.test_adapterdeployment_canary import until as step
 
 pytestmark = pytest.mark.unit
 
@@ -209,6 +213,15 @@ class TestRollouts:
         cluster.spec["source"] = pinned(GOOD)["source"]
         until(cluster, lambda: cluster.traffic() != keyed)
         assert set(self.open_ports(cluster).values()) == {meta.CLIENT_PORT}
+
+    def test_a_canary_is_compared_behind_the_proxy_with_what_serves_without_one(self) -> None:
+        cluster = serving(replicas=3)
+        cluster.analysis = AnalysisOutcome.PASSED
+        cluster.spec = canary(strategy=analysed(), access=ACCESS)
+        step(cluster, has_share(1))
+        given = told(cluster)
+        ports = [{address.rpartition(":")[2] for address in each} for each in (given.canary, given.stable)]
+        assert ports == [{str(meta.INNER_PORT)}, {str(meta.SERVING_PORT)}]
 
     def test_keys_that_are_no_longer_asked_for(self) -> None:
         cluster = serving(access=ACCESS)
