@@ -16,9 +16,9 @@ HAS_KEYS: Final = "keys"
 DRAINING: Final = "draining"
 """Word for: the pod is about to stop, so each answer is the last one of its connection."""
 _READ: Final = "GET HEAD"
-_MOST_CONNECTIONS: Final = 2000
+_MOST_CONNECTIONS: Final = 1900
 """Of clients. Beyond, they wait to be accepted. Each takes two buffers of 16 KiB, so these fit in the container's
-memory."""
+memory. HAProxy does not start without two open files for each, and a few: some nodes allow 4,096."""
 _INNER_CONNECTIONS: Final = 100
 """On top of those, for probes and metrics: whoever holds all connections of clients, even without a key, must not make
 the kubelet believe that the server hangs."""
