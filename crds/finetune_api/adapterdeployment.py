@@ -219,8 +219,8 @@ class RequiredKeys(ApiModel):
 
     secret_ref: SecretRef
     """Secret of the same namespace of which each value is a key, with any name: 20 to 512 characters of ASCII without
-    spaces and line breaks. Clients send one as "Authorization: Bearer KEY". What is added or removed counts within
-    about two minutes, without a restart; without any key nobody gets in."""
+    spaces, commas and line breaks. Clients send one as "Authorization: Bearer KEY". What is added or removed counts
+    within about two minutes, without a restart; without any key nobody gets in."""
 
 
 class ClientAccess(ApiModel):

@@ -12,8 +12,9 @@ SHORTEST: Final = 20
 """Characters: a shorter key may be guessed. 20 of letters and digits are 119 bits."""
 LONGEST: Final = 512
 """Characters: what proxies on the way take in a header without a thought."""
-_VISIBLE: Final = frozenset(range(0x21, 0x7F))
-REMEDY: Final = f"a key is {SHORTEST} to {LONGEST} characters of ASCII without spaces and line breaks"
+_USABLE: Final = frozenset(range(0x21, 0x7F)) - {ord(",")}
+"""A comma ends a value in a header: HAProxy would look for the part before it."""
+REMEDY: Final = f"a key is {SHORTEST} to {LONGEST} characters of ASCII without spaces, commas and line breaks"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ def read_api_keys(folder: Path) -> ApiKeys:
 
     Raises OSError for a file that cannot be read.
     """
+    # The kubelet exchanges this link first, and then one link for each entry: in between, some entries are missing.
+    whole = folder / "..data"
     try:
-        files = sorted(each for each in folder.iterdir() if each.is_file() and not each.name.startswith(".."))
+        files = sorted((whole if whole.exists() else folder).iterdir())
     except FileNotFoundError:
         return ApiKeys()
     accepted, refused = [], []
@@ -55,8 +58,8 @@ def fault_of(value: bytes) -> str:
         return "is empty"
     if value.rstrip(b"\r\n") != value:
         return "ends with a line break (write it with printf or --from-literal, not with echo)"
-    if not _VISIBLE.issuperset(value):
-        return "has a space, a line break or a character outside of ASCII"
+    if not _USABLE.issuperset(value):
+        return "has a space, a comma, a line break or a character outside of ASCII"
     if len(value) < SHORTEST:
         return f"has fewer than {SHORTEST} characters"
     return f"has more than {LONGEST} characters" if len(value) > LONGEST else ""

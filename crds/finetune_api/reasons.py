@@ -310,7 +310,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to a revision that the message lists, or remove it and pin the artifact in spec.source.artifact.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
     Reason.SELF_CHECK_FAILED: "Read the logs of the pod named here, then delete it: a new one starts, and proves itself. If that one fails too, serve an earlier revision with spec.rollbackTo, and find out what has changed: the server's image, the node, its GPU or driver. Only if the server is known to be right, raise spec.verification.maxDistance.",
-    Reason.API_KEYS_MISSING: "Put a key of 20 to 512 characters of ASCII, without spaces and line breaks, into the Secret that spec.access.apiKeys names, with `kubectl create secret generic NAME --from-literal=client=KEY`; pods take it within about two minutes; to have a revision that waits try again at once, set spec.rerun to a new value.",
+    Reason.API_KEYS_MISSING: "Put a key of 20 to 512 characters of ASCII, without spaces, commas and line breaks, into the Secret that spec.access.apiKeys names, with `kubectl create secret generic NAME --from-literal=client=KEY`; pods take it within about two minutes; to have a revision that waits try again at once, set spec.rerun to a new value.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; pods that still wait for that then start automatically.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the pod named here; pods that still wait for that then start automatically.",
     Reason.POD_REJECTED: "Ask the admin which admission policy, or which node, refused the pod; pods that still wait for that then start automatically.",

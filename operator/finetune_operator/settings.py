@@ -190,6 +190,8 @@ class Images(ApiModel):
 
 _UNKNOWN: Final = "extra_forbidden"
 """Pydantic's word for a field that the model does not have."""
+_MISSING: Final = "missing"
+"""And for one that is not given."""
 _PROXY_URL: Final = r"^(https?://[^\s@]+)?$"
 
 
@@ -291,10 +293,18 @@ def load_settings(path: Path) -> Settings:
 
 
 def _problems(error: ValidationError) -> str:
-    """What is wrong. The chart's schema lets through what its own version knows: unknown is what a newer one says."""
+    """What is wrong. The chart's schema lets through what its own version knows: unknown is what a newer one says, and
+    an older one leaves out images that this operator needs."""
     found = [(".".join(map(str, each["loc"])), each["type"], each["msg"]) for each in error.errors()]
     text = "; ".join(f"{place}: {message}" for place, kind, message in found if kind != _UNKNOWN)
     unknown = [place for place, kind, _ in found if kind == _UNKNOWN]
+    missing = [place for place, kind, _ in found if kind == _MISSING and place.startswith("images.")]
+    if missing and not unknown:
+        return (
+            f"{text}. This operator ({__version__}) needs {', '.join(missing)}. Its image is newer than its chart: "
+            "upgrade the chart, or set images.tag, or images.operator.digest, of its values to the image that was "
+            "built with it."
+        )
     if not unknown:
         return f"{text}."
     advice = (

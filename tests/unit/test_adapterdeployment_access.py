@@ -10,13 +10,14 @@ from typing import Any, Final
 import pytest
 
 from finetune_api import meta
+from finetune_api.adapterdeployment import AnalysisOutcome
 from finetune_api.api_keys import ApiKeys
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.connection import with_key
 from finetune_jobs.verify import client_key
-from finetune_operator.adapterdeployment.health import Outlook, candidate_problem, serving_problem, watch
+from finetune_operator.adapterdeployment.health import Outlook, Sighting, candidate_problem, serving_problem, watch
 from finetune_operator.adapterdeployment.revision import choice_of
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
@@ -30,6 +31,9 @@ from finetune_proxy.__main__ import failure, nobody, parse
 from tests.support.promoted import passes, promoted, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, uri
+from tests.unit.test_adapterdeployment_analysis import analysed, told
+from tests.unit.test_adapterdeployment_canary import canary, has_share
+from tests.unit.test_adapterdeployment_canary import until as step
 
 pytestmark = pytest.mark.unit
 
@@ -210,6 +214,15 @@ class TestRollouts:
         until(cluster, lambda: cluster.traffic() != keyed)
         assert set(self.open_ports(cluster).values()) == {meta.CLIENT_PORT}
 
+    def test_a_canary_is_compared_behind_the_proxy_with_what_serves_without_one(self) -> None:
+        cluster = serving(replicas=3)
+        cluster.analysis = AnalysisOutcome.PASSED
+        cluster.spec = canary(strategy=analysed(), access=ACCESS)
+        step(cluster, has_share(1))
+        given = told(cluster)
+        ports = [{address.rpartition(":")[2] for address in each} for each in (given.canary, given.stable)]
+        assert ports == [{str(meta.INNER_PORT)}, {str(meta.SERVING_PORT)}]
+
     def test_keys_that_are_no_longer_asked_for(self) -> None:
         cluster = serving(access=ACCESS)
         keyed = cluster.traffic()
@@ -279,9 +292,10 @@ class TestWithoutKeys:
         problem = serving_problem(DEPLOYMENT, [started(KEYLESS, others=True)])
         assert problem.reason is Reason.API_KEYS_MISSING
         assert_says(problem.message, "pod x", "spec.access.apiKeys", "kubectl logs x -c proxy")
-        seen = watch([started(KEYLESS, others=True)], NOW - timedelta(hours=1), NOW)
-        assert seen.problem is not None
-        assert (seen.problem.reason, seen.problem.outlook) == (Reason.API_KEYS_MISSING, Outlook.GIVE_BACK)
+
+    def test_no_traffic_goes_back_for_want_of_keys(self) -> None:
+        """The revision before asks for the same, though its pods may not have heard yet that they are gone."""
+        assert watch([started(KEYLESS, others=True)], NOW - timedelta(hours=1), NOW) == Sighting()
 
     @pytest.mark.parametrize(
         "pod",

@@ -19,6 +19,10 @@ OLDER = (
     f"this operator ({__version__}) does not know {{}}. Its image is older than its chart: set images.tag, or "
     "images.operator.digest, of the chart's values to the image that was built with the chart."
 )
+NEWER = (
+    f"This operator ({__version__}) needs images.proxy. Its image is newer than its chart: upgrade the chart, or set "
+    "images.tag, or images.operator.digest, of its values to the image that was built with it."
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,7 @@ OLDER = (
             f"{IMAGES}profiles: {{a: {{retries: many}}}}\n",
             "profiles.a.retries: Input should be a valid integer, unable to parse string as an integer.",
         ),
+        (f"{IMAGES.replace(', proxy: x', '')}profiles: {{}}\n", f"images.proxy: Field required. {NEWER}"),
         (f"{IMAGES}surprise: 1\n", f"profiles: Field required; {OLDER.format('surprise')}"),
     ],
 )

@@ -7,11 +7,12 @@ import http.client
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.connection import Connection, wait_until_healthy
 from finetune_operator.outcome.pod import parse_result
+from finetune_proxy import config
 from finetune_proxy.__main__ import Options, failure, nobody, parse, run
 from finetune_proxy.config import Files, Proxied, haproxy_config, keep_alive_seconds, key_hash
 from hack.cluster.layout import free_port
@@ -48,15 +50,16 @@ class TestKeys:
         [
             (b"a" * 20, ""),
             (b"~!" * 256, ""),
+            (b"a" * 20 + b",", "has a space, a comma, a line break or a character outside of ASCII"),
             (b"", "is empty"),
             (b"a" * 19, "has fewer than 20 characters"),
             (b"a" * 513, "has more than 512 characters"),
             (b"a" * 20 + b"\n", "ends with a line break (write it with printf or --from-literal, not with echo)"),
             (b"a" * 20 + b"\r\n", "ends with a line break (write it with printf or --from-literal, not with echo)"),
-            (b"a" * 10 + b"\n" + b"b" * 10, "has a space, a line break or a character outside of ASCII"),
-            (b"a" * 10 + b" " + b"b" * 10, "has a space, a line break or a character outside of ASCII"),
-            ("schlüssel-0123456789ab".encode(), "has a space, a line break or a character outside of ASCII"),
-            (b"\x00" * 20, "has a space, a line break or a character outside of ASCII"),
+            (b"a" * 10 + b"\n" + b"b" * 10, "has a space, a comma, a line break or a character outside of ASCII"),
+            (b"a" * 10 + b" " + b"b" * 10, "has a space, a comma, a line break or a character outside of ASCII"),
+            ("schlüssel-0123456789ab".encode(), "has a space, a comma, a line break or a character outside of ASCII"),
+            (b"\x00" * 20, "has a space, a comma, a line break or a character outside of ASCII"),
         ],
     )
     def test_what_can_be_one(self, value: bytes, fault: str) -> None:
@@ -69,6 +72,15 @@ class TestKeys:
         assert found.accepted == (SECOND, FIRST)
         assert found.refused == ("entry 'short' has fewer than 20 characters",)
         assert FIRST not in repr(found)
+
+    def test_no_key_is_missing_while_the_kubelet_exchanges_them(self, tmp_path: Path) -> None:
+        """First the folder with all of them, then the links to entries of other names."""
+        mount(tmp_path, {"a": FIRST})
+        (tmp_path / "..later").mkdir()
+        (tmp_path / "..later" / "b").write_text(SECOND)
+        (tmp_path / "..new").symlink_to("..later")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        assert read_api_keys(tmp_path).accepted == (SECOND,)
 
     def test_without_the_secret_there_are_none(self, tmp_path: Path) -> None:
         assert read_api_keys(tmp_path) == read_api_keys(tmp_path / "missing") == ApiKeys()
@@ -98,7 +110,7 @@ class TestConfiguration:
         given = ["--keys=/keys", "--secret=clients", "--folder=/run/proxy", "--drain-seconds=15"]
         options = parse([*given, "--read=/health", "--read=/v1/models", *(f"--write={path}" for path in WRITE)])
         assert (options.keys, options.secret, options.folder) == (Path("/keys"), "clients", Path("/run/proxy"))
-        assert options.told == self.TOLD
+        assert options.told == replace(self.TOLD, on_ipv6=socket.has_dualstack_ipv6())
 
     @pytest.mark.parametrize(
         ("keys", "words"),
@@ -228,6 +240,17 @@ def mount(folder: Path, entries: dict[str, str]) -> None:
             (folder / name).symlink_to(f"..data/{name}")
 
 
+def exchange(port: int, request: str) -> bytes:
+    """All that is answered to these bytes, until the connection ends or nothing more comes."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port)) as connection, contextlib.suppress(TimeoutError):
+        connection.settimeout(1)
+        connection.sendall(request.encode())
+        while piece := connection.recv(4096):
+            answer += piece
+    return answer
+
+
 def until(true: Callable[[], bool]) -> None:
     """Wait for something."""
     deadline = time.monotonic() + PATIENCE
@@ -246,7 +269,7 @@ def started(tmp_path: Path, engine: StandIn) -> Iterator[Door]:
     folder, secret = tmp_path / "files", tmp_path / "secret"
     folder.mkdir()
     mount(secret, {"a": FIRST})
-    told = Proxied(port, inner, engine.port, READ, WRITE, drain_seconds=15)
+    told = Proxied(port, inner, engine.port, READ, WRITE, 15, socket.has_dualstack_ipv6())
     options = Options(secret, "clients", folder, told, tmp_path / "message", program)
     stop, drain, ended = threading.Event(), threading.Event(), []
     thread = threading.Thread(target=lambda: ended.append(run(options, stop, drain)))
@@ -301,9 +324,49 @@ class TestHaproxy:
             assert len(engine.heard) == heard
             assert door.ask("/metrics", key="", inner=True) == door.ask("/health", key="", inner=True) == 200
             assert door.ask("/v1/models", inner=True) == door.ask(WRITE[0], method="POST", inner=True) == 404
+            assert door.ask("/metrics", method="POST", inner=True) == 404
             assert b"haproxy_frontend_http_responses_total" in door.answer("/proxy/metrics", inner=True)[2]
             files = [each.read_bytes() for each in door.folder.iterdir() if each.is_file()]
             assert not any(FIRST.encode() in each for each in files), "only hashes are written"
+
+    def test_the_engine_reads_what_was_looked_at(self, tmp_path: Path, engine: StandIn) -> None:
+        """No server's name before the path, no tunnel, no second request inside of one, no HTTP/2."""
+        key, end = f"Authorization: Bearer {FIRST}\r\n", "Host: x\r\nConnection: close\r\n\r\n"
+        tunnel = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {'a' * 22}==\r\nHost: x\r\n\r\n"
+        hidden = f"POST {WRITE[0]} HTTP/1.1\r\n{key}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n{end}"
+        engine.go_on.set()
+        with started(tmp_path, engine) as door:
+            for asked in (
+                f"GET http://x/v1/models?a=b HTTP/1.1\r\n{key}{end}",
+                f"GET x:///v1/models HTTP/1.0\r\n{key}{end}",
+            ):
+                assert b" 200 " in exchange(door.port, asked)
+            assert [each.split("{")[0] for each in engine.heard[-2:]] == ["GET /v1/models?a=b ", "GET /v1/models "]
+            assert b" 200 " in exchange(door.port, f"GET /v1/models HTTP/1.1\r\n{key}{tunnel}")
+            assert "'websocket'" not in engine.heard[-1]
+            heard = len(engine.heard)
+            said = exchange(door.port, f"{hidden}0\r\n\r\nGET /metrics HTTP/1.1\r\n{end}")
+            assert (said.count(b"HTTP/1.1 "), len(engine.heard)) == (1, heard + 1)
+            for port in (door.port, door.inner):
+                assert b" 400 " in exchange(port, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            for odd in ("http://x?/v1/models", "/v1/models#", "http://x#/v1/models"):
+                assert b" 400 " in exchange(door.port, f"GET {odd} HTTP/1.1\r\n{key}{end}")
+            assert len(engine.heard) == heard + 1
+
+    def test_whoever_holds_all_connections_does_not_make_the_pod_look_ill(
+        self, tmp_path: Path, engine: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(config, "_MOST_CONNECTIONS", 3)
+        with started(tmp_path, engine) as door, contextlib.ExitStack() as held:
+            for _ in range(6):
+                held.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+            assert door.ask("/ready", key="", inner=True) == door.ask("/health", key="", inner=True) == 200
+
+    @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+    def test_it_listens_on_ipv6_where_the_node_has_it(self, tmp_path: Path, engine: StandIn) -> None:
+        with started(tmp_path, engine) as door:
+            for port in (door.port, door.inner):
+                socket.create_connection(("::1", port), PATIENCE).close()
 
     def test_keys_come_and_go_while_it_runs(self, tmp_path: Path, engine: StandIn) -> None:
         with started(tmp_path, engine) as door:

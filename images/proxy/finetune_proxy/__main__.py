@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -57,7 +58,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--write", action="append", default=[], help="a path to which they may POST")
     given = parser.parse_args(argv)
     paths = (tuple(given.read), tuple(given.write))
-    told = Proxied(CLIENT_PORT, INNER_PORT, SERVING_PORT, *paths, given.drain_seconds)
+    told = Proxied(CLIENT_PORT, INNER_PORT, SERVING_PORT, *paths, given.drain_seconds, socket.has_dualstack_ipv6())
     return Options(given.keys, given.secret, given.folder, told)
 
 

@@ -16,8 +16,12 @@ HAS_KEYS: Final = "keys"
 DRAINING: Final = "draining"
 """Word for: the pod is about to stop, so each answer is the last one of its connection."""
 _READ: Final = "GET HEAD"
-_MOST_CONNECTIONS: Final = 2000
-"""Beyond, connections wait to be accepted. Each takes two buffers of 16 KiB, so these fit in the container's memory."""
+_MOST_CONNECTIONS: Final = 1900
+"""Of clients. Beyond, they wait to be accepted. Each takes two buffers of 16 KiB, so these fit in the container's
+memory. HAProxy does not start without two open files for each, and a few: some nodes allow 4,096."""
+_INNER_CONNECTIONS: Final = 100
+"""On top of those, for probes and metrics: whoever holds all connections of clients, even without a key, must not make
+the kubelet believe that the server hangs."""
 _STREAM: Final = "1h"
 """For how long neither side need say anything: a request may wait for its turn at a busy engine, and an answer that is
 no stream comes when it is complete."""
@@ -39,6 +43,8 @@ class Proxied:
     """Paths to which they may POST."""
     drain_seconds: int
     """How long a stopping pod waits before its engine stops."""
+    on_ipv6: bool = False
+    """Whether it listens on IPv6 beside IPv4."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,20 @@ def keep_alive_seconds(drain_seconds: int) -> int:
 
 def haproxy_config(told: Proxied, files: Files) -> str:
     """The configuration. Keys come first, so that a path says nothing to those without one."""
+    bind, family = ("[::]:", " v4v6") if told.on_ipv6 else (":", "")
     unknown_key = _said(401, "Give a key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
     no_path = _said(404, "This endpoint has no such path for this method.", "not_found")
     return f"""\
 global
     log stdout format raw daemon notice
-    maxconn {_MOST_CONNECTIONS}
+    maxconn {_MOST_CONNECTIONS + _INNER_CONNECTIONS}
     nbthread 2
     stats socket {files.socket} mode 600 level admin
 
 defaults
     mode http
+    # Engines speak HTTP/1.1, and HTTP/2 has no word for: this answer is the last one of its connection.
+    option disable-h2-upgrade
     # Each request has a connection of its own to the engine: an idle one may be closed just when it is used.
     option http-server-close
     # Tokens pass one by one, and the engine is told of clients that leave.
@@ -110,7 +119,8 @@ defaults
     http-error {_said(504, "The model server did not answer in time.", "timeout")}
 
 frontend clients
-    bind :{told.port}
+    bind {bind}{told.port}{family}
+    maxconn {_MOST_CONNECTIONS}
     acl known http_auth_bearer,sha2(256),hex -m str -f {files.keys}
     acl read method {_READ}
     acl write method POST
@@ -120,14 +130,21 @@ frontend clients
     http-request return {unknown_key} hdr WWW-Authenticate Bearer unless known
     http-request return {no_path} unless read may_read or write may_write
     http-request del-header Authorization
+    # Nobody looks at what passes through a tunnel.
+    http-request del-header Upgrade
+    # The engine reads the path that was looked at, without the server's name that may stand before it.
+    http-request set-uri %[pathq]
     default_backend engine
 
 frontend inner
-    bind :{told.inner_port}
+    bind {bind}{told.inner_port}{family}
+    maxconn {_INNER_CONNECTIONS}
     http-request return status 200 if {{ path /ready }} {_has(HAS_KEYS, files)}
     http-request return status 503 if {{ path /ready }}
     http-request use-service prometheus-exporter if {{ path /proxy/metrics }}
-    http-request return status 404 unless {{ path /health /metrics }}
+    http-request return status 404 unless {{ method {_READ} }} {{ path /health /metrics }}
+    http-request del-header Upgrade
+    http-request set-uri %[path]
     default_backend engine
 
 backend engine

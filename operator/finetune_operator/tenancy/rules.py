@@ -49,8 +49,8 @@ class TenancyRule(ApiModel):
     """Hosts outside of the cluster that may be reached by http://, besides the endpoints that are listed with it. All
     others need https://."""
     secrets: list[DottedGlob] | None = None
-    """Allowed names of the Secrets whose keys are sent to a store, teacher, judge, tracking server or registry, e.g.
-    finetune-*."""
+    """Allowed names of the Secrets whose keys are sent to a store, teacher, judge, tracking server or registry, or
+    asked of an endpoint's clients, e.g. finetune-*."""
     max_usd_per_run: Annotated[float, Field(ge=0)] | None = None
     """Maximum spec.budget.maxCost; jobs on a profile with a price must then set it."""
 
