@@ -5,7 +5,6 @@ Only that verdict ends the canary; whatever else becomes of the Job, there is no
 step lasts, and another Job looks for as long as the step has lasted so far, or the canary goes on.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -25,12 +24,12 @@ from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import recorded
+from finetune_operator.adapterdeployment.revision_objects import is_proxied
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
-from finetune_operator.resources.client_proxy import has_proxy
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, stage_name
@@ -40,6 +39,8 @@ LATE_SECONDS: Final = 300.0
 """For how long a verdict may be late: its pod waited for a node or an image, and had to look for a while."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 60.0, 86400.0
 """For how long a step without a verdict is looked at again."""
+_RECORD_SECONDS: Final = 1.0
+"""After which to look again, once the status says what is under way."""
 _CHECKS: Final = 16
 """So many checks of a revision have room in the status."""
 _SHAPE: Final = PodShape(
@@ -99,6 +100,8 @@ def analysis_of(
     name, left = _name(observed, candidate, asked, until), (parse_timestamp(until) - now).total_seconds()
     patient = asked.on_inconclusive is WithoutVerdict.HOLD
     job = observed.child(JOBS, name)
+    if job is None and left > 0 and not _is_recorded(observed):
+        return Analysis(_running(known, until, again), goes_on=False, due_after=_RECORD_SECONDS)
     if job is None and left > 0:
         request = _request(observed, target, stable, candidate, until, now)
         made = (
@@ -138,6 +141,13 @@ def is_of_analysis(child: Object) -> bool:
     return _labels(child).get(meta.LABEL_STAGE) == Stage.ANALYSE.value
 
 
+def _is_recorded(observed: ObservedDeployment) -> bool:
+    """Whether the status says that the step has its share. Before, there is no Job: what the API server refuses keeps
+    the status as it was, which would not say that the canary has clients, so that nobody saw it crash."""
+    candidate = observed.resource.status.candidate
+    return candidate is not None and candidate.canary is not None and candidate.canary.reached_at is not None
+
+
 def _running(known: CanaryAnalysisStatus | None, until: str, again: bool) -> CanaryAnalysisStatus:
     """It is looked at. The second time and later, the status tells why: what was lacking the time before."""
     return known if known is not None and again else CanaryAnalysisStatus(outcome=AnalysisOutcome.RUNNING, until=until)
@@ -161,7 +171,7 @@ def _looked_at_again(found: CanaryAnalysisStatus, reached_at: str, now: datetime
     """For as long as the step has lasted so far: with few clients it takes a longer time to have enough requests."""
     lasted = (now - parse_timestamp(reached_at)).total_seconds()
     until = timestamp(now + timedelta(seconds=min(max(lasted, _SHORTEST_SECONDS), _LONGEST_SECONDS)))
-    return Analysis(found.model_copy(update={"until": until}), goes_on=False, due_after=1.0)
+    return Analysis(found.model_copy(update={"until": until}), goes_on=False, due_after=_RECORD_SECONDS)
 
 
 def _name(observed: ObservedDeployment, candidate: RevisionStatus, asked: CanaryAnalysis, until: str) -> str:
@@ -187,12 +197,12 @@ def _request(
     asked = observed.resource.spec.strategy.canary.analysis or CanaryAnalysis()
     owner, settings = observed.owner, observed.settings
     record = recorded(observed, stable)
-    engine, own = target.serving.runtime.engine, observed.server_pods(candidate.revision)
+    engine = target.serving.runtime.engine
     params = AnalyseParams(
         engine=engine.value,
         stable_engine=(record.serving.runtime.engine if record else engine).value,
-        canary=_addresses(own),
-        stable=_addresses(observed.server_pods(stable.revision)),
+        canary=_addresses(observed, candidate),
+        stable=_addresses(observed, stable),
         until=until,
         min_requests=asked.min_requests,
         max_error_increase=float(asked.max_error_increase),
@@ -224,14 +234,11 @@ def _request(
     )
 
 
-def _addresses(pods: Sequence[Object]) -> list[str]:
-    """Where the metrics of serving pods are, as far as they have addresses."""
-    found = sorted(
-        (str(pod["status"]["podIP"]), meta.INNER_PORT if has_proxy(pod) else meta.SERVING_PORT)
-        for pod in pods
-        if pod["status"].get("podIP")
-    )
-    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in found]
+def _addresses(observed: ObservedDeployment, revision: RevisionStatus) -> list[str]:
+    """Where the metrics of a revision's pods are, as far as they have addresses."""
+    port = meta.INNER_PORT if is_proxied(observed, revision.revision) else meta.SERVING_PORT
+    found = (str(pod["status"].get("podIP") or "") for pod in observed.server_pods(revision.revision))
+    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in sorted(found) if host]
 
 
 def _labels(child: Object) -> dict[str, str]:

@@ -35,8 +35,8 @@ def held_too_long(problem: ServerProblem | None) -> ServerProblem | None:
 def refused_for_long(
     observed: ObservedDeployment, candidate: RevisionStatus, seconds: float, pods: Sequence[Object], now: datetime
 ) -> ServerProblem | None:
-    """Why the rollout does not go on, if the API server has refused an object of it for so many seconds while pods hold
-    hardware.
+    """Why the rollout does not go on, if the API server has refused an object of it for so many seconds of its state
+    while pods hold hardware.
 
     A refusal leaves the candidate as it was; a wait of its pods for hardware is the candidate's own reason.
     """
@@ -45,7 +45,8 @@ def refused_for_long(
         return None
     if stalled.reason not in HOLDS_NOTHING or stalled.reason == candidate.reason:
         return None
-    age = (now - parse_timestamp(stalled.last_transition_time)).total_seconds()
+    since = max(map(parse_timestamp, (stalled.last_transition_time, candidate.since)))
+    age = (now - since).total_seconds()
     if age < seconds or not any(map(has_node, pods)):
         return None
     return ServerProblem(Reason(stalled.reason), stalled.message)
