@@ -14,14 +14,18 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import (
     AdapterDeploymentSpec,
     AnalysisOutcome,
+    CanaryAnalysisStatus,
     CanaryStatus,
+    CheckOutcome,
     RevisionState,
     RevisionStatus,
     ServingPhase,
+    VerificationCheck,
 )
 from finetune_api.reasons import Reason
 from finetune_api.stages import AnalyseParams, Stage, StageInput
-from finetune_operator.adapterdeployment.analysis import LATE_SECONDS
+from finetune_operator.adapterdeployment.analysis import LATE_SECONDS, Analysis
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Create
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
@@ -210,6 +214,31 @@ def test_without_a_verdict_the_step_lasts_and_is_looked_at_again() -> None:
     cluster.analysis = AnalysisOutcome.PASSED
     cluster.settle(passes=200)
     assert cluster.traffic() == new
+
+
+def test_a_step_that_lasts_for_ten_minutes_is_for_somebody_to_look_at() -> None:
+    cluster, _, _ = started(AnalysisOutcome.INCONCLUSIVE)
+    held = cluster.status.candidate
+    assert held is not None
+    while condition(cluster.status, "Stalled")[0] == "False":
+        made = cluster.reconcile()
+        cluster.run_controllers()
+        cluster.now += timedelta(seconds=math.ceil(made.requeue_after or 0))
+    lasted = (cluster.now - parse_timestamp(held.since)).total_seconds()
+    assert LONG_WAIT_SECONDS <= lasted - math.ceil(made.requeue_after or 0) <= LONG_WAIT_SECONDS + 2
+
+
+def test_what_has_failed_is_told_however_much_was_verified() -> None:
+    check = VerificationCheck(name="digest", outcome=CheckOutcome.PASSED)
+    bad = VerificationCheck(name="failedRequests", outcome=CheckOutcome.FAILED)
+    status = CanaryAnalysisStatus(outcome=AnalysisOutcome.FAILED, until="2026-01-01T00:00:00Z", checks=[bad])
+    cluster, _, _ = started(AnalysisOutcome.RUNNING)
+    assert cluster.status.candidate is not None
+    problem = Analysis(status, goes_on=False).problem(
+        cluster.status.candidate.model_copy(update={"verification": [check] * 16})
+    )
+    assert problem is not None
+    assert (len(problem.checks), problem.checks[-1]) == (16, bad)
 
 
 def test_to_go_on_without_a_verdict_counts_at_once() -> None:

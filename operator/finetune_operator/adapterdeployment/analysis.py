@@ -68,7 +68,8 @@ class Analysis:
         """Why the canary must not go on, if it is worse than what serves."""
         if self.status.outcome is not AnalysisOutcome.FAILED:
             return None
-        checks = (*candidate.verification, *self.status.checks)[:_CHECKS]
+        room = _CHECKS - len(self.status.checks)
+        checks = (*candidate.verification[:room], *self.status.checks)
         return ServerProblem(Reason.ANALYSIS_FAILED, self.status.message, Outlook.FAIL, checks)
 
     def events(self, candidate: RevisionStatus) -> tuple[Event, ...]:

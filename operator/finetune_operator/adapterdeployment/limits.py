@@ -8,6 +8,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
+    NEEDS_SOMEBODY,
     Outlook,
     ServerProblem,
     has_node,
@@ -61,6 +62,6 @@ def promotion_overdue(problem: ServerProblem | None, replicas: int, target: Targ
 
 
 def long_wait_left(candidate: RevisionStatus, now: datetime) -> float | None:
-    """Seconds until a wait for hardware counts as long; None if it does not wait for any, or already for long."""
+    """Seconds until a wait counts as long; None if it does not wait for hardware or a verdict, or already for long."""
     left = LONG_WAIT_SECONDS - (now - parse_timestamp(candidate.since)).total_seconds()
-    return left if candidate.reason in HOLDS_NOTHING and left > 0 else None
+    return left if candidate.reason in NEEDS_SOMEBODY and left > 0 else None
