@@ -19,7 +19,7 @@ from finetune_api.adapterdeployment import (
     WithoutVerdict,
 )
 from finetune_api.reasons import Reason
-from finetune_api.stages import AnalyseParams, Params, RunRef, Stage, StageInput
+from finetune_api.stages import AnalyseParams, Params, Stage, StageInput
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -32,7 +32,7 @@ from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
-from finetune_operator.resources.stage_request import StageRequest, stage_name
+from finetune_operator.resources.stage_request import StageRequest, run_ref, stage_name
 from finetune_operator.settings import PodShape
 
 LATE_SECONDS: Final = 300.0
@@ -209,13 +209,7 @@ def _request(
         max_error_increase=float(asked.max_error_increase),
         max_latency_increase=float(asked.max_latency_increase),
     )
-    run = RunRef(
-        kind=owner.resource.kind,
-        namespace=owner.namespace,
-        name=owner.name,
-        uid=owner.uid,
-        id=f"{candidate.revision}-{candidate.spec_hash[:6]}",
-    )
+    run = run_ref(owner, f"{candidate.revision}-{candidate.spec_hash[:6]}")
     return StageRequest(
         owner=owner,
         input=StageInput(
