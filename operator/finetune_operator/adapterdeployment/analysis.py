@@ -197,7 +197,7 @@ def _request(
     """The stage, told which pods there are now. Their metrics are all that it reads: it gets no keys of any store."""
     asked = observed.resource.spec.strategy.canary.analysis or CanaryAnalysis()
     owner, settings = observed.owner, observed.settings
-    record = recorded(observed, stable)
+    record, (uri, digest) = recorded(observed, stable), target.serving.first
     engine = target.serving.runtime.engine
     params = AnalyseParams(
         engine=engine.value,
@@ -215,8 +215,8 @@ def _request(
         input=StageInput(
             stage=Stage.ANALYSE,
             run=run,
-            artifact_uri=candidate.artifact_uri,
-            artifact_digest=candidate.artifact_digest,
+            artifact_uri=uri,
+            artifact_digest=digest,
             params=Params(analyse=params),
         ),
         image=settings.images.of(Stage.ANALYSE),
