@@ -210,8 +210,8 @@ def _inline(node: Schema, definitions: Schema, path: str) -> Schema:
 def _default_when_optional(schema: Schema) -> None:
     """Write defaults of nested objects as ``{}``, so that the API server fills in each field's own default.
 
-    A default that CEL rules check must be complete: the API server checks it before it fills in defaults. An empty text
-    that a rule refuses is no default.
+    A default that CEL rules check must be complete: the API server checks it before it fills in defaults. It holds no
+    null, which the API server refuses. An empty text that a rule refuses is no default.
     """
     for child in schema["properties"].values():
         if any(rule["rule"] == NotEmpty.RULE for rule in child.get("x-kubernetes-validations", [])):
@@ -219,6 +219,15 @@ def _default_when_optional(schema: Schema) -> None:
         nested = "default" in child and child.get("type") == "object" and "properties" in child
         if nested and "x-kubernetes-validations" not in child:
             child["default"] = {}
+        elif nested:
+            child["default"] = _present(child["default"])
+
+
+def _present(value: Any) -> Any:
+    """A default without what is null in it."""
+    if isinstance(value, dict):
+        return {name: _present(each) for name, each in value.items() if each is not None}
+    return [_present(each) for each in value] if isinstance(value, list) else value
 
 
 def _written(schema: Schema, model: type[BaseModel] | None) -> Schema:

@@ -64,7 +64,7 @@ ADDED_LATER = "addedLater"
 def plane() -> Iterator[ControlPlane]:
     """API server, etcd, and the controllers whose objects the operator makes or relies on."""
     with ControlPlane.temporary(controllers=CONTROLLERS) as control_plane:
-        control_plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
+        control_plane.kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))  # as helm does
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
         control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
         wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")

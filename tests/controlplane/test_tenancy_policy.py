@@ -290,6 +290,7 @@ DEPLOYMENT_FIELDS: dict[str, list[Any]] = {
     "source.artifact.uri": [f"s3://team/artifacts/{DIGEST}", f"s3://shared/base/../x/artifacts/{DIGEST}"],
     "source.artifact.storage.endpoint": JOB_FIELDS["storage.endpoint"],
     "source.artifact.storage.secretRef.name": SECRETS,
+    "access.apiKeys.secretRef.name": SECRETS,
     "source": [
         {"fineTuneJob": {"name": "any"}},
         *(

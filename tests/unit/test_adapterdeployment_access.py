@@ -128,7 +128,9 @@ class TestPolicies:
         found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
         assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT}
         assert found[meta.CLIENT_PORT][1:] == [self.CLIENTS]
-        assert found[meta.INNER_PORT] == [self.READERS]
+        analysis, *readers = found[meta.INNER_PORT]
+        assert analysis["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "analyse"
+        assert readers == [self.READERS]
 
     def test_before_the_verification_only_the_verifier_does(self) -> None:
         found = self.ports(candidate_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
@@ -138,7 +140,10 @@ class TestPolicies:
     def test_nobody_is_not_everybody(self) -> None:
         """A rule without peers lets everybody in."""
         found = self.ports(serving_policy(OWNER, "0123abcd", ServingAccess(), has_proxy=True))
-        assert found.keys() == {meta.CLIENT_PORT}
+        assert all(found.values())
+        assert self.ports(candidate_policy(OWNER, "0123abcd", ServingAccess(), has_proxy=True)).keys() == {
+            meta.CLIENT_PORT
+        }
 
     def test_without_keys_they_reach_the_server(self) -> None:
         assert self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN)).keys() == {meta.SERVING_PORT}

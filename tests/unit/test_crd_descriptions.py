@@ -43,3 +43,16 @@ def test_texts_are_on_one_line() -> None:
 
 def test_descriptions_are_sentences() -> None:
     assert [(path, text) for path, text in DESCRIPTIONS if not text.endswith((".", '."'))] == []
+
+
+def test_nothing_in_a_schema_is_null() -> None:
+    """The API server refuses a default with null in it, and so the upgrade of the chart."""
+
+    def nulls(node: Any, path: str) -> Iterator[str]:
+        if node is None:
+            yield path
+        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for name, child in children:
+            yield from nulls(child, f"{path}.{name}")
+
+    assert [place for kind, schema in CRDS.items() for place in nulls(schema, kind)] == []

@@ -28,7 +28,7 @@ from tests.support.sentences import assert_says
 from tests.support.stages import RUN
 from tests.support.teacher_server import Behaviour, Reply, TeacherServer, fails, says
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 TRUTH: Final = ["a", "b"] * 50
 

@@ -120,12 +120,12 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
         (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
         (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),
-        (Subject.HOST, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
-        (Subject.TRANSPORT, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
-        (Subject.SECRET, "spec.evaluation.judge.endpoint.secretKeyRef.name", "judge"),
         (Subject.HOST, "spec.evaluation.baseline.endpoint.url", "https://o/v1"),
         (Subject.TRANSPORT, "spec.evaluation.baseline.endpoint.url", "https://o/v1"),
         (Subject.SECRET, "spec.evaluation.baseline.endpoint.secretKeyRef.name", "other"),
+        (Subject.HOST, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
+        (Subject.TRANSPORT, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
+        (Subject.SECRET, "spec.evaluation.judge.endpoint.secretKeyRef.name", "judge"),
         (Subject.HOST, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.TRANSPORT, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.SECRET, f"{tracking}.mlflow.secretRef.name", "mlflow"),
@@ -167,10 +167,11 @@ def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], fiel
 
 
 def pinned_with_keys() -> ObservedDeployment:
-    """An AdapterDeployment of a pinned artifact, in a store that asks for keys."""
+    """An AdapterDeployment of a pinned artifact, in a store that asks for keys; it asks its clients for some, too."""
     storage = {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}}
     spec = pinned(GOOD)
     spec["source"]["artifact"]["storage"] = storage
+    spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}}
     return ServingCluster(spec=spec).observe()
 
 

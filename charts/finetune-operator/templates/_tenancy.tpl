@@ -166,7 +166,8 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
 {{/* What an AdapterDeployment `o` asks for: operator/finetune_operator/adapterdeployment/blockers.py. Of one that follows a
 FineTuneJob, only the operator knows what that has published, and where. */}}
 {{- define "finetune.tenancy.adapterdeployments" -}}
-[['runtimes', 'spec.runtime', string(o.spec.runtime)]]
+[['runtimes', 'spec.runtime', string(o.spec.runtime)],
+ ['secrets', 'spec.access.apiKeys.secretRef.name', string(o.spec.?access.?apiKeys.?secretRef.?name.orValue(''))]]
 + (has(o.spec.source.artifact) ? [
 {{- with "spec.source.artifact" }}
   ['inputs', '{{ . }}.uri', string(o.{{ . }}.uri)],

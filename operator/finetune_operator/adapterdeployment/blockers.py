@@ -22,7 +22,7 @@ from finetune_operator.blockers import (
     tenancy_blocker,
 )
 from finetune_operator.runtimes.facts import serving_facts
-from finetune_operator.tenancy.claim import Claim, Subject, store_claims
+from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
 from finetune_operator.tenancy.verdict import tenancy_violation
 
 _OTHER_SIGNATURE: Final = "its signature was not checked with the keys of spec.policy"
@@ -133,9 +133,12 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     spec, artifact = observed.resource.spec, find_artifact(observed)
     back = asked_back(observed)
     yield Claim(Subject.RUNTIME, "spec.runtime", back.serving.runtime_name if back else spec.runtime)
+    if spec.access.api_keys:
+        yield from secret_claim("spec.access.apiKeys.secretRef.name", spec.access.api_keys.secret_ref)
     if isinstance(artifact, Artifact) and artifact.adapters:
         asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}
-        for adapter in artifact.adapters:
+        # As the spec lists them, in which order the API server finds them; those to go back to may be others.
+        for adapter in sorted(artifact.adapters, key=lambda each: asked.get(each.name, (0, None))[0]):
             number, job = asked.get(adapter.name, (0, None))
             place = f"spec.source.adapters[{number}].artifact"
             yield from _artifact_claims(adapter.uri, artifact.storage, place, job)

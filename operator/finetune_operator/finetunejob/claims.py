@@ -55,7 +55,7 @@ def _teacher_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
 def _evaluation_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
     """The judge gets test examples and answers, a model to compare with gets examples, and each the key that is meant
     for it."""
-    asked = {"judge": spec.evaluation.judge, "baseline": spec.evaluation.baseline}
+    asked = {"baseline": spec.evaluation.baseline, "judge": spec.evaluation.judge}
     for field, other in asked.items():
         if other:
             place = f"spec.evaluation.{field}.endpoint"
