@@ -12,7 +12,7 @@ from typing import Any
 from hack.benchmarks import load_client
 from hack.benchmarks.load_client import FRESH, Plan
 from hack.cluster.console import ClusterError
-from hack.platform.kubectl import Kubectl, Object, wait_for
+from hack.platform.kubectl import Kubectl, wait_for
 
 _POD = "load"
 _LOOK_S = 3.0
@@ -106,7 +106,10 @@ class Load:
         Faults before that are not counted: a node learns a new pod's address, by which policies name it, up to a second
         late. Raises ClusterError if one has none within two minutes.
         """
-        self.team.apply(_pod(image, self.plan))
+        from tests.support.restricted import pod
+
+        program = Path(load_client.__file__).read_text(encoding="utf-8")
+        self.team.apply(pod(_POD, image, "python", "-c", program, json.dumps(asdict(self.plan))))
         wait_for("the load's pod", lambda: self.team.get("pod", _POD)["status"]["phase"] == "Running", 120)
         clients = sum(self.plan.clients.values())
         wait_for("the load's first answers", lambda: _clients(self.heard()) == clients, 120, _LOOK_S)
@@ -129,26 +132,3 @@ class Load:
 
 def _clients(heard: Heard) -> int:
     return len({(switch.kind, switch.client) for switch in heard.switches})
-
-
-def _pod(image: str, plan: Plan) -> Object:
-    program = Path(load_client.__file__).read_text(encoding="utf-8")
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": _POD},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 1,
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "clients",
-                    "image": image,
-                    "command": ["python", "-c", program, json.dumps(asdict(plan))],
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                }
-            ],
-        },
-    }

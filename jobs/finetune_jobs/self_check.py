@@ -119,12 +119,12 @@ class Gate:
 def self_check(options: Options, gate: Gate) -> None:
     """Prove the server, open the gate, watch it, and return when it has ended.
 
-    Raises StageError: AdapterInactive, VerificationFailed, PromptsTooLong, ArtifactCorrupt; CandidateFailed
-    (retriable) if the server does not answer what it is asked.
+    Raises StageError: AdapterInactive, VerificationFailed, PromptsTooLong, ArtifactCorrupt; retriable ones are
+    CandidateFailed, if the server does not answer what it is asked, and InternalError, if the limits cannot be read.
     """
     log.info("waiting for the server at %s", options.endpoint)
     wait_until_healthy(options.endpoint)
-    limits = read_json(options.limits, SelfCheckLimits)
+    limits = _limits(options.limits)
     started = time.monotonic()
     proofs = list(_proofs(options))
     for who, proof in proofs:
@@ -141,11 +141,21 @@ def self_check(options: Options, gate: Gate) -> None:
     log.info("the server has ended: the next one proves itself anew")
 
 
-def _newest(file: Path, known: SelfCheckLimits) -> SelfCheckLimits:
-    """The limits as they are now. Ones that cannot be read are no fault of the server."""
+def _limits(file: Path) -> SelfCheckLimits:
+    """The limits as they are now. Ones that cannot be read are no fault of the server, be they those of all pods.
+    Raises StageError (InternalError, retriable)."""
     try:
         return read_json(file, SelfCheckLimits)
     except (StageError, OSError) as error:
+        said = f"The self-check's limits cannot be read: {error}"
+        raise StageError(Reason.INTERNAL_ERROR, said, retriable=True) from None
+
+
+def _newest(file: Path, known: SelfCheckLimits) -> SelfCheckLimits:
+    """The same; those known, if they cannot be read."""
+    try:
+        return _limits(file)
+    except StageError as error:
         log.debug("the limits cannot be read: %s", error)
         return known
 

@@ -17,6 +17,7 @@ from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_artifact
 from tests.support.endpoints import NAME, Endpoint
+from tests.support.restricted import pod
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -98,28 +99,7 @@ class AskedEndpoint(Endpoint):
         prompt, url = json.dumps(PROMPTS[0]), f"http://{NAME}"
         [server, *_] = self.team.items("deployments", f"{meta.LABEL_OWNER_NAME}={NAME}")
         image = server["spec"]["template"]["spec"]["initContainers"][0]["image"]  # it has Python
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name},
-            "spec": {
-                "restartPolicy": "Never",
-                "automountServiceAccountToken": False,
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "runAsUser": 65532,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
-                "containers": [
-                    {
-                        "name": "client",
-                        "image": image,
-                        "command": ["python", "-c", CLIENT, url, prompt, str(seconds), str(LIMIT)],
-                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    }
-                ],
-            },
-        }
+        return pod(name, image, "python", "-c", CLIENT, url, prompt, str(seconds), str(LIMIT))
 
     def heard(self, name: str) -> str:
         """What a client has printed so far; nothing before it runs."""

@@ -32,7 +32,7 @@ class Traffic:
     refused: int = 0
     """Requests that the client asked wrongly."""
     aborted: int = 0
-    """Requests that the client gave up; only vLLM counts them."""
+    """Requests that the client gave up."""
     seconds: float = 0.4
     """How long an answer takes."""
     restarts: bool = False
@@ -109,8 +109,10 @@ class TgiCounts:
             self._metrics.observe("tgi_request_duration", traffic.seconds)
         for _ in range(traffic.failed):
             self._metrics.increment("tgi_request_failure", err="generation")
-        for _ in range(traffic.refused):
-            self._metrics.increment("tgi_request_failure", err="validation")
+        for number in range(traffic.refused):
+            self._metrics.increment("tgi_request_failure", err="validation" if number % 2 else "template")
+        for _ in range(traffic.aborted):
+            self._metrics.increment("tgi_request_failure", err="dropped")
 
     def text(self) -> bytes:
         return self._metrics.render().encode()

@@ -22,7 +22,7 @@ _METRICS: Final = """\
 vllm:num_requests_running{{engine="0",model_name="demo"}} 2.0
 # HELP vllm:num_requests_waiting Number of requests waiting to be processed.
 # TYPE vllm:num_requests_waiting gauge
-vllm:num_requests_waiting{{engine="0",model_name="demo"}} {}.0
+vllm:num_requests_waiting{{engine="0",model_name="demo"}} {}
 """
 
 
@@ -57,7 +57,7 @@ class VllmContract:
     """Status and message of its answer to every request for text."""
     without: str = ""
     """A field that its completions lack."""
-    waiting: int | None = 0
+    waiting: float | None = 0
     """Requests that wait for their turn; None: its metrics do not say."""
     looked_at: int = 0
     """How often its metrics were read."""
@@ -75,7 +75,7 @@ class VllmContract:
         """The answer to a GET."""
         if path == "/metrics":
             self.looked_at += 1
-            return 200, "" if self.waiting is None else _METRICS.format(self.waiting)
+            return 200, "" if self.waiting is None else _METRICS.format(float(self.waiting))
         if path != "/v1/models":
             return 200, {}
         card = {"object": "model", "owned_by": "vllm", "parent": None}

@@ -10,13 +10,17 @@ from pydantic import ValidationError
 from finetune_api.adapterdeployment import AdapterDeploymentSpec, CheckOutcome, ServingPhase, adapter_model, set_address
 from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens
 from finetune_api.reasons import Reason
+from finetune_api.stages import StageInput
 from finetune_api.storage import Storage
+from finetune_jobs.runtime.runner import results_root
 from finetune_operator.adapterdeployment.followed import FollowedJob, followed_job
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.settings import Engine, Runtime
+from tests.support.promoted import passes
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, condition, uri
+from tests.unit.test_adapterdeployment_walk import ANALYSED
 
 pytestmark = pytest.mark.unit
 
@@ -209,3 +213,14 @@ def test_what_names_no_adapters_is_refused(source: dict[str, Any]) -> None:
 
 def test_clients_ask_for_deployment_and_adapter() -> None:
     assert adapter_model("support", "fr") == "support:fr"
+
+
+def test_the_analysis_of_a_canary_is_told_of_an_artifact_that_there_is() -> None:
+    """A stage finds its place by one artifact: several adapters have none together."""
+    cluster = serving(fr=published(GOOD, rank=8), de=published(BETTER, rank=16))
+    cluster.settle()
+    cluster.spec |= {"strategy": ANALYSED, "source": {"adapters": cluster.spec["source"]["adapters"][:1]}}
+    passes(cluster, 12)
+    [given] = [each["data"]["input.json"] for name, each in cluster.objects[CONFIG_MAPS].items() if "-analyse-" in name]
+    told = StageInput.model_validate_json(given)
+    assert results_root(told) == uri(GOOD).removesuffix(f"/artifacts/{GOOD}")

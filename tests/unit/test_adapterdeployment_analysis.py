@@ -14,19 +14,24 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import (
     AdapterDeploymentSpec,
     AnalysisOutcome,
+    CanaryAnalysisStatus,
     CanaryStatus,
+    CheckOutcome,
     RevisionState,
     RevisionStatus,
     ServingPhase,
+    VerificationCheck,
 )
 from finetune_api.reasons import Reason
 from finetune_api.stages import AnalyseParams, Stage, StageInput
-from finetune_operator.adapterdeployment.analysis import LATE_SECONDS
+from finetune_operator.adapterdeployment.analysis import LATE_SECONDS, Analysis
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
+from finetune_operator.framework.actions import Action, Create
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, Quota, ServingCluster, condition, pinned, serving
-from tests.unit.test_adapterdeployment_canary import canary, crash_once, has_share, until
+from tests.unit.test_adapterdeployment_canary import canary, crash_once, has_share, one_pass, until
 from tests.unit.test_adapterdeployment_walk import ANALYSED, Safety, wanted
 
 pytestmark = pytest.mark.unit
@@ -43,7 +48,14 @@ def started(outcome: AnalysisOutcome, **asked: Any) -> tuple[ServingCluster, str
     cluster.watch, cluster.analysis = Safety(proved={cluster.traffic()}), outcome
     cluster.spec = canary(strategy=analysed(**asked))
     old, candidate = cluster.traffic(), until(cluster, has_share(1))
+    one_pass(cluster, 1)  # its share is recorded
     return cluster, old, candidate.revision
+
+
+def refuse_analyses(_: ServingCluster, action: Action) -> str:
+    """A quota that has room for every Job but those of analyses."""
+    is_one = isinstance(action, Create) and action.resource == JOBS and "-analyse-" in action.object["metadata"]["name"]
+    return 'jobs.batch "x" is forbidden: exceeded quota: few' if is_one else ""
 
 
 def jobs(cluster: ServingCluster) -> dict[str, Object]:
@@ -92,6 +104,25 @@ def test_it_is_told_the_pods_of_both_and_what_is_allowed() -> None:
     assert_says(cluster.status.candidate.message if cluster.status.candidate else "", "if its analysis passes")
 
 
+def test_where_clients_need_keys_it_reads_behind_the_proxy() -> None:
+    cluster = serving(replicas=3)
+    old = cluster.traffic()
+    cluster.spec = canary(strategy=analysed(), access={"apiKeys": {"secretRef": {"name": "clients"}}})
+    new = until(cluster, has_share(1)).revision
+    cluster.reconcile()
+    given = told(cluster)
+    read = {old: given.stable, new: given.canary}
+    ports = {revision: {url.rpartition(":")[2] for url in urls} for revision, urls in read.items()}
+    assert ports == {old: {str(meta.SERVING_PORT)}, new: {str(meta.INNER_PORT)}}
+    [job] = jobs(cluster).values()
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    for revision, [port] in ports.items():
+        rules = cluster.objects[NETWORK_POLICIES][f"demo-{revision}"]["spec"]["ingress"]
+        peers = [peer for rule in rules if str(rule["ports"][0]["port"]) == port for peer in rule["from"]]
+        chosen = [peer["podSelector"].get("matchLabels", {}) for peer in peers if "podSelector" in peer]
+        assert any(each and each.items() <= labels.items() for each in chosen), "the analysis is not let in"
+
+
 def test_its_pods_reach_the_metrics_and_no_store() -> None:
     cluster, *revisions = started(AnalysisOutcome.PASSED)
     [job] = jobs(cluster).values()
@@ -116,6 +147,7 @@ def test_each_step_is_analysed_and_a_canary_that_passes_takes_over() -> None:
     cluster, old, new = started(AnalysisOutcome.PASSED)
     first = told(cluster)
     second = until(cluster, has_share(2))
+    one_pass(cluster, 1)
     assert len(cluster.analysed) == 1
     assert told(cluster) != first, "the second step has other pods and another time"
     assert of(second).analysis is not None
@@ -184,6 +216,31 @@ def test_without_a_verdict_the_step_lasts_and_is_looked_at_again() -> None:
     assert cluster.traffic() == new
 
 
+def test_a_step_that_lasts_for_ten_minutes_is_for_somebody_to_look_at() -> None:
+    cluster, _, _ = started(AnalysisOutcome.INCONCLUSIVE)
+    held = cluster.status.candidate
+    assert held is not None
+    while condition(cluster.status, "Stalled")[0] == "False":
+        made = cluster.reconcile()
+        cluster.run_controllers()
+        cluster.now += timedelta(seconds=math.ceil(made.requeue_after or 0))
+    lasted = (cluster.now - parse_timestamp(held.since)).total_seconds()
+    assert LONG_WAIT_SECONDS <= lasted - math.ceil(made.requeue_after or 0) <= LONG_WAIT_SECONDS + 2
+
+
+def test_what_has_failed_is_told_however_much_was_verified() -> None:
+    check = VerificationCheck(name="digest", outcome=CheckOutcome.PASSED)
+    bad = VerificationCheck(name="failedRequests", outcome=CheckOutcome.FAILED)
+    status = CanaryAnalysisStatus(outcome=AnalysisOutcome.FAILED, until="2026-01-01T00:00:00Z", checks=[bad])
+    cluster, _, _ = started(AnalysisOutcome.RUNNING)
+    assert cluster.status.candidate is not None
+    problem = Analysis(status, goes_on=False).problem(
+        cluster.status.candidate.model_copy(update={"verification": [check] * 16})
+    )
+    assert problem is not None
+    assert (len(problem.checks), problem.checks[-1]) == (16, bad)
+
+
 def test_to_go_on_without_a_verdict_counts_at_once() -> None:
     cluster, _, new = started(AnalysisOutcome.INCONCLUSIVE)
     wait(cluster, 90)
@@ -231,6 +288,39 @@ def test_a_quota_without_room_for_the_analysis_holds_or_not_as_the_spec_says(how
     cluster.refuse = lambda *_: ""
     cluster.settle(passes=200)
     assert cluster.traffic() != old
+
+
+@pytest.mark.parametrize("how", ["Hold", "Continue"])
+def test_a_quota_without_room_for_the_analysis_ends_no_canary(how: str) -> None:
+    cluster = serving(replicas=3)
+    old, minutes = cluster.traffic(), ["90m", "80m"] if how == "Continue" else ["1m", "2m"]
+    steps = [{"weight": weight, "pause": pause} for weight, pause in zip((10, 50), minutes, strict=True)]
+    asked = {"type": "Canary", "canary": {"steps": steps, "analysis": {"onInconclusive": how}}}
+    cluster.spec = canary(strategy=asked)
+    cluster.refuse = refuse_analyses
+    new = until(cluster, has_share(1)).revision
+    for _ in range(60):
+        wait(cluster, 120)
+        held = cluster.status.candidate
+        assert held is not None
+        assert (held.revision, held.state, cluster.shared()) == (new, RevisionState.CANARY, True), held.message
+    assert of(held).step == (1 if how == "Hold" else 2)
+    assert condition(cluster.status, "Stalled")[0] == "True", "somebody may have to act"
+    assert_says(str(cluster.status.conditions), "exceeded quota: few")
+    cluster.refuse = lambda *_: ""
+    cluster.settle(passes=200)
+    assert cluster.traffic() == new != old
+
+
+def test_a_canary_whose_analysis_is_refused_is_watched_all_the_same() -> None:
+    cluster = serving(replicas=3)
+    old, cluster.refuse, cluster.spec = cluster.traffic(), refuse_analyses, canary(strategy=analysed())
+    new = until(cluster, lambda _: cluster.shared()).revision
+    wait(cluster, 30)
+    crash_once(cluster, new)
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.CANDIDATE_FAILED)
 
 
 def test_a_job_that_is_deleted_is_made_again() -> None:

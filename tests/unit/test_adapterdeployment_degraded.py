@@ -12,6 +12,8 @@ from finetune_operator.framework.objects import DEPLOYMENTS
 from tests.support.promoted import disprove, passes, promoted, prove
 from tests.support.sentences import assert_says
 from tests.support.serving import GOOD, ServingCluster, condition, serving, shown
+from tests.unit.test_adapterdeployment_canary import canary, has_share
+from tests.unit.test_adapterdeployment_canary import until as canary_until
 
 pytestmark = pytest.mark.unit
 
@@ -116,3 +118,23 @@ def test_what_was_kept_too_long_ago_is_no_way_back() -> None:
     assert condition(cluster.status, "Degraded")[0] == "True"
     assert cluster.status.stable is not None
     assert cluster.status.stable.artifact_digest != GOOD
+
+
+def test_clients_get_answers_from_a_canary_where_what_serves_gives_none() -> None:
+    cluster = serving(replicas=3)
+    old, cluster.spec = cluster.traffic(), canary()
+    new = canary_until(cluster, has_share(1)).revision
+    disprove(cluster, old)
+    cluster.run_controllers()
+    passes(cluster, 2)
+    assert (cluster.traffic(), cluster.shared()) == (old, True)
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+    assert_says(message_of(cluster, "Ready"), f"None of the 3 pods of revision {old}", f"revision {new} is a canary")
+    assert condition(cluster.status, "Degraded") == ("True", Reason.SELF_CHECK_FAILED)
+    assert cluster.status.phase is ServingPhase.DEGRADED
+    disprove(cluster, new)
+    cluster.run_controllers()
+    passes(cluster, 2)
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+    assert condition(cluster.status, "Ready") == ("False", Reason.SELF_CHECK_FAILED)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.VERIFICATION_FAILED), "nothing is tried again"

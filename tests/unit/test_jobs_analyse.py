@@ -109,9 +109,10 @@ def test_a_worse_canary_fails_long_before_the_time_is_over(
     assert next(each for each in caught.value.checks if each.name == check).outcome == "Failed"
 
 
-def test_what_a_client_asks_wrongly_is_no_failure(tmp_path: Path) -> None:
-    canary = [MetricsServer(VLLM, Traffic(answered=60, refused=50, aborted=50))]
-    stable = [MetricsServer(VLLM, FINE)]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_client_asks_wrongly_or_gives_up_is_no_failure(engine: str, tmp_path: Path) -> None:
+    canary = [MetricsServer(engine, Traffic(answered=60, refused=50, aborted=50))]
+    stable = [MetricsServer(engine, FINE)]
     with serving(*canary, *stable):
         result = run(given(canary, stable, 3), tmp_path)
     assert result.scalars["analysis"] == "Passed"

@@ -92,6 +92,7 @@ NOT_OF_THE_INPUT: Final = {
     "fetch": "results: test_jobs_serving",
     "trace": "a command's options: test_trace",
     "verify": "a server: test_jobs_serving, test_jobs_artifact",
+    "self_check": "the pod: test_quality_watch",
     "analyse": "a server: test_jobs_analyse",
     "verification.checks": "a server: test_verification_checks",
     "verification.connection": "a server: test_jobs_serving, test_jobs_artifact, test_verification_vllm",

@@ -1,6 +1,7 @@
 """The quality watch: when a server that has proved itself is asked, what counts as a change, and who decides."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -250,8 +251,8 @@ class TestAsked:
             server.answers = [each.model_copy(update={"artifact": "b"}) for each in ANSWERS]
             assert proof.moved(4) == "golden prompt 2: another answer than before"
 
-    @pytest.mark.parametrize(("queue", "waiting"), [(0, 0), (7, 7), (None, None)])
-    def test_the_queue_is_that_of_the_servers_metrics(self, queue: int | None, waiting: int | None) -> None:
+    @pytest.mark.parametrize(("queue", "waiting"), [(0, 0), (7, 7), (None, None), (math.nan, None), (math.inf, None)])
+    def test_the_queue_is_that_of_the_servers_metrics(self, queue: float | None, waiting: int | None) -> None:
         with running(contract()) as server:
             server.waiting = queue
             assert VllmServer(server.url).waiting() == waiting
@@ -289,17 +290,23 @@ class TestProcess:
         with running(contract(wrong(TEXTS))) as server, sidecar(server.url, artifact, tmp_path) as pod:
             assert_says(pod.result().message, "Its server fails the check logProbabilities")
 
+    def test_limits_that_cannot_be_read_are_no_fault_of_the_server(self, artifact: Path, tmp_path: Path) -> None:
+        with running(contract()) as server, sidecar(server.url, artifact, tmp_path, limits="{") as pod:
+            found = pod.result()
+        assert (pod.code(), found.reason) == (ExitCode.RETRIABLE, Reason.INTERNAL_ERROR)
+        assert_says(found.message, "limits cannot be read", "limits.json")
+
 
 class Sidecar:
     """A self-check as its container runs it."""
 
-    def __init__(self, endpoint: str, artifact: Path, folder: Path) -> None:
+    def __init__(self, endpoint: str, artifact: Path, folder: Path, limits: str) -> None:
         self._port, self._limits, self._result = free_port(), folder / "limits.json", folder / "result.json"
         options = {"--artifact": artifact, "--digest": DIGEST, "--engine": "vllm", "--endpoint": endpoint}
         options |= {"--limits": self._limits, "--result": self._result, "--port": self._port}
         words = [str(part) for pair in options.items() for part in pair]
         self._result.unlink(missing_ok=True)
-        self.limits(OFF)
+        self._limits.write_text(limits)
         self.process = subprocess.Popen([sys.executable, "-m", "finetune_jobs.self_check", *words])
 
     def limits(self, limits: SelfCheckLimits) -> None:
@@ -335,8 +342,10 @@ class Sidecar:
 
 
 @contextmanager
-def sidecar(endpoint: str, artifact: Path, folder: Path) -> Iterator[Sidecar]:
-    started = Sidecar(endpoint, artifact, folder)
+def sidecar(
+    endpoint: str, artifact: Path, folder: Path, limits: str = OFF.model_dump_json(by_alias=True)
+) -> Iterator[Sidecar]:
+    started = Sidecar(endpoint, artifact, folder, limits)
     try:
         yield started
     finally:

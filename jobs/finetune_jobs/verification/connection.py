@@ -86,12 +86,13 @@ class Connection:
             raise self.wordless(path, error) from None
 
     def samples(self) -> list[Sample]:
-        """What the server tells Prometheus, in any order."""
+        """What the server tells Prometheus, in any order, as far as it is numbers."""
         url = f"{self.endpoint}/metrics"
         try:
             response = get_session().get(url, timeout=_METRICS_SECONDS)
             hf_raise_for_status(response)
-            return [each for family in text_string_to_metric_families(response.text) for each in family.samples]
+            families = text_string_to_metric_families(response.text)
+            return [each for family in families for each in family.samples if math.isfinite(each.value)]
         except CLIENT_ERROR as error:
             raise self._failed(error, "GET /metrics") from None
         except ValueError as error:

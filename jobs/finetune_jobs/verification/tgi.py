@@ -27,6 +27,9 @@ _LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
 """TGI's answer to a conversation that is longer than it accepts (router/src/validation.rs)."""
 _WAITING: Final = "tgi_queue_size"
 """The gauge of requests that are not being worked on yet."""
+_BY_CLIENTS: Final = frozenset({"validation", "template", "dropped"})
+"""Causes of failures that are none of the server's: a request or a conversation that cannot be, and a client that gave
+up (router/src/infer/mod.rs, backends/v3/src/queue.rs and backend.rs)."""
 
 
 class TgiServer:
@@ -78,14 +81,14 @@ class TgiServer:
         """TGI takes an unknown name for its only model."""
 
     def counts(self) -> ServerCounts:
-        """``tgi_request_failure`` has the cause; ``validation`` is the request's fault. A series exists only once it
-        has a value. There is no time to the first token."""
+        """``tgi_request_failure`` has the cause. A series exists only once it has a value. There is no time to the
+        first token."""
         found = ServerCounts()
         for sample, labels, value, *_ in self._connection.samples():
             name = sample.removesuffix("_total")  # the parser adds it to counters, which TGI does not
             if name == "tgi_request_success":
                 found[ANSWERED, ""] += int(value)
-            elif name == "tgi_request_failure" and labels.get("err") != "validation":
+            elif name == "tgi_request_failure" and labels.get("err") not in _BY_CLIENTS:
                 found[FAILED, ""] += int(value)
             elif name == "tgi_request_duration_bucket":
                 found[REQUEST_SECONDS, labels["le"]] += int(value)

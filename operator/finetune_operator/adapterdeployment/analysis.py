@@ -19,27 +19,28 @@ from finetune_api.adapterdeployment import (
     WithoutVerdict,
 )
 from finetune_api.reasons import Reason
-from finetune_api.stages import AnalyseParams, Params, RunRef, Stage, StageInput
+from finetune_api.stages import AnalyseParams, Params, Stage, StageInput
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import recorded
+from finetune_operator.adapterdeployment.revision_objects import is_proxied
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
-from finetune_operator.resources.client_proxy import has_proxy
-from finetune_operator.resources.deployment import deployment_name
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
-from finetune_operator.resources.stage_request import StageRequest, stage_name
+from finetune_operator.resources.stage_request import StageRequest, run_ref, stage_name
 from finetune_operator.settings import PodShape
 
 LATE_SECONDS: Final = 300.0
 """For how long a verdict may be late: its pod waited for a node or an image, and had to look for a while."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 60.0, 86400.0
 """For how long a step without a verdict is looked at again."""
+_RECORD_SECONDS: Final = 1.0
+"""After which to look again, once the status says what is under way."""
 _CHECKS: Final = 16
 """So many checks of a revision have room in the status."""
 _SHAPE: Final = PodShape(
@@ -67,7 +68,8 @@ class Analysis:
         """Why the canary must not go on, if it is worse than what serves."""
         if self.status.outcome is not AnalysisOutcome.FAILED:
             return None
-        checks = (*candidate.verification, *self.status.checks)[:_CHECKS]
+        room = _CHECKS - len(self.status.checks)
+        checks = (*candidate.verification[:room], *self.status.checks)
         return ServerProblem(Reason.ANALYSIS_FAILED, self.status.message, Outlook.FAIL, checks)
 
     def events(self, candidate: RevisionStatus) -> tuple[Event, ...]:
@@ -99,6 +101,8 @@ def analysis_of(
     name, left = _name(observed, candidate, asked, until), (parse_timestamp(until) - now).total_seconds()
     patient = asked.on_inconclusive is WithoutVerdict.HOLD
     job = observed.child(JOBS, name)
+    if job is None and left > 0 and not _is_recorded(observed):
+        return Analysis(_running(known, until, again), goes_on=False, due_after=_RECORD_SECONDS)
     if job is None and left > 0:
         request = _request(observed, target, stable, candidate, until, now)
         made = (
@@ -138,6 +142,13 @@ def is_of_analysis(child: Object) -> bool:
     return _labels(child).get(meta.LABEL_STAGE) == Stage.ANALYSE.value
 
 
+def _is_recorded(observed: ObservedDeployment) -> bool:
+    """Whether the status says that the step has its share. Before, there is no Job: what the API server refuses keeps
+    the status as it was, which would not say that the canary has clients, so that nobody saw it crash."""
+    candidate = observed.resource.status.candidate
+    return candidate is not None and candidate.canary is not None and candidate.canary.reached_at is not None
+
+
 def _running(known: CanaryAnalysisStatus | None, until: str, again: bool) -> CanaryAnalysisStatus:
     """It is looked at. The second time and later, the status tells why: what was lacking the time before."""
     return known if known is not None and again else CanaryAnalysisStatus(outcome=AnalysisOutcome.RUNNING, until=until)
@@ -161,7 +172,7 @@ def _looked_at_again(found: CanaryAnalysisStatus, reached_at: str, now: datetime
     """For as long as the step has lasted so far: with few clients it takes a longer time to have enough requests."""
     lasted = (now - parse_timestamp(reached_at)).total_seconds()
     until = timestamp(now + timedelta(seconds=min(max(lasted, _SHORTEST_SECONDS), _LONGEST_SECONDS)))
-    return Analysis(found.model_copy(update={"until": until}), goes_on=False, due_after=1.0)
+    return Analysis(found.model_copy(update={"until": until}), goes_on=False, due_after=_RECORD_SECONDS)
 
 
 def _name(observed: ObservedDeployment, candidate: RevisionStatus, asked: CanaryAnalysis, until: str) -> str:
@@ -186,32 +197,26 @@ def _request(
     """The stage, told which pods there are now. Their metrics are all that it reads: it gets no keys of any store."""
     asked = observed.resource.spec.strategy.canary.analysis or CanaryAnalysis()
     owner, settings = observed.owner, observed.settings
-    record = recorded(observed, stable)
+    record, (uri, digest) = recorded(observed, stable), target.serving.first
     engine = target.serving.runtime.engine
     params = AnalyseParams(
         engine=engine.value,
         stable_engine=(record.serving.runtime.engine if record else engine).value,
-        canary=_addresses(observed, candidate.revision),
-        stable=_addresses(observed, stable.revision),
+        canary=_addresses(observed, candidate),
+        stable=_addresses(observed, stable),
         until=until,
         min_requests=asked.min_requests,
         max_error_increase=float(asked.max_error_increase),
         max_latency_increase=float(asked.max_latency_increase),
     )
-    run = RunRef(
-        kind=owner.resource.kind,
-        namespace=owner.namespace,
-        name=owner.name,
-        uid=owner.uid,
-        id=f"{candidate.revision}-{candidate.spec_hash[:6]}",
-    )
+    run = run_ref(owner, f"{candidate.revision}-{candidate.spec_hash[:6]}")
     return StageRequest(
         owner=owner,
         input=StageInput(
             stage=Stage.ANALYSE,
             run=run,
-            artifact_uri=candidate.artifact_uri,
-            artifact_digest=candidate.artifact_digest,
+            artifact_uri=uri,
+            artifact_digest=digest,
             params=Params(analyse=params),
         ),
         image=settings.images.of(Stage.ANALYSE),
@@ -224,14 +229,11 @@ def _request(
     )
 
 
-def _addresses(observed: ObservedDeployment, revision: str) -> list[str]:
+def _addresses(observed: ObservedDeployment, revision: RevisionStatus) -> list[str]:
     """Where the metrics of a revision's pods are, as far as they have addresses."""
-    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
-    port = meta.INNER_PORT if live is not None and has_proxy(live["spec"]["template"]) else meta.SERVING_PORT
-    pods = observed.server_pods(revision)
-    found = sorted(str(pod["status"]["podIP"]) for pod in pods if pod["status"].get("podIP"))
-    hosts = [f"[{address}]" if ":" in address else address for address in found]
-    return [f"http://{host}:{port}" for host in hosts]
+    port = meta.INNER_PORT if is_proxied(observed, revision.revision) else meta.SERVING_PORT
+    found = (str(pod["status"].get("podIP") or "") for pod in observed.server_pods(revision.revision))
+    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in sorted(found) if host]
 
 
 def _labels(child: Object) -> dict[str, str]:

@@ -33,6 +33,8 @@ HOLDS_NOTHING: Final = frozenset(
 """What a pod waits for before it has a node."""
 LONG_WAIT_SECONDS: Final = 60.0 * UNSCHEDULABLE_MINUTES
 """For how long a wait for hardware is nothing special: an autoscaler may be adding a node."""
+NEEDS_SOMEBODY: Final = HOLDS_NOTHING | {Reason.ANALYSIS_INCONCLUSIVE}
+"""What somebody should look after once a candidate has waited for it for so long."""
 _PASSING: Final = HOLDS_NOTHING | {
     *(Reason.SECRET_MISSING, Reason.API_KEYS_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
     *(Reason.PREEMPTED, Reason.NODE_LOST),

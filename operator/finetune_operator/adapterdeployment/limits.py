@@ -8,6 +8,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
+    NEEDS_SOMEBODY,
     Outlook,
     ServerProblem,
     has_node,
@@ -35,8 +36,8 @@ def held_too_long(problem: ServerProblem | None) -> ServerProblem | None:
 def refused_for_long(
     observed: ObservedDeployment, candidate: RevisionStatus, seconds: float, pods: Sequence[Object], now: datetime
 ) -> ServerProblem | None:
-    """Why the rollout does not go on, if the API server has refused an object of it for so many seconds while pods hold
-    hardware.
+    """Why the rollout does not go on, if the API server has refused an object of it for so many seconds of its state
+    while pods hold hardware.
 
     A refusal leaves the candidate as it was; a wait of its pods for hardware is the candidate's own reason.
     """
@@ -45,7 +46,8 @@ def refused_for_long(
         return None
     if stalled.reason not in HOLDS_NOTHING or stalled.reason == candidate.reason:
         return None
-    age = (now - parse_timestamp(stalled.last_transition_time)).total_seconds()
+    since = max(map(parse_timestamp, (stalled.last_transition_time, candidate.since)))
+    age = (now - since).total_seconds()
     if age < seconds or not any(map(has_node, pods)):
         return None
     return ServerProblem(Reason(stalled.reason), stalled.message)
@@ -60,6 +62,6 @@ def promotion_overdue(problem: ServerProblem | None, replicas: int, target: Targ
 
 
 def long_wait_left(candidate: RevisionStatus, now: datetime) -> float | None:
-    """Seconds until a wait for hardware counts as long; None if it does not wait for any, or already for long."""
+    """Seconds until a wait counts as long; None if it does not wait for hardware or a verdict, or already for long."""
     left = LONG_WAIT_SECONDS - (now - parse_timestamp(candidate.since)).total_seconds()
-    return left if candidate.reason in HOLDS_NOTHING and left > 0 else None
+    return left if candidate.reason in NEEDS_SOMEBODY and left > 0 else None

@@ -324,17 +324,17 @@ def _take_step(
     analysis = progress.analysis
     if analysis is not None and (worse := analysis.problem(candidate)):
         return fail(stable, candidate, worse, _keep(observed, stable, candidate, now), now)
-    late = held_too_long(problem) or refused_for_long(
-        observed, candidate, start_seconds(target.serving.runtime), pods, now
-    )
+    late, stepping = held_too_long(problem), progress.candidate
+    has_share = stepping.canary is not None and stepping.canary.until is not None
+    if not has_share:  # of one with its share only the Job of its analysis is missing, without which it lasts
+        late = late or refused_for_long(observed, stepping, start_seconds(target.serving.runtime), pods, now)
     if progress.overdue and progress.strays.names:
         late = late or ServerProblem(Reason.DEADLINE_EXCEEDED, progress.candidate.message)
     elif progress.overdue:
         late = late or promotion_overdue(problem, progress.replicas, target)
     if late is not None:
         return give_back(stable, candidate, late, _keep(observed, stable, candidate, now), now)
-    stepping = progress.candidate
-    if problem is not None and stepping.canary is not None and stepping.canary.until is None:
+    if problem is not None and not has_share:
         stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
     keep = _keep(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
     actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=False))

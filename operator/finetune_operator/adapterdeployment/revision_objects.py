@@ -118,9 +118,14 @@ def direct_traffic(observed: ObservedDeployment, revision: str, *, is_shared: bo
 
 def open_policy(observed: ObservedDeployment, revision: str) -> Object:
     """The policy that lets clients reach a revision: the proxy where they need keys, otherwise the server."""
+    proxied = is_proxied(observed, revision)
+    return serving_policy(observed.owner, revision, observed.settings.serving, has_proxy=proxied)
+
+
+def is_proxied(observed: ObservedDeployment, revision: str) -> bool:
+    """Whether the pods of a revision have the proxy. Pods do not tell: the cache keeps no containers of theirs."""
     found = records(observed).get(revision)
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     template = found.template if found else (live or {}).get("spec", {}).get("template")
     # Of a revision of which nothing is known there are no pods yet: it is the one that the spec asks for.
-    proxied = has_proxy(template) if template else bool(api_keys_secret(observed.resource.spec))
-    return serving_policy(observed.owner, revision, observed.settings.serving, has_proxy=proxied)
+    return has_proxy(template) if template else bool(api_keys_secret(observed.resource.spec))

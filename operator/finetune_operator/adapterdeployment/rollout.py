@@ -11,6 +11,7 @@ from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
+    NEEDS_SOMEBODY,
     ServerProblem,
     disproved,
     serving_problem,
@@ -58,8 +59,7 @@ class Rollout:
         if candidate.state is RevisionState.WAITING:
             return candidate if candidate.reason != Reason.ROLLOUT_QUEUED else None
         waited = (self.now - parse_timestamp(candidate.since)).total_seconds()
-        waits_for_somebody = candidate.reason in HOLDS_NOTHING | {Reason.ANALYSIS_INCONCLUSIVE}
-        return candidate if waits_for_somebody and waited >= LONG_WAIT_SECONDS else None
+        return candidate if candidate.reason in NEEDS_SOMEBODY and waited >= LONG_WAIT_SECONDS else None
 
     @property
     def in_gap(self) -> bool:
@@ -82,6 +82,12 @@ class Rollout:
             return ServerProblem(Reason.SERVER_UNAVAILABLE, "No revision serves yet.")
         deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment)
         return serving_problem(deployment, self.observed.server_pods(self.stable.revision, lost=True))
+
+    @property
+    def canary_answers(self) -> bool:
+        """Whether clients get answers from a canary, whatever becomes of what serves."""
+        canary = self.candidate.canary if self.candidate else None
+        return canary is not None and canary.started_at is not None and bool(self.endpoint.elsewhere)
 
     @property
     def disproved(self) -> list[ServerProblem]:

@@ -149,6 +149,8 @@ def _ready(rollout: Rollout) -> Finding:
     if rollout.ready == 0 and rollout.wanted > 0:
         trouble, pods = rollout.trouble, f"{rollout.wanted} pod{'s' if rollout.wanted > 1 else ''}"
         message = f"None of the {pods} of revision {rollout.stable.revision} is ready. {trouble.message}"
+        if rollout.canary_answers:
+            return Finding(ConditionType.READY, True, Reason.SERVING, f"{message}{_beside(rollout)}")
         return Finding(ConditionType.READY, False, trouble.reason, message)
     if rollout.wanted and not rollout.endpoint.answers:
         return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(rollout, rollout.stable))

@@ -7,7 +7,7 @@ from typing import Final
 from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus, duration_seconds
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
 from finetune_api.reasons import remedy
-from finetune_api.stages import LatencyObjectives, Params, RunRef, Stage, StageInput, VerifyParams
+from finetune_api.stages import LatencyObjectives, Params, Stage, StageInput, VerifyParams
 from finetune_operator.adapterdeployment.adapters import judged
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -19,7 +19,7 @@ from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import look_after
 from finetune_operator.resources.deployment import FETCH_SECONDS
 from finetune_operator.resources.service import candidate_service_name, service_url
-from finetune_operator.resources.stage_request import StageRequest
+from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape, Settings
 
 ANSWER_SECONDS: Final = 10
@@ -56,13 +56,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         model=owner.name if serving.adapters else "",
         adapters=serving.refs,
     )
-    run = RunRef(
-        kind=owner.resource.kind,
-        namespace=owner.namespace,
-        name=owner.name,
-        uid=owner.uid,
-        id=f"{target.revision}-{target.spec_hash[:6]}",
-    )
+    run = run_ref(owner, f"{target.revision}-{target.spec_hash[:6]}")
     return StageRequest(
         owner=owner,
         input=StageInput(

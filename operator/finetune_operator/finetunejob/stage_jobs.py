@@ -3,7 +3,7 @@
 from finetune_api import __version__, meta
 from finetune_api.budget import HardwareFacts
 from finetune_api.finetunejob import Reuse
-from finetune_api.stages import RunRef, Stage, StageInput, input_key
+from finetune_api.stages import Stage, StageInput, input_key
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import ending_budget, time_budget_seconds
 from finetune_operator.finetunejob.hardware import (
@@ -16,7 +16,7 @@ from finetune_operator.finetunejob.hardware import (
 )
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS
 from finetune_operator.resources.stage_job import QUEUE_LABEL
-from finetune_operator.resources.stage_request import StageRequest
+from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.runtimes.facts import offered_facts
 from finetune_operator.settings import PodShape, Profile
 
@@ -58,13 +58,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
     preflight = stage is Stage.RESOLVE and not recovers
     return StageInput(
         stage=stage,
-        run=RunRef(
-            kind=owner.resource.kind,
-            namespace=owner.namespace,
-            name=owner.name,
-            uid=owner.uid,
-            id=context.ledger.run.id,
-        ),
+        run=run_ref(owner, context.ledger.run.id),
         storage=spec.storage,
         output=spec.output,
         base_model_uri=spec.model.uri,

@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import adapter_model
-from finetune_api.stages import AdapterRef, FetchParams, Params, RunRef, Stage, StageInput
+from finetune_api.stages import AdapterRef, FetchParams, Params, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
@@ -17,7 +17,7 @@ from finetune_operator.resources.pod import container, pod_spec
 from finetune_operator.resources.self_check import Proved, self_check_container, self_check_volume
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.resources.stage_job import stage_container
-from finetune_operator.resources.stage_request import StageRequest
+from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.runtimes import ENGINES, serving_plan
 from finetune_operator.runtimes.plan import ServedAdapter, ServedModel, ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime, Settings
@@ -134,7 +134,7 @@ def server_labels(owner: Owner, revision: str) -> dict[str, str]:
 
 def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: str) -> StageRequest:
     """The stage that fills the model volume; runs as an init container, not as a Job."""
-    run = RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=revision)
+    run = run_ref(owner, revision)
     uri, digest = serving.first
     asked = FetchParams(public_keys=list(serving.public_keys), adapters=serving.refs, max_rank=serving.rank)
     return StageRequest(

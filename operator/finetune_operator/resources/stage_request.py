@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.hashing import short, without_defaults
-from finetune_api.stages import Stage, StageInput
+from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.settings import Images, PodShape, Proxy
 
@@ -15,6 +15,11 @@ from finetune_operator.settings import Images, PodShape, Proxy
 def stage_name(owner: Owner, stage: Stage, identity: Any) -> str:
     """Name of a stage's Job and ConfigMap."""
     return f"{owner.name}-{stage}-{short(identity)}"
+
+
+def run_ref(owner: Owner, run: str) -> RunRef:
+    """What a stage works for: a run of a FineTuneJob, or a revision of an AdapterDeployment."""
+    return RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=run)
 
 
 @dataclass(frozen=True)
