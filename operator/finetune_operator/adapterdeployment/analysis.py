@@ -188,6 +188,7 @@ def _request(
     owner, settings = observed.owner, observed.settings
     record = recorded(observed, stable)
     engine, own = target.serving.runtime.engine, observed.server_pods(candidate.revision)
+    uri, digest = target.serving.first
     params = AnalyseParams(
         engine=engine.value,
         stable_engine=(record.serving.runtime.engine if record else engine).value,
@@ -210,8 +211,8 @@ def _request(
         input=StageInput(
             stage=Stage.ANALYSE,
             run=run,
-            artifact_uri=candidate.artifact_uri,
-            artifact_digest=candidate.artifact_digest,
+            artifact_uri=uri,
+            artifact_digest=digest,
             params=Params(analyse=params),
         ),
         image=settings.images.of(Stage.ANALYSE),
