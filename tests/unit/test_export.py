@@ -297,7 +297,8 @@ def test_an_adapter_alone_answers_like_the_trained_model_on_the_base_beside_it(
     assert {file.name for file in out.iterdir()} == names
     ref = BaseRef.model_validate_json((out / "base.json").read_text())
     assert ref.rank == json.loads((out / "adapter_config.json").read_text())["r"]
-    fetch_folder(tuned.store, ref.folder, base)
+    lineage = fetch_folder(tuned.store, ref.folder, base).lineage
+    assert lineage.upstream == Upstream(model=lineage.upstream.model), "nothing of the data set is in what others share"
     trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
     untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
     assert divergence(trained, log_probabilities(load_artifact(out, base), tuned)) < divergence(trained, untrained) / 10
