@@ -74,6 +74,7 @@ def test_each_is_served_and_verified_under_its_own_name() -> None:
     ]
     inputs = "".join(str(each["data"]) for each in cluster.objects[CONFIG_MAPS].values())
     assert_says(inputs, f'"name":"fr","uri":"{uri(GOOD)}"', '"maxRank":16', '"model":"demo"')
+    assert_says(inputs, '"timeoutSeconds":2200')  # twice that of one artifact
     cluster.settle()
     stable = cluster.status.stable
     assert cluster.status.phase is ServingPhase.READY
