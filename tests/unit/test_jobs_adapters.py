@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finetune_api.adapterdeployment import CheckOutcome, set_address
-from finetune_api.layout import output_folder
+from finetune_api.layout import Withdrawal, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import (
     AdapterRef,
@@ -27,6 +28,7 @@ from finetune_api.stages import (
 )
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.artifacts.bom import BOM
+from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.promote import promote
@@ -36,6 +38,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification.promise import read_promise
 from finetune_jobs.verify import verify
 from tests.support.artifacts import publish_adapter, publish_artifact
+from tests.support.published import new_key, public_pem
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT, context
@@ -57,10 +60,10 @@ class Endpoint:
         ]
         self._s3, self._work = s3, work
 
-    def run(self, stage: Stage, endpoint: str = "", max_rank: int = 8) -> StageResult:
+    def run(self, stage: Stage, endpoint: str = "", max_rank: int = 8, signed_by: Sequence[str] = ()) -> StageResult:
         """Fetch or verify."""
         params = Params(
-            fetch=FetchParams(adapters=self.refs, max_rank=max_rank),
+            fetch=FetchParams(adapters=self.refs, max_rank=max_rank, public_keys=list(signed_by)),
             verify=VerifyParams(
                 endpoint=endpoint,
                 engine="vllm",
@@ -204,6 +207,16 @@ def test_promoted_adapters_bring_their_base_along(
     bill = json.loads((endpoint.models / endpoint.refs[0].digest / "artifact" / BOM).read_text())
     properties = {each["name"]: each["value"] for each in bill["metadata"]["component"]["properties"]}
     assert copied[0][0] == output_folder(Stage.EXPORT, properties["finetune:baseDigest"])
+    with pytest.raises(StageError, match="Adapter 'de': ") as error:
+        endpoint.run(Stage.FETCH, signed_by=[public_pem(new_key())])
+    assert error.value.reason is Reason.SIGNATURE_MISSING
+    withdraw(
+        target, endpoint.refs[1].digest, Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z")
+    )
+    assert_says(endpoint.run(Stage.FETCH).scalars["withdrawn"], "by legal", "(adapter 'fr')")
+    with pytest.raises(StageError, match="Adapter 'fr': ") as error:
+        endpoint.run(Stage.VERIFY, "http://127.0.0.1:9")
+    assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
 
 
 def test_an_artifact_may_have_two_names(endpoint: Endpoint) -> None:
