@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, CheckOutcome, ServingPhase, adapter_model, set_address
+from finetune_api.adapterdeployment import (
+    AdapterDeploymentSpec,
+    AdapterDeploymentStatus,
+    CheckOutcome,
+    ServingPhase,
+    adapter_model,
+    set_address,
+)
 from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens
 from finetune_api.reasons import Reason
 from finetune_api.stages import StageInput
@@ -194,6 +201,16 @@ def test_a_record_that_was_stored_is_read_back() -> None:
     cluster.settings = VLLM.model_copy(update={"images": VLLM.images.model_copy(update={"data": "images/data:2"})})
     cluster.settle()
     assert cluster.traffic() == before
+
+
+def test_a_resource_without_status_finds_its_adapters() -> None:
+    cluster = serving(fr=published(GOOD), de=published(BETTER))
+    cluster.settle()
+    before, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
+    cluster.settle()
+    stable = cluster.status.stable
+    assert stable is not None
+    assert (stable.revision, [each.name for each in stable.adapters]) == (before, ["de", "fr"])
 
 
 def test_every_finetunejob_of_the_list_wakes_it() -> None:
