@@ -63,7 +63,10 @@ class ArtifactRef(ApiModel):
 MAX_ADAPTERS: Final = 8
 """So many adapters share a server: the results of all of them fit the termination message of their verification."""
 
-AdapterName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=32)]
+LONGEST_ADAPTER: Final = 32
+"""Characters of an adapter's name."""
+
+AdapterName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=LONGEST_ADAPTER)]
 
 
 def adapter_model(deployment: str, adapter: str) -> str:
@@ -521,7 +524,7 @@ class CanaryStatus(WireModel):
 class AdapterStatus(WireModel):
     """One of several adapters of a revision."""
 
-    name: Annotated[str, Field(max_length=32)]
+    name: Annotated[str, Field(max_length=LONGEST_ADAPTER)]
     """As in spec.source.adapters."""
     artifact_digest: Annotated[str, Field(max_length=64)]
     """Content address of its artifact."""

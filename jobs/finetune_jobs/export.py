@@ -7,7 +7,7 @@ from typing import Final
 
 from finetune_api.finetunejob import ExportFormat
 from finetune_api.layout import output_folder
-from finetune_api.stages import Stage
+from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.formats import ExportedFormat, write_alternatives
@@ -98,7 +98,9 @@ def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> st
     folder = context.scratch / "shared-base"
     progress.report(0.1, "writing the base model in 16 bits")
     write_base(parts.base, folder, parts.tuning)
-    facts, history = _scalars(folder, ExportFormat.MERGED), lineage(context.input, versions(*TOOLS))
+    facts, made = _scalars(folder, ExportFormat.MERGED), lineage(context.input, versions(*TOOLS))
+    # Nothing of the data set is in it, and other adapters share it: whoever traces or erases the data must not meet it.
+    history = made.model_copy(update={"upstream": Upstream(model=context.input.upstream.model)})
     digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
     shutil.rmtree(folder)
     return digest

@@ -76,7 +76,7 @@ class _Adapter:
 
 
 def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
-    """Every artifact first, which are small; then the base, once; then the adapters."""
+    """The adapters first, which are small, and say whether they share a base; then that, once."""
     places = [_find_adapter(context, each, asked) for each in asked.adapters]
     first = places[0]
     for other in places[1:]:
@@ -102,12 +102,20 @@ def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     return StageOutput(
         output_digest=address,
         scalars={"sizeBytes": str(size), **({"withdrawn": withdrawn} if withdrawn else {})},
-        message=f"{len(places)} adapters, and their base model ({size} bytes); every hash matches.",
+        message=f"{len(places)} adapters, and their base model ({size} bytes); every hash matches"
+        f"{', and each is signed' if asked.public_keys else ''}.",
     )
 
 
 def _find_adapter(context: Context, ref: AdapterRef, asked: FetchParams) -> _Adapter:
-    """Download an adapter and its artifact."""
+    """Download an adapter and its artifact. Failures name it."""
+    try:
+        return _download(context, ref, asked)
+    except StageError as error:
+        raise error.of(f"Adapter {ref.name!r}") from error
+
+
+def _download(context: Context, ref: AdapterRef, asked: FetchParams) -> _Adapter:
     store = context.places.open(artifact_root(ref.uri, ref.digest), context.input.storage)
     if asked.public_keys:
         require_signature(store, ref.digest, asked.public_keys)
@@ -116,13 +124,13 @@ def _find_adapter(context: Context, ref: AdapterRef, asked: FetchParams) -> _Ada
     if model.base is None:
         raise StageError(
             Reason.ADAPTERS_UNSUITABLE,
-            f"Artifact {ref.digest[:12]} of {ref.name!r} is a whole model ({model.format}), not one of format Adapter.",
+            f"Artifact {ref.digest[:12]} is a whole model ({model.format}), not one of format Adapter.",
         )
     if model.base.rank > asked.max_rank:
         raise StageError(
             Reason.ADAPTERS_UNSUITABLE,
-            f"Adapter {ref.name!r} has rank {model.base.rank}; the runtime makes room for {asked.max_rank}. Set "
-            "--max-lora-rank in args of the runtime in the chart's values.",
+            f"It has rank {model.base.rank}; the runtime makes room for {asked.max_rank}. Set --max-lora-rank in args "
+            "of the runtime in the chart's values.",
         )
     _require_no_code(store.uri(model.folder), require_manifest(store, model.folder))
     fetch_folder(store, model.folder, home / "model")

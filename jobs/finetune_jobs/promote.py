@@ -1,7 +1,7 @@
 """Command promote: copy a published artifact and its model to another bucket, under the same addresses.
 
-Each folder is downloaded and every hash verified, then uploaded with its manifest; the signatures follow. No
-output name points to it there: an AdapterDeployment pins it.
+Of an adapter its base goes along. Each folder is downloaded and every hash verified, then uploaded with its manifest;
+the signatures follow. No output name points to it there: an AdapterDeployment pins it.
 """
 
 import sys
@@ -20,7 +20,7 @@ from finetune_jobs.store.s3 import Store
 
 
 def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[str]:
-    """Copy an artifact, the model that it names, and its signatures; returns the folders and objects that were not
+    """Copy an artifact, the models that it names, and its signatures; returns the folders and objects that were not
     there yet. The artifact's manifest is written last, so that it does not exist in the target before it is whole.
 
     Raises StageError: ArtifactWithdrawn, ArtifactNotFound, ArtifactCorrupt, ManifestNewer, as Store.
@@ -29,7 +29,8 @@ def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[st
     published, local = output_folder(Stage.PUBLISH, digest), scratch / "artifact"
     fetch_folder(source, published, local)  # first: which model it names is verified too
     model = read_json(local / artifact.MODEL_REF, artifact.ModelRef)
-    copied = [folder for folder in (model.folder, published) if _copy(source, target, folder, scratch)]
+    base = [model.base.folder] if model.base else []
+    copied = [folder for folder in (*base, model.folder, published) if _copy(source, target, folder, scratch)]
     return copied + list(_copy_signatures(source, target, f"{published}/provenance"))
 
 

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,7 +129,8 @@ def self_check(options: Options, gate: Gate) -> None:
     started = time.monotonic()
     proofs = list(_proofs(options))
     for who, proof in proofs:
-        _require(proof.whole(limits), who)
+        with _named(who):
+            _require(proof.whole(limits), who)
     log.info("the pod has proved itself in %.1f s", time.monotonic() - started)
     gate.open()
     watches = [(f"{who}, which had proved itself,", QualityWatch(proof)) for who, proof in proofs]
@@ -136,7 +138,8 @@ def self_check(options: Options, gate: Gate) -> None:
         limits = _newest(options.limits, limits)
         for who, watch in watches:
             if watch.is_due(limits):
-                _require(watch.ask(limits), who)
+                with _named(who):
+                    _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
     log.info("the server has ended: the next one proves itself anew")
 
@@ -167,6 +170,17 @@ def _proofs(options: Options) -> Iterator[tuple[str, Proof]]:
     for name, artifact, digest in options.adapter:
         server = client_of(options.engine, options.endpoint, adapter=name)
         yield f"Its adapter {name!r}", Proof(server, Path(artifact), digest)
+
+
+@contextmanager
+def _named(who: str) -> Iterator[None]:
+    """Failures say of which of several adapters they are, as those of checks do already."""
+    try:
+        yield
+    except StageError as error:
+        if error.checks or who.startswith(_SERVER):
+            raise
+        raise error.of(who) from error
 
 
 def _require(made: Sequence[VerificationCheck], who: str) -> None:

@@ -110,10 +110,10 @@ def _verify_adapters(context: Context, params: VerifyParams, deadline: float) ->
             made, observed = _prove(server, promise, ref.digest, params, before)
         except StageError as error:
             failed = checks.of_adapter(ref.name, error.checks) if error.checks else []
-            raise _of_adapter(ref.name, error, [*told, *failed]) from error
+            raise error.of(f"Adapter {ref.name!r}", [*told, *failed]) from error
         told += checks.of_adapter(ref.name, made)
         seen.append(observed)
-    told.append(_base_check(client_of(params.engine, params.endpoint, key=key), seen[0]))
+    told.append(_base_check(client_of(params.engine, params.endpoint, key=key), seen))
     checks.require_all(told, params.endpoint)
     found = [checks.count(each) for each in seen]
     right, asked = sum(each.correct for each in found), sum(each.samples for each in found)
@@ -131,20 +131,16 @@ def _adapter_promise(context: Context, ref: AdapterRef, params: VerifyParams) ->
     try:
         return _read_promise(context, store, ref.digest, params)
     except StageError as error:
-        raise _of_adapter(ref.name, error, []) from error
+        raise error.of(f"Adapter {ref.name!r}") from error
 
 
-def _base_check(server: ModelServer, observed: Observed) -> VerificationCheck:
-    """Under its own name the base answers as its evaluation did, without any adapter."""
+def _base_check(server: ModelServer, seen: Sequence[Observed]) -> VerificationCheck:
+    """Under its own name the base answers as its evaluation did, without any adapter. It is recorded beside each
+    adapter: one record is enough."""
     server.served()
-    short = [each for each in observed.references if not each.long]
-    return checks.base_check(short, [server.log_probs(each) for each in short], observed.tolerance)
-
-
-def _of_adapter(name: str, error: StageError, told: Sequence[VerificationCheck]) -> StageError:
-    """The failure of one of several adapters, by its name, after what had been found of those before it."""
-    said = f"Adapter {name!r}: {error.message}"
-    return StageError(error.reason, said, retriable=error.retriable, checks=told)
+    recorded = [([text for text in each.references if not text.long], each.tolerance) for each in seen]
+    short, tolerance = next((each for each in recorded if each[0]), recorded[0])
+    return checks.base_check(short, [server.log_probs(each) for each in short], tolerance)
 
 
 def _before(context: Context, params: VerifyParams, deadline: float) -> Before:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, CheckOutcome, ServingPhase, adapter_model, set_address
+from finetune_api.adapterdeployment import (
+    AdapterDeploymentSpec,
+    AdapterDeploymentStatus,
+    CheckOutcome,
+    ServingPhase,
+    adapter_model,
+    set_address,
+)
 from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens
 from finetune_api.reasons import Reason
 from finetune_api.stages import StageInput
@@ -20,6 +27,8 @@ from finetune_operator.settings import Engine, Runtime
 from tests.support.promoted import passes
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, condition, uri
+from tests.unit.test_adapterdeployment_analysis import analysed, jobs
+from tests.unit.test_adapterdeployment_canary import has_share, until
 from tests.unit.test_adapterdeployment_walk import ANALYSED
 
 pytestmark = pytest.mark.unit
@@ -75,6 +84,7 @@ def test_each_is_served_and_verified_under_its_own_name() -> None:
     ]
     inputs = "".join(str(each["data"]) for each in cluster.objects[CONFIG_MAPS].values())
     assert_says(inputs, f'"name":"fr","uri":"{uri(GOOD)}"', '"maxRank":16', '"model":"demo"')
+    assert_says(inputs, '"timeoutSeconds":2200')  # twice that of one artifact
     cluster.settle()
     stable = cluster.status.stable
     assert cluster.status.phase is ServingPhase.READY
@@ -154,6 +164,18 @@ def test_of_pinned_ones_the_download_finds_out_what_they_are() -> None:
     assert "--max-lora-rank=64" in args
 
 
+def test_a_canary_of_adapters_is_analysed() -> None:
+    """Every stage has to know the place of an artifact, and several adapters have none together."""
+    cluster = serving(fr=published(GOOD), de=published(GOOD))
+    cluster.settle()
+    cluster.sources = {**cluster.sources, "de": published(BETTER)}
+    cluster.spec = cluster.spec | {"strategy": analysed()}
+    until(cluster, has_share(1))
+    [name] = jobs(cluster)
+    given = StageInput.model_validate_json(cluster.objects[CONFIG_MAPS][name]["data"]["input.json"])
+    assert (given.artifact_uri, given.artifact_digest) == (uri(BETTER), BETTER)
+
+
 def test_what_serves_stays_while_one_of_the_sources_is_gone() -> None:
     cluster = serving(fr=published(GOOD), de=published(BETTER))
     cluster.settle()
@@ -182,6 +204,16 @@ def test_a_record_that_was_stored_is_read_back() -> None:
     cluster.settings = VLLM.model_copy(update={"images": VLLM.images.model_copy(update={"data": "images/data:2"})})
     cluster.settle()
     assert cluster.traffic() == before
+
+
+def test_a_resource_without_status_finds_its_adapters() -> None:
+    cluster = serving(fr=published(GOOD), de=published(BETTER))
+    cluster.settle()
+    before, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
+    cluster.settle()
+    stable = cluster.status.stable
+    assert stable is not None
+    assert (stable.revision, [each.name for each in stable.adapters]) == (before, ["de", "fr"])
 
 
 def test_every_finetunejob_of_the_list_wakes_it() -> None:

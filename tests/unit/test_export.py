@@ -17,12 +17,12 @@ from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import BaseRef
-from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, publish_folder
 from finetune_jobs.artifacts.formats import read_alternatives
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting import offload
-from finetune_jobs.exporting.adapter import require_plain
+from finetune_jobs.exporting.adapter import require_plain, write_base
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_v4, write_transformers_v4
@@ -291,13 +291,17 @@ def test_several_formats_are_made_in_one_run(several: tuple[Ended, Mapping[Expor
 def test_an_adapter_alone_answers_like_the_trained_model_on_the_base_beside_it(
     several: tuple[Ended, Mapping[ExportFormat, Path]], tuned: Tuned, tmp_path: Path
 ) -> None:
-    """On the rounded base that QLoRA has trained on, in 16 bits."""
+    """On the rounded base that QLoRA has trained on, in 16 bits. The base is the same for every such adapter."""
     out, base = several[1][ExportFormat.ADAPTER], tmp_path / "base"
     names = {"adapter_config.json", "adapter_model.safetensors", "base.json", "manifest.json"}
     assert {file.name for file in out.iterdir()} == names
     ref = BaseRef.model_validate_json((out / "base.json").read_text())
     assert ref.rank == json.loads((out / "adapter_config.json").read_text())["r"]
-    fetch_folder(tuned.store, ref.folder, base)
+    lineage = fetch_folder(tuned.store, ref.folder, base).lineage
+    assert lineage.upstream == Upstream(model=lineage.upstream.model), "nothing of the data set is in what others share"
+    again = tmp_path / "again"
+    write_base(tuned.base, again, tuning_of(Method.QLORA))
+    assert describe_folder(again, Stage.EXPORT).content_digest() == ref.digest, "another transformers writes the same"
     trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
     untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
     assert divergence(trained, log_probabilities(load_artifact(out, base), tuned)) < divergence(trained, untrained) / 10

@@ -5,14 +5,16 @@ The server is a stand-in for vLLM that answers what they answered.
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finetune_api.adapterdeployment import CheckOutcome, set_address
-from finetune_api.layout import output_folder
+from finetune_api.layout import Withdrawal, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import (
     AdapterRef,
@@ -25,13 +27,18 @@ from finetune_api.stages import (
     VerifyParams,
 )
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.artifacts.bom import BOM
+from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
+from finetune_jobs.promote import promote
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.self_check import Gate, Options, self_check
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification.promise import read_promise
 from finetune_jobs.verify import verify
 from tests.support.artifacts import publish_adapter, publish_artifact
+from tests.support.published import new_key, public_pem
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT, context
@@ -53,10 +60,10 @@ class Endpoint:
         ]
         self._s3, self._work = s3, work
 
-    def run(self, stage: Stage, endpoint: str = "", max_rank: int = 8) -> StageResult:
+    def run(self, stage: Stage, endpoint: str = "", max_rank: int = 8, signed_by: Sequence[str] = ()) -> StageResult:
         """Fetch or verify."""
         params = Params(
-            fetch=FetchParams(adapters=self.refs, max_rank=max_rank),
+            fetch=FetchParams(adapters=self.refs, max_rank=max_rank, public_keys=list(signed_by)),
             verify=VerifyParams(
                 endpoint=endpoint,
                 engine="vllm",
@@ -148,6 +155,11 @@ def test_each_adapter_proves_itself_under_its_own_name(endpoint: Endpoint) -> No
     with running(good) as server:
         result = endpoint.run(Stage.VERIFY, server.url)
         endpoint.self_checked(server)
+    with (
+        running(replace(good, failure=(400, "no such field"), seen=[])) as server,
+        pytest.raises(StageError, match=r"Its adapter 'demo:de': .*no such field"),
+    ):
+        endpoint.self_checked(server)
     assert [(check.name, check.outcome) for check in result.checks] == [
         ("de.checks", CheckOutcome.PASSED),
         ("fr.checks", CheckOutcome.PASSED),
@@ -181,11 +193,45 @@ def test_each_adapter_proves_itself_under_its_own_name(endpoint: Endpoint) -> No
         endpoint.run(Stage.VERIFY, server.url)
 
 
+def test_promoted_adapters_bring_their_base_along(
+    endpoint: Endpoint, s3: SeaweedFS, place: str, tmp_path: Path
+) -> None:
+    source, target = (Store.connect(s3.storage, each) for each in (place, f"{place}/production"))
+    copied = [promote(source, target, each.digest, tmp_path / each.name / "copies") for each in endpoint.refs]
+    assert [len(each) for each in copied] == [3, 2], "the base is copied once"
+    endpoint.refs = [
+        each.model_copy(update={"uri": target.uri(output_folder(Stage.PUBLISH, each.digest))}) for each in endpoint.refs
+    ]
+    fetched = endpoint.run(Stage.FETCH)
+    assert (endpoint.models / fetched.output_digest / "model" / "config.json").exists()
+    bill = json.loads((endpoint.models / endpoint.refs[0].digest / "artifact" / BOM).read_text())
+    properties = {each["name"]: each["value"] for each in bill["metadata"]["component"]["properties"]}
+    assert copied[0][0] == output_folder(Stage.EXPORT, properties["finetune:baseDigest"])
+    with pytest.raises(StageError, match="Adapter 'de': ") as error:
+        endpoint.run(Stage.FETCH, signed_by=[public_pem(new_key())])
+    assert error.value.reason is Reason.SIGNATURE_MISSING
+    withdraw(
+        target, endpoint.refs[1].digest, Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z")
+    )
+    assert_says(endpoint.run(Stage.FETCH).scalars["withdrawn"], "by legal", "(adapter 'fr')")
+    with pytest.raises(StageError, match="Adapter 'fr': ") as error:
+        endpoint.run(Stage.VERIFY, "http://127.0.0.1:9")
+    assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
+
+
+def test_an_artifact_may_have_two_names(endpoint: Endpoint) -> None:
+    de = endpoint.refs[0]
+    endpoint.refs = [de, de.model_copy(update={"name": "fr"})]
+    endpoint.run(Stage.FETCH)
+    with running(endpoint.contract()) as server:
+        assert {each.outcome for each in endpoint.run(Stage.VERIFY, server.url).checks} == {CheckOutcome.PASSED}
+
+
 def test_what_does_not_fit_one_server_is_found_before_it_starts(
     endpoint: Endpoint, s3: SeaweedFS, place: str, base: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        StageError, match=r"'fr' has rank 8; the runtime makes room for 4\. Set --max-lora-rank"
+        StageError, match=r"Adapter 'fr': It has rank 8; the runtime makes room for 4\. Set --max-lora-rank"
     ) as error:
         endpoint.run(Stage.FETCH, max_rank=4)
     assert error.value.reason is Reason.ADAPTERS_UNSUITABLE
@@ -195,14 +241,18 @@ def test_what_does_not_fit_one_server_is_found_before_it_starts(
     whole = publish_artifact(s3.storage, place, tmp_path / "whole", base=base, tuned=elsewhere)
     for wrong, says in (
         (other, "Adapters 'de' and 'fr' were trained on different base models"),
-        (whole, "of 'fr' is a whole model (INT8)"),
+        (whole, "Adapter 'fr': … is a whole model (INT8)"),
     ):
         fr = AdapterRef(name="fr", uri=wrong.scalars["artifactUri"], digest=wrong.output_digest)
         endpoint.refs = [de, fr]
         with pytest.raises(StageError) as error:
             endpoint.run(Stage.FETCH)
         assert error.value.reason is Reason.ADAPTERS_UNSUITABLE
-        assert_says(error.value.message, says)
+        assert_says(error.value.message, *says.split(" … "))
+    lost = "0" * 64
+    endpoint.refs = [de, AdapterRef(name="fr", uri=de.uri.replace(de.digest, lost), digest=lost)]
+    with pytest.raises(StageError, match=r"Adapter 'fr': .* contains no manifest\.json"):
+        endpoint.run(Stage.FETCH)
     alone = StageInput(
         stage=Stage.FETCH, run=DEPLOYMENT, storage=s3.storage, artifact_uri=de.uri, artifact_digest=de.digest
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
 from finetune_api.goals import GateOutcome, Gates, unpacked
@@ -22,6 +23,7 @@ from finetune_jobs.artifacts.artifact import (
     SAMPLE,
     Answer,
     AutomationTable,
+    BaseRef,
     Metrics,
     ModelRef,
     ReferenceText,
@@ -123,6 +125,20 @@ def test_the_card_of_a_text_names_what_texts_are_measured_by() -> None:
     assert [each["type"] for each in result["metrics"]] == [
         *("exact_match", "chrf", "perplexity", "precision", "recall", "f1"),
     ]
+
+
+def test_the_card_of_an_adapter_says_how_it_is_served() -> None:
+    """The manifest in it is one that the API server takes, however long the FineTuneJob's name is."""
+    name = "payments-of-the-whole-department-x-2026"
+    given = StageInput(stage=Stage.PUBLISH, run=RUN.model_copy(update={"name": name}), params=Params())
+    base = BaseRef(digest="6" * 64, rank=16)
+    served = ModelRef(
+        digest="5" * 64, folder="models/5", format="Adapter", size_bytes=9, base_model_uri="s3://m/tiny", base=base
+    )
+    card = model_card.render(given, served, {}, {}, Metrics(golden_prompts=2, scalars={}), 8)
+    assert_says(card, "the adapter alone (0.0 MB, rank 16)", "base model `666666666666` in 16 bits")
+    manifest = yaml.safe_load(card.split("```yaml")[-1].split("```")[0])
+    AdapterDeploymentSpec.model_validate(manifest["spec"])
 
 
 def gated(

@@ -50,7 +50,9 @@ def test_adapters_have_names_and_paths_of_their_own_and_no_more_room_than_they_n
 
 
 def test_the_highest_rank_is_the_engines_or_the_admins() -> None:
-    assert [ENGINES[Engine.VLLM].highest_rank(runtime(args=args)) for args in ([], ["--max-lora-rank=32"])] == [512, 32]
+    """What is no number is for vLLM to refuse: the operator goes on with what it has."""
+    given: list[list[str]] = [[], ["--max-lora-rank=32"], ["--max-lora-rank=many"], ["--max-lora-rank"]]
+    assert [ENGINES[Engine.VLLM].highest_rank(runtime(args=args)) for args in given] == [512, 32, 512, 512]
 
 
 def test_further_arguments_go_through() -> None:

@@ -169,8 +169,8 @@ def test_what_is_wrong_is_refused(plant: Plant, fails: set[str], recorded: Recor
 
 
 def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
-    """Two of random values on SmolLM2-135M in 16 bits, as export writes them. Each is told from the other, its base,
-    and none; and the base is what it was."""
+    """Two of random values on SmolLM2-135M in 16 bits, as export writes them, large enough that probabilities tell them
+    from their base. Each is told from the other, its base, and none; and the base is what it was."""
     base, tuning = work / "shared", Tuning(method=Method.LORA)
     write_base(ensure_smollm2(cache_directory()), base, tuning)
     tokenizer = load_tokenizer(base)
@@ -181,7 +181,8 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
     served: list[ServedAdapter] = []
     for seed, (name, rank) in enumerate((("de", 8), ("fr", 16))):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False)
+        alpha = 5 * rank // 2
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", init_lora_weights=False)
         get_peft_model(load_checkpoint(base), config).save_pretrained(work / f"trained-{name}")
         write_adapter(work / f"trained-{name}", work / name, tuning, "a" * 64)
         model = load_artifact(work / name, base)

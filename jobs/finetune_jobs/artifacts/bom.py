@@ -44,6 +44,7 @@ def bill_of_materials(
         "modelCard": card,
         "properties": _properties(
             {"contentDigest": model.digest, "format": model.format, "evaluationDigest": chain.evaluation}
+            | ({"baseDigest": model.base.digest} if model.base else {})
             | dict(_hyperparameters(given))
         ),
         "components": _files(made[Stage.EXPORT], "model"),

@@ -9,6 +9,7 @@ from typing import Final
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from finetune_api.adapterdeployment import LONGEST_ADAPTER
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_api.stages import StageInput
@@ -84,7 +85,7 @@ _SOURCE: Final = """\
       name: {run}"""
 _ADAPTER_SOURCE: Final = """\
     adapters:
-      - name: {run}
+      - name: {adapter}
         fineTuneJob:
           name: {run}"""
 
@@ -153,7 +154,7 @@ def render(
         name=name,
         base=model.base_model_uri,
         weights=_weights(model),
-        source=_ADAPTER_SOURCE.format(run=given.run.name) if model.base else _SOURCE.format(run=given.run.name),
+        source=_source(given.run.name, model),
         runtime="vllm" if model.base else "tgi",
         method=training.method.value if training else "a low-rank adapter",
         samples=scores.get("samples", "–"),
@@ -260,6 +261,13 @@ def _requests(metrics: Metrics, max_tokens: int) -> str:
     if marks := metrics.thoughts:
         return _THOUGHTS.format(end=marks.end, tokens=max_tokens)
     return _CLOSED if metrics.closed else ""
+
+
+def _source(run: str, model: ModelRef) -> str:
+    """How an AdapterDeployment names what the FineTuneJob has published."""
+    if model.base:
+        return _ADAPTER_SOURCE.format(run=run, adapter=run[:LONGEST_ADAPTER].rstrip("-"))
+    return _SOURCE.format(run=run)
 
 
 def _weights(model: ModelRef) -> str:

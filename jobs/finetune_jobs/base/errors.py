@@ -34,6 +34,17 @@ class StageError(Exception):
         self.checks = list(checks)
         """What verify had compared by then."""
 
+    def of(self, who: str, checks: Sequence[VerificationCheck] | None = None) -> "StageError":
+        """The same failure as that of one of several, which its message names; ``checks``: in place of its own."""
+        return StageError(
+            self.reason,
+            f"{who}: {self.message}",
+            retriable=self.retriable,
+            peer_initiated=self.peer_initiated,
+            scalars=self.scalars,
+            checks=self.checks if checks is None else checks,
+        )
+
 
 class StoppedError(BaseException):
     """The pod received SIGTERM: suspended, drained, preempted. Resumable state is saved.

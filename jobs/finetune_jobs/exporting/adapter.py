@@ -21,6 +21,10 @@ from finetune_jobs.modelling.tuning import Tuning
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
 """PEFT's files."""
+_SIGNED: Final = ("config.json", "generation_config.json")
+"""Files of a model in which transformers notes its own version."""
+_VERSION: Final = "5.0.0"
+"""The first that has written them so. Without any, transformers takes a tokenizer of Mistral for one of version 4."""
 _ODD: Final = ("use_dora", "modules_to_save")
 """Settings of PEFT that make an adapter more than LoRA."""
 
@@ -43,6 +47,15 @@ def write_base(base: Path, out: Path, tuning: Tuning) -> None:
     with cuda_memory("the 16-bit base model"):
         save_16_bits(plain_base(base, tuning), out)
     complete(base, out, tuning)
+    for name in _SIGNED:
+        _unsigned(out / name)
+
+
+def _unsigned(file: Path) -> None:
+    """Hide which transformers wrote a file: the same model from the next one must get the same address."""
+    if file.exists():
+        content = json.loads(file.read_text(encoding="utf-8")) | {"transformers_version": _VERSION}
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_adapter(tuned: Path, out: Path, tuning: Tuning, base_digest: str) -> None:

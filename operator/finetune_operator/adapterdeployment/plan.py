@@ -12,6 +12,7 @@ from datetime import datetime
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.adapters import shown
 from finetune_operator.adapterdeployment.budget import budget_actions
 from finetune_operator.adapterdeployment.canary import (
     canary_sighting,
@@ -67,7 +68,7 @@ from finetune_operator.adapterdeployment.limits import (
     refused_for_long,
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
-from finetune_operator.adapterdeployment.record import failed_in_place
+from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
@@ -166,12 +167,13 @@ def serving_revision(observed: ObservedDeployment, target: Target | Blocker, now
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     if live is None or _unrecorded_promotion(observed, target, revision):
         return None
-    artifact = live["metadata"].get("annotations") or {}
+    artifact, record = live["metadata"].get("annotations") or {}, records(observed).get(revision)
     return RevisionStatus(
         revision=revision,
         state=RevisionState.SERVING,
         artifact_digest=artifact.get(ANNOTATION_ARTIFACT_DIGEST, ""),
         artifact_uri=artifact.get(ANNOTATION_ARTIFACT_URI, ""),
+        adapters=shown(record.serving.adapters) if record else [],
         deployment=live["metadata"]["name"],
         since=timestamp(now),
         reason=Reason.SERVING,

@@ -37,7 +37,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
     """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``."""
     asked = spec.verification
     serving = target.serving
-    seconds = 600 + ANSWER_SECONDS * asked.most_samples * max(1, len(serving.adapters))
+    seconds = (600 + ANSWER_SECONDS * asked.most_samples) * max(1, len(serving.adapters))
     uri, digest = serving.first
     params = VerifyParams(
         endpoint=service_url(owner, candidate_service_name(owner, target.revision)),

@@ -95,8 +95,9 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
 
 
 def highest_rank(runtime: Runtime) -> int:
-    """The admin's limit, or the engine's."""
-    return int(_options(runtime).get(_MAX_RANK) or _RANKS[-1])
+    """The admin's limit, or the engine's; what is no number, vLLM refuses when it starts."""
+    given = _options(runtime).get(_MAX_RANK) or ""
+    return int(given) if given.isdecimal() and int(given) else _RANKS[-1]
 
 
 def _room(model: ServedModel, runtime: Runtime) -> dict[str, str | None]:
