@@ -135,6 +135,15 @@ def test_a_goal_can_ask_to_beat_it() -> None:
     assert (gate("0.2"), gate("0.6")) == (GateOutcome.PASS, GateOutcome.FAIL)
 
 
+def test_a_goal_about_a_model_that_could_not_be_asked_says_why() -> None:
+    answers = dict.fromkeys(("base", "tuned", "artifact"), TRUTH)
+    found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, answers, ["a", "b"]).measurements
+    goals: list[dict[str, Any]] = [{"metric": "accuracy", "improveOverBase": "0.1", "baseline": "Endpoint"}]
+    with pytest.raises(StageError) as error:
+        judge(Gates.model_validate({"goals": goals}), found, TaskType.CLASSIFICATION)
+    assert_says(error.value.message, "the other model's by 0.1", "spec.evaluation.baseline is not asked", "tools")
+
+
 def test_a_goal_about_another_model_needs_one() -> None:
     goals = [{"metric": "f1", "improveOverBase": "0.1", "baseline": "Endpoint"}]
     with pytest.raises(ValidationError, match="needs baseline"):
