@@ -23,8 +23,8 @@ class Judge(ApiModel):
     """Maximum number of pairs of different answers that are judged, the first of those on the evaluation's
     review.html."""
     max_requests: Annotated[int, Field(ge=10, le=10000)] = 500
-    """Maximum number of requests, of all pods together; at least twice maxExamples. Each pair takes two, and more where
-    an answer is no verdict."""
+    """Maximum number of requests about one evaluation, of all pods together; at least twice maxExamples. Each
+    pair takes two, and more where an answer is no verdict."""
     max_answer_tokens: Annotated[int, Field(ge=16, le=131072)] = 1024
     """Maximum tokens of a verdict; a judge that thinks before it answers needs more."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8

@@ -148,7 +148,7 @@ def evaluate(context: Context) -> StageOutput:
         about = replace(about, gates=gates)
     fall_back = params.on_regression is OnRegression.FALL_BACK
     other = params.evaluation.baseline
-    elsewhere = asker(context.store, given.run, other, context.progress) if other else None
+    elsewhere = asker(context.store, given.run, other, context.progress, context.stopping) if other else None
     setting = Setting(params.task.type, params.evaluation, fall_back, elsewhere)
     evaluated = evaluate_models(files, tuning, setting, context.progress, about)
     write_review(out, given.run, about.subject.identity)

@@ -1,5 +1,6 @@
 """Another model as a baseline: what it is asked, what becomes of its answers, and what the report says of it."""
 
+import threading
 from typing import Any, Final
 
 import pytest
@@ -61,7 +62,7 @@ def store(s3: SeaweedFS, place: str) -> Store:
 def test_it_sees_what_the_base_model_sees_and_is_paid_once(store: Store) -> None:
     rows = [example(f"question {n % 3}") for n in range(4)]
     with TeacherServer.running(lambda prompt, _nth: says(f"It is {prompt[-1]}.")) as server:
-        found = [ask_elsewhere(rows, SHOTS, asked_at(server.url, store)) for _ in range(2)]
+        found = [ask_elsewhere(rows, SHOTS, asked_at(server.url, store), None, threading.Event()) for _ in range(2)]
         bodies = [each.body for each in server.received]
     assert found == [["It is 0.", "It is 1.", "It is 2.", "It is 0."]] * 2
     assert len(bodies) == 3
@@ -80,13 +81,13 @@ def test_what_it_will_not_take_is_wrong_and_what_it_does_not_answer_is_asked_aga
         return fails(400, code="context_length_exceeded") if prompt == "too long" else says("a")
 
     with TeacherServer.running(refusing) as server:
-        assert ask_elsewhere(rows, [], asked_at(server.url, store)) == ["a", ""]
+        assert ask_elsewhere(rows, [], asked_at(server.url, store), None, threading.Event()) == ["a", ""]
 
     def broken(prompt: str, _nth: int) -> Reply:
         return fails(500) if prompt == "too long" else says("a")
 
     with TeacherServer.running(broken) as server, pytest.raises(StageError) as error:
-        ask_elsewhere(rows, SHOTS, asked_at(server.url, store))
+        ask_elsewhere(rows, SHOTS, asked_at(server.url, store), None, threading.Event())
     assert (error.value.reason, error.value.retriable) == (Reason.TEACHER_UNAVAILABLE, True)
     assert_says(error.value.message, "1 of 2 test examples", "answered 500", "same ones", "kept")
 
@@ -96,7 +97,7 @@ def test_examples_with_tools_are_not_asked(store: Store, caplog: pytest.LogCaptu
     never: Behaviour = lambda _prompt, _nth: fails(500)  # noqa: E731
     with TeacherServer.running(never) as server:
         with_tools = Conversation(example("x").messages, [{"type": "function"}])
-        assert ask_elsewhere([example("x"), with_tools], [], asked_at(server.url, store)) == []
+        assert ask_elsewhere([example("x"), with_tools], [], asked_at(server.url, store), None, threading.Event()) == []
         assert server.received == []
     assert_says(caplog.text, "spec.evaluation.baseline is not asked", "tools")
 
@@ -132,6 +133,15 @@ def test_a_goal_can_ask_to_beat_it() -> None:
         return found.outcome
 
     assert (gate("0.2"), gate("0.6")) == (GateOutcome.PASS, GateOutcome.FAIL)
+
+
+def test_a_goal_about_a_model_that_could_not_be_asked_says_why() -> None:
+    answers = dict.fromkeys(("base", "tuned", "artifact"), TRUTH)
+    found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, answers, ["a", "b"]).measurements
+    goals: list[dict[str, Any]] = [{"metric": "accuracy", "improveOverBase": "0.1", "baseline": "Endpoint"}]
+    with pytest.raises(StageError) as error:
+        judge(Gates.model_validate({"goals": goals}), found, TaskType.CLASSIFICATION)
+    assert_says(error.value.message, "the other model's by 0.1", "spec.evaluation.baseline is not asked", "tools")
 
 
 def test_a_goal_about_another_model_needs_one() -> None:

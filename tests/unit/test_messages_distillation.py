@@ -60,7 +60,7 @@ JUDGED: Final[list[tuple[dict[str, Any], Answers]]] = [
 REPLIES: Final[list[tuple[Reply, dict[str, Any]]]] = [
     (fails(429), {}),
     (fails(429, headers={"Retry-After": "3600"}), {}),
-    *((fails(status), {}) for status in (400, 401, 402, 403, 404, 500)),
+    *((fails(status), {}) for status in (307, 400, 401, 402, 403, 404, 500)),
     (fails(429, code="insufficient_quota"), {}),
     (Reply(200, b"{" * 100, hang_up=True), {}),
     (Reply(200, b"[" + b" " * (9 << 20) + b"]"), {}),

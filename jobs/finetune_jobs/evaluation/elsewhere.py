@@ -41,7 +41,9 @@ class _Asked:
     identity: str
 
 
-def asker(store: Store, run: RunRef, other: OtherModel, progress: Progress) -> Callable[[Paper], list[str]]:
+def asker(
+    store: Store, run: RunRef, other: OtherModel, progress: Progress, stopping: threading.Event
+) -> Callable[[Paper], list[str]]:
     """What asks the model about an evaluation's paper, with its key, and a journal in which its answers outlive the
     pod. Raises StageError: SecretMissing, TeacherRefused (the key is none), as Store."""
     secret = other.endpoint.secret_key_ref
@@ -56,17 +58,21 @@ def asker(store: Store, run: RunRef, other: OtherModel, progress: Progress) -> C
     )
     inquiry = Inquiry(terms, ChatModel.from_environment(terms), Journal.of(store, run, "baseline", terms.recipe))
     report = progress.part(0.0, 0.05, "another model")
-    return lambda paper: ask_elsewhere(paper.examples, paper.shots, inquiry, report)
+    return lambda paper: ask_elsewhere(paper.examples, paper.shots, inquiry, report, stopping)
 
 
 def ask_elsewhere(
-    examples: Sequence[Conversation], shots: Sequence[Conversation], inquiry: Inquiry, report: Report | None = None
+    examples: Sequence[Conversation],
+    shots: Sequence[Conversation],
+    inquiry: Inquiry,
+    report: Report | None,
+    stopping: threading.Event,
 ) -> list[str]:
     """What the model writes to each test example, as it is; nothing where an example has tools, which every server
     answers in a form of its own. A prompt that it will not take is answered with nothing, which is wrong.
 
     Raises StageError: TeacherUnavailable where answers stay away, so that not all models had the same rows;
-    TeacherRefused, as Store.
+    TeacherRefused, as Store. Raises StoppedError once ``stopping`` is set.
     """
     prompts = [with_shots(example.prompt, shots) for example in examples]
     plain = all(turn.keys() <= _PLAIN for prompt in prompts for turn in prompt)
@@ -78,7 +84,7 @@ def ask_elsewhere(
     collector = AnswerCollector(inquiry)
     fresh = [each for each in {each.identity: each for each in asked}.values() if each.identity not in journal]
     try:
-        asyncio.run(collector.run(iter(fresh), len(fresh), report, threading.Event()))
+        asyncio.run(collector.run(iter(fresh), len(fresh), report, stopping))
     finally:
         journal.flush()
     lost = [error for error in collector.given_up.values() if not error.refused]

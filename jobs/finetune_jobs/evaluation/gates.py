@@ -177,8 +177,9 @@ def _unmeasured(what: str) -> StageError:
         f"The evaluation did not measure what this goal needs: {what}. If an earlier version made it, "
         "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
         "they answer, or no training example is one question with a text as its answer; nor is automation measured "
-        "where models think, and nothing beside the task is asked of a model that must think. Perplexity takes at "
-        f"least {FEWEST} test examples.",
+        "where models think, and nothing beside the task is asked of a model that must think. The model of "
+        "spec.evaluation.baseline is not asked where test examples have tools or thoughts. Perplexity takes at least "
+        f"{FEWEST} test examples.",
     )
 
 

@@ -181,7 +181,8 @@ class AnswerCollector:
 
     def _may_send(self) -> bool:
         """Count one more request, unless ``max_requests`` have been sent."""
-        if self._requests == self._terms.max_requests:
+        most = self._terms.max_requests
+        if most is not None and self._requests >= most:  # above it where the limit was lowered meanwhile
             self.budget.exhausted = True
             return False
         self._requests += 1

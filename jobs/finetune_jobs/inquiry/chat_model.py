@@ -30,11 +30,14 @@ _NO_KEY: Final = "none"
 """Sent to servers that ask for no key: the client insists on one."""
 _MESSAGE_TOKENS: Final = 8
 """Tokens that a chat template may put around a message."""
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+"""Not followed: an admin has allowed the host that is named, and no other one."""
 _FATAL: Final = {
     401: "rejected the API key (401)",
     402: "requires payment (402)",
     403: "does not allow this API key to use the model (403)",
     404: "does not know the model, or the URL is not the base of an OpenAI-compatible API (404)",
+    **{status: f"redirects to another URL ({status}), which gets no prompts: name that one" for status in _REDIRECTS},
 }
 _EXHAUSTED: Final = "insufficient_quota"
 """OpenAI's code for an account without credit, sent with 429: waiting does not help."""
@@ -106,6 +109,7 @@ class ChatModel:
             api_key=self._key,
             max_retries=0,
             timeout=self._terms.server.request_timeout_seconds,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self._client = await self._open.enter_async_context(client)
         return self

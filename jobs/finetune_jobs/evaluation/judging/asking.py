@@ -53,25 +53,30 @@ def terms_of(judge: Judge) -> Terms:
     )
 
 
-def inquiry_of(store: Store, run: RunRef, judge: Judge) -> Inquiry:
-    """The judge of a run with its key, and the journal in which its answers outlive the pod.
+def inquiry_of(store: Store, run: RunRef, judge: Judge, sheet: ReviewSheet) -> Inquiry:
+    """The judge of a run with its key, and the journal in which its answers to these pairs outlive the pod. Each sheet
+    has one of its own: what was asked of another artifact's answers is no part of this one's requests and cost.
 
     Raises StageError: SecretMissing, TeacherRefused (the key is none), as Store.
     """
     terms = terms_of(judge)
-    return Inquiry(terms, ChatModel.from_environment(terms), Journal.of(store, run, "judging", terms.recipe))
+    journal = Journal.of(store, run, f"judging/{sheet.address[:16]}", terms.recipe)
+    return Inquiry(terms, ChatModel.from_environment(terms), journal)
 
 
-def compare_answers(sheet: ReviewSheet, judge: Judge, inquiry: Inquiry, report: Report | None = None) -> Judgement:
+def compare_answers(
+    sheet: ReviewSheet, judge: Judge, inquiry: Inquiry, report: Report | None, stopping: threading.Event
+) -> Judgement:
     """What the judge thinks of the pairs of an evaluation, or of the first ``maxExamples``.
 
     An answer that is no verdict is asked for again, ATTEMPTS times in all; then its pair is undecided. What came is in
-    the journal whatever happens. Raises StageError: TeacherUnavailable, TeacherRefused, as Store.
+    the journal whatever happens. Raises StageError: TeacherUnavailable, TeacherRefused, as Store; StoppedError once
+    ``stopping`` is set.
     """
     pairs = sheet.votable[: judge.max_examples]
     asking = _Asking(pairs, inquiry)
     try:
-        asyncio.run(asking.run(report))
+        asyncio.run(asking.run(report, stopping))
     finally:
         inquiry.journal.flush()
     preferences = {
@@ -113,7 +118,7 @@ class _Asking:
         self._journal = inquiry.journal
         self._recipe = inquiry.terms.recipe
 
-    async def run(self, report: Report | None) -> None:
+    async def run(self, report: Report | None, stopping: threading.Event) -> None:
         for attempt in range(ATTEMPTS):
             asked = [
                 question(slot.pair, turned=slot.turned, attempt=attempt, recipe=self._recipe)
@@ -122,7 +127,8 @@ class _Asking:
             ]
             fresh = [each for each in asked if each.identity not in self._journal]
             if fresh:
-                await self.collector.run(iter(fresh), len(self._slots), report, threading.Event())
+                settled = self.collector.answered + len(self.collector.given_up)
+                await self.collector.run(iter(fresh), settled + len(fresh), report, stopping)
             for each in asked:
                 self._read(each)
 

@@ -74,14 +74,14 @@ def question(pair: ReviewPair, *, turned: bool, attempt: int, recipe: str) -> Ju
     """What the judge is asked. ``recipe``: as ``Terms.recipe``; another ``attempt`` is another question."""
     first, second = (pair.right, pair.left) if turned else (pair.left, pair.right)
     mark = digest([pair.before, pair.question, pair.expected, first, second])[:12]
-    parts = {
-        "conversation before the question": pair.before,
+    before = {"conversation before the question": pair.before} if pair.before else {}
+    parts = before | {
         "question": pair.question,
         "expected answer": pair.expected,
         "answer A": first,
         "answer B": second,
     }
-    told = [f"<<<{name} {mark}>>>\n{text}\n<<<end {mark}>>>" for name, text in parts.items() if text]
+    told = [f"<<<{name} {mark}>>>\n{text}\n<<<end {mark}>>>" for name, text in parts.items()]
     text = "\n\n".join([*told, 'Which answer is better by the rubric? Write the JSON object with "verdict" only.'])
     return JudgeQuestion(pair, turned, digest([recipe, text, attempt]), [{"role": "user", "content": text}])
 

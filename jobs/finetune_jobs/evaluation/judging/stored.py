@@ -23,7 +23,8 @@ def judgement_of(context: Context, judge: Judge, review: ReviewState) -> Judgeme
     found = read_judgement(store, evaluation, judge, review.sheet)
     if found is None:
         report = context.progress.part(0.5, 0.7, "asking the judge")
-        found = compare_answers(review.sheet, judge, inquiry_of(store, run, judge), report)
+        inquiry = inquiry_of(store, run, judge, review.sheet)
+        found = compare_answers(review.sheet, judge, inquiry, report, context.stopping)
         content = found.model_dump_json(by_alias=True, indent=1)
         store.put(judged_object(evaluation, judge.identity, "json"), f"{content}\n".encode())
     identity = [Fact("Job", [f"{run.namespace}/{run.name}"]), Fact("Evaluation", [evaluation], code=True)]
