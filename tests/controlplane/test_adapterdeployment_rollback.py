@@ -153,7 +153,7 @@ def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:
     before = serving.children(DEPLOYMENTS)
     for name, record in serving.children(CONTROLLER_REVISIONS).items():
         serving.team.api.delete(CONTROLLER_REVISIONS, serving.team.namespace, name, record["metadata"]["uid"])
-    names = ("data", "prepare", "jobs", "quantize")
+    names = ("data", "prepare", "jobs", "quantize", "proxy")
     later = Images(**{name: f"example/{name}:later" for name in names})
     serving.start(images=later)
     wait(lambda: f"demo-{revision}" in serving.children(CONTROLLER_REVISIONS), "the record")

@@ -37,6 +37,10 @@ JOB: Final[Object] = {
             "name": "old",
             "pushTo": [{"oci": {"registry": "https://r", "repository": "a"}}],
         },
+        "evaluation": {
+            "judge": {"endpoint": {"url": "http://j/v1", "model": "m"}},
+            "baseline": {"endpoint": {"url": "http://b/v1", "model": "m"}},
+        },
     },
 }
 DEPLOYMENT: Final[Object] = {
@@ -44,6 +48,10 @@ DEPLOYMENT: Final[Object] = {
     "kind": meta.ADAPTERDEPLOYMENT,
     "metadata": {"name": "old"},
     "spec": {"runtime": "tgi", "source": {"artifact": {"uri": f"s3://abc/artifacts/{'0' * 64}"}}},
+}
+ADAPTERS: Final[Object] = {
+    **DEPLOYMENT,
+    "spec": {"runtime": "vllm", "source": {"adapters": [{"name": "fr", **DEPLOYMENT["spec"]["source"]}]}},
 }
 
 
@@ -56,6 +64,7 @@ _STORAGES: Final[list[tuple[Object, Path]]] = [
     (JOB, (*_DATASET, "replay", "source", "storage")),
     (JOB, (*_DATASET, "pii", "ner", "storage")),
     (DEPLOYMENT, ("spec", "source", "artifact", "storage")),
+    (ADAPTERS, ("spec", "source", "adapters", 0, "artifact", "storage")),
 ]
 
 
@@ -95,7 +104,14 @@ OLD: Final = [
     Old(JOB, (*_DATASET, "sources", 0), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "benchmarks", 0), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "replay", "source"), _ROWS, _FILE),
-    Old(JOB, (*_DATASET, "distillation", "teacher"), {"credentials": {"secretName": "t"}}, _KEY),
+    *(
+        Old(JOB, path, {"credentials": {"secretName": "t"}}, _KEY)
+        for path in (
+            (*_DATASET, "distillation", "teacher"),
+            ("spec", "evaluation", "judge", "endpoint"),
+            ("spec", "evaluation", "baseline", "endpoint"),
+        )
+    ),
     Old(JOB, (*_DATASET, "duplicates"), {"dropNear": True}, "near: Drop"),
     Old(JOB, (*_DATASET, "distillation"), {"dropRefusals": True}, "refusals: Drop"),
     Old(JOB, ("spec", "training"), {"dora": True}, "adapter: DoRA"),

@@ -27,8 +27,6 @@ from finetune_operator.settings import Engine, Runtime
 from tests.support.promoted import passes
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, condition, uri
-from tests.unit.test_adapterdeployment_analysis import analysed, jobs
-from tests.unit.test_adapterdeployment_canary import has_share, until
 from tests.unit.test_adapterdeployment_walk import ANALYSED
 
 pytestmark = pytest.mark.unit
@@ -162,18 +160,6 @@ def test_of_pinned_ones_the_download_finds_out_what_they_are() -> None:
     assert cluster.status.phase is ServingPhase.READY
     args = only(cluster, DEPLOYMENTS)["spec"]["template"]["spec"]["containers"][0]["args"]
     assert "--max-lora-rank=64" in args
-
-
-def test_a_canary_of_adapters_is_analysed() -> None:
-    """Every stage has to know the place of an artifact, and several adapters have none together."""
-    cluster = serving(fr=published(GOOD), de=published(GOOD))
-    cluster.settle()
-    cluster.sources = {**cluster.sources, "de": published(BETTER)}
-    cluster.spec = cluster.spec | {"strategy": analysed()}
-    until(cluster, has_share(1))
-    [name] = jobs(cluster)
-    given = StageInput.model_validate_json(cluster.objects[CONFIG_MAPS][name]["data"]["input.json"])
-    assert (given.artifact_uri, given.artifact_digest) == (uri(BETTER), BETTER)
 
 
 def test_what_serves_stays_while_one_of_the_sources_is_gone() -> None:
