@@ -339,7 +339,7 @@ def test_transformers_4_finds_what_transformers_5_finds(
 ) -> None:
     """Text Generation Inference 3.3 reads with version 4.51: the same prompts, and the same weights, hence the same
     probabilities while activations are not rounded, which is a matter of a server's kernels."""
-    formats = {ExportFormat.INT8: exported[1], **several[1]}
+    formats = {ExportFormat.INT8: exported[1], **{kind: several[1][kind] for kind in WRITTEN}}
     tokenizer, examples = load_tokenizer(tuned.base), read_split(tuned.dataset, "test")
     texts = [chat.encode(tokenizer, each.messages, tokenizer.eos_token_id).input_ids for each in examples]
     prompts = [each.prompt for each in examples]

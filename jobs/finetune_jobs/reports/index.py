@@ -7,6 +7,7 @@ are relative, so that they work wherever the output URI is browsed, or a copy of
 
 import logging
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from finetune_api.layout import (
@@ -113,6 +114,7 @@ def index_stage(context: Context, result: StageResult) -> StageResult:
 
 
 def _is_there(store: Store, report: Report) -> bool:
-    """Whether the file is one of a published folder: a training without a learning curve has no page of it."""
-    folder = "/".join(report.place.split("/")[:2])
-    return store.exists(report.place) and store.exists(f"{folder}/{MANIFEST}")
+    """Whether the file is one of a published folder, or beside its own: a training without a learning curve has no page
+    of it."""
+    folders = PurePosixPath(report.place).parents[:-1]
+    return store.exists(report.place) and any(store.exists(f"{folder}/{MANIFEST}") for folder in folders)
