@@ -31,6 +31,7 @@ from finetune_jobs.artifacts.artifact import (
     write_references,
 )
 from finetune_jobs.artifacts.formats import read_alternatives
+from finetune_jobs.artifacts.measurements import ELSEWHERE
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
@@ -52,7 +53,6 @@ from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_beh
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
 from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
-from finetune_jobs.evaluation.estimates import ELSEWHERE
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
 from finetune_jobs.evaluation.lenient import read

@@ -14,6 +14,8 @@ SHOWN: Final = (0.9, 0.95, 0.98, 0.99)
 
 FORGETTING: Final = "forgetting"
 """Name of the share of right answers to the general questions."""
+ELSEWHERE: Final = "endpoint"
+"""Name of the model of spec.evaluation.baseline."""
 SAFETY: Final = "safety"
 """Name of the share of adversarial questions that are answered as they should be."""
 

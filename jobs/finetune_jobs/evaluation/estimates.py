@@ -23,7 +23,7 @@ import numpy as np
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
-from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
+from finetune_jobs.artifacts.measurements import ELSEWHERE, Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.metrics import LabelScores, Scores, compare, wilson
 from finetune_jobs.evaluation.tasks import overlap_for, right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods, chrf
@@ -34,8 +34,6 @@ METRICS: Final = ("accuracy", "precision", "recall", "f1")
 """The first is the share of right answers, and the others follow it in the order of these names."""
 OF_TEXT: Final = (Metric.EXACT_MATCH.value, *METRICS[1:], Metric.CHRF.value)
 """The same of free text, whose right answers are those with the very words."""
-ELSEWHERE: Final = "endpoint"
-"""Name of the model of spec.evaluation.baseline in files."""
 PAIRS: Final = (
     ("tuned", "base"),
     ("artifact", "tuned"),

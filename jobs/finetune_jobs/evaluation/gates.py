@@ -14,10 +14,17 @@ from finetune_api.dataset import TaskType
 from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
-from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
+from finetune_jobs.artifacts.measurements import (
+    ELSEWHERE,
+    FORGETTING,
+    SAFETY,
+    Automation,
+    Difference,
+    Figure,
+    Measurements,
+)
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_classes
-from finetune_jobs.evaluation.estimates import ELSEWHERE
 from finetune_jobs.evaluation.metrics import Z_95
 from finetune_jobs.evaluation.texts import FEWEST
 

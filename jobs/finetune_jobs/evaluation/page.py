@@ -13,11 +13,11 @@ from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
-from finetune_jobs.artifacts.measurements import SHOWN, Difference
+from finetune_jobs.artifacts.measurements import ELSEWHERE, SHOWN, Difference
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.conclusion import Conclusion
-from finetune_jobs.evaluation.estimates import ELSEWHERE, PAIRS
+from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.meanings import WORDS, Words, meanings
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst

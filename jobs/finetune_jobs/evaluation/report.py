@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric, main_metric
-from finetune_jobs.artifacts.measurements import Automation, Difference, Distances, Measurements
-from finetune_jobs.evaluation.estimates import ELSEWHERE, measure, metrics_of
+from finetune_jobs.artifacts.measurements import ELSEWHERE, Automation, Difference, Distances, Measurements
+from finetune_jobs.evaluation.estimates import measure, metrics_of
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods
