@@ -219,6 +219,7 @@ class TestRollouts:
         cluster.analysis = AnalysisOutcome.PASSED
         cluster.spec = canary(strategy=analysed(), access=ACCESS)
         step(cluster, has_share(1))
+        cluster.reconcile()  # the Job follows its share
         given = told(cluster)
         ports = [{address.rpartition(":")[2] for address in each} for each in (given.canary, given.stable)]
         assert ports == [{str(meta.INNER_PORT)}, {str(meta.SERVING_PORT)}]
