@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import select
 import socket
@@ -84,6 +85,14 @@ def reply(body: str, status: str = "200 OK", *, cut: int = 0) -> bytes:
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(sent)}\r\n\r\n".encode() + sent[: len(sent) - cut]
 
 
+def read_request(connection: socket.socket) -> None:
+    """All of it, its body too: a socket that is closed with bytes unread resets the connection instead of ending it."""
+    with connection.makefile("rb") as request:
+        headers = http.client.parse_headers(request) if request.readline() else None
+        if headers is not None:
+            request.read(int(headers["content-length"]))
+
+
 @contextmanager
 def answering(*replies: bytes) -> Iterator[int]:
     """A port where each connection gets one reply, and is closed; after the last one nobody listens."""
@@ -93,7 +102,7 @@ def answering(*replies: bytes) -> Iterator[int]:
             for each in replies:
                 connection, _ = server.accept()
                 with connection:
-                    connection.recv(65536)
+                    read_request(connection)
                     connection.sendall(each)
             server.close()
 
