@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
-from finetune_api.storage import Storage
 from hack.cluster.console import step
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl
@@ -26,18 +22,6 @@ class TinyArtifact:
     """What its model answers to the first prompt of ``tests.support.artifacts``, by the most tokens of an answer."""
 
 
-@contextmanager
-def store_from_here(kubectl: Kubectl) -> Iterator[Storage]:
-    """The cluster's store as this process reaches it, with its keys in the environment."""
-    key, store = object_store.OWNER, kubectl.within(object_store.NAMESPACE)
-    keys = {"AWS_ACCESS_KEY_ID": key.access_key_id, "AWS_SECRET_ACCESS_KEY": key.secret_access_key}
-    with (
-        store.port_forward(f"service/{object_store.NAME}", object_store.PORT) as port,
-        patch.dict(os.environ, keys),
-    ):
-        yield Storage(endpoint=f"http://127.0.0.1:{port}")
-
-
 def publish_tiny(kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int]) -> dict[str, TinyArtifact]:
     """Publish an artifact for each name; their models answer differently. ``tokens``: lengths of answers to know."""
     from tests.support.artifacts import publish_artifact
@@ -48,7 +32,7 @@ def publish_tiny(kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int]) 
     with (
         step(f"publish {len(names)} tiny artifacts"),
         tempfile.TemporaryDirectory(prefix="finetune-served-") as folder,
-        store_from_here(kubectl) as storage,
+        object_store.from_here(kubectl) as storage,
     ):
         work = Path(folder)
         base = build_tiny_llama(work / "base", seed=1)

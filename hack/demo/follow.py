@@ -37,28 +37,53 @@ def apply(kubectl: Kubectl, wanted: Object, model: type[FineTuneJob | AdapterDep
 
 def follow_job(kubectl: Kubectl, name: str) -> tuple[FineTuneJob, ArtifactStatus]:
     """Show the FineTuneJob until it has published; raises ClusterError with its message if it fails."""
+
+    def result(job: FineTuneJob) -> tuple[FineTuneJob, ArtifactStatus] | None:
+        artifact = outcome.artifact_of(job)
+        return (job, artifact) if artifact else None
+
+    return _follow_job(kubectl, name, result)
+
+
+def follow_block(kubectl: Kubectl, name: str) -> str:
+    """Show the FineTuneJob until a gate has blocked what it trained; returns what the gate said. Raises ClusterError if
+    it publishes, or fails for another reason."""
+    return _follow_job(kubectl, name, outcome.block_of)
+
+
+def follow_deployment(kubectl: Kubectl, name: str, *digests: str) -> AdapterDeployment:
+    """Show the AdapterDeployment until it serves the artifact with this digest, or the adapters with these; raises
+    ClusterError if it cannot."""
+    return _follow_deployment(kubectl, name, lambda found: found if outcome.serves(found, *digests) else None)
+
+
+def follow_refusal(kubectl: Kubectl, name: str, digest: str) -> str:
+    """Show the AdapterDeployment until the artifact with this digest has failed its verification; returns why. Raises
+    ClusterError if it is served."""
+    return _follow_deployment(kubectl, name, lambda found: outcome.refusal_of(found, digest))
+
+
+def _follow_job(kubectl: Kubectl, name: str, result: Callable[[FineTuneJob], T | None]) -> T:
     say(f"  … run FineTuneJob {name} (`kubectl -n {kubectl.namespace} get ftj -w` shows it too)")
 
-    def show(screen: display.Screen, job: FineTuneJob) -> tuple[FineTuneJob, ArtifactStatus] | None:
+    def show(screen: display.Screen, job: FineTuneJob) -> T | None:
         phase = job.status.phase or Phase.PENDING
         title = f"FineTuneJob {name}: {phase.value} {job.status.stages_done}"
         screen.show(title, lambda: display.job_table(job.status), display.job_lines(job.status))
-        artifact = outcome.artifact_of(job)
-        return (job, artifact) if artifact else None
+        return result(job)
 
     return _follow(lambda: FineTuneJob.model_validate(kubectl.get("ftj", name)), show, JOB_TIMEOUT)
 
 
-def follow_deployment(kubectl: Kubectl, name: str, digest: str) -> AdapterDeployment:
-    """Show the AdapterDeployment until it serves the artifact with this digest; raises ClusterError if it cannot."""
+def _follow_deployment(kubectl: Kubectl, name: str, result: Callable[[AdapterDeployment], T | None]) -> T:
     say(f"  … roll out AdapterDeployment {name} (`kubectl -n {kubectl.namespace} get adep -w` shows it too)")
 
-    def show(screen: display.Screen, deployment: AdapterDeployment) -> AdapterDeployment | None:
+    def show(screen: display.Screen, deployment: AdapterDeployment) -> T | None:
         status = deployment.status
         phase = status.phase or ServingPhase.PENDING
         lines = display.deployment_lines(status)
         screen.show(f"AdapterDeployment {name}: {phase.value}", lambda: Text("\n".join(lines)), lines)
-        return deployment if outcome.serves(deployment, digest) else None
+        return result(deployment)
 
     return _follow(lambda: AdapterDeployment.model_validate(kubectl.get("adep", name)), show, ROLLOUT_TIMEOUT)
 

@@ -1,17 +1,15 @@
-"""``make demo-full``: more features of a FineTuneJob, shown by the other examples on the cluster of ``make demo``.
+"""``make demo-full``: what else a FineTuneJob and an AdapterDeployment do, on the cluster of ``make demo``.
 
-*extraction* turns invoices into records and measures a learning curve; *support* has a teacher write the answers first.
-Both examples are applied unchanged, except for sizes that two CPU cores can handle in minutes. Like the demo, it can be
-run again.
+*extraction* turns invoices into records; *support* has a teacher write the answers first; a run that is too short is
+blocked by its goals. Then the demo's endpoint goes through a rollout, a refused one and a rollback, and two adapters
+share one vLLM. The examples are applied unchanged, except for their goals and for sizes that two CPU cores can handle
+in minutes. Like the demo, it can be run again.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -19,97 +17,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.hashing import short
-from hack.cluster.console import ClusterError, say, step
-from hack.cluster.layout import REPOSITORY, cache_directory
-from hack.demo import teacher
-from hack.demo.follow import apply, follow_job
+from hack.cluster.console import ClusterError, say
+from hack.cluster.layout import REPOSITORY
+from hack.demo import serving
+from hack.demo.examples import EXAMPLES, merged, upload_inputs
+from hack.demo.follow import apply, follow_block, follow_job
 from hack.demo.report import stage_seconds
+from hack.demo.serving import Served
+from hack.demo.teacher_pod import install_teacher
 from hack.demo.timing import Clock
-from hack.models import ensure_smollm2
-from hack.platform import local, object_store
-from hack.platform.kubectl import Kubectl, Object
+from hack.platform import local
+from hack.platform.kubectl import Object
 
 BUILD: Final = REPOSITORY / "build" / "demo-full"
 NAMESPACE: Final = "demo"
-TEACHER: Final = "teacher"
-TEACHER_PORT: Final = 8000
-NOTE: Final = (
-    "A 135M-parameter model trained for ten steps: this shows that everything works, not what scores to expect."
-)
-_SMALL: Final[Object] = {
-    "training": {"maxSteps": 10, "batchSize": 2, "checkpointSteps": 10},
-    "evaluation": {"maxSamples": 10, "goldenPrompts": 2},
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """A folder of examples/, and the changes to its FineTuneJob."""
-
-    folder: str
-    rows: int
-    data: str
-    """File name of the data set."""
-    shows: str
-    """What it shows, in a few words."""
-    changes: Object
-    """Changed fields of the spec."""
-
-    def job(self) -> Object:
-        """The FineTuneJob to apply."""
-        job: Object = yaml.safe_load((self.path / "finetunejob.yaml").read_text())
-        return merged(job, {"spec": merged(_SMALL, self.changes)})
-
-    def generate(self, folder: Path) -> Path:
-        """Generate its data in ``folder``."""
-        file = folder / self.data
-        seed = ["--rows", str(self.rows), "--seed", "7", "--out", str(file)]
-        subprocess.run([sys.executable, str(self.path / "generate.py"), *seed], check=True, stdout=subprocess.DEVNULL)
-        return file
-
-    @property
-    def path(self) -> Path:
-        """Its folder."""
-        return REPOSITORY / "examples" / self.folder
-
-
-EXAMPLES: Final = (
-    Example(
-        folder="extraction",
-        rows=160,
-        data="invoices.jsonl",
-        shows="turn invoices into records, and forecast the benefit of more examples with a learning curve",
-        changes={"training": {"learningCurve": {"percents": [25, 50]}}},
-    ),
-    Example(
-        folder="support",
-        rows=160,
-        data="support.jsonl",
-        shows="let a teacher write the answers that the model learns",
-        changes={
-            "dataset": {
-                "distillation": {
-                    "teacher": {"url": f"http://{TEACHER}:{TEACHER_PORT}/v1", "model": teacher.MODEL},
-                    "requestsPerMinute": 100000,
-                    "duplicates": "WithinPrompt",  # the teacher quotes: many questions have the same answer
-                }
-            }
-        },
-    ),
-)
 
 
 def main() -> int:
-    """Run all examples; returns the exit code."""
+    """Run all of it; returns the exit code."""
     clock, jobs = Clock(), {}
     try:
         kubectl = local.kubectl()
         with clock.measure("platform"):
             local.install_platform(kubectl)
         with clock.measure("upload"):
-            upload_inputs(kubectl)
+            upload_inputs(kubectl, BUILD, NAMESPACE)
         kubectl = kubectl.within(NAMESPACE)
         with clock.measure("teacher"):
             install_teacher(kubectl)
@@ -118,81 +52,35 @@ def main() -> int:
             with clock.measure(example.folder):
                 job, _ = follow_job(kubectl, apply(kubectl, example.job(), FineTuneJob))
             jobs[example.folder] = figures(job)
+        say("\nblocked: a run of two steps misses the goals, and is not published")
+        with clock.measure("blocked"):
+            kubectl.apply(too_short())
+            blocked = follow_block(kubectl, too_short()["metadata"]["name"])
+        say("\nserving: another revision, one with wrong weights, and back")
+        with clock.measure("rollouts"):
+            served = serving.roll_out_and_back(kubectl)
+        say("\nadapters: two fine-tunes on one vLLM")
+        with clock.measure("adapters"):
+            shared = serving.share_a_server(kubectl)
     except ClusterError as error:
         say(f"error: {error}")
         say("Run `make demo-full` again to continue after the finished steps, or `make demo FRESH=1` to start over.")
         return 1
-    report = {
-        "note": NOTE,
-        "examples": jobs,
-        "seconds": {name: round(value, 1) for name, value in clock.seconds.items()}
-        | {"total": round(clock.total(), 1)},
-    }
+    told = story(blocked, served, shared)
+    seconds = {name: round(value, 1) for name, value in clock.seconds.items()} | {"total": round(clock.total(), 1)}
+    report = {"examples": jobs, "story": told, "seconds": seconds}
     (BUILD / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    show(jobs, Console())
+    show(jobs, told, Console())
     say(f"\nreport: {(BUILD / 'report.json').relative_to(REPOSITORY)}")
     return 0
 
 
-def merged(base: Object, changes: Object) -> Object:
-    """``base`` with ``changes`` merged into it, at every level."""
-    both = {key: (base.get(key), value) for key, value in changes.items()}
-    inner = {k: merged(a, b) for k, (a, b) in both.items() if isinstance(a, dict) and isinstance(b, dict)}
-    return base | changes | inner
-
-
-def upload_inputs(kubectl: Kubectl) -> None:
-    """Upload the test model and generated data; create the namespace, its runner ServiceAccount and its Secret."""
-    with step(f"upload the test model and the generated data of {len(EXAMPLES)} examples to the object store"):
-        BUILD.mkdir(parents=True, exist_ok=True)
-        object_store.upload(kubectl, ensure_smollm2(cache_directory()), "base-models", "smollm2-135m-instruct")
-        for example in EXAMPLES:
-            object_store.upload(kubectl, example.generate(BUILD), "datasets", example.data)
-        local.prepare_namespace(kubectl, NAMESPACE)
-
-
-def install_teacher(kubectl: Kubectl) -> None:
-    """Create the teacher's pod, its Service, and the Secret that the example names."""
-    with step(
-        f"start the teacher at http://{TEACHER}.{NAMESPACE}.svc:{TEACHER_PORT}/v1 (no model: it quotes a manual)"
-    ):
-        kubectl.apply(*teacher_objects(local.images()["base"]))
-        kubectl("rollout", "status", f"deployment/{TEACHER}", "--timeout=120s", timeout=140)
-
-
-def teacher_objects(image: str) -> list[Object]:
-    """ConfigMap with the program, Secret, Deployment and Service; ``image`` needs only Python."""
-    program = Path(teacher.__file__).read_text()
-    labels = {"app.kubernetes.io/name": TEACHER}
-    container: Object = {
-        "name": TEACHER,
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "/teacher/teacher.py", str(TEACHER_PORT)],
-        "ports": [{"name": "http", "containerPort": TEACHER_PORT}],
-        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "program", "mountPath": "/teacher", "readOnly": True}],
-    }
-    pod: Object = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [container],
-        "volumes": [{"name": "program", "configMap": {"name": TEACHER}}],
-    }
-    template = {"metadata": {"labels": labels, "annotations": {"demo/program": short(program)}}, "spec": pod}
-    return [
-        _object("v1", "ConfigMap", data={"teacher.py": program}),
-        _object("v1", "Secret", stringData={"OPENAI_API_KEY": "none-needed"}),
-        _object("apps/v1", "Deployment", spec={"selector": {"matchLabels": labels}, "template": template}),
-        _object("v1", "Service", spec={"selector": labels, "ports": [{"port": TEACHER_PORT, "targetPort": "http"}]}),
-    ]
+def too_short() -> Object:
+    """The demo's FineTuneJob, but for two steps of training: its goals are those of the demo."""
+    job: Object = yaml.safe_load((REPOSITORY / "examples" / "transactions" / "finetunejob.yaml").read_text())
+    name = f"{job['metadata']['name']}-too-short"
+    changes = {"training": {"maxSteps": 2}, "evaluation": {"maxSamples": 40}, "output": {"name": name}}
+    return merged(job, {"metadata": {"name": name}, "spec": changes})
 
 
 def figures(job: FineTuneJob) -> dict[str, Any]:
@@ -207,39 +95,52 @@ def figures(job: FineTuneJob) -> dict[str, Any]:
         "accuracy": status.evaluation.accuracy.model_dump(),
         "f1": status.evaluation.f1.model_dump(),
         "chrf": status.evaluation.chrf.model_dump() if status.evaluation.chrf else {},
+        "goals": [goal.sentence for goal in status.evaluation.goals],
         "told": {stage.name: stage.message for stage in status.stages if stage.message},
         "artifact": status.artifact.uri,
         "seconds": stage_seconds(job),
     }
 
 
-def show(jobs: dict[str, dict[str, Any]], console: Console) -> None:
+def story(blocked: str, served: Served, shared: AdapterDeployment) -> dict[str, str]:
+    """What became of the runs and rollouts, in sentences, by name."""
+    stable = shared.status.stable
+    adapters = [f"{shared.metadata.name}:{adapter.name}" for adapter in stable.adapters] if stable else []
+    return {
+        "blocked": blocked,
+        "second revision": f"{served.second} (16 bits) took over from {served.first} (8 bits)",
+        "wrong weights": served.refusal,
+        "rollback": f"{served.first} serves again",
+        "one vLLM serves": ", ".join(adapters),
+    }
+
+
+def show(jobs: dict[str, dict[str, Any]], told: dict[str, str], console: Console) -> None:
     """The summary for people."""
     console.rule("[bold]Done")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, job in jobs.items():
-        rows, f1, chrf = job["rows"], job["f1"], job["chrf"]
-        lines = {
-            "  rows": f"{rows['read']:,} read, {rows['train']:,} for training",
-            "  readiness": job["readiness"],
-            "  training": job["told"].get("train", ""),
-            "  F1": f"base model {f1['base']}, tuned {f1['tuned']}, quantized artifact {f1['artifact']}",
-            **(
-                {"  chrF": f"base model {chrf['base']}, tuned {chrf['tuned']}, artifact {chrf['artifact']}"}
-                if chrf
-                else {}
-            ),
-            "  seconds": ", ".join(f"{stage} {value:.0f}" for stage, value in job["seconds"].items()),
-        }
         table.add_row(Text(name, style="bold"))
-        for what, line in lines.items():
-            table.add_row(what, Text(line))
+        for what, line in _lines(job).items():
+            table.add_row(f"  {what}", Text(line))
+    for what, line in told.items():
+        table.add_row(Text(what, style="bold"), Text(line))
     console.print(table)
-    console.print(f"\n{NOTE}")
 
 
-def _object(version: str, kind: str, **fields: Any) -> Object:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": TEACHER}, **fields}
+def _lines(job: dict[str, Any]) -> dict[str, str]:
+    rows, f1, chrf = job["rows"], job["f1"], job["chrf"]
+    lines = {
+        "rows": f"{rows['read']:,} read, {rows['train']:,} for training",
+        "readiness": job["readiness"],
+        "training": job["told"].get("train", ""),
+        "F1": f"base model {f1['base']}, tuned {f1['tuned']}, artifact {f1['artifact']}",
+        "goals": " ".join(job["goals"]),
+        "seconds": ", ".join(f"{stage} {value:.0f}" for stage, value in job["seconds"].items()),
+    }
+    if chrf:
+        lines["chrF"] = f"base model {chrf['base']}, tuned {chrf['tuned']}, artifact {chrf['artifact']}"
+    return lines
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ A status may still describe an earlier spec or an earlier artifact: that says no
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
-from finetune_api.adapterdeployment import AdapterDeployment, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeployment, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.base import Condition
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
+from finetune_api.reasons import Reason
 from finetune_operator.framework.conditions import timestamp
 from hack.cluster.console import ClusterError
 
@@ -31,19 +33,51 @@ def artifact_of(job: FineTuneJob) -> ArtifactStatus | None:
     return status.artifact if status.phase is Phase.SUCCEEDED else None
 
 
-def serves(deployment: AdapterDeployment, digest: str) -> bool:
-    """Whether the artifact with this digest, and nothing else, is served.
+def block_of(job: FineTuneJob) -> str:
+    """What a gate said of the model that the FineTuneJob has trained, so that it published nothing; empty until then.
+
+    Raises:
+        ClusterError: it has published, or failed for another reason.
+    """
+    status = job.status
+    if status.phase is Phase.SUCCEEDED:
+        raise ClusterError("the FineTuneJob published a model that its goals should have held back")
+    ready = next((each for each in status.conditions if each.type == "Ready"), None)
+    if status.phase is not Phase.FAILED or ready is None:
+        return ""
+    if ready.reason != Reason.GATE_FAILED:
+        raise ClusterError(f"the FineTuneJob failed: {_why(status.conditions)}")
+    return ready.message
+
+
+def serves(deployment: AdapterDeployment, *digests: str) -> bool:
+    """Whether the artifact with this digest, or the adapters with these, and nothing else, is served.
 
     Raises:
         ClusterError: this artifact, or the spec, cannot be served; with the operator's message.
     """
     status, stable, candidate = deployment.status, deployment.status.stable, deployment.status.candidate
-    if candidate and candidate.artifact_digest == digest and candidate.state is RevisionState.FAILED:
+    if candidate and _holds(candidate, digests) and candidate.state is RevisionState.FAILED:
         raise ClusterError(f"the AdapterDeployment failed: {candidate.reason}: {candidate.message}")
     if candidate is None and status.phase is ServingPhase.FAILED:
         raise ClusterError(f"the AdapterDeployment failed: {_why(status.conditions)}")
-    current = stable is not None and stable.artifact_digest == digest
+    current = stable is not None and _holds(stable, digests)
     return current and candidate is None and status.phase is ServingPhase.READY
+
+
+def refusal_of(deployment: AdapterDeployment, digest: str) -> str:
+    """Why the artifact with this digest gets no traffic, while another one keeps it; empty until that is so.
+
+    Raises:
+        ClusterError: it is served, or nothing is.
+    """
+    status = deployment.status
+    if status.stable is None or _holds(status.stable, [digest]):
+        raise ClusterError("the AdapterDeployment serves an artifact with wrong weights, or nothing")
+    candidate = status.candidate
+    if candidate is None or not _holds(candidate, [digest]) or candidate.state is not RevisionState.FAILED:
+        return ""
+    return f"{candidate.reason}: {candidate.message}"
 
 
 def rerun_of(resource: FineTuneJob | AdapterDeployment, now: datetime) -> str:
@@ -56,6 +90,12 @@ def rerun_of(resource: FineTuneJob | AdapterDeployment, now: datetime) -> str:
     if isinstance(resource, AdapterDeployment) and (candidate := resource.status.candidate):
         failed |= candidate.state is RevisionState.FAILED
     return timestamp(now) if failed else resource.spec.rerun
+
+
+def _holds(revision: RevisionStatus, digests: Collection[str]) -> bool:
+    """Whether the revision is of these artifacts."""
+    held = [adapter.artifact_digest for adapter in revision.adapters] or [revision.artifact_digest]
+    return sorted(held) == sorted(digests)
 
 
 def _why(conditions: list[Condition]) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.client import Config
 
+from finetune_api.storage import Storage
 from hack.cluster.console import step
 from hack.platform.kubectl import Kubectl, Object
 
@@ -161,6 +164,17 @@ def client(kubectl: Kubectl, key: Key = OWNER) -> Iterator[Any]:
             aws_secret_access_key=key.secret_access_key,
             config=Config(s3={"addressing_style": "path"}, retries={"mode": "standard", "max_attempts": 5}),
         )
+
+
+@contextmanager
+def from_here(kubectl: Kubectl) -> Iterator[Storage]:
+    """The cluster's store as this process reaches it, with its keys in the environment."""
+    keys = {"AWS_ACCESS_KEY_ID": OWNER.access_key_id, "AWS_SECRET_ACCESS_KEY": OWNER.secret_access_key}
+    with (
+        kubectl.within(NAMESPACE).port_forward(f"service/{NAME}", PORT) as port,
+        patch.dict(os.environ, keys),
+    ):
+        yield Storage(endpoint=f"http://127.0.0.1:{port}")
 
 
 def upload(kubectl: Kubectl, path: Path, bucket: str, prefix: str) -> None:

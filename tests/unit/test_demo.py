@@ -183,6 +183,60 @@ def test_a_failed_job_is_told_in_the_operators_words() -> None:
     assert outcome.artifact_of(ran(phase="Running")) is None
 
 
+def test_several_adapters_are_served_when_all_of_them_are() -> None:
+    adapters = [
+        {"name": name, "artifactDigest": digest, "artifactUri": f"s3://bucket/artifacts/{digest}"}
+        for name, digest in (("one", DIGEST), ("two", EARLIER))
+    ]
+    both = serving(phase="Ready", stable=revision("Serving", "2" * 64) | {"artifactUri": "", "adapters": adapters})
+    assert outcome.serves(both, EARLIER, DIGEST)
+    assert not outcome.serves(both, DIGEST)
+
+
+GATE = FAILURE | {"reason": "GateFailed", "message": "Missed accuracy at least 0.7."}
+
+
+def test_a_job_that_its_goals_hold_back_says_why() -> None:
+    assert outcome.block_of(ran(phase="Running", conditions=[GATE])) == ""
+    assert outcome.block_of(ran(phase="Failed", conditions=[GATE])) == "Missed accuracy at least 0.7."
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"phase": "Succeeded"}, "should have held back"),
+        ({"phase": "Failed", "conditions": [FAILURE]}, "S3AccessDenied: No access."),
+    ],
+)
+def test_a_job_that_should_be_held_back_and_is_not(status: dict[str, Any], words: str) -> None:
+    with pytest.raises(ClusterError, match=words):
+        outcome.block_of(ran(**status))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"phase": "Progressing", "stable": revision("Serving", EARLIER), "candidate": revision("Verifying")}, ""),
+        ({"phase": "Degraded", "stable": revision("Serving", EARLIER), "candidate": revision("Failed", "2" * 64)}, ""),
+        ({"phase": "Ready", "stable": revision("Serving", EARLIER)}, ""),
+        (
+            {"phase": "Degraded", "stable": revision("Serving", EARLIER), "candidate": revision("Failed")},
+            "VerificationFailed: 2 of 8 answers differ.",
+        ),
+    ],
+)
+def test_an_artifact_is_refused_once_it_has_failed_beside_another_one(status: dict[str, Any], said: str) -> None:
+    assert outcome.refusal_of(serving(**status), DIGEST) == said
+
+
+@pytest.mark.parametrize(
+    "status", [{"phase": "Ready", "stable": revision("Serving")}, {"phase": "Failed", "candidate": revision("Failed")}]
+)
+def test_an_artifact_that_should_be_refused_and_is_served(status: dict[str, Any]) -> None:
+    with pytest.raises(ClusterError, match="wrong weights, or nothing"):
+        outcome.refusal_of(serving(**status), DIGEST)
+
+
 @pytest.mark.parametrize(
     ("resource", "rerun"),
     [

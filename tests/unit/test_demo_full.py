@@ -14,9 +14,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
-from hack.demo import full, teacher
-from hack.demo.full import EXAMPLES, Example, merged
+from finetune_api.stages import PIPELINE, Upstream, input_key
+from finetune_operator.finetunejob.params import params_of
+from hack.cluster.layout import REPOSITORY
+from hack.demo import full, serving, teacher
+from hack.demo.examples import EXAMPLES, EXTRACTION, SUPPORT, Example, merged
 from tests.unit.test_demo import finished
 
 pytestmark = pytest.mark.unit
@@ -44,7 +48,7 @@ def test_an_example_stays_what_it_is(example: Example) -> None:
     assert job.metadata == own.metadata
     assert (job.spec.task, job.spec.model, job.spec.output) == (own.spec.task, own.spec.model, own.spec.output)
     assert job.spec.dataset.instruction == own.spec.dataset.instruction
-    assert job.spec.training.max_steps == 10
+    assert job.spec.evaluation.goals
     assert [source.uri for source in job.spec.dataset.sources] == [f"s3://datasets/{example.data}"]
     assert (example.path / "generate.py").exists()
 
@@ -60,7 +64,7 @@ def client() -> Iterator[openai.OpenAI]:
     server.server_close()
 
 
-MANUAL = full.EXAMPLES[1].job()["spec"]["dataset"]["distillation"]["instruction"]
+MANUAL = SUPPORT.job()["spec"]["dataset"]["distillation"]["instruction"]
 
 
 def ask(client: openai.OpenAI, instruction: str, question: str) -> str:
@@ -97,6 +101,30 @@ def test_the_teacher_refuses_what_it_does_not_know(client: openai.OpenAI) -> Non
         client.completions.create(model=teacher.MODEL, prompt="x")
 
 
+UPSTREAM = Upstream(source="s", model="m", dataset="d", adapter="a")
+
+
+def test_variants_of_an_example_reuse_its_training() -> None:
+    """Where a stage's input is the same, its result is, whatever the job's name."""
+    demo = yaml.safe_load((REPOSITORY / "examples" / "transactions" / "finetunejob.yaml").read_text())
+    pairs = [(demo, serving.in_16_bits()), *zip((demo, EXTRACTION.job()), serving.adapter_jobs(), strict=True)]
+    for before, after in pairs:
+        one, other = (FineTuneJob.model_validate(each).spec for each in (before, after))
+        assert one.output.uri == other.output.uri
+        assert one.output.name != other.output.name
+        keys = [[input_key(stage, UPSTREAM, params_of(spec)) for stage in PIPELINE[:3]] for spec in (one, other)]
+        assert keys[0][:2] == keys[1][:2]
+        assert keys[0][2] != keys[1][2]
+
+
+def test_what_is_applied_is_valid() -> None:
+    shared = AdapterDeployment.model_validate(serving.shared_deployment())
+    assert [adapter.name for adapter in shared.spec.source.adapters or []] == ["transactions", "invoices"]
+    short = FineTuneJob.model_validate(full.too_short()).spec
+    assert short.evaluation.goals, "what blocks it"
+    assert short.training.max_steps == 2
+
+
 def test_the_report_says_what_the_job_says() -> None:
     job, _ = finished()
     content = job.model_dump(by_alias=True)
@@ -105,9 +133,9 @@ def test_the_report_says_what_the_job_says() -> None:
     made = full.figures(FineTuneJob.model_validate(content))
     assert (made["rows"]["read"], made["accuracy"]["tuned"], made["seconds"]) == (10, "0.9000", {"prepare": 90.0})
     output = io.StringIO()
-    full.show({"support": made}, Console(file=output, width=200))
+    full.show({"support": made}, {"wrong weights": "refused [truly]"}, Console(file=output, width=200))
     assert made["readiness"] in output.getvalue(), "brackets are text, no markup"
-    assert full.NOTE in output.getvalue()
+    assert "refused [truly]" in output.getvalue()
 
 
 def test_no_figures_of_an_unfinished_job() -> None:

@@ -1,0 +1,108 @@
+"""The examples that ``make demo-full`` runs: folders of examples/, in sizes that two CPU cores can handle."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from hack.cluster.console import step
+from hack.cluster.layout import REPOSITORY, cache_directory
+from hack.demo import teacher
+from hack.demo.teacher_pod import TEACHER_URL
+from hack.models import ensure_smollm2
+from hack.platform import local, object_store
+from hack.platform.kubectl import Kubectl, Object
+
+
+@dataclass(frozen=True)
+class Example:
+    """A folder of examples/, and the changes to its FineTuneJob."""
+
+    folder: str
+    rows: int
+    data: str
+    """File name of the data set."""
+    shows: str
+    """What it shows, in a few words."""
+    changes: Object
+    """Changed fields of the spec."""
+
+    def job(self) -> Object:
+        """The FineTuneJob to apply."""
+        job: Object = yaml.safe_load((self.path / "finetunejob.yaml").read_text())
+        return merged(job, {"spec": self.changes})
+
+    def generate(self, folder: Path) -> Path:
+        """Generate its data in ``folder``."""
+        file = folder / self.data
+        seed = ["--rows", str(self.rows), "--seed", "7", "--out", str(file)]
+        subprocess.run([sys.executable, str(self.path / "generate.py"), *seed], check=True, stdout=subprocess.DEVNULL)
+        return file
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return REPOSITORY / "examples" / self.folder
+
+
+EXTRACTION: Final = Example(
+    folder="extraction",
+    rows=400,
+    data="invoices.jsonl",
+    shows="turn invoices of suppliers that training has never seen into records",
+    changes={
+        "training": {"maxSteps": 30, "checkpointSteps": 30},
+        "evaluation": {
+            "maxSamples": 30,
+            "goldenPrompts": 4,
+            "goals": [
+                {"metric": "f1", "atLeast": "0.80"},
+                {"metric": "f1", "improveOverBase": "0.2", "baseline": "Prompted"},
+            ],
+        },
+    },
+)
+SUPPORT: Final = Example(
+    folder="support",
+    rows=200,
+    data="support.jsonl",
+    shows="let a teacher write the answers that the model learns",
+    changes={
+        "dataset": {
+            "distillation": {
+                "teacher": {"url": TEACHER_URL, "model": teacher.MODEL},
+                "requestsPerMinute": 100000,
+                "duplicates": "WithinPrompt",  # the teacher quotes: many questions have the same answer
+            }
+        },
+        "training": {"maxSteps": 40, "checkpointSteps": 40},
+        "evaluation": {
+            "maxSamples": 20,
+            "goldenPrompts": 4,
+            "goals": [{"metric": "f1", "improveOverBase": "0.1", "baseline": "Prompted"}],
+        },
+    },
+)
+EXAMPLES: Final = (EXTRACTION, SUPPORT)
+
+
+def merged(base: Object, changes: Object) -> Object:
+    """``base`` with ``changes`` merged into it, at every level."""
+    both = {key: (base.get(key), value) for key, value in changes.items()}
+    inner = {k: merged(a, b) for k, (a, b) in both.items() if isinstance(a, dict) and isinstance(b, dict)}
+    return base | changes | inner
+
+
+def upload_inputs(kubectl: Kubectl, folder: Path, namespace: str) -> None:
+    """Upload the test model and generated data; create the namespace, its runner ServiceAccount and its Secret."""
+    with step(f"upload the test model and the generated data of {len(EXAMPLES)} examples to the object store"):
+        folder.mkdir(parents=True, exist_ok=True)
+        object_store.upload(kubectl, ensure_smollm2(cache_directory()), "base-models", "smollm2-135m-instruct")
+        for example in EXAMPLES:
+            object_store.upload(kubectl, example.generate(folder), "datasets", example.data)
+        local.prepare_namespace(kubectl, namespace)
