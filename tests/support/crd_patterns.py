@@ -153,7 +153,7 @@ _URIS = {
     ),
     push.HUB_REPOSITORY: Pattern(
         ("acme/support", "a/b", "Acme-1/x_.y", "a/a__b", "0/0"),
-        ("support", "a/", "/a", "a/b/c", "a--b/c", "a/b..c", "-a/b", "a/b-", "a/b.", "_a/b", "a/b@v1", "ä/b"),
+        ("support", "ab/", "/ab", "a/b/c", "a--b/c", "a/b..c", "-a/b", "a/b-", "a/b.", "_a/b", "a/b@v1", "ä/b"),
         lambda n: f"a/{'b' * (n - 2)}",
     ),
     push.HUB_TAG: Pattern(
