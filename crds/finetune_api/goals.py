@@ -236,7 +236,7 @@ class GoalStatus(WireModel):
     goal: Annotated[str, Field(max_length=256)]
     """The goal, e.g. accuracy at least 0.95."""
     value: Annotated[str, Field(max_length=16)] = ""
-    """The figure, or the difference to the base model."""
+    """The figure, or the difference to the base model. Empty: nothing was asked, since the run ended anyway."""
     low: Annotated[str, Field(max_length=16)] = ""
     """Lower end of its 95 % interval."""
     high: Annotated[str, Field(max_length=16)] = ""
@@ -253,6 +253,8 @@ class GoalStatus(WireModel):
     @property
     def sentence(self) -> str:
         """What was found, for people."""
+        if not self.value:
+            return f"Not judged: {self.goal}."
         found = f"{self.goal}: {self.value} (95 % interval {self.low} to {self.high})"
         if self.outcome is GateOutcome.FAIL:
             return f"Missed {found}."

@@ -80,4 +80,4 @@ class JudgeStatus(WireModel):
     cost_usd: Annotated[str, Field(max_length=16)] = ""
     """What its requests cost in US dollars; empty: its prices are not known."""
     message: Annotated[str, Field(max_length=512)] = ""
-    """Why it gave no verdict; empty: it did."""
+    """Why it gave no verdict, or was not asked; empty: it did."""

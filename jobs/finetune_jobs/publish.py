@@ -39,7 +39,7 @@ from finetune_jobs.base.documents import parse_json, read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
 from finetune_jobs.evaluation.judging.stored import judgement_of
-from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, status_of
+from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, spared, status_of
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
 from finetune_jobs.reports.index import index_stage
@@ -66,8 +66,9 @@ def publish(context: Context) -> StageOutput:
         )
     served = _served(context, metrics)
     recorded = context.scratch / "evaluation" / artifact.REFERENCE
-    compared = _compared(context, params)
-    verdict = _judged(params, metrics, compared, _unprovable(answers, recorded, served.format))
+    faults = _faults(metrics, _unprovable(answers, recorded, served.format))
+    compared = _compared(context, params, ask=not _stops_anyway(params, metrics, faults))
+    verdict = _judged(params, metrics, compared, faults)
     if verdict.channel is Channel.STABLE and params.reviewing.human_review is HumanReview.REQUIRED:
         state = read_review(context.store, upstream.evaluation)
         said = judge_review(params.reviewing.review, state, warns=warns(params))
@@ -154,24 +155,44 @@ class _Verdict:
 class _Compared:
     """What the judge said of the answers, and whether people agree."""
 
-    judgement: Judgement
-    review: ReviewState
-
-    @property
-    def status(self) -> JudgeStatus:
-        return status_of(self.judgement, self.review.tally.means)
-
-    @property
-    def text(self) -> str:
-        return in_words(self.judgement, self.review.tally.means)
+    judgement: Judgement | None
+    """None: it was not asked."""
+    status: JudgeStatus
+    text: str
 
 
-def _compared(context: Context, params: PublishParams) -> _Compared | None:
+def _compared(context: Context, params: PublishParams, *, ask: bool) -> _Compared | None:
     """Raises StageError as judgement_of: what it has answered so far is kept, and so is the evaluation."""
     if params.judge is None:
         return None
     review = read_review(context.store, context.input.upstream.evaluation)
-    return _Compared(judgement_of(context, params.judge, review), review)
+    found = judgement_of(context, params.judge, review, ask=ask)
+    if found is None:
+        status = spared(params.judge.endpoint.model)
+        return _Compared(None, status, status.message)
+    voted = review.tally.means
+    return _Compared(found, status_of(found, voted), in_words(found, voted))
+
+
+def _stops_anyway(params: PublishParams, metrics: Metrics, faults: Sequence[str]) -> bool:
+    """Whether nothing is published, whatever the judge says: then it is not paid for. What becomes a candidate is
+    judged, since people decide about that. Raises StageError (GateFailed) as ``judge``."""
+    gates, measurements = params.gates, metrics.measurements or Measurements(rows=0)
+    if gates.on_fail is not OnFail.STOP:
+        return False
+    known = [each for each in judge(gates, measurements, metrics.task, asked=False) if each.value]
+    return bool(faults or blocking(known, gates.on_inconclusive))
+
+
+def _faults(metrics: Metrics, unproved: str) -> list[str]:
+    """What keeps an artifact from being published whatever the goals."""
+    measurements = metrics.measurements or Measurements(rows=0)
+    others = [each for each in metrics.formats if not each.served]
+    found = (
+        same_as_base(measurements, metrics.task) or unproved,
+        lost_by_export(measurements, metrics.task, others),
+    )
+    return [each for each in found if each]
 
 
 def _unprovable(answers: Sequence[Answer], recorded: Path, format_: str) -> str:
@@ -184,11 +205,11 @@ def _unprovable(answers: Sequence[Answer], recorded: Path, format_: str) -> str:
     return unprovable(answers, references, tolerance("", format_))
 
 
-def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None, unproved: str) -> _Verdict:
+def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None, faults: Sequence[str]) -> _Verdict:
     """Raises StageError (GateFailed) if the artifact is not good enough, and is not to be published all the same."""
     gates, measurements = params.gates, metrics.measurements or Measurements(rows=0)
     status = compared.status if compared else None
-    if compared:
+    if compared and compared.judgement:
         wanted = any(goal.metric is Metric.JUDGE_WIN_RATE for goal in gates.goals)
         if wanted and status and not status.win_rate:
             scalars = {"judge": status.model_dump_json(by_alias=True)}
@@ -196,15 +217,13 @@ def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None,
             raise StageError(Reason.GATE_FAILED, text, scalars=scalars)
         measured = [*measurements.measured, *compared.judgement.measured]
         measurements = measurements.model_copy(update={"measured": measured})
-    found = judge(gates, measurements, metrics.task)
+    unheard = compared is not None and compared.judgement is None
+    found = judge(gates, measurements, metrics.task, asked=not unheard)
     missed = blocking(found, gates.on_inconclusive)
-    told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
-    always = (
-        same_as_base(measurements, metrics.task) or unproved,
-        lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]),
-    )
-    told = [*filter(None, always), *told, *([compared.text] if compared else [])]
-    blocked = bool(missed) or any(always)
+    shown = [each for each in missed or found if each.value]  # the others wait for the judge
+    told = [each.sentence for each in shown if missed or each.outcome is not GateOutcome.PASS or gates.goals]
+    told = [*faults, *told, *([compared.text] if compared else [])]
+    blocked = bool(missed or faults)
     verdict = _Verdict(found, Channel.CANDIDATE if blocked else Channel.STABLE, " ".join(told), judge=status)
     if blocked and gates.on_fail is OnFail.STOP:
         raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)

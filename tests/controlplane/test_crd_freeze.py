@@ -116,6 +116,7 @@ FREE_AT_DEPTH = [
     (("spec", "output", "signing"), ABSENT),
     (("spec", "output", "signing", "secretKeyRef", "name"), "other"),
     (("spec", "output", "pushTo", 0, "oci", "secretRef", "name"), "other"),
+    (("spec", "output", "pushTo", 0, "huggingFace", "secretKeyRef", "key"), "OTHER"),
     (("spec", "output", "pushTo", 0, "oci", "caBundle", "configMapKeyRef", "key"), "other"),
     ((*DISTILLATION, "teacher", "secretKeyRef"), ABSENT),
     ((*DISTILLATION, "teacher", "secretKeyRef", "key"), "OTHER"),

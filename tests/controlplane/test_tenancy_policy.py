@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -236,6 +237,13 @@ def reached(uris: list[str]) -> list[Object]:
 
 
 SOURCES = reached(DATA)
+
+
+def hub(fields: Mapping[str, Any] = MappingProxyType({}), secret: str = "finetune-hub") -> Object:
+    """A place on the Hugging Face hub to push to."""
+    return {"huggingFace": {"repository": "a/b", "secretKeyRef": {"name": secret, "key": "k"}, **fields}}
+
+
 JOB_FIELDS: dict[str, list[Any]] = {
     "profile": ["gpu-l4", "gpu-a100-40", "gpu-h100-80"],
     "budget.maxCost": ["0", "10.00", "25.50", "25.51", "9999999.99"],
@@ -261,6 +269,9 @@ JOB_FIELDS: dict[str, list[Any]] = {
         *([{"oci": {"registry": url.removesuffix("/x"), "repository": "a"}}] for url in URLS),
         *([{"oci": {"registry": "https://api.example", "repository": "a", "secretRef": {"name": n}}}] for n in SECRETS),
         [{"oci": {"registry": url.removesuffix("/x"), "repository": "a"}} for url in URLS[:4]],
+        *([hub({"endpoint": url.removesuffix("/x")})] for url in URLS),
+        *([hub({"endpoint": "https://api.example"}, name)] for name in SECRETS),
+        [{"oci": {"registry": "https://api.example", "repository": "a"}}, hub()],
     ],
     "storage.endpoint": [
         "https://S3.example",

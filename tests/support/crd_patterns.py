@@ -147,7 +147,18 @@ _URIS = {
         lambda n: "a" * n,
     ),
     push.TAG: Pattern(("v1", "_", "1.0-rc.1_x"), (".v1", "-v1", "a/b", "a:b", "a b", "ä"), lambda n: "a" * n),
-    push.OCI_DIGEST: Pattern((f"sha256:{DIGEST}",), (f"{DIGEST}abcdef0", f"sha512:{DIGEST}", f"sha256:{DIGEST[:-1]}g")),
+    push.COPY_DIGEST: Pattern(
+        (DIGEST[:40], f"sha256:{DIGEST}"),
+        (f"{DIGEST}abcdef0", f"sha512:{DIGEST}", f"sha256:{DIGEST[:-1]}g", DIGEST[:41]),
+    ),
+    push.HUB_REPOSITORY: Pattern(
+        ("acme/support", "a/b", "Acme-1/x_.y", "a/a__b", "0/0"),
+        ("support", "ab/", "/ab", "a/b/c", "a--b/c", "a/b..c", "-a/b", "a/b-", "a/b.", "_a/b", "a/b@v1", "ä/b"),
+        lambda n: f"a/{'b' * (n - 2)}",
+    ),
+    push.HUB_TAG: Pattern(
+        ("v1", "_", "1.0-rc.1_x"), (".v1", "-v1", "v1.", "a..b", "a/b", "a:b", "a b", "a^", "ä"), lambda n: "a" * n
+    ),
     distillation.TEACHER_URL: Pattern(
         ("http://t/v1", "http://vllm.models.svc:8000/v1", "https://t/a/~b/v1", "https://api.openai.com/v1"),
         (

@@ -78,7 +78,7 @@ def fake_hub(
                 about = {"ETag": f'"{_git_hash(content)}"', "X-Repo-Commit": COMMIT}
                 if tokens and len(content) > LARGE:
                     about |= {"Location": f"{other}/{path.removeprefix(resolve)}"}
-                    about |= {"X-Linked-ETag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
+                    about |= {"X-Linked-ETag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
                     self._answer(302, b"", about)
                 else:
                     self._answer(200, content, about)
@@ -93,7 +93,7 @@ def fake_hub(
                 self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
             folders = {name.rpartition("/")[0] for name in found} - {folder, ""}
-            here = [_entry(name, found[name]) for name in found if recursive or "/" not in name.removeprefix(below)]
+            here = [entry(name, found[name]) for name in found if recursive or "/" not in name.removeprefix(below)]
             self._answer(
                 200, spoil(_json([{"type": "directory", "path": each, "oid": "0" * 40} for each in folders] + here))
             )
@@ -131,14 +131,16 @@ def fake_hub(
             each.server_close()
 
 
-def _entry(name: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
-    if len(content) > LARGE:
-        entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
-    return entry
+def entry(name: str, content: bytes, *, large: bool | None = None) -> dict[str, Any]:
+    """How the hub lists a file; ``large``: whether it is in large file storage, if its size does not say."""
+    listed: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
+    if len(content) > LARGE if large is None else large:
+        listed["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+    return listed
 
 
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
+    """In hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 

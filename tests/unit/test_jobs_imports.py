@@ -44,8 +44,12 @@ class Present(PathFinder):
 sys.meta_path = [Present if finder is PathFinder else finder for finder in sys.meta_path]
 for stage in {stages!r}:
     importlib.import_module("finetune_jobs." + stage)
+late = set({late!r}) & sys.modules.keys()
+assert not late, f"imported before it is needed: {{late}}"
 """
-"""Imports stages where some modules are not installed."""
+"""Imports stages where some modules are not installed, and looks for those that only some runs need."""
+LATE = ("openai",)
+"""What a stage imports once it asks another model: most runs never do."""
 
 
 def test_the_table_names_what_the_images_install() -> None:
@@ -54,13 +58,14 @@ def test_the_table_names_what_the_images_install() -> None:
 
 @pytest.mark.parametrize("extra", dict.fromkeys(EXTRA_OF.values()))
 def test_a_stage_needs_no_package_of_another_image(extra: str) -> None:
-    """The stages of an image in one process: for all of them the same packages are missing."""
+    """The stages of an image in one process: for all of them the same packages are missing. Nor is one imported that
+    only a teacher, a judge or a model to compare with needs."""
     others = {name for each in ("prepare", "jobs", "operator", "cli") for name in direct(each)}
     absent = others - closure(frozenset(direct(extra)))
     assert absent
     modules = sorted(name for name, owners in packages_distributions().items() if absent & normal(owners))
     stages = [stage.value for stage in EXTRA_OF if EXTRA_OF[stage] == extra]
-    program = PROGRAM.format(absent=set(modules), stages=stages)
+    program = PROGRAM.format(absent=set(modules), stages=stages, late=LATE)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -367,6 +367,45 @@ def test_a_judge_whose_verdict_is_the_place_prefers_none(
 
 
 @pytest.mark.slow
+def test_a_judge_is_not_paid_for_what_another_gate_stops(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    """The status says so. A candidate is judged, and what is known is shown."""
+    goals = {"goals": [*GOAL["goals"], {"metric": "accuracy", "atLeast": "0.99"}]}
+    texts = ["judgeWinRate at least 0.6", "accuracy at least 0.99"]
+
+    def stopped(name: str) -> StageError:
+        (tmp_path / name).mkdir()
+        with pytest.raises(StageError) as error:
+            execute(context(asked_of(s3, store, upstream, judge, **goals), tmp_path / name), publish)
+        assert error.value.reason is Reason.GATE_FAILED
+        return error.value
+
+    with TeacherServer.running(fair(for_the_artifact), key=KEY) as server:
+        judge = judge_at(server.url)
+        found = stopped("a")
+        assert server.received == []
+        assert_says(found.message, "accuracy at least 0.99: 0.9000", "'large' was not asked", "Nothing was published")
+        assert texts[0] not in found.message
+        said = JudgeStatus.model_validate_json(found.scalars["judge"])
+        assert (said.model, said.win_rate) == ("large", "")
+        assert_says(said.message, "another gate stops the run")
+        open_one, missed = unpacked(found.scalars["goals"], texts)
+        assert (open_one.sentence, missed.value) == (f"Not judged: {texts[0]}.", "0.9000")
+        (tmp_path / "b").mkdir()
+        candidate = asked_of(s3, store, upstream, judge, onFail="PublishAsCandidate", **goals)
+        result = execute(context(candidate, tmp_path / "b"), publish)
+        assert len(server.received) == 40
+        assert (result.scalars["channel"], JudgeStatus.model_validate_json(result.scalars["judge"]).wins) == (
+            "candidate",
+            20,
+        )
+        known = stopped("c")
+        assert len(server.received) == 40
+        assert JudgeStatus.model_validate_json(known.scalars["judge"]).wins == 20
+
+
+@pytest.mark.slow
 def test_rubbish_is_asked_again_and_then_undecided(
     s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
 ) -> None:

@@ -55,7 +55,10 @@ SPEC: Final = FineTuneJobSpec.model_validate(
             "name": "made",
             "storage": storage("output"),
             "signing": {"secretKeyRef": {"name": "signing", "key": "private.pem"}},
-            "pushTo": [{"oci": {"registry": "https://r", "repository": "a"} | storage("registry")}],
+            "pushTo": [
+                {"oci": {"registry": "https://r", "repository": "a"} | storage("registry")},
+                {"huggingFace": {"repository": "a/b", "secretKeyRef": {"name": "push", "key": "token"}}},
+            ],
         },
         "storage": storage("spec"),
     }
@@ -70,7 +73,10 @@ NEEDED: Final[dict[Stage, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     Stage.TRAIN: (RESULTS, MODEL_TOKEN),
     Stage.EXPORT: (RESULTS, MODEL_TOKEN),
     Stage.EVALUATE: (RESULTS, (*MODEL_TOKEN, "other/token")),
-    Stage.PUBLISH: (RESULTS, ("signing/private.pem", "registry/username", "registry/password", "judge/token")),
+    Stage.PUBLISH: (
+        RESULTS,
+        ("signing/private.pem", "registry/username", "registry/password", "push/token", "judge/token"),
+    ),
 }
 
 

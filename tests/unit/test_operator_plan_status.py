@@ -170,7 +170,8 @@ def test_the_artifact_knows_its_signer() -> None:
 
 def test_the_artifact_knows_its_copies() -> None:
     """In the order of the spec; one that is not there, or that a pod made up, is left out."""
-    targets = [{"oci": {"registry": f"https://r{number}", "repository": "a/b"}} for number in range(4)]
+    targets: list[dict[str, Any]] = [{"oci": {"registry": f"https://r{n}", "repository": "a/b"}} for n in range(3)]
+    targets += [{"huggingFace": {"repository": "a/b", "tag": "v1", "secretKeyRef": {"name": "hub", "key": "k"}}}]
     spec = SPEC.model_copy(update={"output": SPEC.output.model_copy(update={"push_to": _targets(targets)})})
     digest = f"sha256:{'7' * 64}"
 
@@ -180,8 +181,9 @@ def test_the_artifact_knows_its_copies() -> None:
         assert ledger.artifact is not None
         return ledger.artifact.pushed
 
-    copies = [PushStatus(to=f"r{number}/a/b:555555555555", digest=digest) for number in (0, 3)]
-    assert shown({"pushed": f"{digest} - nonsense {digest}"}) == copies
+    to = {"r0/a/b:555555555555": digest, "huggingface.co/a/b@v1": "7" * 40}
+    copies = [PushStatus(to=each, digest=known) for each, known in to.items()]
+    assert shown({"pushed": f"{digest} - nonsense {'7' * 40}"}) == copies
     assert shown({}) is None
 
 

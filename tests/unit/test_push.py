@@ -11,26 +11,24 @@ import httpx2
 import pytest
 
 from finetune_api.finetunejob import ExportFormat, Output
-from finetune_api.layout import Channel, FileEntry, PushRecord, StageRecord, output_folder, push_object
+from finetune_api.layout import Channel, FileEntry, PushRecord, output_folder, push_object
 from finetune_api.push import OciTarget, PushTarget
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretRef
-from finetune_api.stages import Outcome, Stage, StageResult, Upstream, input_key
+from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts import modelpack, push
-from finetune_jobs.artifacts.folders import publish_record, read_manifest
+from finetune_jobs.artifacts.folders import read_manifest
 from finetune_jobs.artifacts.modelpack import Layer, blobs_of, is_copy, pack
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.publish import publish, sign_move_and_push
-from finetune_jobs.resolve import find_results
-from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support import registry as registries
-from tests.support.published import publish_input, put_upstream
+from tests.support.publish_job import PublishJob
+from tests.support.published import put_upstream
 from tests.support.registry import PASSWORD, USER, MemoryRegistry
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
-from tests.support.stages import RUN, context
+from tests.support.stages import RUN
 
 pytestmark = [pytest.mark.unit]
 
@@ -112,55 +110,14 @@ def chain(store: Store, tmp_path: Path) -> Upstream:
     return put_upstream(store, tmp_path / "made")
 
 
-class Job:
-    """A FineTuneJob whose publish runs, as often as a test wants."""
-
-    def __init__(self, s3: SeaweedFS, store: Store, chain: Upstream, folder: Path) -> None:
-        self._s3, self._store, self._chain, self._folder = s3, store, chain, folder
-        self.run, self.name = RUN, "transactions"
-
-    def context(self, *targets: PushTarget) -> Any:
-        """Of its publish, with these places to push to."""
-        given = publish_input(self._s3, self._store, self._chain)
-        assert given.output
-        output = given.output.model_copy(update={"push_to": list(targets), "name": self.name})
-        return context(given.model_copy(update={"output": output, "run": self.run}), self._folder)
-
-    def rerun(self) -> None:
-        """``spec.rerun`` has another value."""
-        self.run = self.run.model_copy(update={"id": f"{self.run.id}x"})
-
-    def publish(self, *targets: PushTarget) -> StageResult:
-        """What its pod does."""
-        return execute(self.context(*targets), publish, after=sign_move_and_push)
-
-    def resolved(self, *targets: PushTarget) -> dict[str, str] | None:
-        """The scalars of the publish that resolve finds; None: publish is to run again."""
-        asked, chain = self.context(*targets), Upstream(source=self._chain.source, model=self._chain.model)
-        for stage, output in (
-            (Stage.PREPARE, self._chain.dataset),
-            (Stage.TRAIN, self._chain.adapter),
-            (Stage.EXPORT, self._chain.export),
-            (Stage.EVALUATE, self._chain.evaluation),
-        ):
-            result = StageResult(
-                stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output
-            )
-            publish_record(self._store, stage, input_key(stage, chain, asked.input.params), StageRecord(result=result))
-            chain = chain.with_output(stage, output)
-        found = find_results(asked, Upstream(source=chain.source, model=chain.model))
-        assert len(found) >= 4
-        return next((each.scalars for each in found if each.stage is Stage.PUBLISH), None)
-
-
 @pytest.fixture
-def job(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> Job:
-    return Job(s3, store, chain, tmp_path)
+def job(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> PublishJob:
+    return PublishJob(s3, store, chain, tmp_path)
 
 
 @slow
 def test_a_real_registry_gives_back_what_was_published(
-    store: Store, chain: Upstream, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, chain: Upstream, job: PublishJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a client that knows nothing of us; twice, the second time without sending anything."""
     if not registries.is_built():
@@ -182,7 +139,7 @@ def test_a_real_registry_gives_back_what_was_published(
         expected |= {name: store.get(f"{published}/{name}") for name in ("README.md", "bom.cdx.json")}
         assert pulled == expected, "the model and its papers, and no example of the data set"
         assert job.publish(target).scalars["pushed"] == result.scalars["pushed"]
-        other = PushTarget(oci=target.oci.model_copy(update={"repository": "Acme"}))
+        other = PushTarget(oci=OCI.model_copy(update={"registry": url, "secret_ref": LOGIN, "repository": "Acme"}))
         with pytest.raises(StageError, match=r"127.*/Acme: .* the registry has no such repository") as error:
             job.publish(other)
         assert error.value.reason is Reason.REPOSITORY_NOT_FOUND
@@ -195,7 +152,7 @@ def test_a_real_registry_gives_back_what_was_published(
 
 
 @slow
-def test_only_what_is_missing_is_sent(store: Store, job: Job, memory: MemoryRegistry) -> None:
+def test_only_what_is_missing_is_sent(store: Store, job: PublishJob, memory: MemoryRegistry) -> None:
     """A pod that is lost between two blobs, then another; then a run that finds everything."""
     target = PushTarget(oci=OCI)
 
@@ -233,7 +190,9 @@ def test_only_what_is_missing_is_sent(store: Store, job: Job, memory: MemoryRegi
 
 @slow
 @pytest.mark.parametrize("lost", ["everything", "the tag", "a blob"])
-def test_a_new_run_sends_what_somebody_has_deleted(store: Store, job: Job, memory: MemoryRegistry, lost: str) -> None:
+def test_a_new_run_sends_what_somebody_has_deleted(
+    store: Store, job: PublishJob, memory: MemoryRegistry, lost: str
+) -> None:
     """And nothing else: the note of the run before is not trusted."""
     target = PushTarget(oci=OCI)
     pushed = job.publish(target)
@@ -255,7 +214,7 @@ def test_a_new_run_sends_what_somebody_has_deleted(store: Store, job: Job, memor
 
 
 @slow
-def test_every_place_is_tried(store: Store, job: Job, memory: MemoryRegistry) -> None:
+def test_every_place_is_tried(store: Store, job: PublishJob, memory: MemoryRegistry) -> None:
     """One that fails costs the others nothing, and the run fails with what was first."""
     places = [PushTarget(oci=OCI.model_copy(update={"tag": tag})) for tag in ("a", "b", "c")]
     job.publish(places[1])
@@ -275,7 +234,7 @@ def test_every_place_is_tried(store: Store, job: Job, memory: MemoryRegistry) ->
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize("changed", ["the name", "the release"])
 def test_an_earlier_copy_of_the_artifact_stays(
-    store: Store, job: Job, memory: MemoryRegistry, changed: str, noted: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store, job: PublishJob, memory: MemoryRegistry, changed: str, noted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest has the output's name, and each release may write it another way. Its files are the artifact's."""
     target = PushTarget(oci=OCI)
@@ -300,7 +259,7 @@ def test_an_earlier_copy_of_the_artifact_stays(
 
 @slow
 def test_a_later_release_may_push_other_files(
-    job: Job, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+    job: PublishJob, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was noted beside the artifact is its copy. Its description is lost with the registry's blob."""
     target = PushTarget(oci=OCI)
@@ -347,7 +306,7 @@ def test_a_manifest_that_names_no_blobs(config: Any) -> None:
 
 
 @slow
-def test_a_tag_that_stands_for_something_else_is_kept(job: Job, memory: MemoryRegistry) -> None:
+def test_a_tag_that_stands_for_something_else_is_kept(job: PublishJob, memory: MemoryRegistry) -> None:
     memory.tags["v1"] = b'{"layers": []}'
     with pytest.raises(StageError) as error:
         job.publish(PushTarget(oci=OCI.model_copy(update={"tag": "v1"})))
@@ -361,7 +320,7 @@ def test_a_tag_that_stands_for_something_else_is_kept(job: Job, memory: MemoryRe
     ("lost", "said"),
     [("tags", "has nothing under the tag"), ("blobs", "does not have sha256:")],
 )
-def test_a_registry_that_loses_what_it_took(job: Job, memory: MemoryRegistry, lost: str, said: str) -> None:
+def test_a_registry_that_loses_what_it_took(job: PublishJob, memory: MemoryRegistry, lost: str, said: str) -> None:
     """The registry is asked for everything once it has taken it."""
 
     def fault(request: httpx2.Request) -> httpx2.Response | None:
@@ -381,7 +340,7 @@ def test_a_registry_that_loses_what_it_took(job: Job, memory: MemoryRegistry, lo
 
 @slow
 def test_bytes_that_were_changed_are_not_pushed(
-    store: Store, chain: Upstream, job: Job, memory: MemoryRegistry
+    store: Store, chain: Upstream, job: PublishJob, memory: MemoryRegistry
 ) -> None:
     store.put(f"{output_folder(Stage.EXPORT, chain.export)}/model.safetensors", b"weights of zz\n")
     with pytest.raises(StageError, match=r"model.safetensors is not the one that its manifest lists") as error:
@@ -391,7 +350,7 @@ def test_bytes_that_were_changed_are_not_pushed(
 
 
 @slow
-def test_a_candidate_is_pushed_only_where_it_is_wanted(store: Store, job: Job, memory: MemoryRegistry) -> None:
+def test_a_candidate_is_pushed_only_where_it_is_wanted(store: Store, job: PublishJob, memory: MemoryRegistry) -> None:
     digest = job.publish().output_digest
     targets = [PushTarget(oci=OCI), PushTarget(oci=OCI.model_copy(update={"tag": "next"}), candidates=True)]
     output = Output(uri=store.uri(), name="transactions", push_to=targets)

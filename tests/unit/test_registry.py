@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from finetune_api.push import OCI_DIGEST, OciTarget
+from finetune_api.push import COPY_DIGEST, OciTarget
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretRef
 from finetune_jobs.base.errors import StageError
@@ -338,4 +338,4 @@ def test_a_registry_that_is_not_there() -> None:
 def test_an_artifact_has_a_tag_of_its_own() -> None:
     assert OPEN.reference("0123456789abcdef" * 4) == "registry.test:5000/acme/support:0123456789ab"
     assert OPEN.model_copy(update={"tag": "v1"}).reference("0" * 64).endswith("/support:v1")
-    assert re.fullmatch(OCI_DIGEST, DIGEST)
+    assert re.fullmatch(COPY_DIGEST, DIGEST)

@@ -57,6 +57,7 @@ FULL = FineTuneJobSpec.model_validate(
             "pushTo": [
                 {"oci": {"registry": "https://r.example", "repository": "a", "secretRef": {"name": "r"}}},
                 {"oci": {"registry": "http://r:5000", "repository": "a"}},
+                {"huggingFace": {"repository": "a/b", "secretKeyRef": {"name": "push", "key": "k"}}},
             ],
         },
         "storage": {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}},
@@ -117,6 +118,9 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.SECRET, "spec.output.pushTo[0].oci.secretRef.name", "r"),
         (Subject.HOST, "spec.output.pushTo[1].oci.registry", "http://r:5000"),
         (Subject.TRANSPORT, "spec.output.pushTo[1].oci.registry", "http://r:5000"),
+        (Subject.HOST, "spec.output.pushTo[2].huggingFace.endpoint", "https://huggingface.co"),
+        (Subject.TRANSPORT, "spec.output.pushTo[2].huggingFace.endpoint", "https://huggingface.co"),
+        (Subject.SECRET, "spec.output.pushTo[2].huggingFace.secretKeyRef.name", "push"),
         (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
         (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
         (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),

@@ -137,9 +137,14 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
 ]
 + {{ toJson (until 12) }}.filter(n, n / 3 < size(o.spec.output.?pushTo.orValue([]))).map(n, [
     ['hosts', 'insecureHosts', 'secrets'][n % 3],
-    'spec.output.pushTo[' + string(n / 3) + '].oci.' + ['registry', 'registry', 'secretRef.name'][n % 3],
-    n % 3 < 2 ? string(o.spec.output.pushTo[n / 3].oci.registry)
-      : string(o.spec.output.pushTo[n / 3].oci.?secretRef.?name.orValue(''))
+    'spec.output.pushTo[' + string(n / 3) + '].' + (has(o.spec.output.pushTo[n / 3].oci)
+      ? 'oci.' + ['registry', 'registry', 'secretRef.name'][n % 3]
+      : 'huggingFace.' + ['endpoint', 'endpoint', 'secretKeyRef.name'][n % 3]),
+    has(o.spec.output.pushTo[n / 3].oci)
+      ? (n % 3 < 2 ? string(o.spec.output.pushTo[n / 3].oci.registry)
+        : string(o.spec.output.pushTo[n / 3].oci.?secretRef.?name.orValue('')))
+      : (n % 3 < 2 ? string(o.spec.output.pushTo[n / 3].?huggingFace.?endpoint.orValue('https://huggingface.co'))
+        : string(o.spec.output.pushTo[n / 3].?huggingFace.?secretKeyRef.?name.orValue('')))
   ])
 + [
   {{- range $field, $path := dict "spec.dataset.distillation.teacher" "o.spec.dataset.?distillation.?teacher"

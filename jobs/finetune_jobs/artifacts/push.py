@@ -1,6 +1,7 @@
-"""Copies of a published artifact in OCI registries: sent from the store, found again, and noted beside the artifact.
+"""Copies of a published artifact outside of the store: sent from it, found again, and noted beside the artifact.
 
 A push is done again from where it was cut off: blobs that the registry has are not sent, and the tag is written last.
+How one goes to an OCI registry is here; to the Hugging Face hub, in ``hub_push``.
 """
 
 import hashlib
@@ -15,11 +16,12 @@ from typing import Any, Final
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import Channel, Manifest, PushRecord, output_folder, push_object
-from finetune_api.push import OciTarget
+from finetune_api.push import HubTarget, OciTarget
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.folders import get_listed, require_manifest
+from finetune_jobs.artifacts.hub_push import HubPush
 from finetune_jobs.artifacts.modelpack import SHOWN, Layer, Packed, blobs_of, is_copy, pack
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
@@ -48,10 +50,11 @@ class Copies:
     def make(self, run: RunRef, moment: str, progress: Progress) -> dict[str, str]:
         """Push the artifact wherever it is wanted and not there yet; returns the scalars that say so.
 
-        Each run asks every registry, since somebody may have deleted a copy; what this run has sent is left alone. A
+        Each run asks every place, since somebody may have deleted a copy; what this run has sent is left alone. A
         place that fails does not keep the others from being tried.
 
-        Raises StageError, the first of those that places ended in: TagTaken, ArtifactCorrupt, as Registry, as Store.
+        Raises StageError, the first of those that places ended in: TagTaken, ArtifactCorrupt, as Registry, as
+        HubPush, as Store.
         """
         if not self.wanted:
             return {}
@@ -73,25 +76,29 @@ class Copies:
         """Whether there is a place to which this artifact goes."""
         return any(self._targets)
 
-    def _push(self, target: OciTarget, packed: Packed, run: RunRef, moment: str, progress: Progress) -> str:
+    def _push(self, target: OciTarget | HubTarget, packed: Packed, run: RunRef, moment: str, progress: Progress) -> str:
         """Make one copy, and note who sent what; the copy's digest."""
         to, noted = target.reference(self.digest), self._record(target)
         if noted and noted.run == run:
             return noted.digest
         earlier = noted.digest if noted else ""
-        digest, sent = _Push(self.store, target, self.digest, packed, earlier).make(progress)
+        if isinstance(target, HubTarget):
+            digest, sent = HubPush(self.store, target, self.digest, packed.layers, earlier).make(progress)
+        else:
+            digest, sent = _Push(self.store, target, self.digest, packed, earlier).make(progress)
+        log.info("%s: %s", to, "pushed" if sent else "is there already; nothing was sent")
         if sent or digest != earlier:
             record = PushRecord(to=to, digest=digest, run=run, pushed_at=moment)
             self.store.put(push_object(self.digest, to), canonical_json(record))
         return digest
 
     @property
-    def _targets(self) -> Sequence[OciTarget | None]:
+    def _targets(self) -> Sequence[OciTarget | HubTarget | None]:
         """In the order of the spec; None for a place that does not want artifacts of this channel."""
         candidate = self.channel is Channel.CANDIDATE
-        return [target.oci if target.wants(candidate=candidate) else None for target in self.output.push_to]
+        return [target.place if target.wants(candidate=candidate) else None for target in self.output.push_to]
 
-    def _record(self, target: OciTarget) -> PushRecord | None:
+    def _record(self, target: OciTarget | HubTarget) -> PushRecord | None:
         path = push_object(self.digest, target.reference(self.digest))
         content = self.store.get(path)
         return None if content is None else parse_json(content, PushRecord, self.store.uri(path))

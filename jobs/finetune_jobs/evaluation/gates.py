@@ -48,8 +48,9 @@ class Judged:
     """If inconclusive, about how many rows would decide; None: more than MOST_ROWS, or nothing is known."""
 
 
-def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[GoalStatus]:
-    """What the artifact reached of each goal, or of the one gate that stands without goals.
+def judge(gates: Gates, measurements: Measurements, task: TaskType, *, asked: bool = True) -> list[GoalStatus]:
+    """What the artifact reached of each goal, or of the one gate that stands without goals. If the judge was not
+    ``asked``, goals about it have no value and are open.
 
     Raises StageError: GateFailed where the evaluation did not measure what is asked, SpecInvalid as require_classes.
     """
@@ -59,7 +60,12 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[Goal
         return [_not_worse_than_base(text, measurements, task)]
     if labels := {each.label: None for each in measurements.measured if each.label}:
         require_classes(gates, list(labels))
-    return [_judge_goal(goal, measurements) for goal in gates.goals]
+    return [
+        GoalStatus(goal=goal.text, outcome=GateOutcome.INCONCLUSIVE)
+        if goal.metric is Metric.JUDGE_WIN_RATE and not asked
+        else _judge_goal(goal, measurements)
+        for goal in gates.goals
+    ]
 
 
 def lost_by_export(measurements: Measurements, task: TaskType, others: Sequence[MeasuredFormat] = ()) -> str:

@@ -15,7 +15,7 @@ _ANSWERS: Final = {
     GateOutcome.INCONCLUSIVE: ("Warn", "! open"),
 }
 
-_LATER: Final = "The judge is asked once the answers are there, before anything is published."
+_LATER: Final = "The judge is asked before anything is published, unless another gate stops the run by then."
 
 
 def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> list[Conclusion]:

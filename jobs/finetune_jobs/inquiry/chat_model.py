@@ -13,16 +13,18 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
-import openai
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer, read_answer
 from finetune_jobs.inquiry.money import Tokens, estimate_tokens
 from finetune_jobs.inquiry.terms import Terms, Turns
+
+if TYPE_CHECKING:
+    import openai
 
 MAX_BODY: Final = 8 << 20
 """Most bytes of an answer that are read."""
@@ -87,6 +89,8 @@ class ChatModel:
 
     async def ask(self, turns: Turns) -> ModelAnswer:
         """One request. Raises AttemptError, and StageError (TeacherRefused) for what no other request could change."""
+        import openai
+
         seconds, limit = self._terms.server.request_timeout_seconds, self._limit
         try:
             async with asyncio.timeout(seconds):  # the client's own limit is for each read, and a slow drip never ends
@@ -104,6 +108,8 @@ class ChatModel:
         return read_answer(content, self.most(turns))
 
     async def __aenter__(self) -> "ChatModel":
+        import openai  # takes most of a second, and most runs ask no other model
+
         client = openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._key,
@@ -145,7 +151,7 @@ class ChatModel:
         system = [{"role": "system", "content": instruction}] if instruction else []
         return [*system, *turns]
 
-    def _status_problem(self, error: openai.APIStatusError) -> AttemptError | StageError:
+    def _status_problem(self, error: "openai.APIStatusError") -> AttemptError | StageError:
         status, wait = error.status_code, retry_after(error.response.headers)
         code = next((part for part in (error.code, error.type) if isinstance(part, str) and _CODE.fullmatch(part)), "")
         if status in _FATAL or code == _EXHAUSTED:

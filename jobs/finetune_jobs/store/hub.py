@@ -33,14 +33,16 @@ def is_missing_entry(error: Exception) -> bool:
     return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
-def hub_client(secret: SecretKeyRef | None, environment: Mapping[str, str] = os.environ) -> HfApi:
+def hub_client(
+    secret: SecretKeyRef | None, environment: Mapping[str, str] = os.environ, endpoint: str | None = None
+) -> HfApi:
     """A client that sends the token of a Secret to the hub, and to no other host that the hub redirects to; without a
-    Secret, with the machine's own login, if there is one.
+    Secret, with the machine's own login, if there is one. ``endpoint``: another hub than the machine's.
 
     Raises StageError (SecretMissing) if the token is empty, or cannot be sent.
     """
     if secret is None:
-        return HfApi()
+        return HfApi(endpoint=endpoint)
     token = environment.get(secret.variable, "").strip()  # Secrets made from files end in a line break
     if not token:
         raise StageError(
@@ -54,7 +56,7 @@ def hub_client(secret: SecretKeyRef | None, environment: Mapping[str, str] = os.
             f"Secret {secret.name!r} contains no token for the hub under {secret.key!r}: a token has no spaces and no "
             "line breaks.",
         )
-    return HfApi(token=token)
+    return HfApi(endpoint=endpoint, token=token)
 
 
 def hub_error(

@@ -37,11 +37,15 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
 
 
 def _push_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
-    """Registries get the model, and the login that is meant for them."""
+    """Registries and hubs get the model, and the login that is meant for them."""
     for number, target in enumerate(spec.output.push_to):
-        place = f"spec.output.pushTo[{number}].oci"
-        yield from _server_claims(f"{place}.registry", target.oci.registry)
-        yield from secret_claim(f"{place}.secretRef.name", target.oci.secret_ref)
+        place = f"spec.output.pushTo[{number}]"
+        if target.oci:
+            yield from _server_claims(f"{place}.oci.registry", target.oci.registry)
+            yield from secret_claim(f"{place}.oci.secretRef.name", target.oci.secret_ref)
+        if target.hugging_face:
+            yield from _server_claims(f"{place}.huggingFace.endpoint", target.hugging_face.endpoint)
+            yield from secret_claim(f"{place}.huggingFace.secretKeyRef.name", target.hugging_face.secret_key_ref)
 
 
 def _teacher_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:

@@ -23,7 +23,7 @@ from finetune_api.finetunejob import (
 from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.judging import JudgeStatus
 from finetune_api.layout import READINESS_PAGE, Channel, output_folder
-from finetune_api.push import OCI_DIGEST, PushStatus
+from finetune_api.push import COPY_DIGEST, PushStatus
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.review import ReviewStatus
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
@@ -32,7 +32,7 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.outcome.job import State
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
-_OCI_DIGEST: Final = re.compile(OCI_DIGEST)
+_COPY_DIGEST: Final = re.compile(COPY_DIGEST)
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
 DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
@@ -286,9 +286,9 @@ def _pushed(spec: FineTuneJobSpec, artifact: str, scalars: Mapping[str, str]) ->
     """The copies that publish reports, in the order of the spec; a pod's report is not trusted to be some."""
     found = zip(spec.output.push_to, scalars.get("pushed", "").split(" "), strict=False)
     return [
-        PushStatus(to=target.oci.reference(artifact), digest=digest)
+        PushStatus(to=target.place.reference(artifact), digest=digest)
         for target, digest in found
-        if _OCI_DIGEST.fullmatch(digest)
+        if _COPY_DIGEST.fullmatch(digest)
     ]
 
 

@@ -23,8 +23,8 @@ class Access:
     stores: tuple[SecretRef, ...]
     """Secrets with the keys of stores."""
     tokens: tuple[SecretKeyRef, ...]
-    """Tokens for the Hugging Face hub; for publish, the key that signs, the logins of registries, the judge's key. For
-    evaluate, the key of the model to compare with."""
+    """Tokens for the Hugging Face hub; for publish, the key that signs, the logins of what it pushes to, the judge's
+    key. For evaluate, the key of the model to compare with."""
     authorities: tuple[ConfigMapKeyRef, ...]
     """Certificates of private authorities."""
 
@@ -33,7 +33,7 @@ def access_of(given: StageInput) -> Access:
     """What a stage needs: of its results' store always, of sources and base model if it reads them, of registries if it
     pushes."""
     storages = list(dict.fromkeys(_storages(given)))
-    bundles = [*(each.ca_bundle for each in storages), *(target.oci.ca_bundle for target in _pushed_to(given))]
+    bundles = [*(each.ca_bundle for each in storages), *(target.place.ca_bundle for target in _pushed_to(given))]
     return Access(
         stores=tuple(dict.fromkeys(each.secret_ref for each in storages if each.secret_ref)),
         tokens=tuple(dict.fromkeys(_tokens(given))),
@@ -69,7 +69,7 @@ def _tokens(given: StageInput) -> Iterator[SecretKeyRef]:
     if given.stage is Stage.PUBLISH and given.output and given.output.signing:
         yield given.output.signing.secret_key_ref
     for target in _pushed_to(given):
-        yield from target.oci.login
+        yield from target.place.login
     evaluating = given.params.evaluate if given.stage is Stage.EVALUATE else None
     other = evaluating.evaluation.baseline if evaluating else None
     if other and other.endpoint.secret_key_ref:

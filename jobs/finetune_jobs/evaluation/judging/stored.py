@@ -13,14 +13,16 @@ from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.s3 import Store
 
 
-def judgement_of(context: Context, judge: Judge, review: ReviewState) -> Judgement:
-    """What the judge says of the run's evaluation: what is known, or else what it answers now. Its page is written anew
-    each time, since people may have voted meanwhile.
+def judgement_of(context: Context, judge: Judge, review: ReviewState, *, ask: bool = True) -> Judgement | None:
+    """What the judge says of the run's evaluation: what is known, or else what it answers now, or None if it is not to
+    be asked. Its page is written anew each time, since people may have voted meanwhile.
 
     Raises StageError: ArtifactCorrupt, as inquiry_of, compare_answers and Store.
     """
     evaluation, store, run = context.input.upstream.evaluation, context.store, context.input.run
     found = read_judgement(store, evaluation, judge, review.sheet)
+    if found is None and not ask:
+        return None
     if found is None:
         report = context.progress.part(0.5, 0.7, "asking the judge")
         inquiry = inquiry_of(store, run, judge, review.sheet)

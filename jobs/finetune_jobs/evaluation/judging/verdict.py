@@ -84,6 +84,13 @@ class Judgement(WireModel):
         return [MeasuredMetric(metric=Metric.JUDGE_WIN_RATE, cases=self.decided, models={"artifact": figure})]
 
 
+def spared(model: str) -> JudgeStatus:
+    """Of a judge that is not asked, since its verdict would change nothing."""
+    return JudgeStatus(
+        model=model, message=f"The judge {model!r} was not asked, since another gate stops the run whatever it says."
+    )
+
+
 def status_of(judgement: Judgement, voted: Mapping[str, float]) -> JudgeStatus:
     """For the status; ``voted``: as ``Tally.means``."""
     counts, figure = judgement.counts, judgement.figure
