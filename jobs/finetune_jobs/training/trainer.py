@@ -145,7 +145,7 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     if checkpoints.checkpointing(step.keeps_least):
         step = step.with_least()
     if not sharded(training, team, step):
-        make_all_whole(files.work, team)
+        make_all_whole(files.work, team, DTYPE if step.rounded else None)
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
         smaller = smaller_batch(batch, training) if step.keeps_least else batch
         if team.size > 1:
