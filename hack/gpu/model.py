@@ -14,6 +14,8 @@ SIZES = {
     "head_dim": 128,
 }
 """Those of Qwen3-0.6B (its config.json on the hub); the vocabulary is the tokenizer's."""
+WORDS = 49152
+"""The vocabulary is no smaller than the test model's: the output layer is a large part of such a model."""
 
 
 def random_model(folder: Path, tokenizer_of: Path) -> Path:
@@ -23,7 +25,7 @@ def random_model(folder: Path, tokenizer_of: Path) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
     tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **SIZES, **tokens)
+    config = Qwen3Config(vocab_size=max(WORDS, len(tokenizer)), tie_word_embeddings=True, **SIZES, **tokens)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
