@@ -31,8 +31,10 @@ PARTS: Mapping[str, str] = {
     "train": "training.methods",
     "resume": "training.resuming",
     "oom": "training.out_of_memory",
-    "throughput": "throughput.against_trl",
+    "throughput": "throughput.compare",
     "export": "exporting.formats",
+    "serve": "serving.verified",
+    "several": "several.divided",
 }
 """Where each is. In the order in which they tell most: what a later part needs, an earlier one has shown. They import
 torch, which takes seconds: a wrong argument is refused before that."""

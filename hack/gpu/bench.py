@@ -29,7 +29,7 @@ from finetune_jobs.training.trainer import longest
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.gpu.machine import VISIBLE, GpuCard, allocator, numbers
-from hack.gpu.model import random_model
+from hack.gpu.model import SMALL, random_model
 from hack.models import ensure_smollm2
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import (
@@ -100,10 +100,12 @@ class Bench:
 
     @cached_property
     def model(self) -> Path:
-        """A model of half a billion parameters; in a rehearsal a tiny one, or the test model."""
+        """A model of half a billion parameters; in a rehearsal a tiny one, or one that servers take."""
         path = self.folder / "model"
+        if not self.on_gpu and self.tiny:
+            return build_tiny_llama(path)
         if not self.on_gpu:
-            return build_tiny_llama(path) if self.tiny else ensure_smollm2(cache_directory())
+            return random_model(path, build_tiny_llama(self.folder / "tokenizer"), SMALL, words=0)
         try:
             return random_model(path, ensure_smollm2(cache_directory()))
         except ClusterError as error:

@@ -6,17 +6,19 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from finetune_api.meta import ExitCode
 from finetune_api.stages import Stage
 from finetune_jobs.runtime.commandline import example_input
 from hack.cluster.layout import REPOSITORY
-from hack.gpu import bench, training
+from hack.gpu import bench, serving, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
@@ -83,6 +85,12 @@ def test_a_stage_that_left_no_result_is_a_failure_with_its_last_words(
     assert "libcudart" in (tmp_path / "gpu-check-fetch-1.log").read_text()
 
 
+def test_one_gpu_is_too_few_to_train_together(one_card: Bench) -> None:
+    (only,) = checks_of("several", one_card)
+    assert only.passed is None
+    assert "it takes two" in only.found
+
+
 @pytest.mark.parametrize(
     ("cards", "visible", "found"),
     [(2, None, ["0", "1"]), (2, "", ["0", "1"]), (2, "3, 5", ["3", "5"]), (1, "MIG-7,GPU-2", ["MIG-7"])],
@@ -104,6 +112,18 @@ def test_libraries_other_than_the_locked_ones_are_named() -> None:
 
 def test_trainings_have_the_allocator_of_their_image() -> None:
     assert allocator() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def test_environments_of_its_own_have_the_versions_that_matter() -> None:
+    """vLLM's is that of the chart's runtime, and Unsloth computes with the torch that it is compared on."""
+    values = yaml.safe_load((REPOSITORY / "charts/finetune-operator/values.yaml").read_text())
+    assert f"v{locked(serving.PROJECT)['vllm']}" == values["runtimes"]["vllm"]["image"]["tag"]
+    assert locked(throughput.PROJECT)["torch"] == locked(REPOSITORY)["torch"]
+
+
+def locked(project: Path) -> dict[str, str]:
+    packages = tomllib.loads((project / "uv.lock").read_text())["package"]
+    return {each["name"]: each.get("version", "") for each in packages}
 
 
 def test_every_part_can_be_run() -> None:
