@@ -78,6 +78,8 @@ class Workload:
     """The first step is a warm-up and not measured."""
     goal: float
     """Least ratio to TRL's rate."""
+    dropout: str = "0.05"
+    """On the adapter's input."""
 
     @property
     def training(self) -> Training:
@@ -88,6 +90,7 @@ class Workload:
             max_steps=self.steps,
             epochs=50,
             max_length=MAX_LENGTH,
+            dropout=self.dropout,
             early_stopping=EarlyStopping.NEVER,
         )
 
@@ -162,19 +165,26 @@ def messages(workload: Workload, seed: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
+def encoded(workload: Workload, model: Path) -> list[Any]:
+    """All its examples as tokens with labels."""
+    from finetune_jobs.modelling import chat
+    from finetune_jobs.modelling.tokenizer import load_tokenizer
+
+    tokenizer, rows = load_tokenizer(model), workload.batch * workload.passes * workload.steps
+    return [chat.encode(tokenizer, messages(workload, seed), tokenizer.eos_token_id) for seed in range(rows)]
+
+
 def measure(side: str, workload: Workload, model: Path) -> Measured:
     """One training, in this process."""
     import torch
 
     from finetune_jobs.base.progress import Progress
-    from finetune_jobs.modelling import chat
     from finetune_jobs.modelling.tokenizer import load_tokenizer
     from finetune_jobs.training.trainer import run_steps
 
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(model)
-    rows = workload.batch * workload.passes * workload.steps
-    examples = [chat.encode(tokenizer, messages(workload, seed), tokenizer.eos_token_id) for seed in range(rows)]
+    examples = encoded(workload, model)
     with tempfile.TemporaryDirectory(prefix="finetune-throughput-") as folder:
         trainer = (our_trainer if side == "ours" else stock_trainer)(model, tokenizer, examples, workload, Path(folder))
         clock = stepping_clock(trainer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,9 +33,9 @@ Part = Callable[[Bench], Iterator[Check]]
 """A part of the suite: it yields its checks as it makes them."""
 
 
-def skipped(part: str, why: str) -> Check:
-    """A part that this machine cannot show."""
-    return Check(part, "all", why, "", None)
+def skipped(part: str, why: str, what: str = "all") -> Check:
+    """A part, or something of it, that this machine cannot show."""
+    return Check(part, what, f"left out: {why}", "", None)
 
 
 def table(checks: Iterable[Check]) -> Table:
@@ -46,8 +46,8 @@ def table(checks: Iterable[Check]) -> Table:
     return found
 
 
-def write(checks: Iterable[Check], card: str, path: Path) -> None:
-    """All checks, for programs."""
+def write(checks: Iterable[Check], card: str, seconds: Mapping[str, float], path: Path) -> None:
+    """All checks, and how long each part has taken so far, for programs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"card": card, "checks": [asdict(each) for each in checks]}
+    content = {"card": card, "seconds": seconds, "checks": [asdict(each) for each in checks]}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,22 +1,46 @@
-"""Tokens a second, side by side with plain TRL on the same card."""
+"""Tokens a second, side by side with plain TRL and with Unsloth on the same card."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
-from hack.benchmarks.train_throughput import CHAT, Measured, compared, fresh_process, measure
+from hack import environments
+from hack.benchmarks.train_throughput import CHAT, Measured, Workload, compared, encoded, fresh_process, measure
+from hack.cluster.console import ClusterError
+from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, skipped
+from hack.gpu.machine import VISIBLE
 
-GOAL = 3.0
+GOAL: Final = 3.0
 """Times plain TRL's rate at chat-like lengths."""
-STEPS = 12
+UNSLOTH: Final = 0.9
+"""Times Unsloth's."""
+STEPS: Final = 12
+PROJECT: Final = REPOSITORY / "hack" / "gpu" / "unsloth"
+"""Unsloth, locked, and the program that trains with it."""
+FIGURES: Final = '{"tokensPerSecond"'
+"""How that program's line begins; Unsloth writes others."""
+SECONDS: Final = 300
+"""How long that may take."""
 
 
-def against_trl(bench: Bench) -> Iterator[Check]:
-    """The same examples, order and batches on both sides, each in a process of its own."""
+def compare(bench: Bench) -> Iterator[Check]:
+    """The same examples in batches of the same size on each side, which is a process of its own."""
     workload = replace(CHAT, steps=STEPS if bench.on_gpu else 3)
+    yield _against_trl(bench, workload)
+    # Unsloth's adapters are fast without dropout.
+    yield _against_unsloth(bench, replace(workload, dropout="0"))
+
+
+def _against_trl(bench: Bench, workload: Workload) -> Check:
     sides: dict[str, Measured] = {
         side: fresh_process(measure, side, workload, bench.model) for side in ("ours", "stock")
     }
@@ -24,5 +48,60 @@ def against_trl(bench: Bench) -> Iterator[Check]:
     found = f"{figures['ours']:.0f} against {figures['stock']:.0f} tokens/s: {figures['ratio']} ×"
     wanted = f"≥ {GOAL} ×, losses within 2 %"
     passed = figures["ratio"] >= GOAL and figures["medianLossApart"] <= 0.02
-    yield Check("throughput", "chat-like lengths, plain TRL", found, wanted, passed if bench.on_gpu else None)
-    yield skipped("throughput", "Unsloth: not compared yet")
+    return Check("throughput", "chat-like lengths, plain TRL", found, wanted, passed if bench.on_gpu else None)
+
+
+def _against_unsloth(bench: Bench, workload: Workload) -> Check:
+    """Unsloth is others' work in versions of its own: that it cannot be installed or run is no fault of this project's,
+    and said in a line."""
+    what = "chat-like lengths, Unsloth"
+    try:
+        python = _environment(bench)
+    except ClusterError as error:
+        return skipped("throughput", f"its environment cannot be made: {error}", what)
+    try:
+        ended = _train(bench, workload, python)
+    except subprocess.TimeoutExpired:
+        return skipped("throughput", f"it has not ended after {SECONDS} s", what)
+    found = [line for line in ended.stdout.splitlines() if line.startswith(FIGURES)]
+    if ended.returncode or not found:
+        said = ended.stderr.strip().splitlines() or ["nothing"]
+        return skipped("throughput", f"it ended with {ended.returncode}: {said[-1]}", what)
+    theirs = json.loads(found[-1])
+    ours: Measured = fresh_process(measure, "ours", workload, bench.model)
+    ratio = ours.tokens_per_cpu_second / theirs["tokensPerSecond"]
+    told = f"{ours.tokens_per_cpu_second:.0f} against {theirs['tokensPerSecond']:.0f} tokens/s: {ratio:.2f} ×, "
+    told += f"first losses {ours.losses[0]:.2f} and {theirs['losses'][0]:.2f}"
+    return Check("throughput", what, told, f"≥ {UNSLOTH} ×", ratio >= UNSLOTH if bench.on_gpu else None)
+
+
+def _train(bench: Bench, workload: Workload, python: Path) -> subprocess.CompletedProcess[str]:
+    training = workload.training
+    given = {
+        "model": str(bench.model),
+        "examples": [{"input_ids": e.input_ids, "labels": e.labels} for e in encoded(workload, bench.model)],
+        "batch": workload.batch,
+        "passes": workload.passes,
+        "steps": workload.steps,
+        "maxLength": training.max_length,
+        "rank": training.rank,
+        "alpha": training.alpha,
+        "rate": 2e-4,
+        "seed": training.seed,
+    }
+    file = bench.folder / "unsloth.json"
+    file.write_text(json.dumps(given), encoding="utf-8")
+    command = [str(python), str(PROJECT / "train.py"), str(file), *([] if bench.on_gpu else ["--plain"])]
+    # What Unsloth compiles and caches goes to this folder; it would ask for the model on the hub, and count its users.
+    alone = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "HOME": str(bench.folder)}
+    where = os.environ | alone | ({VISIBLE: bench.numbers[0]} if bench.on_gpu else {})
+    return subprocess.run(
+        command, env=where, cwd=bench.folder, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def _environment(bench: Bench) -> Path:
+    """The Python of Unsloth; in a rehearsal this one, which trains without it. Raises ClusterError."""
+    if bench.on_gpu:
+        return environments.sync(cache_directory() / "venvs" / "gpu-check-unsloth", [], PROJECT)
+    return Path(sys.executable)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
@@ -103,6 +103,8 @@ class Lent(Places):
 
 Started = subprocess.Popen[bytes] | Forked
 """A stage's process."""
+STDERR: Final = "stderr.log"
+"""Where the folder of a stage that has ended has its standard error."""
 
 
 @dataclass(frozen=True)
@@ -162,5 +164,6 @@ def wait_for(process: Started, folder: Path) -> Ended:
     """The end of a stage's process, which must come within five minutes."""
     _, errors = process.communicate(timeout=300)
     code = process.wait()
+    (folder / STDERR).write_bytes(errors)
     log = [json.loads(line) for line in errors.decode().splitlines() if line.startswith("{")]
     return Ended(code, StageResult.model_validate_json((folder / "result.json").read_bytes()), log)

@@ -18,6 +18,7 @@ from finetune_jobs.fit.memory import (
     NF4,
     ON_CPU,
     ON_GPU,
+    PROCESS,
     ROUNDED,
     ROUNDED_KEPT,
     ROUNDED_SELECTIVE,
@@ -138,15 +139,26 @@ def test_activations_are_kept_where_they_fit(training: Training, memory: float, 
 def test_a_model_that_is_divided_is_loaded_whole_by_one_process(
     processes: int, nodes: int, training: Training, divided: bool
 ) -> None:
-    """However many there are; nothing else needs more of a pod's own memory."""
+    """However many there are. A whole model of one process needs more when it resumes; nothing else needs any."""
     shape, hardware = shape_of(LLAMA_8B), A100.model_copy(update={"count": processes, "nodes": nodes})
     needed = host_memory(shape, training, DIVIDED if divided else ON_GPU, hardware)
     full = training.method is Method.FULL
-    if processes * nodes == 1 or not (full or divided):
+    if processes * nodes == 1:
+        assert needed == (pytest.approx(8 * shape.parameters, rel=0.05) if full else 0)
+        return
+    if not (full or divided):
         assert needed == 0
         return
     least = 4 * shape.parameters if full else NF4 * shape.linear_parameters
     assert least < needed < 4 * shape.parameters + processes * GIB
+
+
+def test_one_process_that_resumes_reads_the_moments_in_the_type_that_it_trains_in() -> None:
+    """Into the memory of its pod; without a GPU they stay where they are read, which the training counts."""
+    shape, training = shape_of(LLAMA_8B), Training(method=Method.FULL)
+    whole, rounded = (host_memory(shape, training, step, A100) - PROCESS for step in (KEPT, ROUNDED))
+    assert (whole, rounded) == (8 * shape.parameters, 4 * shape.parameters)
+    assert host_memory(shape, training, ON_CPU, A100.model_copy(update={"count": 0})) == 0
 
 
 @pytest.mark.parametrize(

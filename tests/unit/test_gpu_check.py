@@ -6,15 +6,25 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from finetune_api.meta import ExitCode
+from finetune_api.stages import Stage
+from finetune_jobs.runtime.commandline import example_input
 from hack.cluster.layout import REPOSITORY
-from hack.gpu.__main__ import PARTS, main, part
+from hack.gpu import bench, serving, throughput, training
+from hack.gpu.__main__ import PARTS, checks_of, main, part
+from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
-from tests.support.seaweedfs import ADMIN
+from hack.gpu.machine import GpuCard, allocator, numbers, other_versions
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.sentences import assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -40,6 +50,82 @@ def test_a_stopped_training_ends_with_the_same_bytes_in_a_rehearsal(
     assert [(each["part"], each["passed"]) for each in found["checks"]] == [("resume", True), ("oom", None)]
 
 
+@pytest.fixture
+def one_card(tmp_path: Path) -> Bench:
+    """A machine with one GPU, of which nothing is asked."""
+    return Bench(tmp_path, SeaweedFS("http://127.0.0.1:9"), (GpuCard("NVIDIA H100", 79.2, (9, 0)),))
+
+
+def test_a_part_that_breaks_has_failed_and_the_next_has_its_turn(
+    one_card: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Bench) -> Iterator[Check]:
+        yield Check("oom", "first", "found", "wanted", True)
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setattr(training, "out_of_memory", broken)
+    first, second = checks_of("oom", one_card)
+    assert first.passed
+    assert (second.passed, second.found) == (False, "RuntimeError: no such kernel")
+
+
+def test_a_stage_that_left_no_result_is_a_failure_with_its_last_words(
+    one_card: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench, "LOGS", tmp_path)
+    folder = tmp_path / "fetch-1"
+    folder.mkdir()
+    program = [sys.executable, "-c", "raise SystemExit('ImportError: libcudart')"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    ended = one_card.wait(example_input(Stage.FETCH), process, folder)
+
+    assert ended.code != ExitCode.OK
+    assert_says(ended.result.message, "ended with 1", "without a result", "ImportError: libcudart")
+    assert "libcudart" in (tmp_path / "gpu-check-fetch-1.log").read_text()
+
+
+def test_one_gpu_is_too_few_to_train_together(one_card: Bench) -> None:
+    (only,) = checks_of("several", one_card)
+    assert only.passed is None
+    assert "it takes two" in only.found
+
+
+@pytest.mark.parametrize(
+    ("cards", "visible", "found"),
+    [(2, None, ["0", "1"]), (2, "", ["0", "1"]), (2, "3, 5", ["3", "5"]), (1, "MIG-7,GPU-2", ["MIG-7"])],
+)
+def test_gpus_are_known_by_the_names_that_the_environment_gives(
+    cards: int, visible: str | None, found: list[str]
+) -> None:
+    assert numbers(cards, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == found
+
+
+def test_libraries_other_than_the_locked_ones_are_named() -> None:
+    lock = "".join(f'[[package]]\nname = "{n}"\nversion = "{v}"\n' for n, v in (("torch", "2.13.0"), ("trl", "1.16.0")))
+    assert other_versions(lock, {"torch": "2.13.0+cu130", "trl": "1.16.0"}) == []
+    assert other_versions(lock, {"torch": "2.11.0+cu130", "trl": ""}) == [
+        "torch 2.11.0+cu130 (locked: 2.13.0)",
+        "trl is missing (locked: 1.16.0)",
+    ]
+
+
+def test_trainings_have_the_allocator_of_their_image() -> None:
+    assert allocator() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def test_environments_of_its_own_have_the_versions_that_matter() -> None:
+    """vLLM's is that of the chart's runtime, and Unsloth computes with the torch that it is compared on."""
+    values = yaml.safe_load((REPOSITORY / "charts/finetune-operator/values.yaml").read_text())
+    assert f"v{locked(serving.PROJECT)['vllm']}" == values["runtimes"]["vllm"]["image"]["tag"]
+    assert locked(throughput.PROJECT)["torch"] == locked(REPOSITORY)["torch"]
+
+
+def locked(project: Path) -> dict[str, str]:
+    packages = tomllib.loads((project / "uv.lock").read_text())["package"]
+    return {each["name"]: each.get("version", "") for each in packages}
+
+
 def test_every_part_can_be_run() -> None:
     assert all(callable(part(name)) for name in PARTS)
 
@@ -56,7 +142,8 @@ def test_an_unknown_part_is_refused_with_those_there_are() -> None:
 def test_a_failed_check_is_seen(tmp_path: Path) -> None:
     checks = [Check("train", "LoRA", "no end", "an end", False), Check("oom", "all", "needs a GPU", "", None)]
     path = tmp_path / "gpu-check.json"
-    write(checks, "a card", path)
-    assert json.loads(path.read_text())["checks"][0]["passed"] is False
+    write(checks, "a card", {"train": 1.5}, path)
+    found = json.loads(path.read_text())
+    assert (found["seconds"], found["checks"][0]["passed"]) == ({"train": 1.5}, False)
     assert table(checks).row_count == 2
     assert [each.mark for each in checks] == ["✗", "–"]

@@ -113,6 +113,15 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
     (
         LLAMA_8B,
         FULL,
+        A100.model_copy(update={"memory_gib": 79, "pod_memory_gib": 30}),
+        [ROOMY],
+        Reason.FIT_REFUSED,
+        "Full needs … 30.6 GiB … pod memory … resumes reads the optimiser's state … more than … the 30 GiB … profile "
+        "gpu-a100. … method: QLoRA, quantization: NF4. … Unchanged … profile gpu-a100x8.",
+    ),
+    (
+        LLAMA_8B,
+        FULL,
         CPU.model_copy(update={"memory_gib": 30, "nodes": 16}),
         [],
         Reason.FIT_REFUSED,

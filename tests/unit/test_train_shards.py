@@ -134,6 +134,17 @@ def test_an_optimiser_without_any_state_stays_so() -> None:
     assert _named({"state": {}, "param_groups": groups}, {"a": torch.Size([1])})["state"] == {}
 
 
+def test_a_training_in_16_bits_finds_what_it_would_read_anyway(tmp_path: Path) -> None:
+    """Reading rounds to the type of the weights; Adam's count of steps is no such number."""
+    write(tmp_path, 2)
+
+    make_whole(tmp_path, torch.bfloat16)
+
+    assert {each.dtype for each in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    for values in torch.load(tmp_path / "optimizer.pt", weights_only=True)["state"].values():
+        assert (values["exp_avg"].dtype, values["step"].dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_an_adapters_weights_are_where_peft_looks_for_them(tmp_path: Path) -> None:
     write(tmp_path, 2)
     (tmp_path / "adapter_config.json").write_text(json.dumps({}))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainingArguments
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Method
@@ -216,6 +218,23 @@ def test_no_pass_waits_for_the_gpu(method: Method, base: Path, tmp_path: Path) -
 def test_the_optimiser_is_fused(method: Method, base: Path, tmp_path: Path) -> None:
     trainer, _ = trainer_and_batch(method, base, tmp_path)
     assert trainer.create_optimizer().defaults["fused"]
+
+
+def test_one_process_has_one_gpu_however_many_its_pod_shows(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL refuses to spread a model over what it sees (DataParallel)."""
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(shows_four))
+    trainer, _ = trainer_and_batch(Method.LORA, base, tmp_path)
+    assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, trainer.args.per_device_train_batch_size)
+
+
+def shows_four(arguments: Any) -> torch.device:
+    """The device as transformers finds it, and how many it counts when it first looks."""
+    if not hasattr(arguments, "_n_gpu"):
+        arguments._n_gpu = 4
+        arguments.distributed_state = PartialState(cpu=True)
+    return torch.device("cpu")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -201,7 +201,7 @@ def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: A
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    """Whether a pod has the memory of its own for a model that is divided among GPUs; true if unknown."""
+    """Whether a pod has the memory of its own for what does not go straight to GPUs; true if unknown."""
     available = _pod_gib(hardware)
     return not available or _host_gib(shape, training, hardware) <= available
 
@@ -304,11 +304,13 @@ def _unloadable(
 ) -> StageError:
     """Passes and lengths do not matter here; only an adapter, or another pod, helps."""
     advice = _advice(shape, training, hardware, others, after)
+    why = "the first process loads the model that all of them divide"
+    if hardware.processes == 1:
+        why = "a training that resumes reads the optimiser's state into it, before that goes to the GPU"
     return StageError(
         Reason.FIT_REFUSED,
         f"{training.method.value} needs about {_host_gib(shape, training, hardware):.1f} GiB of pod memory, because "
-        f"the first process loads the model that all of them divide: more than the {_pod_gib(hardware):g} GiB of "
-        f"profile {hardware.profile}. "
+        f"{why}: more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
         f"{advice or 'Choose a profile whose pods have more memory.'}",
     )
 

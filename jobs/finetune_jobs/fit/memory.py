@@ -204,12 +204,17 @@ def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 
 
 
 def host_memory(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> float:
-    """Bytes of its own memory that the first pod needs for a model that is divided: its first process loads all of it.
-    At a checkpoint they have no more there: a tensor of each weight at a time. Otherwise 0: weights go to a GPU one by
-    one."""
-    if hardware.processes == 1 or not (step.divided or training.method is Method.FULL):
-        return 0
-    return _weights(shape, training, step) + max(1, hardware.count) * PROCESS
+    """Bytes of its own memory that the first pod of a training on GPUs needs for models and checkpoints.
+
+    A model that is divided is loaded whole by its first process; at a checkpoint they have no more there, a tensor of
+    each weight at a time. Adam's two moments of a whole model on one GPU pass through it when a training resumes, which
+    any pod may have to; weights go to a GPU one by one. Otherwise 0, also without a GPU, where memory holds more than
+    that anyway.
+    """
+    full = training.method is Method.FULL
+    if hardware.processes > 1:
+        return _weights(shape, training, step) + max(1, hardware.count) * PROCESS if full or step.divided else 0
+    return 2 * (BF16 if step.rounded else FP32) * shape.parameters + PROCESS if full and hardware.has_gpu else 0
 
 
 def resident(weights: float) -> float:

@@ -26,8 +26,8 @@ PACKED: Final = "packed"
 """The name of this attention among those of transformers."""
 FLASH_CAPABILITY: Final = (8, 0)
 """PyTorch's FlashAttention kernel runs on Ampere and later."""
-FLASH_HEAD: Final = 256
-"""The largest head that it takes."""
+FLASH_HEAD, FLASH_STEP = 256, 8
+"""The largest head that it takes, and of what its size is a multiple (its backward pass pads nothing)."""
 LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers, as a model's config names them, that mix tokens in attention only, and say their window there."""
 MORE: Final = ("softcap", "s_aux", "position_bias")
@@ -142,6 +142,7 @@ def _flash_takes(query: torch.Tensor) -> bool:
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] <= FLASH_HEAD
+        and query.shape[-1] % FLASH_STEP == 0
         and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
     )
 

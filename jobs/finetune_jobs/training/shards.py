@@ -125,31 +125,33 @@ def kinds_of_state(checkpoint: Path) -> set[str]:
     return {path.stem for path in checkpoint.glob(f"{SHARDS}/*/*.safetensors")} - {WEIGHTS}
 
 
-def make_all_whole(work: Path, team: Team) -> None:
+def make_all_whole(work: Path, team: Team, dtype: torch.dtype | None = None) -> None:
     """Let a training whose model is not divided resume from the checkpoints below ``work``; its processes call this
-    together. Raises as ``make_whole``."""
+    together. ``dtype`` and errors as of ``make_whole``."""
     if team.first_of_pod:
         for checkpoint in work.glob("checkpoint-*"):
-            make_whole(checkpoint)
+            make_whole(checkpoint, dtype)
     team.wait()
 
 
-def make_whole(checkpoint: Path) -> None:
+def make_whole(checkpoint: Path, dtype: torch.dtype | None = None) -> None:
     """Write the files that an undivided training resumes from, in place of the shards of all processes: for a while
     there are both, on the disk, and in memory the larger of weights and optimiser, which such a training reads into
-    memory anyway. Raises StageError (ArtifactCorrupt) if a shard is missing."""
+    memory anyway. ``dtype``: what it computes in, if that is less than they have: it would round them when it reads
+    them, and so needs no more memory for another's checkpoint than for its own (``fit.memory.host_memory``).
+    Raises StageError (ArtifactCorrupt) if a shard is missing."""
     if not is_sharded(checkpoint):
         return
     name = ADAPTER_WEIGHTS if (checkpoint / ADAPTER_CONFIG).exists() else SAFE_WEIGHTS_NAME
-    save_file(dict(_all(checkpoint, WEIGHTS)), checkpoint / name, metadata={"format": "pt"})
-    _write_optimizer(checkpoint)
+    save_file(dict(_all(checkpoint, WEIGHTS, dtype)), checkpoint / name, metadata={"format": "pt"})
+    _write_optimizer(checkpoint, dtype)
     shutil.rmtree(checkpoint / SHARDS)
 
 
-def _write_optimizer(checkpoint: Path) -> None:
+def _write_optimizer(checkpoint: Path, dtype: torch.dtype | None) -> None:
     state: dict[str, dict[str, torch.Tensor]] = {}
     for kind in kinds_of_state(checkpoint):
-        for each, tensor in _all(checkpoint, kind):
+        for each, tensor in _all(checkpoint, kind, dtype):
             state.setdefault(each, {})[kind] = tensor
     torch.save(numbered({"state": state, "param_groups": read_settings(checkpoint)}), checkpoint / OPTIMIZER_NAME)
 
@@ -162,9 +164,12 @@ def numbered(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": {numbers[name]: values for name, values in state["state"].items()}, "param_groups": groups}
 
 
-def _all(checkpoint: Path, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _all(checkpoint: Path, kind: str, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor as it is needed, in ``dtype`` if given; Adam's count of steps, one number, stays as it is."""
     shards = Shards(checkpoint, kind)
-    return ((name, shards.whole(name)) for name in shards.names)
+    for name in shards.names:
+        whole = shards.whole(name)
+        yield name, whole.to(dtype) if dtype and whole.dim() else whole
 
 
 def _own_rows(tensor: Any) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     if checkpoints.checkpointing(step.keeps_least):
         step = step.with_least()
     if not sharded(training, team, step):
-        make_all_whole(files.work, team)
+        make_all_whole(files.work, team, DTYPE if step.rounded else None)
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
         smaller = smaller_batch(batch, training) if step.keeps_least else batch
         if team.size > 1:
@@ -337,7 +337,7 @@ def configuration(
 ) -> SFTConfig:
     """All settings of the trainer."""
     on_gpu = device() != "cpu"
-    return SFTConfig(
+    settings = SFTConfig(
         output_dir=str(work),
         max_steps=plan.steps,
         per_device_train_batch_size=batch.size,
@@ -371,6 +371,10 @@ def configuration(
         report_to="none",
         disable_tqdm=True,
     )
+    # A process has one GPU, though its pod may show more of them than its profile has: transformers would spread the
+    # batches over all (DataParallel), which TRL refuses.
+    settings._n_gpu = min(1, settings.n_gpu)
+    return settings
 
 
 def _save(
