@@ -140,9 +140,7 @@ def zero_row(weight: torch.Tensor) -> torch.Tensor:
 WRONG: dict[str, Damage] = {
     "zeroed": set_(f"{LAYER}.weight", torch.zeros_like),
     "scaled by 1.2": set_(f"{LAYER}.weight", lambda weight: weight * 1.2),
-    "halved": set_(f"{LAYER}.weight", lambda weight: weight / 2),
     "swapped": swap(f"{LAYER}.weight", f"{OTHER}.weight"),
-    "turned over": set_(f"{LAYER}.weight", lambda weight: weight.flip(0)),
     "one output lost": set_(f"{LAYER}.weight", zero_row),
 }
 
