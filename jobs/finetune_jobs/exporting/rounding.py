@@ -7,8 +7,8 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationStrate
 
 CALIBRATED_MOST: Final = 0.5
 """Of the norm of a layer's weights, how much calibrated 4-bit weights may differ by. GPTQ keeps what a layer computes
-rather than its weights, so that no bound of a single weight follows from the format. A layer of zeros is 1 away, one of
-another layer's weights 1.4; what calibration takes is in docs/concepts/training.md."""
+rather than its weights, so that no bound of a single weight follows from the format. It takes 0.13 to 0.17
+of layers of SmolLM2-135M (docs/concepts/training.md); a layer of zeros is 1 away, another layer's weights 1.4."""
 SCALES_MOST: Final = 2**-7
 """Of a scale, how much it may differ from what the weights of its group say: it is computed and stored with 8 bits of
 precision."""
