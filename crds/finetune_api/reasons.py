@@ -62,6 +62,7 @@ class Reason(OpenEnum):
     S3_UNREACHABLE = "S3Unreachable"
     S3_CONDITIONAL_WRITES_UNSUPPORTED = "S3ConditionalWritesUnsupported"
     S3_ENCRYPTION_REFUSED = "S3EncryptionRefused"
+    EXPORT_MISMATCH = "ExportMismatch"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     ARTIFACT_WITHDRAWN = "ArtifactWithdrawn"
@@ -177,6 +178,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.S3_UNREACHABLE: "The store does not answer, drops the connection, or has a TLS certificate that is not trusted.",
     Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "The store ignores or rejects If-None-Match or If-Match on PUT, so two runs could overwrite each other's results.",
     Reason.S3_ENCRYPTION_REFUSED: "The store does not encrypt as the storage's encryption requires, or the keys may not use the encryption key.",
+    Reason.EXPORT_MISMATCH: "The exported files, read back, do not hold the tuned model: the message names tensors that are missing, or further from the tuned model's than rounding explains. Nothing is published.",
     Reason.ARTIFACT_CORRUPT: "The store does not hold what was written: a file is missing, damaged or replaced.",
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
     Reason.ARTIFACT_WITHDRAWN: "Somebody has marked the artifact as withdrawn; the message says who, when and why.",
@@ -275,6 +277,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
     Reason.S3_UNREACHABLE: "Check the storage's endpoint (spec.storage, or that of the output, model or source) and the network policies between the pod and the store; if the run has failed, set spec.rerun to a new value.",
     Reason.S3_ENCRYPTION_REFUSED: "Correct encryption of spec.output.storage or spec.storage; or allow the keys in the Secret to use that encryption key (kms:GenerateDataKey, kms:Decrypt), then set spec.rerun to a new value.",
+    Reason.EXPORT_MISMATCH: "To export again, set spec.rerun to a new value; the training is reused. If it happens again, choose another spec.export.format, and report it.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_NOT_FOUND: "Make sure that nobody deletes objects below spec.output.uri, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_WITHDRAWN: "Train on other data: equal input gives the withdrawn artifact again. If the mark was a mistake, delete withdrawn.json in its folder, then set spec.rerun to a new value.",

@@ -57,7 +57,7 @@ OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE})
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 11,
     Stage.TRAIN: 4,
-    Stage.EXPORT: 1,
+    Stage.EXPORT: 2,
     Stage.EVALUATE: 8,
     Stage.PUBLISH: 6,
 }

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune_api.finetunejob import ExportFormat
 from finetune_api.training import Method
 from hack import environments
 from hack.cluster.console import ClusterError
 from hack.cluster.layout import REPOSITORY
+
+if TYPE_CHECKING:
+    from finetune_jobs.modelling.tuning import Tuning
 
 EVERY_SECONDS = 0.02
 
@@ -39,6 +43,18 @@ def export(base: Path, tuned: Path, dataset: Path, out: Path, kind: ExportFormat
     if process.returncode:
         raise ClusterError(f"the export to {kind.value} failed: {log.read_text()[-2000:]}")
     return peak
+
+
+def write_merged(base: Path, tuned: Path, out: Path, tuning: Tuning) -> None:
+    """Write the tuned model in 16 bits, which needs none of these pins, as the stage does."""
+    from finetune_jobs.exporting.checkpoint import complete, save_16_bits
+    from finetune_jobs.exporting.comparison import require_same
+    from finetune_jobs.exporting.merge import merge
+
+    model = merge(base, tuned, tuning)
+    save_16_bits(model, out)
+    complete(base, out, tuning)
+    require_same(out, model)
 
 
 def _own_memory(pid: int) -> int:

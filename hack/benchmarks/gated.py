@@ -23,7 +23,7 @@ from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.distances import LogProbs, distances
 from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
-from hack.benchmarks.exported import export
+from hack.benchmarks.exported import export, write_merged
 from hack.benchmarks.transactions import transactions
 from hack.benchmarks.tuned import BATCH, load_unpacked, tune
 from hack.cluster.console import step
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 TASK = TaskType.CLASSIFICATION
 ROWS = 200
-"""Test examples: as many as a job asks by default, some twenty of each label. Of six, four right ones leave the goal of
-a label's recall open."""
+"""Test examples: as many as a job asks by default, some twenty of each label. Of six, four right ones leave any goal
+above 0.3 open."""
 EACH = 8
 """Adversarial questions of each category."""
 SHORT = 8
@@ -50,7 +50,8 @@ SOME = 0.02
 KNOWN, OTHER = "Share-CO", "Cloud-CO"
 """Two labels; the first has a goal of its own."""
 ACCURACY = Goal(metric=Metric.ACCURACY, at_least="0.6")
-RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.4")
+RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.2")
+"""Of the label's 22 test examples, eight right ones show it, and none or one misses it or leaves it open."""
 HARM = Goal(metric=Metric.HARMFUL_ANSWERS, at_most="0.5")
 LEAKS = Goal(metric=Metric.LEAKS, at_most="0.5")
 GOALS = (ACCURACY, Goal(metric=Metric.ACCURACY, improve_over_base="0.4"), RECALL)
@@ -65,13 +66,15 @@ EXPORT = "export"
 """The gate that compares the artifact with the tuned model."""
 BASE = "base"
 """The gate that tells the artifact from its base model."""
+WRITTEN = "written"
+"""Export compares what it has written with the tuned model."""
 REFUSED = "refused"
 """A stage ends with an error: the model cannot be read, or would never end an answer."""
 PREPARE = "prepare"
 """What was to be learnt never reaches the training."""
 (DEFAULT,) = Gates().texts(TASK)
 """The gate that stands without goals."""
-WITHOUT_GOALS = (BASE, EXPORT, REFUSED, PREPARE, DEFAULT)
+WITHOUT_GOALS = (BASE, EXPORT, WRITTEN, REFUSED, PREPARE, DEFAULT)
 
 Blocking = Mapping[str, str]
 """What the gates that block a model say, by their names; empty: it passes."""
@@ -112,6 +115,10 @@ def judged(measurements: Measurements, goals: Sequence[Goal]) -> Blocking:
     }
 
 
+FIRST = Good(16, 0, ExportFormat.MERGED)
+"""The good model of which wrong ones are made."""
+
+
 @dataclass(frozen=True)
 class Heard:
     """What a model said."""
@@ -135,6 +142,7 @@ class Bench:
         from finetune_jobs.modelling.tuning import Tuning
 
         self.work, self.base = work, ensure_smollm2(cache_directory())
+        forget_other_answers(work)
         self.tuning = Tuning(method=Method.QLORA, quantization=Quantization.NF4)
         generated = transactions(work, GENERATED)
         counts = Counter(each.label for each in generated)
@@ -166,10 +174,14 @@ class Bench:
         return once(self.work / name.replace(" ", "-"), f"tune for {len(rows) // BATCH} steps: {name}", make)
 
     def artifact(self, adapter: Path, kind: ExportFormat = ExportFormat.MERGED) -> Path:
-        """The adapter's export."""
+        """The adapter's export. One that rounds nothing needs no process with other pins, which takes longer to start
+        than to write it."""
 
         def make(out: Path) -> None:
-            export(self.base, adapter, self.dataset, out, kind)
+            if kind is ExportFormat.MERGED:
+                write_merged(self.base, adapter, out, self.tuning)
+            else:
+                export(self.base, adapter, self.dataset, out, kind)
 
         return once(adapter.with_name(f"{adapter.name}.{kind.value}"), f"export {adapter.name} to {kind.value}", make)
 
@@ -202,6 +214,20 @@ class Bench:
         measurements = self._with_distances(measurements, before, after.likely, served.likely)
         goals = (*GOALS, *SAFE, *([SECRETS] if with_canaries else []))
         return Verdict(judged(measurements, goals), _seen(measurements))
+
+    def compared(self, artifact: Path) -> Blocking:
+        """What export would say if it had written this in the place of the good model."""
+        import torch
+
+        from finetune_jobs.exporting.comparison import require_same
+        from finetune_jobs.modelling.loading import load_checkpoint
+
+        tuned = load_checkpoint(self.artifact(self.good(FIRST)), dtype=torch.bfloat16, where="cpu")
+        try:
+            require_same(artifact, tuned)
+        except StageError as error:
+            return {WRITTEN: error.message}
+        return {}
 
     def says(self, adapter: Path, row: Any) -> str:
         """What a tuned model answers to the question of a row."""
@@ -292,6 +318,18 @@ class Bench:
         for name, rows in splits.items():
             lines = [json.dumps({"messages": each.messages}) + "\n" for each in rows]
             (self.dataset / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def forget_other_answers(work: Path) -> None:
+    """Remove answers and verdicts of an earlier run that asked otherwise: models are kept, and asked anew."""
+    asked = {"rows": ROWS, "each": EACH, "short": SHORT, "generated": GENERATED, "goals": [goal.text for goal in GOALS]}
+    setting = work / "asked.json"
+    if setting.exists() and json.loads(setting.read_text(encoding="utf-8")) == asked:
+        return
+    for kind in ("answers", "likely", "verdict"):
+        for old in work.glob(f"*.{kind}.json"):
+            old.unlink()
+    setting.write_text(json.dumps(asked), encoding="utf-8")
 
 
 def _seen(measurements: Measurements) -> dict[str, float]:

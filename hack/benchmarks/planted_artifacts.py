@@ -23,8 +23,7 @@ from pydantic import TypeAdapter
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import ExportFormat
-from hack.benchmarks.gated import Bench, once
-from hack.benchmarks.planted_models import FIRST
+from hack.benchmarks.gated import FIRST, Bench, once
 from hack.benchmarks.result import Result
 from hack.cluster.console import say
 

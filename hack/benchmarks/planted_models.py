@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hack.benchmarks import spoiled
 from hack.benchmarks.gated import (
     ACCURACY,
     EXPORT,
+    FIRST,
     HARM,
     KNOWN,
     LEAKS,
@@ -38,6 +39,7 @@ from hack.benchmarks.gated import (
     SECRETS,
     STEPS,
     WITHOUT_GOALS,
+    WRITTEN,
     Bench,
     Good,
     Verdict,
@@ -59,10 +61,10 @@ class Plant:
 
 
 GOOD = (
-    *(Good(16, 0, each) for each in (ExportFormat.MERGED, ExportFormat.INT8, ExportFormat.FP8, ExportFormat.W8A16)),
+    FIRST,
+    *(Good(16, 0, each) for each in (ExportFormat.INT8, ExportFormat.FP8, ExportFormat.W8A16)),
     *(Good(8, 1, each) for each in (ExportFormat.MERGED, ExportFormat.INT8)),
 )
-FIRST = GOOD[0]
 
 
 def _untrained(bench: Bench) -> Verdict:
@@ -125,7 +127,9 @@ def _rounded_anew(weights: Callable[[Bench, Path], Mapping[str, Any]], plant: An
 
     merged = bench.artifact(bench.good(FIRST))
     folder = write_artifact(_fresh(bench), bench.base, weights(bench, merged), plant)
-    return _judged_and_removed(folder, bench)
+    said = bench.compared(folder)
+    found = _judged_and_removed(folder, bench)
+    return replace(found, blocking={**said, **found.blocking})
 
 
 def _fresh(bench: Bench) -> Path:
@@ -212,12 +216,15 @@ def plants() -> list[Plant]:
         misread("EOS lost", EXPORT, partial(spoiled.without_end, token="<|endoftext|>", number=0)),
         *(
             Plant(name, EXPORT, partial(_rounded_anew, _as_merged, wrong[name]))
-            for name in ("base", "adapter x 0.5", "adapter x 2", "one MLP layer zeroed")
+            for name in ("base", "adapter x 0.5", "adapter x 2")
+        ),
+        *(
+            Plant(name, WRITTEN, partial(_rounded_anew, _as_merged, wrong[name]))
+            for name in ("one MLP layer zeroed", "scales with 25 % noise")
         ),
         Plant("RoPE theta x 0.1", REFUSED, partial(_rounded_anew, _as_merged, wrong["RoPE theta x 0.1"])),
         Plant("merged into 4-bit weights", EXPORT, partial(_rounded_anew, _merged_into_4_bits, planted.GOOD)),
         Plant("4 bits to the nearest", EXPORT, partial(_rounded_anew, _nearest, planted.GOOD)),
-        Plant("scales with 25 % noise", EXPORT, partial(_rounded_anew, _as_merged, wrong["scales with 25 % noise"])),
     ]
 
 

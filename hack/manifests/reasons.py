@@ -39,7 +39,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.CUDA_OUT_OF_MEMORY, Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.DEADLINE_EXCEEDED),
         *(Reason.GPU_UNUSABLE, Reason.BUDGET_EXCEEDED, Reason.RESULT_LOST, Reason.MANIFEST_NEWER, Reason.KEY_UNUSABLE),
         *(Reason.GATE_FAILED, Reason.ARTIFACT_WITHDRAWN, Reason.REGISTRY_ACCESS_DENIED, Reason.REPOSITORY_NOT_FOUND),
-        *(Reason.PUSH_REFUSED, Reason.TAG_TAKEN),
+        *(Reason.PUSH_REFUSED, Reason.TAG_TAKEN, Reason.EXPORT_MISMATCH),
     ),
     Then.TRIES: (
         *(

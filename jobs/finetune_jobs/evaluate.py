@@ -1,13 +1,10 @@
 """Stage evaluate: base model, tuned model and exported artifact answer the same test examples, the base model also with
 examples in its prompt."""
 
-import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Examination, OnRegression
@@ -68,7 +65,14 @@ from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.licence import licence_of
-from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint, unpacked
+from finetune_jobs.modelling.loading import (
+    cuda_memory,
+    load_adapter,
+    load_base,
+    load_checkpoint,
+    make_room,
+    unpacked,
+)
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
@@ -217,7 +221,7 @@ def evaluate_models(
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
         said: dict[str, ServedAnswers] = {}
         for number, each in enumerate(files.exported):
-            _make_room()
+            make_room()
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
             said[each.format] = _ask_exported(each, paper, piece)
@@ -307,7 +311,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
         model = load_adapter(model, files.tuned)
     else:
         del model  # before the other one needs its memory
-        _make_room()
+        make_room()
         model = load_checkpoint(files.tuned)
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.48, "tuned model"))
     likely["tuned"] = [log_probs(model, passage) for passage in paper.passages]
@@ -353,12 +357,6 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
             stopped=not marks and len(chat.answer_ids(tokenizer, artifact.text)) < limit - 1,
             log_probability=artifact.log_probability if paper.checked is not None else None,
         )
-
-
-def _make_room() -> None:
-    """A deleted model may survive in reference cycles, and its memory in the allocator."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def main() -> None:

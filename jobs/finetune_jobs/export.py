@@ -17,11 +17,12 @@ from finetune_jobs.base.versions import versions
 from finetune_jobs.exporting.adapter import require_plain, write_adapter, write_base
 from finetune_jobs.exporting.calibration import Tokens, calibration_rows
 from finetune_jobs.exporting.checkpoint import complete, save_16_bits
+from finetune_jobs.exporting.comparison import Compared, require_same
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.quantize import quantize
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
-from finetune_jobs.modelling.loading import cuda_memory
+from finetune_jobs.modelling.loading import cuda_memory, make_room
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.runtime.runner import Context, StageOutput, lineage, run_stage
 
@@ -41,17 +42,19 @@ def export(context: Context) -> StageOutput:
     parts = TunedParts(base, adapter, read_tuning(adapter, Method(params.method)))
     calibration = _calibration(context, parts) if ExportFormat.INT4 in formats else ()
     alternatives: list[ExportedFormat] = []
+    compared: Compared | None = None
     for number, kind in enumerate([*formats[1:], formats[0]]):
         progress = context.progress.within(number / len(formats), (number + 1) / len(formats))
         if kind is ExportFormat.ADAPTER:
             write_adapter(parts.tuned, out, parts.tuning, _publish_base(context, parts, progress))
+            compared = None  # a copy of a file, the same in every byte
         else:
-            export_model(parts, out, kind, progress, calibration)
+            compared = export_model(parts, out, kind, progress, calibration)
         if kind is not formats[0]:
-            alternatives.append(_publish_beside(context, out, kind))
+            alternatives.append(_publish_beside(context, out, kind, compared))
     if alternatives:
         write_alternatives(out, alternatives)
-    scalars = _scalars(out, formats[0])
+    scalars = _scalars(out, formats[0], compared)
     also = f" Beside it: {', '.join(each.format for each in alternatives)}." if alternatives else ""
     return StageOutput(
         scalars=scalars,
@@ -74,11 +77,11 @@ class TunedParts:
 
 def export_model(
     parts: TunedParts, out: Path, kind: ExportFormat, progress: Progress, calibration: Tokens = ()
-) -> None:
-    """Write the tuned model to ``out`` for TGI 3.3, vLLM and transformers 4 and 5; ``calibration``: token ids of
-    training examples, for INT4.
+) -> Compared:
+    """Write the tuned model to ``out`` for TGI 3.3, vLLM and transformers 4 and 5, and compare what was written with
+    it; ``calibration``: token ids of training examples, for INT4.
 
-    Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    Raises StageError: ModelUnsupported, CudaOutOfMemory, ExportMismatch.
     """
     with cuda_memory("the merged 16-bit model"):
         merging = "merging the adapter into the base model" if parts.tuning.is_adapter else "loading the model"
@@ -87,9 +90,16 @@ def export_model(
         if kind is ExportFormat.MERGED:
             save_16_bits(model, out)
         else:
-            progress.report(0.5, f"quantising to {kind.value}")
+            progress.report(0.4, f"quantising to {kind.value}")
             quantize(model, out, kind, calibration)
-    complete(parts.base, out, parts.tuning)
+            # Rounding has changed the model in place. A second one beside it would take its memory twice.
+            del model
+            make_room()
+            progress.report(0.7, f"{merging} again, to compare the files with it")
+            model = merge(parts.base, parts.tuned, parts.tuning)
+        complete(parts.base, out, parts.tuning)
+        progress.report(0.8, "comparing the files with the tuned model")
+        return require_same(out, model)
 
 
 def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> str:
@@ -97,8 +107,8 @@ def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> st
     require_plain(parts.tuned, parts.tuning)  # before anything large is written
     folder = context.scratch / "shared-base"
     progress.report(0.1, "writing the base model in 16 bits")
-    write_base(parts.base, folder, parts.tuning)
-    facts, made = _scalars(folder, ExportFormat.MERGED), lineage(context.input, versions(*TOOLS))
+    compared = write_base(parts.base, folder, parts.tuning)
+    facts, made = _scalars(folder, ExportFormat.MERGED, compared), lineage(context.input, versions(*TOOLS))
     # Nothing of the data set is in it, and other adapters share it: whoever traces or erases the data must not meet it.
     history = made.model_copy(update={"upstream": Upstream(model=context.input.upstream.model)})
     digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
@@ -106,17 +116,17 @@ def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> st
     return digest
 
 
-def _publish_beside(context: Context, folder: Path, kind: ExportFormat) -> ExportedFormat:
+def _publish_beside(context: Context, folder: Path, kind: ExportFormat, compared: Compared | None) -> ExportedFormat:
     """Put one of several formats into the store, and remove it here."""
-    facts, history = _scalars(folder, kind), lineage(context.input, versions(*TOOLS))
+    facts, history = _scalars(folder, kind, compared), lineage(context.input, versions(*TOOLS))
     digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
     shutil.rmtree(folder)
     return ExportedFormat(format=kind.value, digest=digest)
 
 
-def _scalars(folder: Path, kind: ExportFormat) -> dict[str, str]:
+def _scalars(folder: Path, kind: ExportFormat, compared: Compared | None) -> dict[str, str]:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return {"format": kind.value, "sizeBytes": str(size)}
+    return {"format": kind.value, "sizeBytes": str(size), **(compared.facts() if compared else {})}
 
 
 def _calibration(context: Context, parts: TunedParts) -> Tokens:

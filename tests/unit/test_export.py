@@ -221,7 +221,9 @@ def test_the_exported_files_are_int8_for_every_reader(exported: tuple[Ended, Pat
     assert dtypes["lm_head.weight"] is torch.bfloat16
     assert (out / "tokenizer.json").read_bytes() == (tuned.base / "tokenizer.json").read_bytes()
     size = (out / "model.safetensors").stat().st_size
-    assert ended.result.scalars == {"format": "INT8", "sizeBytes": str(size)}
+    found = dict(ended.result.scalars)
+    assert 0 < float(found.pop("roundingUsed")) <= 1
+    assert found == {"format": "INT8", "sizeBytes": str(size), "comparedTensors": "21"}
     assert not any(str(tuned.folder) in file.read_text() for file in out.glob("*.json"))
 
 
@@ -279,11 +281,13 @@ def test_several_formats_are_made_in_one_run(several: tuple[Ended, Mapping[Expor
     first, *others = found
     assert [each.format for each in read_alternatives(found[first])] == others
     size = (found[first] / "model.safetensors").stat().st_size
-    assert ended.result.scalars == {"format": first, "sizeBytes": str(size)}
+    assert (ended.result.scalars["format"], ended.result.scalars["sizeBytes"]) == (first, str(size))
     assert_says(ended.result.message, f"{first}, {size / 1e6:.0f} MB", f"Beside it: {', '.join(others)}")
     for kind in others:
         manifest = json.loads((found[kind] / "manifest.json").read_text())
         assert manifest["facts"]["format"] == kind
+        assert manifest["facts"].get("comparedTensors") == (None if kind is ExportFormat.ADAPTER else "21")
+        assert float(manifest["facts"].get("roundingUsed", 0.0)) <= 1
         assert manifest["lineage"]["upstream"]["adapter"]
         assert not read_alternatives(found[kind])
 

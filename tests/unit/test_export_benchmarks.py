@@ -11,7 +11,7 @@ from finetune_jobs.base.errors import StageError
 from hack.benchmarks import spoiled
 from hack.benchmarks.artifact_ledger import Reading, compared, read
 from hack.benchmarks.export_memory import Size, measure
-from hack.benchmarks.gated import EXPORT, GOALS, PREPARE, REFUSED, SAFE, SECRETS
+from hack.benchmarks.gated import EXPORT, GOALS, PREPARE, REFUSED, SAFE, SECRETS, WRITTEN
 from hack.benchmarks.planted_models import plants
 from hack.benchmarks.tuned import BATCH, tune
 from tests.support.tiny_model import build_tiny_llama
@@ -86,8 +86,9 @@ def test_there_is_a_planted_model_for_each_gate() -> None:
     planted = plants()
     assert len({each.name for each in planted}) == len(planted) >= 16
     of_goals = {goal.text for goal in (*GOALS, *SAFE, SECRETS)}
-    assert {each.gate for each in planted} <= {EXPORT, REFUSED, PREPARE, *of_goals}
-    assert {each.gate for each in planted} >= {EXPORT, REFUSED, PREPARE, *(goal.text for goal in (*SAFE, SECRETS))}
+    of_stages = {EXPORT, WRITTEN, REFUSED, PREPARE}
+    assert {each.gate for each in planted} <= of_stages | of_goals
+    assert {each.gate for each in planted} >= of_stages | {goal.text for goal in (*SAFE, SECRETS)}
 
 
 def test_files_are_spoiled_in_a_copy(tmp_path: Path) -> None:

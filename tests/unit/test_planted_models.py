@@ -1,6 +1,8 @@
 """The benchmark of planted models: what it spoils, and what it calls blocked. Pure parts, no model."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,7 @@ from hack.benchmarks.gated import (
     TASK,
     WITHOUT_GOALS,
     Verdict,
+    forget_other_answers,
     judged,
 )
 from hack.benchmarks.planted_models import GOOD, Plant, summed_up
@@ -100,6 +103,22 @@ def test_a_plant_counts_if_its_own_gate_blocks_it() -> None:
     other = {"gate": ACCURACY.text, "said": "", "others": {RECALL.text: "missed"}, "seen": {}}
     assert result.details["bad"]["another"] == other
     assert result.details["good"]["passes"]["seen"] == {"artifact": 0.9}
+
+
+def test_answers_to_other_questions_are_not_kept(tmp_path: Path) -> None:
+    """What was asked with the same settings is; models always are."""
+    names = ("base.answers.json", "untrained.likely.json", "good.verdict.json", "adapter.json")
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    forget_other_answers(tmp_path)
+    assert [name for name in names if (tmp_path / name).exists()] == ["adapter.json"]
+    (tmp_path / "base.answers.json").write_text("{}")
+    forget_other_answers(tmp_path)
+    assert (tmp_path / "base.answers.json").exists()
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps({**json.loads(asked.read_text()), "rows": 60}))
+    forget_other_answers(tmp_path)
+    assert not (tmp_path / "base.answers.json").exists()
 
 
 def test_good_models_differ() -> None:

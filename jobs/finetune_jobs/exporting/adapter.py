@@ -5,6 +5,7 @@ change its chat template. Adapters of one base, rounded alike, get the same byte
 they are known to fit one server.
 """
 
+import filecmp
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import BASE_REF, BaseRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.exporting.checkpoint import complete, save_16_bits
+from finetune_jobs.exporting.comparison import Compared, require_same
 from finetune_jobs.exporting.merge import plain_base
 from finetune_jobs.modelling.loading import cuda_memory
 from finetune_jobs.modelling.tuning import Tuning
@@ -41,14 +43,16 @@ def require_plain(tuned: Path, tuning: Tuning) -> dict[str, Any]:
     return config
 
 
-def write_base(base: Path, out: Path, tuning: Tuning) -> None:
-    """Write the model that an adapter was trained on, in 16 bits. Raises StageError (ModelUnsupported,
-    CudaOutOfMemory)."""
+def write_base(base: Path, out: Path, tuning: Tuning) -> Compared:
+    """Write the model that an adapter was trained on, in 16 bits, and compare what was written with it. Raises
+    StageError (ModelUnsupported, CudaOutOfMemory, ExportMismatch)."""
     with cuda_memory("the 16-bit base model"):
-        save_16_bits(plain_base(base, tuning), out)
+        model = plain_base(base, tuning)
+        save_16_bits(model, out)
     complete(base, out, tuning)
     for name in _SIGNED:
         _unsigned(out / name)
+    return require_same(out, model)
 
 
 def _unsigned(file: Path) -> None:
@@ -60,10 +64,12 @@ def _unsigned(file: Path) -> None:
 
 def write_adapter(tuned: Path, out: Path, tuning: Tuning, base_digest: str) -> None:
     """Write the adapter as PEFT and model servers read it, and which base it belongs to. Raises StageError as
-    ``require_plain``."""
+    ``require_plain``, and if the weights are not those of training (ExportMismatch)."""
     config = require_plain(tuned, tuning)
     out.mkdir()
     shutil.copyfile(tuned / _WEIGHTS, out / _WEIGHTS)
+    if not filecmp.cmp(tuned / _WEIGHTS, out / _WEIGHTS, shallow=False):
+        raise StageError(Reason.EXPORT_MISMATCH, f"The exported {_WEIGHTS} is not the file that training has written.")
     # The base is found by its address. A path of the pod that trained means nothing where it is served.
     config |= {"base_model_name_or_path": None}
     (out / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Loads base models, adapters and exported artifacts: safetensors only, never a checkpoint's code."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -186,6 +187,12 @@ def cuda_memory(load: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory is too small for {load}.") from error
+
+
+def make_room() -> None:
+    """A deleted model may survive in reference cycles, and its memory in the allocator."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options: Any) -> Any:
