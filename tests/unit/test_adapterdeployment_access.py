@@ -130,7 +130,7 @@ class TestPolicies:
 
     def test_clients_reach_the_proxy_and_prometheus_the_metrics(self) -> None:
         found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
-        assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT}
+        assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT, meta.SELF_CHECK_PORT}
         assert found[meta.CLIENT_PORT][1:] == [self.CLIENTS]
         analysis, *readers = found[meta.INNER_PORT]
         assert analysis["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "analyse"
@@ -150,7 +150,13 @@ class TestPolicies:
         }
 
     def test_without_keys_they_reach_the_server(self) -> None:
-        assert self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN)).keys() == {meta.SERVING_PORT}
+        found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN))
+        assert found.keys() == {meta.SERVING_PORT, meta.SELF_CHECK_PORT}
+
+    @pytest.mark.parametrize("has_proxy", [True, False])
+    def test_only_the_verifier_sees_the_door(self, *, has_proxy: bool) -> None:
+        (peer,) = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=has_proxy))[meta.SELF_CHECK_PORT]
+        assert peer["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
 
 
 class TestRollouts:
