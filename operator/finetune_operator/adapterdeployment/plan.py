@@ -88,7 +88,6 @@ from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_URI,
     deployment_name,
     server_labels,
-    start_seconds,
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
@@ -281,7 +280,7 @@ def _roll_out(
     closed = _closed_for(observed, target, candidate, verification, now) if verified else 0.0
     left = promoting_left(candidate, target, now)
     in_gap, begun = has_begun(candidate, now), verification is not None and verification.has_begun
-    may_start = start_seconds(target.serving.runtime)
+    may_start = target.serving.start_seconds
     gap_left = seconds_left(candidate, pods, may_start, begun, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verified and enough and not closed:
@@ -337,7 +336,7 @@ def _take_step(
     late, stepping = held_too_long(problem), progress.candidate
     has_share = stepping.canary is not None and stepping.canary.until is not None
     if not has_share:  # of one with its share only the Job of its analysis is missing, without which it lasts
-        late = late or refused_for_long(observed, stepping, start_seconds(target.serving.runtime), pods, now)
+        late = late or refused_for_long(observed, stepping, target.serving.start_seconds, pods, now)
     if progress.overdue and progress.strays.names:
         late = late or ServerProblem(Reason.DEADLINE_EXCEEDED, progress.candidate.message)
     elif progress.overdue:
