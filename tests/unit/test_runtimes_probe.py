@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -26,10 +26,11 @@ def server(status: int, answers: threading.Event) -> Iterator[int]:
 
         def do_GET(self) -> None:
             answers.wait()
-            self.send_response(status if self.path == "/health" else 404)
-            self.send_header("Content-Length", "4")
-            self.end_headers()
-            self.wfile.write(b"well")
+            with suppress(OSError):  # the probe may have been ended
+                self.send_response(status if self.path == "/health" else 404)
+                self.send_header("Content-Length", "4")
+                self.end_headers()
+                self.wfile.write(b"well")
 
         def log_message(self, *_: object) -> None:
             pass

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.stages import DOOR_SECONDS, StageResult
 from finetune_jobs import verify
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.door import Door
 from tests.support.publishing import ANSWERS
 from tests.support.seaweedfs import SeaweedFS
@@ -88,7 +89,7 @@ def test_nobody_is_told_of_a_verification_that_fails(
     monkeypatch.setattr(verify, "_PROVED", proved)
     with (
         server("/models/another/model", ANSWERS) as (endpoint, _),
-        pytest.raises(verify.StageError, match="digest"),
+        pytest.raises(StageError, match="digest"),
     ):
         run_verify(s3, published, tmp_path, endpoint, door=port.url)
     assert not proved.exists()
