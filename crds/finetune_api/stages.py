@@ -159,6 +159,10 @@ class LatencyObjectives(WireModel):
         return self.first_token is not None or self.output_token is not None
 
 
+DOOR_SECONDS: Final = "doorSeconds"
+"""Scalar of a verification that saw the network open to clients: the seconds for which it waited for that."""
+
+
 class VerifyParams(WireModel):
     """What verify needs to test a candidate's server."""
 
@@ -183,6 +187,9 @@ class VerifyParams(WireModel):
     """Of adapters: the name of the base in the server's API."""
     adapters: list[AdapterRef] = []
     """Each is verified under its own name; empty: the input's artifact."""
+    door: str = ""
+    """URL of a port that opens to verify in the moment in which the network opens to clients: once all checks have
+    passed, verify waits for it. Empty: it does not."""
 
 
 class AnalyseParams(WireModel):

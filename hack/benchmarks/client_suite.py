@@ -186,7 +186,7 @@ def _openai_schema_stream(served: Served) -> None:
 
 
 def _openai_tool(served: Served) -> None:
-    [call] = served.chat(tools=[TOOL], tool_choice=CHOICE, max_tokens=64).choices[0].message.tool_calls
+    [call] = served.chat(tools=[TOOL], tool_choice=CHOICE, max_tokens=96).choices[0].message.tool_calls
     expect(call.function.name, "note", "the tool")
     expect_one_of_both(call.function.arguments)
 
@@ -198,7 +198,7 @@ def _openai_tool_required(served: Served) -> None:
 
 
 def _openai_tool_stream(served: Served) -> None:
-    parts = served.chat(tools=[TOOL], tool_choice=CHOICE, max_tokens=64, stream=True)
+    parts = served.chat(tools=[TOOL], tool_choice=CHOICE, max_tokens=96, stream=True)
     calls = [call for part in parts if part.choices for call in part.choices[0].delta.tool_calls or []]
     expect_one_of_both("".join(call.function.arguments or "" for call in calls if call.function))
 
@@ -247,7 +247,7 @@ def _hub_schema(served: Served) -> None:
 
 def _hub_tool(served: Served) -> None:
     reply = served.hub.chat_completion(
-        MESSAGES, model=served.model, max_tokens=64, tools=[TOOL], tool_choice=CHOICE, temperature=0
+        MESSAGES, model=served.model, max_tokens=96, tools=[TOOL], tool_choice=CHOICE, temperature=0
     )
     [call] = reply.choices[0].message.tool_calls or []
     expect_one_of_both(call.function.arguments)

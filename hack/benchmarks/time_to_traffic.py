@@ -18,6 +18,8 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionStatus, ServingPhase
+from finetune_api.stages import DOOR_SECONDS
+from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
 from hack.benchmarks.load import Load
@@ -51,7 +53,8 @@ class Moments:
     job_made: float
     """The operator has created the Job of the verification."""
     verified: float
-    """The pod of the verification has ended."""
+    """All checks of the verification have passed: its pod has ended, less the time for which it then waited for the
+    network."""
     moved: float
     """The public Service names the revision."""
     heard: float
@@ -74,7 +77,7 @@ class Split:
     to_job: float
     """The operator: from the ready pod to the Job."""
     to_service: float
-    """The operator: from the end of the verification to the Service, with the time that the network gets to open."""
+    """The operator: from the end of the verification's checks to the Service, with the time that the network takes."""
     to_answer: float
     """The nodes: from the Service to the first answer."""
 
@@ -168,7 +171,7 @@ def moments_of(seen: Watched, name: str, after: RevisionStatus, since: float, he
     job_made, job = seen.first("job", of, since)
     label = f"{job['metadata']['name']}-"
     ended = ("Succeeded", "Failed")
-    verified, _ = seen.first(
+    ended_at, verifier = seen.first(
         "pod", lambda each: each["metadata"]["name"].startswith(label) and each["status"]["phase"] in ended, made
     )
     moved, _ = seen.first(
@@ -183,10 +186,16 @@ def moments_of(seen: Watched, name: str, after: RevisionStatus, since: float, he
         server_ready=when(lambda each: _is_ready(each, SERVER)),
         pod_ready=when(_pod_is_ready),
         job_made=job_made,
-        verified=verified,
+        verified=ended_at - _waited_for_the_network(verifier),
         moved=moved,
         heard=heard,
     )
+
+
+def _waited_for_the_network(verifier: Object) -> float:
+    """Seconds for which a verification waited after its checks: they are the operator's, not its own."""
+    result = read_result(verifier)
+    return float(result.scalars.get(DOOR_SECONDS, 0)) if result else 0.0
 
 
 def _bare(team: Kubectl, name: str, server: Object, seen: Watched) -> float:

@@ -4,6 +4,9 @@ Model servers fall back silently (an unknown adapter is answered by the base mod
 nothing. What it must prove is a list of checks (``verification.checks``): it names the artifact's digest, finds given
 texts as likely as the evaluated artifact did, ends its answers, and is not worse on a sample of the test split. A
 server that does not accept prompts of this length cannot be verified; that is reported before it is asked.
+
+Once all checks have passed, the stage says so (``meta.PROVED_FILE``) and stays until it sees the network open to
+clients, so that nobody need wait for longer than the network does (``verification.door``).
 """
 
 import logging
@@ -11,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import (
@@ -23,7 +27,7 @@ from finetune_api.adapterdeployment import (
 from finetune_api.api_keys import read_api_keys
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import AdapterRef, Stage, VerifyParams
+from finetune_api.stages import DOOR_SECONDS, AdapterRef, Stage, VerifyParams
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.errors import StageError, require
@@ -33,6 +37,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.connection import wait_until_healthy
+from finetune_jobs.verification.door import Door
 from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe, require_room
 from finetune_jobs.verification.power import size_sample
@@ -41,14 +46,41 @@ from finetune_jobs.verification.servers import client_of
 
 log = logging.getLogger(__name__)
 
+_PROVED: Final = Path(meta.PROVED_FILE)
+_OPENING_SECONDS: Final = 10.0
+"""For how long the network may take to open. Afterwards the operator gives it as much time as the admin has said."""
+
 
 def verify(context: Context) -> StageOutput:
     """The stage. Raises StageError: ApiKeysMissing, ArtifactWithdrawn, CandidateFailed, PromptsTooLong,
     AdapterInactive, VerificationFailed, as fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
-    if params.adapters:
-        return _verify_adapters(context, params, deadline)
+    door = Door(params.door) if params.door else None
+    passed = (_verify_adapters if params.adapters else _verify_artifact)(context, params, deadline)
+    return passed if door is None else replace(passed, scalars=passed.scalars | _opening(door))
+
+
+def _opening(door: Door) -> dict[str, str]:
+    """All checks have passed: say so, and see the network open. A door that is open already shows nothing."""
+    if not door.is_closed():
+        return {}
+    try:
+        _PROVED.touch()
+    except OSError as error:
+        log.warning("the operator is not told that all checks have passed: %s", error)
+        return {}
+    log.info("all checks have passed; waiting for the network to open to clients")
+    waited = door.opens(_OPENING_SECONDS)
+    if waited is None:
+        log.info("it was not seen to open in %.0f s", _OPENING_SECONDS)
+        return {}
+    log.info("it is open, %.1f s later", waited)
+    return {DOOR_SECONDS: f"{waited:.2f}"}
+
+
+def _verify_artifact(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
+    """The artifact by its own record."""
     digest = context.input.artifact_digest
     promise = _read_promise(context, context.store, digest, params)
     context.progress.report(0, "waiting for the server")

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,8 @@ from finetune_operator.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
 
+_KOPF_SECONDS: Final = 0.5
+"""For how long Kopf may tidy up when everything else has ended."""
 _WARNINGS_ONLY: Final = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
 """Kopf and its web server log every watch event, every probe and every request at level info."""
 
@@ -79,28 +82,39 @@ def run(client: StreamClient, settings: Settings, elector: Elector | None, ports
 
 
 async def _operate(controller: Controller, settings: Settings, elector: Elector | None, health: str) -> bool:
-    stop, lost, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    stop, all_ended, lost, loop = asyncio.Event(), asyncio.Event(), threading.Event(), asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
 
     def end() -> None:
         loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(all_ended.set)
 
     def lose() -> None:
         lost.set()
-        end()
+        loop.call_soon_threadsafe(stop.set)
 
     handlers.register(registry, controller, elector, lost=lose, ended=end)
     kopf_settings = kopf.OperatorSettings()
     handlers.configure(kopf_settings)
-    await kopf.operator(
-        registry=registry,
-        settings=kopf_settings,
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-        liveness_endpoint=f"http://{health}/healthz",
-        stop_flag=stop,
+    over = asyncio.create_task(all_ended.wait())
+    kopf_runs = asyncio.create_task(
+        kopf.operator(
+            registry=registry,
+            settings=kopf_settings,
+            standalone=True,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+            liveness_endpoint=f"http://{health}/healthz",
+            stop_flag=stop,
+        )
     )
+    await asyncio.wait({over, kopf_runs}, return_when=asyncio.FIRST_COMPLETED)
+    # All that is ours has ended then. Told to stop while it asks what the cluster offers, Kopf would wait five seconds
+    # for the answer, or for the login that comes before it.
+    await asyncio.wait({kopf_runs}, timeout=_KOPF_SECONDS if over.done() else None)
+    kopf_runs.cancel()
+    with suppress(asyncio.CancelledError):
+        await kopf_runs
     return lost.is_set()
 
 

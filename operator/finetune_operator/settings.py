@@ -268,7 +268,8 @@ class Settings(ApiModel):
     disruption_budgets: bool = True
     """Whether endpoints of several replicas have a PodDisruptionBudget."""
     policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10
-    """Seconds that the network plugin gets to apply a NetworkPolicy before a Service relies on it."""
+    """Seconds that the network plugin gets to apply a NetworkPolicy before a Service relies on it, where the verifier
+    does not see it in force sooner; 0: it needs no time."""
 
     @property
     def free_profiles(self) -> list[str]:

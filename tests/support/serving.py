@@ -34,6 +34,8 @@ from finetune_operator.framework.actions import Action, Apply, Create, Delete, E
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
+from finetune_operator.resources.deployment import Serving
+from finetune_operator.resources.drift import quantity
 from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 from tests.support.copies import copied
@@ -73,6 +75,13 @@ UNSCHEDULABLE: Object = {
     ],
 }
 """The status of a pod that finds no node."""
+
+
+def start_seconds(runtime: str) -> int:
+    """For how long a pod with a pinned artifact may have a node before it is ready."""
+    chosen = SETTINGS.runtimes[runtime]
+    room = int(quantity(chosen.pod.scratch_size) or 0)
+    return Serving("", "", Storage(), runtime, chosen, fetched_bytes=room).start_seconds
 
 
 def uri(digest: str) -> str:

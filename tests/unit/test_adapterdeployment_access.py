@@ -84,14 +84,26 @@ class TestPods:
         (server,) = pod(engine)["containers"]
         env = {each["name"]: each.get("value") for each in server["env"]}
         assert "127.0.0.1" in (env.get("HOSTNAME"), *(each.partition("=")[2] for each in server.get("args", [])))
-        probes = ("startupProbe", "readinessProbe", "livenessProbe")
-        assert {server[name]["httpGet"]["port"] for name in probes} == {meta.INNER_PORT}
+        assert server["readinessProbe"]["httpGet"]["port"] == meta.INNER_PORT
         assert {each["name"]: each["containerPort"] for each in server["ports"]} == {
             "http": 8081,
             "server-metrics": 9402,
         }
         others = [port["name"] for each in pod(engine)["initContainers"] for port in each.get("ports", [])]
         assert not {"http", "server-metrics"} & {*others}, "Prometheus finds a port by its name alone"
+
+    @pytest.mark.parametrize("engine", Engine)
+    def test_a_fault_of_the_proxy_restarts_the_proxy_and_no_server(self, engine: Engine) -> None:
+        (server,), (plain,) = pod(engine)["containers"], pod(engine, "")["containers"]
+        for name in ("startupProbe", "livenessProbe"):
+            asked, usual = dict(server[name]), dict(plain[name])
+            assert [*asked.pop("exec")] == ["command"]
+            assert usual.pop("httpGet") == {"path": "/health", "port": "http"}
+            assert asked == usual, "as often and as patiently as without a proxy"
+        alive, served = proxy_of(pod(engine))["livenessProbe"], server["livenessProbe"]
+        patience = [each["periodSeconds"] * each["failureThreshold"] for each in (alive, served)]
+        assert patience == sorted(patience)
+        assert alive["httpGet"]["path"] != "/ready", "a Secret without keys restarts nothing"
 
     def test_only_the_proxy_gets_the_keys_and_its_files(self) -> None:
         spec = pod()
@@ -130,7 +142,7 @@ class TestPolicies:
 
     def test_clients_reach_the_proxy_and_prometheus_the_metrics(self) -> None:
         found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
-        assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT}
+        assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT, meta.SELF_CHECK_PORT}
         assert found[meta.CLIENT_PORT][1:] == [self.CLIENTS]
         analysis, *readers = found[meta.INNER_PORT]
         assert analysis["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "analyse"
@@ -150,7 +162,13 @@ class TestPolicies:
         }
 
     def test_without_keys_they_reach_the_server(self) -> None:
-        assert self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN)).keys() == {meta.SERVING_PORT}
+        found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN))
+        assert found.keys() == {meta.SERVING_PORT, meta.SELF_CHECK_PORT}
+
+    @pytest.mark.parametrize("has_proxy", [True, False])
+    def test_only_the_verifier_sees_the_door(self, *, has_proxy: bool) -> None:
+        (peer,) = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=has_proxy))[meta.SELF_CHECK_PORT]
+        assert peer["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
 
 
 class TestRollouts:

@@ -19,10 +19,19 @@ from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES
-from finetune_operator.resources.deployment import start_seconds
 from tests.support.promoted import disprove, falls_silent, passes
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, shown
+from tests.support.serving import (
+    BETTER,
+    GOOD,
+    SETTINGS,
+    ServingCluster,
+    condition,
+    pinned,
+    serving,
+    shown,
+    start_seconds,
+)
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
@@ -378,7 +387,7 @@ def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leave
     cluster.pods["stray"] = [stray]
     cluster.spec = canary()
     new = until(cluster, lambda each: each.state is RevisionState.CANARY).revision
-    cluster.now += timedelta(seconds=start_seconds(SETTINGS.runtimes["tgi-cpu"]) - 60)
+    cluster.now += timedelta(seconds=start_seconds("tgi-cpu") - 60)
     one_pass(cluster, 61)
     waiting = cluster.status.candidate
     assert waiting is not None
@@ -413,7 +422,7 @@ def test_pods_that_are_not_ready_when_the_others_have_gone_get_their_time() -> N
     cluster.pods["stray"] = [stray]
     cluster.spec = canary()
     new = until(cluster, lambda each: each.state is RevisionState.CANARY).revision
-    time = start_seconds(SETTINGS.runtimes["tgi-cpu"])
+    time = start_seconds("tgi-cpu")
     for _ in range(int(2 * time / LOOK_SECONDS)):
         one_pass(cluster, LOOK_SECONDS)
     del cluster.pods["stray"]
@@ -468,7 +477,7 @@ def test_a_step_whose_pods_do_not_start_in_time_ends(room: int) -> None:
     assert cluster.status.candidate is not None
     assert cluster.status.candidate.reason == (Reason.UNSCHEDULABLE if room == 4 else Reason.CANARY_STEP)
     assert cluster.shared(), "the first pod keeps its share"
-    cluster.now += timedelta(seconds=start_seconds(SETTINGS.runtimes["tgi-cpu"]))
+    cluster.now += timedelta(seconds=start_seconds("tgi-cpu"))
     cluster.reconcile()
     ended = cluster.status.candidate
     assert ended is not None

@@ -20,7 +20,7 @@ from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
-from finetune_operator.resources.deployment import Serving, deployment, fetch_request, pod_template
+from finetune_operator.resources.deployment import Adapter, Serving, deployment, fetch_request, pod_template
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.pod import repository
@@ -387,3 +387,39 @@ def test_a_target_has_the_keys_of_its_spec() -> None:
     targets = [find_target(ServingCluster(spec=pinned(GOOD) | extra).observe()) for extra in ({}, {"policy": policy})]
     assert [each.serving.public_keys for each in targets if isinstance(each, Target)] == [(), (PUBLIC_KEY,)]
     assert len({each.revision for each in targets if isinstance(each, Target)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("fetched", "adapters", "seconds"),
+    [
+        (0, 0, 900),  # as earlier releases have it
+        (1, 0, 901),
+        (140_000_000_000, 0, 900 + 2671),  # 70 billion parameters in 16 bits
+        (1 << 30, 1, 900 + 21),
+        (1 << 30, 8, 900 + 21 + 7 * 120),
+    ],
+)
+def test_a_pod_has_time_to_start_by_what_it_downloads_and_proves(fetched: int, adapters: int, seconds: int) -> None:
+    served = [Adapter(str(number), uri(GOOD), GOOD) for number in range(adapters)]
+    asked = replace(serving(startup_timeout_seconds=600), fetched_bytes=fetched, adapters=tuple(served))
+    assert asked.start_seconds == 600 + seconds
+    template = pod_template(OWNER, serving(), SETTINGS, REVISION)
+    assert deployment(OWNER, asked, REVISION, 1, template)["spec"]["progressDeadlineSeconds"] == asked.start_seconds
+
+
+@pytest.mark.parametrize(
+    ("size", "known"),
+    [(5 << 30, 5 << 30), (None, 20 << 30)],
+    ids=["what was published has a size", "or it fits the volume"],
+)
+def test_the_size_of_a_download_is_recorded_with_the_revision(size: int | None, known: int) -> None:
+    """Afterwards it may be gone: another release, or no FineTuneJob, knows none."""
+    source = published(GOOD)
+    assert source.artifact is not None
+    source = replace(source, artifact=source.artifact.model_copy(update={"size_bytes": size}))
+    cluster = ServingCluster(spec=following(), source=source)
+    cluster.reconcile()
+    cluster.source = published(GOOD)
+    target = find_target(cluster.observe())
+    assert isinstance(target, Target)
+    assert target.serving.fetched_bytes == known

@@ -110,7 +110,8 @@ class TestRollout:
         assert verifier["podSelector"]["matchLabels"][meta.LABEL_OWNER_NAME] == "demo"
         labels = verifier["podSelector"]["matchLabels"]
         own = [{"podSelector": {"matchLabels": {**labels, meta.LABEL_STAGE: stage}}} for stage in ("verify", "analyse")]
-        opened = [{"ports": port, "from": [*own, *clients]}]
+        door = {"ports": [{"protocol": "TCP", "port": meta.SELF_CHECK_PORT}], "from": own[:1]}
+        opened = [{"ports": port, "from": [*own, *clients]}, door]
         assert policies.pop(f"demo-{old}") == opened
         cluster.settle()
         assert [policy["spec"]["ingress"] for policy in cluster.objects[NETWORK_POLICIES].values()] == [opened]

@@ -20,10 +20,10 @@ from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
 from finetune_operator.adapterdeployment.health import CRASHES, PULL_PATIENCE_SECONDS, UNANSWERED_SECONDS
 from finetune_operator.framework.actions import Plan
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
-from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
+from finetune_operator.resources.deployment import FETCH_SECONDS
 from tests.support.fast import share
 from tests.support.promoted import crash, disprove, prove
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned
+from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, start_seconds
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, ROOM, OneAtATime, steps, walk
 
 pytestmark = pytest.mark.unit
@@ -130,7 +130,7 @@ def it_never_loads() -> Recorded:
     found = served()
     found.loading.add(BETTER)
     updated(found, passes=2)
-    found.now += timedelta(seconds=start_seconds(SETTINGS.runtimes["tgi-cpu"]))
+    found.now += timedelta(seconds=start_seconds("tgi-cpu"))
     found.settle()
     return found
 

@@ -12,23 +12,22 @@ from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Apply, Create
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object, Resource
-from finetune_operator.resources.deployment import start_seconds
 from tests.support.sentences import assert_says
 from tests.support.serving import (
     BETTER,
     GOOD,
-    SETTINGS,
     UNSCHEDULABLE,
     ServingCluster,
     condition,
     pinned,
     serving,
     shown,
+    start_seconds,
 )
 
 pytestmark = pytest.mark.unit
 
-LIMIT = start_seconds(SETTINGS.runtimes["tgi-cpu"])
+LIMIT = start_seconds("tgi-cpu")
 LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": ""}
 FULL = 'Error creating: pods "v-x" is forbidden: exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2'
 QUOTA = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}

@@ -27,7 +27,7 @@ from finetune_operator.framework.objects import (
     Object,
     Resource,
 )
-from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
+from finetune_operator.resources.deployment import FETCH_SECONDS
 from tests.support.fast import share
 from tests.support.serving import (
     BETTER,
@@ -42,6 +42,7 @@ from tests.support.serving import (
     following,
     pinned,
     published,
+    start_seconds,
 )
 
 pytestmark = pytest.mark.unit
@@ -121,7 +122,7 @@ ROOM = 1000
 """Nodes for everything."""
 FREE = Quota(SERVICES, 100)
 """No refusal."""
-START = start_seconds(SETTINGS.runtimes["tgi"])
+START = start_seconds("tgi")
 VERIFY = 2 * (600 + ANSWER_SECONDS * 50) + FETCH_SECONDS
 """How long a verification may take to get a node."""
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.reasons import Reason
+from finetune_api.stages import DOOR_SECONDS, Outcome, Stage, StageResult
 from hack.benchmarks.time_to_traffic import Moments, moments_of, split
 from hack.benchmarks.watching import Watched
 from hack.cluster.console import ClusterError
@@ -34,6 +36,11 @@ def test_moments_are_read_from_what_was_seen_of_the_new_revision() -> None:
     fetched = {"initContainerStatuses": [{"name": "fetch", "state": {"terminated": {}}, "ready": True}]}
     loaded = {"containerStatuses": [{"name": "server", "state": {"running": {}}, "ready": True}]}
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    passed = StageResult(
+        stage=Stage.VERIFY, outcome=Outcome.SUCCEEDED, reason=Reason.VERIFIED, scalars={DOOR_SECONDS: "0.25"}
+    )
+    terminated = {"exitCode": 0, "message": passed.model_dump_json(by_alias=True)}
+    ended = {"containerStatuses": [{"name": "stage", "state": {"terminated": terminated}, "ready": False}]}
     job = {"metadata": {"name": "demo-verify-1", "labels": {"finetune.dev/revision": "new"}}}
     service = {"metadata": {"name": "demo"}, "spec": {"selector": {"finetune.dev/revision": "new"}}}
     adep = {"spec": {"source": {"artifact": {"uri": "s3://new"}}}}
@@ -47,7 +54,7 @@ def test_moments_are_read_from_what_was_seen_of_the_new_revision() -> None:
         ("pod", seen_pod("new", "server", **fetched, **loaded)),
         ("pod", seen_pod("new", "server", **fetched, **loaded, **ready)),
         ("job", job),
-        ("pod", seen_pod("demo-verify-1-x", "verify", phase="Succeeded")),
+        ("pod", seen_pod("demo-verify-1-x", "verify", phase="Succeeded", **ended)),
         ("service", service),
         ("service", service),
     ]
@@ -60,6 +67,6 @@ def test_moments_are_read_from_what_was_seen_of_the_new_revision() -> None:
         deployment="demo-new",
         since="2026-01-01T00:00:00Z",
     )
-    assert moments_of(watched, "demo", after, 0.0, 12.0) == Moments(2, 3, 4, 6, 7, 8, 9, 10, 12)
+    assert moments_of(watched, "demo", after, 0.0, 12.0) == Moments(2, 3, 4, 6, 7, 8, 8.75, 10, 12)
     with pytest.raises(ClusterError):
         moments_of(Watched(watched.seen[:9]), "demo", after, 0.0, 12.0)

@@ -382,6 +382,7 @@ class TestHaproxy:
             mount(door.secret, {})
             until(lambda: door.ask("/ready", inner=True) == 503)
             assert door.ask(key=SECOND) == door.ask(key="") == 401, "an empty Secret opens nothing"
+            assert door.ask("/proxy/metrics", inner=True) == 200, "and is no reason to restart the proxy"
             mount(door.secret, {"a": FIRST})
             until(lambda: door.ask("/ready", inner=True) == 200)
             assert door.ask() == 200

@@ -20,6 +20,7 @@ from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Adapter, Serving
+from finetune_operator.resources.drift import quantity
 from finetune_operator.settings import Runtime
 
 
@@ -38,12 +39,15 @@ class Artifact:
     source_blocker: Blocker | None = None
     adapters: tuple[Adapter, ...] = ()
     """Several of format Adapter, in place of one artifact."""
+    size_bytes: int = 0
+    """Size of its weights; 0: unknown, as of a pinned artifact, and of the base of adapters."""
 
     def serving(self, spec: AdapterDeploymentSpec, runtime: Runtime) -> Serving:
-        """How a runtime serves the artifact."""
+        """How a runtime serves the artifact. What is downloaded fits the volume, whatever its size."""
         place = (self.uri, self.digest, self.storage)
         keys = (accepted_keys(spec), api_keys_secret(spec))
-        return Serving(*place, spec.runtime, runtime, *keys, self.adapters)
+        room = int(quantity(runtime.pod.scratch_size) or 0)
+        return Serving(*place, spec.runtime, runtime, *keys, self.adapters, self.size_bytes or room)
 
 
 def asked_back(observed: ObservedDeployment) -> Record | None:
@@ -73,6 +77,7 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
             published.tokens,
             format=published.format,
             architecture=published.architecture or "",
+            size_bytes=published.size_bytes or 0,
         )
     name = source.fine_tune_job.name if source.fine_tune_job else ""
     return _last_known(observed, _source_blocker(observed, name, job))

@@ -37,7 +37,6 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
-from finetune_operator.resources.deployment import start_seconds
 
 LOOK_SECONDS: Final = 5.0
 """When to look again whether the pods of other revisions are gone."""
@@ -141,7 +140,7 @@ def step_on(
     steps, beside = observed.resource.spec.strategy.canary.steps, observed.resource.spec.replicas
     known = candidate.canary if has_proved_itself(candidate) and candidate.canary else CanaryStatus(step=1)
     number = min(known.step, len(steps))
-    step, may_start = steps[number - 1], start_seconds(target.serving.runtime)
+    step, may_start = steps[number - 1], target.serving.start_seconds
     canary, replicas = _at_step(known, number, steps, beside)
     strays = _strays(observed, {stable.revision, candidate.revision}, now)
     could = not closed and is_available(observed.child(DEPLOYMENTS, candidate.deployment), replicas)

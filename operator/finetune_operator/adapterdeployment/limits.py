@@ -17,7 +17,6 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object
-from finetune_operator.resources.deployment import start_seconds
 
 
 def promoting_left(candidate: RevisionStatus, target: Target, now: datetime) -> float | None:
@@ -25,7 +24,7 @@ def promoting_left(candidate: RevisionStatus, target: Target, now: datetime) -> 
     if candidate.state is not RevisionState.PROMOTING:
         return None
     age = (now - parse_timestamp(candidate.since)).total_seconds()
-    return max(0.0, start_seconds(target.serving.runtime) - age)
+    return max(0.0, target.serving.start_seconds - age)
 
 
 def held_too_long(problem: ServerProblem | None) -> ServerProblem | None:
@@ -55,7 +54,7 @@ def refused_for_long(
 
 def promotion_overdue(problem: ServerProblem | None, replicas: int, target: Target) -> ServerProblem:
     """Why a verified candidate is not promoted: its first pods hold hardware that the others do not get."""
-    said = f"Verified, but not all of its {replicas} pods were ready {start_seconds(target.serving.runtime)} s later."
+    said = f"Verified, but not all of its {replicas} pods were ready {target.serving.start_seconds} s later."
     if problem is None:
         return ServerProblem(Reason.DEADLINE_EXCEEDED, said)
     return ServerProblem(problem.reason, f"{said} {problem.message}")

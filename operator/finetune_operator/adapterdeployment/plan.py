@@ -88,7 +88,6 @@ from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_URI,
     deployment_name,
     server_labels,
-    start_seconds,
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
@@ -274,13 +273,14 @@ def _roll_out(
         candidate = scored(verification.recorded(candidate), verification.verdict)
     verified = proved or (verification is not None and verification.succeeded)
     if verified and stable is not None and takes_steps(observed, target, stable, candidate):
-        return _take_step(observed, target, stable, candidate, now)
+        closed = _closed_for(observed, target, candidate, verification, now)
+        return _take_step(observed, target, stable, candidate, closed, now)
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
-    closed = _closed_for(observed, target, candidate, now) if verified else 0.0
+    closed = _closed_for(observed, target, candidate, verification, now) if verified else 0.0
     left = promoting_left(candidate, target, now)
     in_gap, begun = has_begun(candidate, now), verification is not None and verification.has_begun
-    may_start = start_seconds(target.serving.runtime)
+    may_start = target.serving.start_seconds
     gap_left = seconds_left(candidate, pods, may_start, begun, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verified and enough and not closed:
@@ -296,8 +296,9 @@ def _roll_out(
         return (fail if in_gap else give_back)(stable, candidate, late, keep, now)
     shared = stable is not None and is_shared(observed, stable, candidate, now)
     keep = _keep(observed, stable, candidate, now, shared=shared)
+    passed = verified or (verification is not None and verification.has_passed)
     # A canary that is verified again may still have clients.
-    opened = verified or candidate.canary is not None or _is_being_left(observed, candidate)
+    opened = passed or candidate.canary is not None or _is_being_left(observed, candidate)
     actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=not verified))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
@@ -317,11 +318,17 @@ def _roll_out(
 
 
 def _take_step(
-    observed: ObservedDeployment, target: Target, stable: RevisionStatus, candidate: RevisionStatus, now: datetime
+    observed: ObservedDeployment,
+    target: Target,
+    stable: RevisionStatus,
+    candidate: RevisionStatus,
+    closed: float,
+    now: datetime,
 ) -> RolloutStep:
-    """A verified candidate gets its share of the traffic, or the next one."""
+    """A verified candidate gets its share of the traffic, or the next one. ``closed``: seconds until its network can be
+    expected to be open."""
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
-    problem, closed = candidate_problem(live, pods, now), _closed_for(observed, target, candidate, now)
+    problem = candidate_problem(live, pods, now)
     progress = step_on(observed, target, stable, candidate, closed, now)
     analysis = progress.analysis
     if analysis is not None and (worse := analysis.problem(candidate)):
@@ -329,7 +336,7 @@ def _take_step(
     late, stepping = held_too_long(problem), progress.candidate
     has_share = stepping.canary is not None and stepping.canary.until is not None
     if not has_share:  # of one with its share only the Job of its analysis is missing, without which it lasts
-        late = late or refused_for_long(observed, stepping, start_seconds(target.serving.runtime), pods, now)
+        late = late or refused_for_long(observed, stepping, target.serving.start_seconds, pods, now)
     if progress.overdue and progress.strays.names:
         late = late or ServerProblem(Reason.DEADLINE_EXCEEDED, progress.candidate.message)
     elif progress.overdue:
@@ -361,17 +368,27 @@ def _suffices(
     return late and not answers and bool(((live or {}).get("status") or {}).get("availableReplicas"))
 
 
-def _closed_for(observed: ObservedDeployment, target: Target, candidate: RevisionStatus, now: datetime) -> float:
+def _closed_for(
+    observed: ObservedDeployment,
+    target: Target,
+    candidate: RevisionStatus,
+    verification: Verification | None,
+    now: datetime,
+) -> float:
     """Seconds until the network can be expected to let clients reach the verified pods.
 
     Network plugins follow a policy a moment later: a Service that moved at once would send the first clients to closed
-    ports. The time counts from when the policy was written, which the status shows, and not from the end of the
-    verification: the operator may have been down since.
+    ports. The verification may have seen the policy in force. Otherwise the time counts from when the policy was
+    written, which the status shows, and not from the end of the verification: the operator may have been down since.
     """
     seconds = float(observed.settings.policy_seconds)
     policy = open_policy(observed, target.revision)
     live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
-    if candidate.state not in (RevisionState.CANARY, RevisionState.PROMOTING) or ensure(NETWORK_POLICIES, policy, live):
+    if ensure(NETWORK_POLICIES, policy, live):
+        return seconds
+    if verification is not None and verification.saw_the_network_open:
+        return 0.0
+    if candidate.state not in (RevisionState.CANARY, RevisionState.PROMOTING):
         return seconds
     return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
 
@@ -406,7 +423,9 @@ def _waiting(candidate: RevisionStatus, verified: bool, problem: ServerProblem |
 def _verifying(candidate: RevisionStatus, verification: Verification | None, now: datetime) -> RevisionStatus:
     """The candidate while its server is verified, or while that waits for something."""
     reason, message = Reason.VERIFYING, "Comparing the server's answers with those of the evaluated artifact."
-    if verification is not None and (blocker := verification.blocker):
+    if verification is not None and verification.has_passed:
+        message = "Every check has passed; the network opens."
+    elif verification is not None and (blocker := verification.blocker):
         reason, message = blocker.reason, blocker.message
     elif verification is not None and verification.verdict.state is State.WAITING:
         message = verification.verdict.message

@@ -79,6 +79,7 @@ class Record:
             "data": {
                 "choice": self.choice,
                 "artifact": {"uri": serving.artifact_uri, "digest": serving.artifact_digest},
+                **({"fetchedBytes": serving.fetched_bytes} if serving.fetched_bytes else {}),
                 **({"adapters": [asdict(each) for each in serving.adapters]} if serving.adapters else {}),
                 "storage": serving.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                 "publicKeys": list(serving.public_keys),
@@ -223,6 +224,7 @@ def _read(found: Object) -> Record | None:
                 tuple(data["publicKeys"]),
                 data.get("apiKeysSecret", ""),
                 tuple(Adapter(**each) for each in data.get("adapters", [])),
+                int(data.get("fetchedBytes", 0)),
             ),
             template=data["template"],
             input_name=data["input"]["name"],

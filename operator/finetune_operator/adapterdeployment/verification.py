@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus, duration_seconds
-from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
+from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION, SELF_CHECK_PORT
 from finetune_api.reasons import remedy
-from finetune_api.stages import LatencyObjectives, Params, Stage, StageInput, VerifyParams
+from finetune_api.stages import DOOR_SECONDS, LatencyObjectives, Params, Stage, StageInput, VerifyParams
 from finetune_operator.adapterdeployment.adapters import judged
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -17,8 +17,11 @@ from finetune_operator.framework.objects import JOBS
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import look_after
+from finetune_operator.outcome.pod import find_condition
 from finetune_operator.resources.deployment import FETCH_SECONDS
+from finetune_operator.resources.self_check import has_self_check
 from finetune_operator.resources.service import candidate_service_name, service_url
+from finetune_operator.resources.stage_job import says_proved
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape, Settings
 
@@ -39,8 +42,10 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
     serving = target.serving
     seconds = (600 + ANSWER_SECONDS * asked.most_samples) * max(1, len(serving.adapters))
     uri, digest = serving.first
+    service = candidate_service_name(owner, target.revision)
+    watches = settings.policy_seconds and has_self_check(target.record.template)
     params = VerifyParams(
-        endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
+        endpoint=service_url(owner, service),
         engine=target.serving.runtime.engine.value,
         samples=asked.most_samples,
         min_agreement_percent=asked.min_agreement_percent,
@@ -55,6 +60,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         ),
         model=owner.name if serving.adapters else "",
         adapters=serving.refs,
+        door=service_url(owner, service, SELF_CHECK_PORT) if watches else "",
     )
     run = run_ref(owner, f"{target.revision}-{target.spec_hash[:6]}")
     return StageRequest(
@@ -94,11 +100,19 @@ class Verification:
     """For how long the candidate may hold hardware for a verification that does not run."""
     unplaced: timedelta | None = None
     """For how long its pod has had no node, or there has been none; None: it has had one, or that is not known."""
+    has_passed: bool = False
+    """Whether its pod says that all checks have passed, while it waits for the network to open."""
 
     @property
     def succeeded(self) -> bool:
         """Whether the candidate may be promoted."""
         return self.verdict.state in _VERIFIED
+
+    @property
+    def saw_the_network_open(self) -> bool:
+        """Whether it saw the policy in force that lets clients in."""
+        result = self.verdict.result
+        return self.succeeded and result is not None and DOOR_SECONDS in result.scalars
 
     @property
     def failure(self) -> ServerProblem | None:
@@ -157,10 +171,13 @@ def find_verification(observed: ObservedDeployment, request: StageRequest, now: 
     job = observed.child(JOBS, request.name)
     if job is None:
         return None
-    verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+    pods = observed.job_pods(job)
+    verdict = judge(job, pods, observed.job_events.get(request.name, ()))
     age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
     limit = timedelta(seconds=request.deadline_seconds + FETCH_SECONDS)
-    return Verification(verdict, age, limit, _unplaced(verdict, age, now))
+    ready = any(find_condition(pod.get("status") or {}, "Ready") for pod in pods)
+    has_passed = says_proved(request) and verdict.state is State.RUNNING and ready
+    return Verification(verdict, age, limit, _unplaced(verdict, age, now), has_passed)
 
 
 def _unplaced(verdict: Verdict, age: timedelta, now: datetime) -> timedelta | None:

@@ -10,7 +10,7 @@ from typing import Final
 from finetune_api import meta
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.pod import container
-from finetune_operator.runtimes.plan import ServingPlan
+from finetune_operator.runtimes.plan import ServingPlan, asked_inside
 from finetune_operator.settings import Images, PodShape
 
 PROXY: Final = "proxy"
@@ -20,6 +20,7 @@ API_KEYS: Final = "api-keys"
 _FOLDER: Final = "/run/proxy"
 _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "64Mi"}, limits={"cpu": "1", "memory": "256Mi"})
 _READY: Final = {"path": "/ready", "port": meta.INNER_PORT}
+_OWN: Final = {"path": "/proxy/metrics", "port": meta.INNER_PORT}
 
 
 def proxy_container(secret: str, plan: ServingPlan, images: Images) -> Object:
@@ -35,6 +36,8 @@ def proxy_container(secret: str, plan: ServingPlan, images: Images) -> Object:
         # The server starts once there is a key; without one, it would hold a GPU for nobody.
         "startupProbe": {"httpGet": _READY, "periodSeconds": 1, "failureThreshold": 60, "timeoutSeconds": 5},
         "readinessProbe": {"httpGet": _READY, "periodSeconds": 5, "failureThreshold": 2, "timeoutSeconds": 5},
+        # What HAProxy answers by itself, with keys or without: one that hangs is restarted, and the server is not.
+        "livenessProbe": {"httpGet": _OWN, "periodSeconds": 10, "failureThreshold": 3, "timeoutSeconds": 5},
         # The hooks of all containers run when the pod begins to stop; signals come to a sidecar after the others.
         "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "kill -USR1 1"]}}},
     }
@@ -42,9 +45,15 @@ def proxy_container(secret: str, plan: ServingPlan, images: Images) -> Object:
 
 def behind_proxy(server: Object) -> Object:
     """The model server's container with a proxy before it. A pod's containers share their ports: the names of the
-    proxy's stand here, because not every Kubernetes looks for a Service's port name at sidecars."""
-    probes = ("startupProbe", "readinessProbe", "livenessProbe")
-    inner = {name: server[name] | {"httpGet": server[name]["httpGet"] | {"port": meta.INNER_PORT}} for name in probes}
+    proxy's stand here, because not every Kubernetes looks for a Service's port name at sidecars.
+
+    Whether it is ready is asked through the proxy, as clients ask. Whether it is to be restarted is asked behind it:
+    the proxy's fault is none of the server's, which would load its model anew."""
+    ready = server["readinessProbe"]
+    inner = {
+        "readinessProbe": ready | {"httpGet": ready["httpGet"] | {"port": meta.INNER_PORT}},
+        **{name: asked_inside(server[name]) for name in ("startupProbe", "livenessProbe")},
+    }
     ports = {"http": meta.CLIENT_PORT, "server-metrics": meta.INNER_PORT}
     named = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
     return server | inner | {"ports": named}

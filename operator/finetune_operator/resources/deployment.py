@@ -1,5 +1,6 @@
 """The Deployment of one revision: ``fetch`` fills a volume, and the model server reads it."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +28,11 @@ SERVER: Final = "server"
 FETCH: Final = Stage.FETCH.value
 """Name of the init container that downloads and verifies the artifact."""
 FETCH_SECONDS: Final = 900
-"""Seconds for pulling images, fetching and the self-check, on top of the runtime's startup timeout."""
+"""Seconds for pulling images, fetching what is small, and the self-check, on top of the runtime's startup timeout."""
+_FETCH_BYTES: Final = 50 << 20
+"""Bytes that the slowest store gives in a second: less than half of what a network of a gigabit does."""
+_ADAPTER_SECONDS: Final = 120
+"""Seconds for the self-check of each further adapter."""
 
 ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
 ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
@@ -74,6 +79,15 @@ class Serving:
     """Secret with the keys of its clients; empty: they need none."""
     adapters: tuple[Adapter, ...] = ()
     """Served on their base, by the order of their names; none: the artifact is a whole model."""
+    fetched_bytes: int = 0
+    """The most that a pod downloads; 0: a release recorded it that did not know."""
+
+    @property
+    def start_seconds(self) -> int:
+        """For how long a pod may have a node before it is ready."""
+        fetching = math.ceil(self.fetched_bytes / _FETCH_BYTES)
+        proving = _ADAPTER_SECONDS * max(0, len(self.adapters) - 1)
+        return self.runtime.startup_timeout_seconds + FETCH_SECONDS + fetching + proving
 
     @property
     def model_path(self) -> str:
@@ -115,11 +129,6 @@ class Serving:
 
 def _model_path(digest: str) -> str:
     return f"{meta.MODELS_DIR}/{digest}/model"
-
-
-def start_seconds(runtime: Runtime) -> int:
-    """For how long a pod may have a node before it is ready."""
-    return runtime.startup_timeout_seconds + FETCH_SECONDS
 
 
 def deployment_name(owner: Owner, revision: str) -> str:
@@ -174,7 +183,7 @@ def deployment(
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": labels},
-            "progressDeadlineSeconds": start_seconds(serving.runtime),
+            "progressDeadlineSeconds": serving.start_seconds,
             "revisionHistoryLimit": 1,
             # Within a revision, only a repair (somebody changed the template) or `kubectl rollout restart` rolls.
             "strategy": {

@@ -1,7 +1,9 @@
 """Who may reach the pods of a revision: only the verifier, until the revision is verified; then clients, and whoever
 compares a canary with what serves.
 
-There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled.
+There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled. The same
+change opens the port of the self-check to the verifier, which does not need it: it sees by that when the network plugin
+has applied the policy.
 
 Where clients need keys, they reach the proxy only; metrics are behind a port of their own.
 """
@@ -30,8 +32,11 @@ def serving_policy(owner: Owner, revision: str, access: ServingAccess, *, has_pr
     """
     analysis = _stage(owner, Stage.ANALYSE)
     if has_proxy:
-        return _policy(owner, revision, access.ingress_from, (analysis, *access.metrics_from), has_proxy=True)
-    return _policy(owner, revision, (analysis, *access.ingress_from), (), has_proxy=False)
+        opened = _policy(owner, revision, access.ingress_from, (analysis, *access.metrics_from), has_proxy=True)
+    else:
+        opened = _policy(owner, revision, (analysis, *access.ingress_from), (), has_proxy=False)
+    opened["spec"]["ingress"].append(_rule(meta.SELF_CHECK_PORT, [_stage(owner, Stage.VERIFY)]))
+    return opened
 
 
 def _policy(
@@ -41,7 +46,7 @@ def _policy(
     verifier = _stage(owner, Stage.VERIFY)
     labels = server_labels(owner, revision)
     port = meta.CLIENT_PORT if has_proxy else meta.SERVING_PORT
-    metrics = [{"ports": [{"protocol": "TCP", "port": meta.INNER_PORT}], "from": list(readers)}] if readers else []
+    metrics = [_rule(meta.INNER_PORT, readers)] if readers else []
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -49,12 +54,14 @@ def _policy(
         "spec": {
             "podSelector": {"matchLabels": labels},
             "policyTypes": ["Ingress"],
-            "ingress": [
-                {"ports": [{"protocol": "TCP", "port": port}], "from": [verifier, *clients]},
-                *metrics,
-            ],
+            "ingress": [_rule(port, (verifier, *clients)), *metrics],
         },
     }
+
+
+def _rule(port: int, peers: Sequence[Object]) -> Object:
+    """Who may reach a port."""
+    return {"ports": [{"protocol": "TCP", "port": port}], "from": list(peers)}
 
 
 def _stage(owner: Owner, stage: Stage) -> Object:

@@ -35,8 +35,12 @@ def serving_revision_of(service: Object) -> str:
 
 
 def candidate_service(owner: Owner, revision: str) -> Object:
-    """The Service through which a candidate is verified before the public one points to it."""
-    return _service(owner, candidate_service_name(owner, revision), revision)
+    """The Service through which a candidate is verified before the public one points to it. It has the port of the
+    self-check too, which the network opens to the verifier together with clients' port (``network_policy.py``)."""
+    service = _service(owner, candidate_service_name(owner, revision), revision)
+    port = meta.SELF_CHECK_PORT
+    service["spec"]["ports"].append({"name": "self-check", "port": port, "targetPort": port, "protocol": "TCP"})
+    return service
 
 
 def candidate_service_name(owner: Owner, revision: str) -> str:
@@ -44,9 +48,9 @@ def candidate_service_name(owner: Owner, revision: str) -> str:
     return f"{owner.name}-{revision}-candidate"
 
 
-def service_url(owner: Owner, name: str) -> str:
+def service_url(owner: Owner, name: str, port: int = PORT) -> str:
     """Where pods in the cluster reach a Service."""
-    return f"http://{name}.{owner.namespace}.svc:{PORT}"
+    return f"http://{name}.{owner.namespace}.svc:{port}"
 
 
 def _service(owner: Owner, name: str, revision: str) -> Object:

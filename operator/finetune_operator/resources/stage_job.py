@@ -138,7 +138,15 @@ def stage_container(request: StageRequest) -> Object:
     )
     body["command"] = [*argv, *model_cache_arguments(request.model_cache_claim), *_together_arguments(request)]
     body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
+    if says_proved(request):
+        body["readinessProbe"] = {"exec": {"command": ["test", "-e", meta.PROVED_FILE]}, "periodSeconds": 1}
     return body
+
+
+def says_proved(request: StageRequest) -> bool:
+    """Whether the pod of a verification becomes ready when all checks have passed, before it ends."""
+    verify = request.input.params.verify if request.stage is Stage.VERIFY else None
+    return verify is not None and bool(verify.door)
 
 
 def _together_arguments(request: StageRequest) -> list[str]:

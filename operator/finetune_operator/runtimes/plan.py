@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from finetune_api.meta import SERVING_PORT
 from finetune_operator.framework.objects import Object
 from finetune_operator.settings import Runtime
 
@@ -94,6 +95,19 @@ def health_probe(period: int, failures: int, timeout: int) -> Object:
         "failureThreshold": failures,
         "timeoutSeconds": timeout,
     }
+
+
+def asked_inside(probe: Object) -> Object:
+    """The same probe made in the server's own container, over loopback, where the kubelet does not get. The images of
+    all engines have bash, which needs no other program for it. Where one has none, the kubelet throws the result away
+    (``pkg/kubelet/prober/worker.go``): nothing is restarted for it, and a server is never taken for started."""
+    request = f"GET {probe['httpGet']['path']} HTTP/1.1\\r\\nHost: {LOOPBACK}\\r\\nConnection: close\\r\\n\\r\\n"
+    script = (
+        f'exec 3<>/dev/tcp/{LOOPBACK}/{SERVING_PORT} && printf "{request}" >&3 && mapfile -t -u 3 said && '
+        '[[ ${said[0]} == HTTP/1.?" 200"* ]]'
+    )
+    times = {name: value for name, value in probe.items() if name != "httpGet"}
+    return {"exec": {"command": ["bash", "-c", script]}, **times}
 
 
 def startup_probe(runtime: Runtime) -> Object:
