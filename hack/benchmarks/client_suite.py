@@ -67,6 +67,10 @@ class Served:
         """OpenAI's chat, greedy."""
         return self.openai.chat.completions.create(**self.body(**more))
 
+    def hub_chat(self, **more: Any) -> Any:
+        """The same with huggingface_hub's client."""
+        return self.hub.chat_completion(**self.body(**more))
+
     def curl(self, path: str, body: Any, *options: str) -> str:
         """What curl prints for a POST."""
         given = body if isinstance(body, str) else json.dumps(body)
@@ -123,6 +127,21 @@ def expect_one_of_both(text: str | None) -> None:
     expect(fits, True, f"{text!r} fits the schema")
 
 
+def expect_refused(ask: Callable[[], Any], *errors: type[Exception]) -> None:
+    """Raises ClientError if something is answered; what is raised but these errors stays as it is."""
+    try:
+        ask()
+    except errors as error:
+        expect(bool(str(error)), True, "it says why")
+        return
+    raise ClientError("it was answered as if nothing was wrong with it")
+
+
+def streamed(parts: Iterable[Any]) -> str:
+    """The text of a streamed answer."""
+    return "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+
+
 def _openai_chat(served: Served) -> None:
     reply = served.chat()
     expect(bool(reply.choices[0].message.content), True, "there is a text")
@@ -134,7 +153,7 @@ def _openai_chat(served: Served) -> None:
 
 def _openai_stream(served: Served) -> None:
     parts = [part for part in served.chat(stream=True) if part.choices]
-    expect("".join(part.choices[0].delta.content or "" for part in parts), served.text, "the streamed text")
+    expect(streamed(parts), served.text, "the streamed text")
     expect(parts[-1].choices[0].finish_reason is not None, True, "the last part says why it ends")
 
 
@@ -161,19 +180,11 @@ def _openai_at_once(served: Served) -> None:
 
 
 def _openai_too_long(served: Served) -> None:
-    try:
-        served.chat(messages=TOO_LONG)
-    except (openai.BadRequestError, openai.UnprocessableEntityError):
-        return
-    raise ClientError("a prompt that is too long was answered")
+    expect_refused(lambda: served.chat(messages=TOO_LONG), openai.BadRequestError, openai.UnprocessableEntityError)
 
 
 def _openai_other_model(served: Served) -> None:
-    try:
-        served.chat(model="another")
-    except openai.NotFoundError:
-        return
-    raise ClientError("a model that is not there answered")
+    expect_refused(lambda: served.chat(model="another"), openai.NotFoundError)
 
 
 def _openai_schema(served: Served) -> None:
@@ -181,8 +192,7 @@ def _openai_schema(served: Served) -> None:
 
 
 def _openai_schema_stream(served: Served) -> None:
-    parts = served.chat(response_format=FORMAT, max_tokens=64, stream=True)
-    expect_one_of_both("".join(part.choices[0].delta.content or "" for part in parts if part.choices))
+    expect_one_of_both(streamed(served.chat(response_format=FORMAT, max_tokens=64, stream=True)))
 
 
 def _openai_tool(served: Served) -> None:
@@ -212,43 +222,29 @@ def _openai_tool_result(served: Served) -> None:
 
 
 def _openai_schema_refused(served: Served) -> None:
-    _refused(lambda: served.chat(response_format=FORMAT))
+    expect_refused(lambda: served.chat(response_format=FORMAT), openai.UnprocessableEntityError)
 
 
 def _openai_tool_refused(served: Served) -> None:
-    _refused(lambda: served.chat(tools=[TOOL], tool_choice=CHOICE))
-
-
-def _refused(ask: Callable[[], Any]) -> None:
-    try:
-        ask()
-    except openai.UnprocessableEntityError as error:
-        expect(bool(str(error)), True, "it says why")
-        return
-    raise ClientError("it was answered as if it had not been asked for")
+    expect_refused(lambda: served.chat(tools=[TOOL], tool_choice=CHOICE), openai.UnprocessableEntityError)
 
 
 def _hub_chat(served: Served) -> None:
-    reply = served.hub.chat_completion(MESSAGES, model=served.model, max_tokens=TOKENS, temperature=0)
-    expect(reply.choices[0].message.content, served.text, "the text")
+    expect(served.hub_chat().choices[0].message.content, served.text, "the text")
 
 
 def _hub_stream(served: Served) -> None:
-    parts = served.hub.chat_completion(MESSAGES, model=served.model, max_tokens=TOKENS, temperature=0, stream=True)
-    expect("".join(part.choices[0].delta.content or "" for part in parts if part.choices), served.text, "the text")
+    expect(streamed(served.hub_chat(stream=True)), served.text, "the text")
 
 
 def _hub_schema(served: Served) -> None:
     """By vLLM's own field: of ``response_format`` the client makes what only TGI reads."""
     more = {"structured_outputs": {"json": SCHEMA}}
-    reply = served.hub.chat_completion(MESSAGES, model=served.model, max_tokens=64, extra_body=more)
-    expect_one_of_both(reply.choices[0].message.content)
+    expect_one_of_both(served.hub_chat(max_tokens=64, extra_body=more).choices[0].message.content)
 
 
 def _hub_tool(served: Served) -> None:
-    reply = served.hub.chat_completion(
-        MESSAGES, model=served.model, max_tokens=96, tools=[TOOL], tool_choice=CHOICE, temperature=0
-    )
+    reply = served.hub_chat(max_tokens=96, tools=[TOOL], tool_choice=CHOICE)
     [call] = reply.choices[0].message.tool_calls or []
     expect_one_of_both(call.function.arguments)
 
@@ -264,7 +260,7 @@ def _hub_generation(served: Served) -> None:
 
 def _hub_too_long(served: Served) -> None:
     try:
-        served.hub.chat_completion(TOO_LONG, model=served.model, max_tokens=TOKENS)
+        served.hub_chat(messages=TOO_LONG)
     except HfHubHTTPError as error:
         expect(error.response.status_code in (400, 422), True, f"status {error.response.status_code}")
         return

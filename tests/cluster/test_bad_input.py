@@ -19,7 +19,7 @@ from hack.platform.tiny import tiny_job
 from tests.support.sentences import assert_says
 from tests.support.teams import team_namespace
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 Spec = dict[str, Any]
 
@@ -118,7 +118,7 @@ def failing(cluster: Kubectl) -> Iterator[Kubectl]:
 
 @pytest.mark.parametrize("case", FAILS, ids=lambda case: case.name)
 def test_what_cannot_succeed_fails_once_and_says_why(failing: Kubectl, case: Case) -> None:
-    job = wait_for("the end of the run", lambda: ended(failing, case.name), 400)
+    job = wait_for("the end of the run", lambda: ended(failing, case.name), 800)
     failed = condition(job, "Failed")
     assert job.status.phase is Phase.FAILED
     assert failed["reason"] == case.reason.value
@@ -134,14 +134,14 @@ def test_wrong_credentials_then_rerun(team: Kubectl) -> None:
     name = "credentials"
     wrong = object_store.Key("nobody", "nobody", "wrong-secret", ())
     team.apply(wrong.secret("s3-credentials"), tiny_job(name))
-    job = wait_for("the end of the run", lambda: ended(team, name), 400)
+    job = wait_for("the end of the run", lambda: ended(team, name), 800)
     failed = condition(job, "Failed")
     assert failed["reason"] == Reason.S3_ACCESS_DENIED.value
     assert f" {REMEDIES[Reason.S3_ACCESS_DENIED]}" in failed["message"]
     assert "wrong-secret" not in json.dumps(team.get("ftj", name))
     team.apply(object_store.OWNER.secret("s3-credentials"))
     team("patch", "ftj", name, "--type=merge", "-p", json.dumps({"spec": {"rerun": "1"}}))
-    job = wait_for("the second run", lambda: ended(team, name, run=2), 400)
+    job = wait_for("the second run", lambda: ended(team, name, run=2), 800)
     assert job.status.phase is Phase.SUCCEEDED
     assert [run.number for run in job.status.runs] == [1]
 

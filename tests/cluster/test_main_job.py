@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from hack.cluster.layout import REPOSITORY
 from hack.data import data_file, missing
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, wait_for
+from tests.cluster.conftest import Demo
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -32,9 +31,9 @@ BANKING77 = "banking77/train.csv"
 
 
 @pytest.fixture(scope="module")
-def report(cluster: Kubectl) -> dict[str, Any]:
+def report(demo_run: Demo) -> dict[str, Any]:
     """The demo's report, from an empty namespace and an empty store."""
-    subprocess.run([sys.executable, "-m", "hack.demo", "--fresh"], cwd=REPOSITORY, check=True)
+    demo_run.wait()
     content: dict[str, Any] = json.loads((REPOSITORY / "build" / "demo" / "report.json").read_text())
     return content
 

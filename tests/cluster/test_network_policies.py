@@ -109,4 +109,4 @@ def test_who_reaches_what(cluster: Kubectl, stage: Kubectl, source: str, target:
         return True
 
     # Policies take a moment to reach the node's packet filter.
-    wait_for(f"{source} → {target}:{port} {reached}", lambda: connects() == reached, timeout=30)
+    wait_for(f"{source} → {target}:{port} {reached}", lambda: connects() == reached, timeout=120)

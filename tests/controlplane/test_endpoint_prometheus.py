@@ -104,7 +104,7 @@ def load(url: str) -> Iterator[None]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("endpoints")
     model = build_tiny_llama(folder / "model")
-    with tgi_cpu(model, folder) as tgi, vllm_metrics() as vllm:
+    with tgi_cpu(model, folder, fresh=False) as tgi, vllm_metrics() as vllm:
         tgi.wait_until_ready()
         targets = [
             Target(urllib.parse.urlsplit(tgi.url).netloc, labels("tgi")),

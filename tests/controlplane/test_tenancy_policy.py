@@ -28,7 +28,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.finetunejob.claims import job_violation
 from finetune_operator.framework.client import ApiError, KubeClient
 from finetune_operator.framework.objects import Object
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.verdict import tenancy_violation
 from hack.cluster import toolchain
@@ -36,6 +36,7 @@ from hack.cluster.console import run
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
 from tests.controlplane.conftest import wait
+from tests.support.crd_server import CrdServer
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.controlplane
@@ -94,6 +95,7 @@ class Refusals:
     """The two that judge, in one namespace."""
 
     api: KubeClient
+    server: CrdServer
     plane: ControlPlane
     namespace: str
     settings: Settings
@@ -134,17 +136,10 @@ class Refusals:
         return tenancy_violation(self.settings.tenancy, self.settings.free_profiles, self.namespace, claims)
 
     def servers(self, body: Object) -> str:
-        """What the API server says; empty: it takes the resource, which is deleted again."""
-        resource = FINETUNEJOBS if body["kind"] == meta.FINETUNEJOB else ADAPTERDEPLOYMENTS
-        try:
-            made = self.api.create(resource, body)["metadata"]
-        except ApiError as error:
-            if error.status != 403:
-                raise
-            return error.message
-        self.api.delete(resource, self.namespace, made["name"], made["uid"])
-        wait(lambda: self.api.get(resource, self.namespace, made["name"]) is None, "the deletion", 10)
-        return ""
+        """What the API server says; empty: it takes the resource, which it is not to keep."""
+        status, answer = self.server.send("POST", body, namespace=self.namespace)
+        assert status in (201, 403), answer
+        return "" if status == 201 else str(answer["message"])
 
     def enforce(self, action: str) -> None:
         """What the policy for FineTuneJobs does with what it does not allow."""
@@ -164,10 +159,10 @@ class Refusals:
 
 @pytest.fixture(scope="module", params=[name for name in VALUES if name != LARGE])
 def refusals(
-    request: pytest.FixtureRequest, plane: ControlPlane, api: KubeClient, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, crds: CrdServer, api: KubeClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Refusals]:
     """A namespace with the chart's policies, which must not fail: outside of tests a failure lets everything pass."""
-    namespace = NAMESPACE.format(request.param)
+    namespace, plane = NAMESPACE.format(request.param), crds.plane
     values = {"tenancy": VALUES[request.param], "watchNamespaces": [namespace]}
     path = tmp_path_factory.mktemp("values") / "values.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -175,7 +170,7 @@ def refusals(
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": policies})
     plane.kubectl("create", "namespace", namespace)
     plane.kubectl("apply", "-f", "-", stdin=text.replace('"failurePolicy": "Ignore"', '"failurePolicy": "Fail"'))
-    result = Refusals(api, plane, namespace, configuration)
+    result = Refusals(api, crds, plane, namespace, configuration)
     refused = {"output.uri": "s3://nobodys/../place", "profile": "gpu-h100-80", "storage.endpoint": "http://10.0.0.1"}
     wait(lambda: result.servers(result.job(refused)), "the policy to be in force", 60)
     beyond = {"runtime": "beyond", "source.artifact.storage.endpoint": "http://10.0.0.1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from string import ascii_lowercase
@@ -136,9 +136,15 @@ def _valid_object(kind: str, path: Path) -> Object:
     return made
 
 
-def changed(case: Case) -> Object:
-    """The valid object with the case's change."""
-    result = valid_object(case.kind, case.path)
+def changed(*cases: Case) -> Object:
+    """The valid object with the changes of a case, or of those that stand together (``batches``)."""
+    result = valid_object(cases[0].kind, cases[0].path)
+    for case in cases:
+        _change(result, case)
+    return result
+
+
+def _change(result: Object, case: Case) -> None:
     target: Any = result
     for step in case.path[:-1]:
         target = target[step]
@@ -153,7 +159,42 @@ def changed(case: Case) -> Object:
         target["metric"] = "perplexity"
     if case.value == "InPlace":  # which keeps nothing
         result["spec"]["keepLastGood"] = "0s"
-    return result
+
+
+def batches(cases: Iterable[Case]) -> list[list[Case]]:
+    """Cases whose changes one object can bear: each changes another place of the same valid object, and what is
+    refused stands apart from what is accepted. What changes a second place for its own sake stands alone."""
+    found: list[list[Case]] = []
+    open_: dict[tuple[str, bool], list[_Batch]] = {}
+    for case in cases:
+        if case.complaint is None and (case.path[: len(GOAL)] == GOAL or case.value == "InPlace"):
+            found.append([case])
+            continue
+        same = open_.setdefault((json.dumps(_valid_object(case.kind, case.path)), case.complaint is None), [])
+        batch = next((each for each in same if each.has_room(case.path)), None)
+        if batch is None:
+            batch = _Batch()
+            same.append(batch)
+            found.append(batch.cases)
+        batch.add(case)
+    return found
+
+
+class _Batch:
+    """Cases of which none changes a place of another, or above or below it."""
+
+    def __init__(self) -> None:
+        self.cases: list[Case] = []
+        self._changed: set[Path] = set()
+        self._above: set[Path] = set()
+
+    def has_room(self, path: Path) -> bool:
+        return path not in self._above and not any(path[:end] in self._changed for end in range(1, len(path)))
+
+    def add(self, case: Case) -> None:
+        self.cases.append(case)
+        self._changed.add(case.path)
+        self._above |= {case.path[:end] for end in range(1, len(case.path) + 1)}
 
 
 def dotted(path: Path) -> str:

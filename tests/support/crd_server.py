@@ -35,6 +35,19 @@ class CrdServer:
     def replace_status(self, body: Object, dry_run: bool = False) -> Object | str:
         return self._call("PUT", body, dry_run, f"/{body['metadata']['name']}/status")
 
+    def complaints(self, body: Object) -> list[str]:
+        """Everything that the server finds wrong with an object that it is not to keep, each with its place before it:
+        ``spec.replicas: Invalid value: …``; of an object that it has stored, with the status. Empty: it accepts."""
+        stored = "uid" in body["metadata"]
+        below = f"/{body['metadata']['name']}/status" if stored else ""
+        status, answer = self.send("PUT" if stored else "POST", body, below=below)
+        if status < 300:
+            return []
+        causes = answer.get("details", {}).get("causes")
+        assert status == 422, answer
+        assert causes, answer
+        return [f"{each.get('field', '')}: {each['message']}" for each in causes]
+
     def fresh(self, body: Object) -> Object:
         """Create the object under a name that no other test uses, with the status that it holds."""
         body = copy.deepcopy(body)
@@ -48,15 +61,21 @@ class CrdServer:
         return stored
 
     def _call(self, method: str, body: Object, dry_run: bool, below: str = "") -> Object | str:
-        place = f"/apis/{meta.API_VERSION}/namespaces/{NAMESPACE}/{KINDS[body['kind']].plural}{below}"
+        status, stored = self.send(method, body, dry_run, below)
+        if status in {400, 422}:
+            return str(stored["message"])
+        assert status < 300, stored
+        return stored
+
+    def send(
+        self, method: str, body: Object, dry_run: bool = True, below: str = "", namespace: str = NAMESPACE
+    ) -> tuple[int, Object]:
+        """The status of the server's answer, and what it holds."""
+        place = f"/apis/{meta.API_VERSION}/namespaces/{namespace}/{KINDS[body['kind']].plural}{below}"
         query = urlencode({"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {}))
         headers = {"Content-Type": "application/json"}
         answer = self._rest.request(method, f"{self.plane.url}{place}?{query}", headers=headers, body=body).response
-        stored: Object = json.loads(answer.data)
-        if answer.status in {400, 422}:
-            return str(stored["message"])
-        assert answer.status < 300, stored
-        return stored
+        return answer.status, json.loads(answer.data)
 
 
 def judge(answer: Object | str, complaint: str | None) -> None:

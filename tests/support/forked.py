@@ -1,4 +1,5 @@
-"""Programs of the jobs as real processes without their imports: ``python -m NAME``, forked from one that has made them.
+"""Programs of the jobs as real processes without their imports: ``python -m NAME``, or ``python FILE``, forked from one
+that has made them.
 
 The imports of a training take seconds of CPU, more than a training of the tiny model. A process of its own (the
 nursery) makes them once for each worker of the tests, has no threads, and forks for every start; what it forks has the
@@ -82,11 +83,18 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """As ``subprocess.run`` with its outputs captured as text, of what ``start`` starts."""
+    process = start(command, environment)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess([*command], process.wait(), out.decode(), err.decode())
+
+
 def start(
     command: Sequence[str], environment: Mapping[str, str], output: Path | None = None, python: str = sys.executable
 ) -> Forked:
-    """As ``subprocess.Popen([python, "-m", *command], env=environment)``; its outputs are kept for ``communicate``, or
-    go to one file."""
+    """As ``subprocess.Popen([python, "-m", *command], env=environment)``, or without ``-m`` where the first word is a
+    file's path; its outputs are kept for ``communicate``, or go to one file."""
     folder = Path(tempfile.mkdtemp(dir=_folder()))
     outputs = [str(output or folder / "out"), str(output or folder / "err")]
     asked = {"command": [*command], "environment": {**environment}, "folder": str(folder), "outputs": outputs}
@@ -127,7 +135,7 @@ def main(imported: Sequence[str]) -> None:
     asked_for = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - what is in a buffer would hide from select
     while True:
         _reap(running)
-        if not select.select([asked_for], [], [], _POLL_SECONDS)[0]:
+        if not select.select([asked_for], [], [], _POLL_SECONDS if running else None)[0]:
             continue
         line = asked_for.readline()
         if not line:
@@ -166,7 +174,10 @@ def _become(command: Sequence[str], environment: Mapping[str, str], outputs: Seq
     sys.argv = [command[0], *command[1:]]
     code: object = 0
     try:
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        if command[0].endswith(".py"):
+            runpy.run_path(command[0], run_name="__main__")
+        else:
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:  # noqa: BLE001 - as the interpreter does

@@ -2,12 +2,10 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final
-
-import pytest
 
 from hack.cluster.layout import REPOSITORY
 
@@ -31,7 +29,23 @@ def identify(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=identify)
+def every_page(test: Callable[[Path], None]) -> Callable[[], None]:
+    """A test of a page, made of all pages one after the other: pytest takes longer for a test than for most pages.
+    Every page that fails is named."""
+
+    def test_of_all() -> None:
+        failures: list[Exception] = []
+        for page in PAGES:
+            try:
+                test(page)
+            except Exception as error:  # noqa: BLE001 - all of them are raised below
+                error.add_note(f"in {identify(page)}")
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(PAGES)} pages", failures)
+
+    test_of_all.__name__, test_of_all.__doc__ = test.__name__, test.__doc__
+    return test_of_all
 
 
 @cache

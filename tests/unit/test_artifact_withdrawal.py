@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from finetune_jobs.resolve import find_results
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verify import verify
+from tests.support import forked
 from tests.support.published import publish_input, put_upstream
 from tests.support.seaweedfs import READER, WRITER, SeaweedFS, User
 from tests.support.sentences import assert_says
@@ -132,14 +132,7 @@ def test_no_name_points_to_it_again(store: Store, asked: StageInput, digest: str
 
 
 def run_command(user: User, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "finetune_jobs.withdraw", *arguments],
-        env=user.environment() | {"PATH": "/usr/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return forked.run(["finetune_jobs.withdraw", *arguments], user.environment() | {"PATH": "/usr/bin"})
 
 
 def test_the_command(s3: SeaweedFS, store: Store, digest: str) -> None:

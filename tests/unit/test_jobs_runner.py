@@ -32,6 +32,8 @@ from finetune_api.stages import (
 from finetune_jobs.runtime.commandline import example_input
 from finetune_jobs.runtime.runner import write_result
 from finetune_jobs.store.s3 import Store
+from tests.support import forked
+from tests.support.forked import Forked
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT
@@ -65,18 +67,17 @@ def start(
     given: str = "",
     port: int = 0,
     stage: Stage = Stage.VERIFY,
-) -> "subprocess.Popen[bytes]":
+) -> Forked:
+    """A stage whose work is ``body``; all that it prints goes to ``log``."""
     (folder / "input.json").write_text(given or GIVEN.model_dump_json(by_alias=True))
-    program = PROGRAM.format(body=body, graceful=graceful, stage=stage.name)
+    program = folder / "program.py"
+    program.write_text(PROGRAM.format(body=body, graceful=graceful, stage=stage.name))
     arguments = ["--input", str(folder / "input.json"), "--result", str(folder / "result"), "--metrics-port", str(port)]
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        stderr=(folder / "log").open("wb"),
-        env=os.environ | {"TMPDIR": str(folder), "AWS_EC2_METADATA_DISABLED": "true"},
-    )
+    environment = os.environ | {"TMPDIR": str(folder), "AWS_EC2_METADATA_DISABLED": "true"}
+    return forked.start([str(program), *arguments], environment, folder / "log")
 
 
-def ended(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[int, StageResult]:
+def ended(process: Forked, folder: Path) -> tuple[int, StageResult]:
     code = process.wait(timeout=60)
     return code, StageResult.model_validate_json((folder / "result").read_bytes())
 
@@ -316,8 +317,9 @@ def test_a_log_that_may_not_be_written_costs_a_warning(
 ) -> None:
     for name, value in READER.environment().items():
         monkeypatch.setenv(name, value)
+    process = start(tmp_path, "return StageOutput()", given=kept_given(s3, store))
     began = time.monotonic()
-    code, result = ended(start(tmp_path, "return StageOutput()", given=kept_given(s3, store)), tmp_path)
+    code, result = ended(process, tmp_path)
     assert (code, result.outcome) == (ExitCode.OK, Outcome.SUCCEEDED)
     assert "saving the log failed, the stage continues" in (tmp_path / "log").read_text()
     assert time.monotonic() - began < 30

@@ -1,9 +1,8 @@
 """From evaluate's answers to a verified server: the real stages, real checkpoints, the real stand-in for TGI."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -29,6 +28,7 @@ from finetune_jobs.fetch import fetch
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.self_check import Gate, Options, self_check
 from finetune_jobs.verify import verify
+from tests.support import forked
 from tests.support.artifacts import publish_artifact
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import DEPLOYMENT, context
@@ -98,13 +98,8 @@ class SelfChecking:
         result = self._work / "result.json"
         options = {"--artifact": self._home / "artifact", "--digest": self._digest, "--engine": "tgi"}
         options |= {"--endpoint": endpoint, "--limits": self._limits, "--result": result, "--port": 0}
-        command = [
-            sys.executable,
-            "-m",
-            "finetune_jobs.self_check",
-            *(str(p) for pair in options.items() for p in pair),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = ["finetune_jobs.self_check", *(str(p) for pair in options.items() for p in pair)]
+        done = forked.run(command, os.environ)
         assert done.returncode == ExitCode.FATAL, done.stderr
         assert [json.loads(line)["stage"] for line in done.stderr.splitlines()][-1] == "self-check"
         return StageResult.model_validate_json(result.read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import trace
+from tests.support import forked
 from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input, put_upstream
 from tests.support.seaweedfs import READER, WRITER, SeaweedFS
 from tests.support.sentences import assert_says
@@ -101,14 +101,8 @@ def test_the_command_has_keys_for_each_store(
     asked += ["--endpoint", s3.endpoint, "--to-endpoint", s3.endpoint]
 
     def run(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "finetune_jobs.promote", *asked],
-            env=READER.environment() | {"PATH": "/usr/bin", "TMPDIR": str(tmp_path)} | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        environment = READER.environment() | {"PATH": "/usr/bin", "TMPDIR": str(tmp_path)} | variables
+        return forked.run(["finetune_jobs.promote", *asked], environment)
 
     barred = run({})
     assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr

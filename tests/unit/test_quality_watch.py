@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+import os
 import time
 import urllib.error
 import urllib.request
@@ -36,6 +35,7 @@ from finetune_jobs.verification.proof import Proof
 from finetune_jobs.verification.vllm import VllmServer
 from finetune_jobs.verification.watch import AGAIN_SECONDS, QualityWatch, answer_moved, text_moved
 from hack.cluster.layout import free_port
+from tests.support import forked
 from tests.support.sentences import assert_says
 from tests.support.vllm_server import VllmContract, running
 
@@ -307,7 +307,7 @@ class Sidecar:
         words = [str(part) for pair in options.items() for part in pair]
         self._result.unlink(missing_ok=True)
         self._limits.write_text(limits)
-        self.process = subprocess.Popen([sys.executable, "-m", "finetune_jobs.self_check", *words])
+        self.process = forked.start(["finetune_jobs.self_check", *words], os.environ)
 
     def limits(self, limits: SelfCheckLimits) -> None:
         """Write them as the kubelet does: another file takes the place of the one before."""

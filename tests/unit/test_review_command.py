@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from finetune_jobs.review import review
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import trace
+from tests.support import forked
 from tests.support.published import publish_input, put_upstream
 from tests.support.reviewing import as_file, sheet_with, votes_of
 from tests.support.seaweedfs import READER, WRITER, SeaweedFS, User
@@ -130,14 +130,8 @@ def test_votes_are_no_folder_of_their_own(store: Store, chain: Upstream, tmp_pat
 
 
 def run(store: Store, s3: SeaweedFS, user: User, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "finetune_jobs.review", "--endpoint", s3.endpoint, *arguments],
-        env=user.environment() | {"PATH": "/usr/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    command = ["finetune_jobs.review", "--endpoint", s3.endpoint, *arguments]
+    return forked.run(command, user.environment() | {"PATH": "/usr/bin"})
 
 
 def test_the_command(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> None:

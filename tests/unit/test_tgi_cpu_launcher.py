@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import forked
 from tests.support.tiny_model import build_tiny_llama, edit_json
 from tgi_cpu.__main__ import JsonLines
 from tgi_cpu.args import bind_address, parse_args
@@ -90,11 +91,4 @@ def test_a_log_line_is_json_with_its_traceback() -> None:
 
 
 def _start(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tgi_cpu"],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forked.run(["tgi_cpu"], {**os.environ, **env})

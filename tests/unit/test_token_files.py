@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune_jobs.modelling.token_files import read_tokens
+from tests.support import forked
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -67,8 +68,9 @@ def test_a_process_holds_no_copy_of_its_own(tmp_path: Path) -> None:
 
 def test_processes_that_start_together_unpack_once(tmp_path: Path) -> None:
     write_tokens(tmp_path, 20_000, 100)
-    read = "import sys; from pathlib import Path; from finetune_jobs.modelling.token_files import read_tokens; "
-    command = [sys.executable, "-c", f"{read}print(read_tokens(Path(sys.argv[1]), 'train').num_rows)", str(tmp_path)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [each.communicate()[0].strip() for each in running] == ["20000"] * 4
+    program = tmp_path / "program.py"
+    read = "import sys; from pathlib import Path; from finetune_jobs.modelling.token_files import read_tokens"
+    program.write_text(f"{read}\nprint(read_tokens(Path(sys.argv[1]), 'train').num_rows)")
+    running = [forked.start([str(program), str(tmp_path)], os.environ) for _ in range(4)]
+    assert [each.communicate()[0].strip() for each in running] == [b"20000"] * 4
     assert len(list(tmp_path.glob("*.arrow*"))) == 1

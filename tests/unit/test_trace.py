@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import as_table, trace
+from tests.support import forked
 from tests.support.published import publish_input, put_upstream
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
@@ -101,14 +101,8 @@ def test_the_command(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     chain, digest = put(s3, store, tmp_path, "rows", "cards")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "finetune_jobs.trace", "--endpoint", s3.endpoint, "--uri", store.uri(), *arguments],
-            env=READER.environment() | {"PATH": "/usr/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        command = ["finetune_jobs.trace", "--endpoint", s3.endpoint, "--uri", store.uri(), *arguments]
+        return forked.run(command, READER.environment() | {"PATH": "/usr/bin"})
 
     done = run("--dataset", chain.dataset, "--json")
     assert (done.returncode, done.stderr) == (0, "")
