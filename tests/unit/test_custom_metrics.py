@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from finetune_jobs.evaluation.custom.figures import CustomMeasured, taken
 from finetune_jobs.evaluation.custom.section import with_custom
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.reached import goals_reached
+from hack.cluster.layout import REPOSITORY
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -164,6 +166,34 @@ def test_the_page_has_a_row_for_each_figure_and_judges_the_goals_again() -> None
 def test_parameters_are_told_by_name() -> None:
     asked = CustomMetric(name="lm-eval", parameters=[MetricParameter(name="tasks", value="arc_easy")])
     assert asked.given == {"tasks": "arc_easy"}
+
+
+RESULTS: Final[dict[str, Any]] = {  # of lm-eval 0.4.13, shortened
+    "results": {
+        "sums": {"name": "sums", "alias": "sums", "sample_len": 20, "acc,none": 0.45, "acc_stderr,none": 0.114},
+        "quiz": {"alias": "quiz", "exact_match,strict": 0.5, "exact_match_stderr,strict": "N/A"},
+        "group": {"alias": "group", "acc,none": 0.4, "acc_stderr,none": 0.1},
+    },
+    "n-samples": {"sums": {"original": 40, "effective": 20}, "quiz": {"original": 8, "effective": 8}},
+}
+
+
+def test_what_lm_eval_measured_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example reads lm-eval's results: a figure of each task, with its standard error where there is one."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
+        monkeypatch.setenv(name, "")  # which the program sets for its own process
+    program = runpy.run_path(str(REPOSITORY / "images" / "lm-eval" / "measure.py"))
+    wanted = {"acc": SHARE, "exact_match": SHARE}
+    written = report(*program["figures"]({"base": RESULTS, "artifact": RESULTS}, list(wanted)))
+    run = RUN.model_copy(update={"name": "lm-eval", "figures": wanted})
+    found = taken(run, MetricsReport.model_validate(written), ANSWERS, MODELS)
+    assert [(each.metric, each.label, each.cases) for each in found.measured] == [
+        ("lm-eval.acc", "sums", 20),
+        ("lm-eval.exact_match", "quiz", 8),
+    ]
+    assert found.measured[0].models["artifact"].low < 0.3 < 0.45
+    assert program["artifact"]({"artifact": "a", "artifactBase": ""}) == "pretrained=/metrics/models/a"
+    assert program["artifact"]({"artifact": "a", "artifactBase": "b"}).endswith("/b,peft=/metrics/models/a")
 
 
 @cache
