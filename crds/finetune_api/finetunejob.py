@@ -21,9 +21,11 @@ from finetune_api.base import (
     as_map,
 )
 from finetune_api.budget import Budget, CostStatus, FitStatus
+from finetune_api.custom_metrics import CustomMetrics
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
 from finetune_api.goals import (
+    CONTAINED,
     ELSEWHERE,
     JUDGED,
     MAX_GOALS,
@@ -150,7 +152,8 @@ class Evaluation(Gates, Reviewing, Examination):
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
-                rule.as_schema() for rule in (asked_rule("general"), asked_rule("adversarial"), JUDGED, ELSEWHERE)
+                rule.as_schema()
+                for rule in (asked_rule("general"), asked_rule("adversarial"), JUDGED, ELSEWHERE, CONTAINED)
             ]
         }
     )
@@ -158,6 +161,9 @@ class Evaluation(Gates, Reviewing, Examination):
     judge: Judge | None = None
     """Have another model compare the artifact's answers with the base model's, before anything is published: for free
     text, where no metric says whether an answer is good."""
+    metrics: CustomMetrics = []
+    """Metric containers of the platform that measure the answers, or the models, beside what is measured anyway, one
+    after the other. Goals use their figures as metric custom."""
 
     @model_validator(mode="after")
     def _asked(self) -> "Evaluation":
@@ -165,6 +171,9 @@ class Evaluation(Gates, Reviewing, Examination):
             raise ValueError(JUDGED.message)
         if self.baseline is None and any(goal.baseline is Baseline.ENDPOINT for goal in self.goals):
             raise ValueError(ELSEWHERE.message)
+        names = {each.name for each in self.metrics}
+        if any(goal.custom and goal.custom.partition(".")[0] not in names for goal in self.goals):
+            raise ValueError(CONTAINED.message)
         for field, coverage in (("general", self.general), ("adversarial", self.adversarial)):
             if coverage is Coverage.OFF and concerns(field, self.goals):
                 raise ValueError(asked_rule(field).message)

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
+from finetune_api.custom_metrics import CUSTOM_PATTERN
 from finetune_api.dataset import MAX_CANARIES, TaskType
 from finetune_api.rules import Rule, exactly_one_of
 
@@ -43,6 +44,7 @@ class Metric(StrEnum):
     CANARY_LEAKS = "canaryLeaks"
     MEMORISATION = "memorisation"
     JUDGE_WIN_RATE = "judgeWinRate"
+    CUSTOM = "custom"
 
 
 OF_TEXT: Final = (Metric.EXACT_MATCH, Metric.CHRF, Metric.PERPLEXITY)
@@ -72,16 +74,25 @@ def _names(metrics: Sequence[Metric]) -> str:
 
 
 _LOW_STAYS_LOW: Final = Rule(
-    f"(self.metric in {_names(_LOW)}) == has(self.atMost)",
+    f"self.metric == 'custom' || (self.metric in {_names(_LOW)}) == has(self.atMost)",
     "forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks, memorisation and perplexity take "
-    "atMost, and no other metric does",
+    "atMost, and no other metric does but custom",
 )
 _NOT_COMPARED: Final = Rule(
-    f"!has(self.improveOverBase) || self.metric in {_names(COMPARED)}",
-    "improveOverBase goes with accuracy, f1, precision, recall, exactMatch and chrf; set atLeast or atMost instead",
+    f"!has(self.improveOverBase) || self.metric in {_names((*COMPARED, Metric.CUSTOM))}",
+    "improveOverBase goes with accuracy, f1, precision, recall, exactMatch, chrf and custom; set atLeast or atMost "
+    "instead",
+)
+_CUSTOM_ONLY: Final = Rule(
+    "self.metric == 'custom' || !has(self.custom)",
+    "custom, the figure of a metric container, goes with metric custom: set metric to custom, or remove custom",
+)
+_CUSTOM_IS_NAMED: Final = Rule(
+    "self.metric != 'custom' || has(self.custom)",
+    "metric custom needs custom: set it to the figure of a metric container, e.g. politeness.score",
 )
 _SHARE_OR_PERPLEXITY: Final = Rule(
-    "!has(self.atMost) || (self.metric == 'perplexity') == (double(self.atMost) > 1.0)",
+    "!has(self.atMost) || self.metric == 'custom' || (self.metric == 'perplexity') == (double(self.atMost) > 1.0)",
     "atMost is a share of 1, e.g. 0.05; of perplexity, which is never below 1, it is above 1, e.g. 8.5",
 )
 
@@ -126,7 +137,10 @@ class Goal(ApiModel):
             "at_least",
             "improve_over_base",
             "at_most",
-            also=[rule.as_schema() for rule in (_NOT_COMPARED, _LOW_STAYS_LOW, _SHARE_OR_PERPLEXITY)],
+            also=[
+                rule.as_schema()
+                for rule in (_NOT_COMPARED, _LOW_STAYS_LOW, _SHARE_OR_PERPLEXITY, _CUSTOM_ONLY, _CUSTOM_IS_NAMED)
+            ],
         )
     )
 
@@ -149,16 +163,21 @@ class Goal(ApiModel):
     counting half.
 
     Of the tuned model and the secrets of dataset.canaries: canaryLeaks, the share that it writes when asked;
-    memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest."""
+    memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest.
+
+    custom: a figure of one of spec.evaluation.metrics, which the field custom names."""
+    custom: Annotated[str, Field(pattern=CUSTOM_PATTERN, max_length=65)] | None = None
+    """For metric custom: the container's name, a dot and its figure, e.g. politeness.score."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
-    """One label of a classification that f1, precision or recall is about; by default the mean over all of them."""
+    """One label of a classification that f1, precision or recall is about; by default the mean over all of them. Of a
+    custom figure that is measured of several things, which of them, e.g. the name of an lm-eval task."""
     at_least: Share | None = None
     """The least that the artifact must reach, e.g. "0.95"."""
     improve_over_base: Share | None = None
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
     at_most: Bound | None = None
     """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks or memorisation may be,
-    e.g. "0.05", or perplexity, e.g. "8.5"."""
+    e.g. "0.05", or perplexity or a custom figure, e.g. "8.5"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
@@ -171,6 +190,12 @@ class Goal(ApiModel):
     def _one(self) -> "Goal":
         if [self.at_least, self.improve_over_base, self.at_most].count(None) != 2:
             raise ValueError("exactly one of atLeast, improveOverBase and atMost must be set")
+        if self.metric is Metric.CUSTOM:
+            if self.custom is None:
+                raise ValueError(_CUSTOM_IS_NAMED.message)
+            return self
+        if self.custom is not None:
+            raise ValueError(_CUSTOM_ONLY.message)
         if self.improve_over_base is not None and self.metric not in COMPARED:
             raise ValueError(_NOT_COMPARED.message)
         if (self.metric in _LOW) != (self.at_most is not None):
@@ -185,9 +210,14 @@ class Goal(ApiModel):
         return float(self.at_least or self.improve_over_base or self.at_most or 0)
 
     @property
+    def measure(self) -> str:
+        """By which name it was measured."""
+        return self.custom or self.metric.value
+
+    @property
     def text(self) -> str:
         """The goal, for people."""
-        what = f"{self.metric} of '{self.class_name}'" if self.class_name else str(self.metric)
+        what = f"{self.measure} of '{self.class_name}'" if self.class_name else self.measure
         if self.metric is Metric.AUTOMATION:
             what = f"{what} at precision {self.at_precision}"
         if self.at_least is not None:
@@ -313,6 +343,14 @@ ELSEWHERE: Final = Rule(
     "goal's baseline",
 )
 """Of spec.evaluation: a goal about a model that nobody asks contradicts it."""
+
+
+CONTAINED: Final = Rule(
+    "!has(self.goals) || self.goals.all(goal, !has(goal.custom) || (has(self.metrics) && "
+    "self.metrics.exists(each, goal.custom.startsWith(each.name + '.'))))",
+    "a goal about a custom metric needs its container: add it to metrics by its name, or change the goal's custom",
+)
+"""Of spec.evaluation: a goal about a container that does not run contradicts it."""
 
 
 def concerns(field: str, goals: Sequence[Goal]) -> bool:

@@ -29,6 +29,8 @@ ANNOTATION_SUSPENDED: Final = f"{GROUP}/suspended"
 ANNOTATION_REVIEW: Final = f"{GROUP}/review"
 """Set by users on a FineTuneJob that awaits a review: any new value has the votes counted at once. On the Job that
 counts them it holds the value that was there."""
+ANNOTATION_METRIC_SECONDS: Final = f"{GROUP}/metric-seconds"
+"""On the pod of an evaluation: how long each of its metric containers may run, as JSON."""
 LABEL_ROLE: Final = f"{GROUP}/role"
 """Role of a pod, stage or server; NetworkPolicies select by it."""
 
@@ -80,6 +82,8 @@ MODELS_DIR: Final = "/models"
 """The volume that fetch fills and the model server reads; the path includes the artifact's digest."""
 MODEL_CACHE_DIR: Final = "/model-cache"
 """Where a stage's container finds the volume that keeps base models, if its profile names one."""
+METRICS_DIR: Final = "/metrics"
+"""The volume through which an evaluation and its metric containers exchange files."""
 
 
 class ExitCode(IntEnum):

@@ -18,6 +18,7 @@ from finetune_api.adapterdeployment import VerificationCheck, WithdrawnPolicy, a
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
+from finetune_api.custom_metrics import MetricRun
 from finetune_api.dataset import Dataset, Task
 from finetune_api.finetunejob import Examination, Export, OnRegression, Output
 from finetune_api.goals import Gates
@@ -108,6 +109,8 @@ class EvaluateParams(WireModel):
     method: str
     on_regression: OnRegression = OnRegression.FAIL
     """Whether another format is the artifact if the first is worse than the tuned model: spec.export.onRegression."""
+    metrics: list[MetricRun] = []
+    """Metric containers that measure what was answered: spec.evaluation.metrics, as the platform's values have them."""
 
 
 class PublishParams(WireModel):
@@ -331,6 +334,9 @@ class StageInput(WireModel):
     """For lineage only."""
     image: str = ""
     """The image in which the stage runs, as the platform's values name it: for lineage only."""
+    hands_over: list[MetricRun] = []
+    """For evaluate: the metric containers that run after it in its pod, for which it leaves what they read. Not part of
+    any key: its own result is without them."""
 
     @property
     def results_storage(self) -> Storage:

@@ -19,7 +19,7 @@ from pydantic.json_schema import models_json_schema
 from finetune_api.adapterdeployment import WATCH_INTERVAL
 from finetune_api.meta import MAX_NAME
 from finetune_operator.rbac import RULES
-from finetune_operator.settings import NOT_OF_ENGINE, Engine, Profile, Runtime, Settings
+from finetune_operator.settings import NOT_OF_ENGINE, Engine, MetricContainer, Profile, Runtime, Settings
 from hack.manifests import fields
 
 Schema = dict[str, Any]
@@ -79,9 +79,11 @@ def rules() -> str:
 
 def schema(values: Values) -> str:
     """``values.schema.json``: Helm validates values with it on lint, template, install and upgrade."""
-    _, definitions = models_json_schema([(Profile, "validation"), (Runtime, "validation"), (Settings, "validation")])
+    offered = (Profile, Runtime, MetricContainer, Settings)
+    _, definitions = models_json_schema([(model, "validation") for model in offered])
     models = {name: _plain(model) for name, model in definitions["$defs"].items()}
-    models["Runtime"]["properties"]["image"] = {"$ref": "#/$defs/Image"}
+    for with_image in ("Runtime", "MetricContainer"):
+        models[with_image]["properties"]["image"] = {"$ref": "#/$defs/Image"}
     models["Runtime"]["allOf"] = [_closed_for(engine, fields) for engine, fields in NOT_OF_ENGINE.items()]
     settings = models.pop("Settings")["properties"]
     images = models.pop("Images")["properties"]
@@ -140,6 +142,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         **{("images", each): image for each in ("operator", "data", "prepare", "jobs", "quantize", "proxy")},
         ("profiles",): _by_name("Profile") | {"minProperties": 1},
         ("runtimes",): _by_name("Runtime"),
+        ("metricContainers",): _by_name("MetricContainer"),
         ("runner", "namespaces"): namespaces,
         ("runner", "serviceAccountName"): {"type": "string", "pattern": _NAME},
         ("runner", "annotations"): _STRINGS,

@@ -1,4 +1,4 @@
-"""Fields of profiles, runtimes and tenancy rules, as tables for the reference of the chart's values."""
+"""Fields of profiles, runtimes, metric containers and tenancy rules, as tables for the reference of the values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from finetune_operator.settings import Gpu, ModelCache, PodShape, Profile, Runtime
+from finetune_api.custom_metrics import FigureRule
+from finetune_operator.settings import Gpu, MetricContainer, ModelCache, PodShape, Profile, Runtime
 from finetune_operator.tenancy.rules import TenancyRule
 
 _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
@@ -17,6 +18,8 @@ _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("profiles.<name>.modelCache", ModelCache),
     ("runtimes.<name>", Runtime),
     ("Pod shape: cpu and accelerator of a profile, pod of a runtime", PodShape),
+    ("metricContainers.<name>", MetricContainer),
+    ("metricContainers.<name>.figures.<name>", FigureRule),
     ("tenancy.rules[]", TenancyRule),
 )
 _BELOW: Final = {
@@ -25,6 +28,7 @@ _BELOW: Final = {
     "pod": "a pod shape, see below",
     "gpu": "none, see below",
     "modelCache": "none, see below",
+    "figures": "required: by name, see below",
     "image": "required: registry, repository, tag and digest, as under images",
 }
 """Text for the default column of fields that are objects."""

@@ -10,7 +10,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Examination, OnRegression
 from finetune_api.goals import Gates
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
-from finetune_api.stages import RunRef, Stage
+from finetune_api.stages import RunRef, Stage, StageResult
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.artifact import (
@@ -48,6 +48,7 @@ from finetune_jobs.evaluation.asking import (
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
+from finetune_jobs.evaluation.custom.exchange import hand_over
 from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.formats import choose, measured
@@ -359,9 +360,16 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
         )
 
 
+def index_and_hand_over(context: Context, result: StageResult) -> StageResult:
+    """What follows an evaluation, made or reused: its place in the index, and what metric containers read of it."""
+    if runs := context.input.hands_over:
+        hand_over(context, result, runs)
+    return index_stage(context, result)
+
+
 def main() -> None:
     """Entry point of ``python -m finetune_jobs.evaluate``."""
-    run_stage(Stage.EVALUATE, evaluate, after=index_stage)
+    run_stage(Stage.EVALUATE, evaluate, after=index_and_hand_over)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from finetune_api import __version__
 from finetune_api.adapterdeployment import WatchInterval
 from finetune_api.base import ApiModel, Name
+from finetune_api.custom_metrics import FigureName, FigureRule
 from finetune_api.stages import Stage
 from finetune_operator.tenancy.rules import Tenancy
 
@@ -159,6 +160,32 @@ class Runtime(ApiModel):
         return self
 
 
+class MetricContainer(ApiModel):
+    """A container that evaluations may run by name, to measure answers or models in ways of its own."""
+
+    description: str = ""
+    """Short description, for users who choose a metric."""
+    image: str
+    """Its image, by digest: it is part of what identifies an evaluation."""
+    command: list[str] = []
+    """Its command, in place of the image's entry point."""
+    args: list[str] = []
+    """Its arguments."""
+    env: dict[str, str] = {}
+    """Environment variables."""
+    figures: Annotated[dict[FigureName, FigureRule], Field(min_length=1, max_length=32)]
+    """What it reports, by name, e.g. score: {minimum: 0, maximum: 1}."""
+    needs_models: bool = False
+    """Whether it reads the models beside the answers, read-only."""
+    requests: dict[str, str] = {"cpu": "100m", "memory": "256Mi"}
+    """Resource requests."""
+    limits: dict[str, str] = {"cpu": "1", "memory": "2Gi"}
+    """Resource limits, with nvidia.com/gpu if it computes on a GPU; it runs on the node of the profile's accelerator
+    pods."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 3600
+    """Longest that it may run; the profile's deadlineSeconds bounds the evaluation as a whole."""
+
+
 class Images(ApiModel):
     """Images of the stages. By digest in production."""
 
@@ -240,6 +267,8 @@ class Settings(ApiModel):
     """Hardware by name."""
     runtimes: dict[str, Runtime] = {}
     """Model servers by name."""
+    metric_containers: dict[Name, MetricContainer] = {}
+    """Containers that evaluations may run, by name."""
     proxy: Proxy = Proxy()
     """The way out of the cluster."""
     tenancy: Tenancy = Tenancy()

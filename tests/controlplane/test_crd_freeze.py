@@ -148,6 +148,7 @@ DEEP_CHANGES = [
         ((*DISTILLATION, "teacher", "model"), "other"),
         (("spec", "evaluation", "judge", "endpoint", "model"), "other"),
         (("spec", "evaluation", "baseline"), ABSENT),
+        (("spec", "evaluation", "metrics", 0, "parameters", 0, "value"), "other"),
         ((*DISTILLATION, "questionTemplate"), ABSENT),
         (("spec", "training", "targetModules"), []),
         (("spec", "budget", "onExceeded"), "Fail"),

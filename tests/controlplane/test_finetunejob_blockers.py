@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from finetune_api.custom_metrics import FigureRule
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.meta import LABEL_STAGE
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
 from finetune_operator.framework.objects import PODS, SERVICE_ACCOUNTS, Object
+from finetune_operator.settings import MetricContainer
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
-from tests.controlplane.conftest import RUNNER, Team, account, condition, wait
+from tests.controlplane.conftest import RUNNER, Team, account, condition, ready, wait
 from tests.support.fake_node import Ending
 from tests.support.sentences import assert_says
 
@@ -43,6 +45,43 @@ def test_unknown_profile(team: Team) -> None:
     assert not team.jobs("big")
     team.change("big", profile="small")
     team.until("big", Phase.SUCCEEDED)
+
+
+def test_metric_containers(team: Team) -> None:
+    """Those that are offered are listed; one that fails ends the run at once, and the answers are not asked again."""
+    team.start()
+    goal = {"metric": "custom", "custom": "brevity.brief", "atLeast": "0.5"}
+    team.create("measured", evaluation={"metrics": [{"name": "brevity"}], "goals": [goal]})
+    assert condition(team.until("measured", Reason.METRIC_UNKNOWN), "Stalled") == "True"
+    assert_says(message(team, "measured"), "spec.evaluation.metrics[0].name is 'brevity'", "offers: none.")
+    team.operators[0].stop()
+
+    def crash(pod: Object) -> Object | None:
+        if not pod["spec"].get("initContainers"):
+            return None
+        ended = {"exitCode": 3, "reason": "Error", "message": "no such language"}
+        states = {
+            "answers": {"terminated": {"exitCode": 0, "reason": "Completed"}},
+            "metric-brevity": {"terminated": ended},
+        }
+        rest = {"image": "", "imageID": "", "ready": False, "restartCount": 0}
+        return {
+            "phase": "Failed",
+            "initContainerStatuses": [{"name": each, "state": state, **rest} for each, state in states.items()],
+        }
+
+    team.node.admit = crash
+    offered = {"brevity": MetricContainer(image="registry/brevity@sha256:1", figures={"brief": FigureRule()})}
+    team.start(metric_containers=offered)
+    status = team.until("measured", Phase.FAILED)
+    assert ready(status) is Reason.METRIC_FAILED
+    assert_says(message(team, "measured"), "Metric 'brevity' exited with code 3: no such language.", "kubectl logs")
+    [pod] = [pod for pod in team.api.select(PODS, team.namespace) if pod["spec"].get("initContainers")]
+    assert [each["name"] for each in pod["spec"]["initContainers"]] == ["answers", "metric-brevity"]
+    assert pod["spec"]["initContainers"][1]["image"] == offered["brevity"].image
+    team.node.admit = lambda pod: None
+    team.change("measured", rerun="corrected")
+    team.until("measured", Phase.SUCCEEDED)
 
 
 def test_what_the_namespace_may_not_have(team: Team) -> None:

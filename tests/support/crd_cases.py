@@ -11,6 +11,7 @@ from string import ascii_lowercase
 from typing import Any, Final
 
 from finetune_api import meta
+from finetune_api.custom_metrics import CUSTOM_PATTERN
 from tests.support.copies import copied
 from tests.support.crd_patterns import KINDS, PATTERNS, SCHEMAS, Object
 
@@ -33,6 +34,8 @@ _AT_MOST: Final = {**dict.fromkeys((*LOW, *OF_CANARIES), "0.1"), "perplexity": "
 """What goes with ``atMost`` only, and a value that it may have."""
 
 
+_LONGEST_CUSTOM: Final = f"{'a' * 40}."
+"""How the longest figure of a metric container begins."""
 _SCHEMES: Final = {"storage": "s3://", "secretKeyRef": "hf://"}
 """Fields that go with a URI of one scheme only."""
 
@@ -133,6 +136,10 @@ def _valid_object(kind: str, path: Path) -> Object:
     if path[: len(GOAL)] == GOAL:  # which may be about any questions
         made["spec"]["evaluation"] |= {"general": "Sample", "adversarial": "Sample"}
         made["spec"]["evaluation"]["goals"][0] |= {"metric": LOW[0]} if path[-1] == "atMost" else {}
+        named = [*PATTERNS[CUSTOM_PATTERN].accepted, _LONGEST_CUSTOM]
+        made["spec"]["evaluation"]["metrics"] = [{"name": each.partition(".")[0]} for each in named]
+    if path == (*GOAL, "custom"):
+        made["spec"]["evaluation"]["goals"][0]["metric"] = "custom"
     return made
 
 
@@ -157,6 +164,8 @@ def _change(result: Object, case: Case) -> None:
         target["atMost"] = _AT_MOST[case.value]
     if case.path == (*GOAL, "atMost") and case.complaint is None and case.value != ABSENT and float(case.value) > 1:
         target["metric"] = "perplexity"
+    if case.path == (*GOAL, "metric") and case.value == "custom":
+        target["custom"] = "a.score"
     if case.value == "InPlace":  # which keeps nothing
         result["spec"]["keepLastGood"] = "0s"
 
@@ -376,6 +385,8 @@ _COMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "improveOverBase 
 _ONE_BOUND: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "exactly one of", "improveOverBase", "atMost")
 _LOW: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "take atMost", "no other metric")
 _ABOVE_1: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "atMost is a share of 1", "perplexity", "above 1")
+_UNNAMED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "metric custom needs custom", "set it")
+_NOT_CUSTOM: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "goes with metric custom", "remove custom")
 _GOALS: Final[list[tuple[Object, str | None]]] = [
     ({"metric": "automation", "atPrecision": "0.98", "atLeast": "0.4"}, None),
     ({"metric": "recall", "improveOverBase": "0.1"}, None),
@@ -394,6 +405,8 @@ _GOALS: Final[list[tuple[Object, str | None]]] = [
     ({"metric": "leaks", "atMost": "1"}, None),
     ({"metric": "leaks", "atMost": "8.5"}, _ABOVE_1),
     ({"metric": "perplexity", "atLeast": "0.5"}, _LOW),
+    ({"metric": "custom", "atLeast": "0.5"}, _UNNAMED),
+    ({"metric": "f1", "custom": "a.b", "atLeast": "0.5"}, _NOT_CUSTOM),
 ]
 _UNASKED: Final = {
     field: message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), f"needs {field}", "Sample or Full", "remove the goal")
@@ -403,12 +416,19 @@ _UNJUDGED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "needs judge"
 _JUDGED: Final[Object] = {"goals": [{"metric": "judgeWinRate", "atLeast": "0.6"}]}
 _UNCOMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "needs baseline", "baseline.endpoint", "change")
 _ELSEWHERE: Final[Object] = {"goals": [{"metric": "f1", "improveOverBase": "0.1", "baseline": "Endpoint"}]}
+_NOT_RUN: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "needs its container", "add it to metrics", "change")
+_CUSTOM: Final[Object] = {
+    "goals": [{"metric": "custom", "custom": "a.b", field: "0.5"} for field in ("atLeast", "atMost", "improveOverBase")]
+}
 _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
     ({"general": "Off", "goals": [{"metric": "leaks", "atMost": "0.1"}]}, None),
     ({"adversarial": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, None),
     ({"general": "Off", "adversarial": "Off", "goals": [{"metric": "f1", "atLeast": "0.1"}]}, None),
     ({"general": "Off", "adversarial": "Off"}, None),
     (_JUDGED, _UNJUDGED),
+    (_CUSTOM, _NOT_RUN),
+    (_CUSTOM | {"metrics": [{"name": "ab"}]}, _NOT_RUN),
+    (_CUSTOM | {"metrics": [{"name": "b"}, {"name": "a"}]}, None),
     (_ELSEWHERE, _UNCOMPARED),
     (_ELSEWHERE | {"baseline": {"endpoint": {"url": "http://large/v1", "model": "m"}}}, None),
     (_JUDGED | {"judge": {"endpoint": {"url": "http://judge/v1", "model": "m"}}}, None),

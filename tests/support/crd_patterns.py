@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api import adapterdeployment, crdgen, dataset, distillation, meta, push, references, storage
+from finetune_api import (
+    adapterdeployment,
+    crdgen,
+    custom_metrics,
+    dataset,
+    distillation,
+    meta,
+    push,
+    references,
+    storage,
+)
 from finetune_api.base import is_retired
 
 Object = dict[str, Any]
@@ -240,6 +250,17 @@ _NAMES = {
     ),
     _pattern_of("status.dataset.digest"): Pattern(
         (DIGEST,), (DIGEST.upper(), "g" * 64), lambda n: DIGEST if n == 64 else "0" * n
+    ),
+}
+
+_NAMES |= {
+    custom_metrics.CUSTOM_PATTERN: Pattern(
+        ("a.b", "lm-eval.acc_norm", "politeness.score2"),
+        ("", "a", "a.", ".b", "A.b", "a.2", "a.b.c", "a.b_", "a-.b", "a b.c", "a." + "b" * 25),
+        lambda n: "a" * (n - 25) + "." + "b" * 24,
+    ),
+    custom_metrics.PARAMETER_PATTERN: Pattern(
+        ("a", "num-fewshot", "num_fewshot", "Tasks2"), ("", "2a", "a-", "_a", "a b", "a.b", "ä"), lambda n: "a" * n
     ),
 }
 

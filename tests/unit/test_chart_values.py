@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic.alias_generators import to_camel
 
+from finetune_api.custom_metrics import FigureRule
 from finetune_operator.settings import Gpu, ModelCache, Proxy, ServingAccess
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
@@ -84,6 +85,13 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
             "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2},
             "vllm": {"args": ["--max-num-seqs=8"]},
         },
+        "metricContainers": {
+            "brevity": {
+                "image": {"repository": "metrics/brevity", "digest": f"sha256:{'c' * 64}"},
+                "figures": {"brief": {"minimum": 0, "maximum": 1}, "words": {"higherIsBetter": False}},
+                "timeoutSeconds": 60,
+            },
+        },
         "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
         "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
         "serving": {
@@ -117,6 +125,10 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert rendered.runtimes.keys() == {"tgi-cpu", "vllm"}
     assert rendered.runtimes["vllm"].args == ["--max-num-seqs=8"]
     assert (runtime.env, runtime.num_shard) == ({"CUDA_GRAPHS": "0"}, 2)
+    brevity = rendered.metric_containers["brevity"]
+    assert brevity.image.endswith(f"/metrics/brevity@sha256:{'c' * 64}")
+    rules = {"brief": FigureRule(minimum=0, maximum=1), "words": FigureRule(higher_is_better=False)}
+    assert (brevity.figures, brevity.timeout_seconds) == (rules, 60)
     assert (mine.retries, mine.deadline_seconds) == (0, 100000000)
     assert mine.accelerator.limits == {"example.com/npu": "2"}
     assert mine.accelerator.tolerations == [{"operator": "Exists"}]

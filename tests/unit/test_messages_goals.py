@@ -11,7 +11,7 @@ from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blockin
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
-from finetune_jobs.artifacts.measurements import Distances, Measurements
+from finetune_jobs.artifacts.measurements import Distances, Figure, MeasuredMetric, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_applicable, require_classes
 from finetune_jobs.evaluation.automation import Weighed, automate
@@ -196,8 +196,36 @@ def test_what_was_not_measured_is_no_pass(goal: dict[str, Any] | None, parts: st
     assert_says(error.message, *parts.split(" … "))
 
 
+OF_CONTAINERS: Final = Measurements(
+    rows=40,
+    measured=[
+        MeasuredMetric(metric=metric, label=label, cases=40, models={"artifact": Figure(value=0.5, low=0.4, high=0.6)})
+        for metric, label in (("suite.acc", "arc_easy"), ("suite.acc", "piqa"), ("suite.score", ""))
+    ],
+)
+UNREPORTED: Final[list[tuple[dict[str, str], tuple[str, ...]]]] = [
+    ({"custom": "suite.acc", "atLeast": "0.5"}, ("measured of: arc_easy, piqa", "class")),
+    ({"custom": "suite.other", "atLeast": "0.5"}, ("did not report", "spec.evaluation.metrics")),
+    ({"custom": "suite.score", "improveOverBase": "0.1"}, ("measured it of artifact", "baseline")),
+]
+
+
+def unreported(goal: dict[str, str]) -> StageError:
+    with pytest.raises(StageError) as error:
+        judge(gates({"metric": "custom", **goal}), OF_CONTAINERS, TaskType.TEXT)
+    return error.value
+
+
+@pytest.mark.parametrize(("goal", "parts"), UNREPORTED, ids=["no part", "no figure", "no base"])
+def test_a_goal_that_no_container_measured_says_what_there_is(goal: dict[str, str], parts: tuple[str, ...]) -> None:
+    error = unreported(goal)
+    assert error.reason is Reason.GATE_FAILED
+    assert_says(error.message, f"the goal {goal['custom']}", *parts)
+
+
 def test_every_sentence_is_said() -> None:
-    messages = [refusal(task, goal).message for task, goal, _ in REFUSED]
+    messages = [unreported(goal).message for goal, _ in UNREPORTED]
+    messages += [refusal(task, goal).message for task, goal, _ in REFUSED]
     messages += [unmeasured(goal).message for goal, _ in UNMEASURED]
     messages += [each.goal for goals in GATES for each in judge(gates(*goals[0]), evaluated(150, 20), TaskType.TEXT)]
     messages += [each.goal for each in judge(Gates(), evaluated(0, 0), TaskType.CLASSIFICATION)]

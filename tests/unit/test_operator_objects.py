@@ -11,6 +11,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.budget import FitStatus
+from finetune_api.custom_metrics import FigureRule
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
@@ -33,8 +34,8 @@ from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
-from finetune_operator.settings import Gpu, Images, ModelCache, PodShape, Profile, Proxy
-from tests.support.runs import NOW, SETTINGS, SPEC, observed
+from finetune_operator.settings import Gpu, Images, MetricContainer, ModelCache, PodShape, Profile, Proxy
+from tests.support.runs import GIVEN, NOW, SETTINGS, SPEC, observed
 
 pytestmark = pytest.mark.unit
 
@@ -288,6 +289,86 @@ def test_stages_with_the_base_model_share_the_profiles_cache(stage: Stage) -> No
         *plain["containers"][0]["command"],
         *("--model-cache", "/model-cache"),
     ]
+
+
+BREVITY = MetricContainer(
+    image="registry/brevity@sha256:1",
+    args=["--strict"],
+    env={"MODE": "fast"},
+    figures={"brief": FigureRule(minimum=0, maximum=1)},
+    limits={"cpu": "1", "memory": "1Gi"},
+    timeout_seconds=60,
+)
+
+
+def measuring(**metrics: MetricContainer) -> tuple[StageRequest, Any]:
+    """An evaluation with these metric containers, all of which it asks for, and its Job."""
+    asked = [{"name": name, "parameters": [{"name": "words", "value": "9"}]} for name in metrics]
+    spec = SPEC.model_validate(GIVEN | {"evaluation": {"metrics": asked}})
+    settings = SETTINGS.model_copy(update={"metric_containers": metrics, "profiles": {"small": Profile(cpu=SHAPE)}})
+    made = stage_request(context(replace(observed(spec), settings=settings)), Stage.EVALUATE)
+    return made, stage_job(made)
+
+
+def test_metric_containers_run_between_the_answers_and_the_rest() -> None:
+    """One after the other, each with its own folders, and without anything by which a store is reached."""
+    made, job = measuring(brevity=BREVITY, deep=BREVITY.model_copy(update={"needs_models": True}))
+    pod = job["spec"]["template"]["spec"]
+    assert [each["name"] for each in pod["initContainers"]] == ["answers", "metric-brevity", "metric-deep"]
+    answers, brevity, deep = pod["initContainers"]
+    [last] = pod["containers"]
+    assert [each["command"][2] for each in (answers, last)] == ["finetune_jobs.evaluate", "finetune_jobs.measure"]
+    assert answers["command"][4] == "/etc/finetune/answers.json"
+    assert answers["command"][-2:] == last["command"][-2:] == ["--metrics", "/metrics"]
+    assert last["resources"]["limits"] == SHAPE.limits, "those of a stage without a model"
+    assert (brevity["image"], brevity["args"]) == (BREVITY.image, ["--strict"])
+    assert "command" not in brevity
+    assert brevity["securityContext"] == answers["securityContext"]
+    assert {each["name"]: each.get("value") for each in brevity["env"]}.items() >= {
+        "MODE": "fast",
+        "HOME": "/tmp",
+    }.items()
+    assert not [each for each in brevity["env"] if "secretKeyRef" in each.get("valueFrom", {})]
+    mounts = {
+        each["mountPath"]: (each["name"], each["subPath"], each.get("readOnly", False))
+        for each in brevity["volumeMounts"]
+    }
+    assert mounts == {
+        "/metrics/in": ("metrics", "in/brevity", True),
+        "/metrics/out": ("metrics", "out/brevity", False),
+        "/tmp": ("metrics", "tmp/brevity", False),
+    }
+    models = [each for each in deep["volumeMounts"] if each["mountPath"] == "/metrics/models"]
+    assert models == [{"name": "metrics", "subPath": "models", "mountPath": "/metrics/models", "readOnly": True}]
+    failures = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert [(each["containerName"], each["operator"], each["values"]) for each in failures] == [
+        ("stage", "In", [65]),
+        ("answers", "In", [65]),
+        ("metric-brevity", "NotIn", [0, 75]),
+        ("metric-deep", "NotIn", [0, 75]),
+    ]
+    first, whole = (json.loads(input_config_map(made)["data"][name]) for name in ("answers.json", "input.json"))
+    plain = stage_request(context(observed()), Stage.EVALUATE)
+    assert first["inputKey"] == plain.input.input_key != whole["inputKey"]
+    assert first["params"]["evaluate"]["metrics"] == []
+    assert first["handsOver"] == whole["params"]["evaluate"]["metrics"]
+    assert whole["params"]["evaluate"]["metrics"][0]["parameters"] == {"words": "9"}
+
+
+def test_without_metrics_an_evaluation_is_as_it_was() -> None:
+    made = stage_request(context(observed()), Stage.EVALUATE)
+    job, config = stage_job(made), input_config_map(made)
+    assert "initContainers" not in job["spec"]["template"]["spec"]
+    assert "annotations" not in job["spec"]["template"]["metadata"]
+    assert list(config["data"]) == ["input.json"]
+
+
+@pytest.mark.parametrize("change", [{"image": "other"}, {"args": []}, {"figures": {"a": FigureRule()}}])
+def test_what_a_metric_measures_is_part_of_the_key_and_what_it_may_use_is_not(change: dict[str, Any]) -> None:
+    before, after = (measuring(brevity=BREVITY.model_copy(update=each))[0].input for each in ({}, change))
+    assert before.input_key != after.input_key
+    other = {"limits": {}, "timeout_seconds": 9, "description": "other"}
+    assert measuring(brevity=BREVITY.model_copy(update=other))[0].input.input_key == before.input_key
 
 
 EIGHT = PodShape(

@@ -31,7 +31,13 @@ NO_TROUBLE = {
 }
 """What passes by itself or is well; the message of the condition Discouraged is itself the advice."""
 RUN_WAITS = {
-    *(Reason.PROFILE_UNKNOWN, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED),
+    *(
+        Reason.PROFILE_UNKNOWN,
+        Reason.METRIC_UNKNOWN,
+        Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+        Reason.SECRET_MISSING,
+        Reason.QUOTA_EXCEEDED,
+    ),
     *(Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED, Reason.NAME_TAKEN),
     *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
     *(Reason.JOB_SUSPENDED, Reason.AWAITING_REVIEW),

@@ -66,6 +66,13 @@ runtimes:
     {{- merge (omit $runtime "image") $account | toYaml | nindent 4 }}
   {{- else }} {}
   {{- end }}
+metricContainers:
+  {{- range $name, $metric := .Values.metricContainers }}
+  {{ $name }}:
+    image: {{ include "finetune.image" (list $ $metric.image) }}
+    {{- omit $metric "image" | toYaml | nindent 4 }}
+  {{- else }} {}
+  {{- end }}
 proxy: {{ toJson .Values.proxy }}
 {{- if and .Values.tenancy.open .Values.tenancy.rules }}
 {{- fail "tenancy.open is true, so tenancy.rules would limit nothing: remove one of them." }}

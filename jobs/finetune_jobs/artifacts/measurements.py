@@ -32,9 +32,10 @@ class MeasuredMetric(WireModel):
     """One metric of every model, on the same rows."""
 
     metric: str
-    """accuracy, precision, recall or f1; of texts exactMatch, chrf and perplexity too, and no accuracy."""
+    """accuracy, precision, recall or f1; of texts exactMatch, chrf and perplexity too, and no accuracy. What a metric
+    container measured has its name before it, with a dot."""
     label: str = ""
-    """The class that it is about; empty: all rows."""
+    """The class that it is about, or the part of a metric container's figure; empty: all rows."""
     cases: int
     """Rows that it rests on: of a class, those with this label."""
     models: dict[str, Figure]
@@ -51,6 +52,8 @@ class Difference(WireModel):
     estimate: Figure
     p_value: float | None = None
     """Of accuracy and exactMatch: McNemar's exact test."""
+    lower_is_better: bool = False
+    """Of a metric container's figure, as the platform's values say; of perplexity it is known."""
 
     @property
     def worse_beyond_chance(self) -> bool:
@@ -68,7 +71,7 @@ class Difference(WireModel):
 
     @property
     def _lower_is_better(self) -> bool:
-        return self.metric == Metric.PERPLEXITY
+        return self.lower_is_better or self.metric == Metric.PERPLEXITY
 
 
 class Automation(WireModel):

@@ -14,7 +14,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_api.stages import StageInput
 from finetune_jobs.artifacts.artifact import Metrics, ModelRef
-from finetune_jobs.artifacts.measurements import SHOWN, Figure, Measurements
+from finetune_jobs.artifacts.measurements import SHOWN, Figure, MeasuredMetric, Measurements
 
 _MEASURES: Final = {
     "accuracy": "accuracy",
@@ -26,6 +26,9 @@ _MEASURES: Final = {
     "f1": "f1",
 }
 """The measures of all tasks, each with the hub's name for it."""
+
+_WHO: Final = ("base", "tuned", "artifact")
+"""The models of the scores' columns."""
 
 _CARD: Final = """\
 ---
@@ -143,10 +146,11 @@ def render(
     ``max_tokens`` is the most that an answer took in the evaluation."""
     scores = metrics.scalars
     rows = [
-        f"| {m} | " + " | ".join(scores.get(f"{m}{who}", "–") for who in ("Base", "Tuned", "Artifact")) + " |"
+        f"| {m} | " + " | ".join(scores.get(f"{m}{who.capitalize()}", "–") for who in _WHO) + " |"
         for m in _MEASURES
         if f"{m}Artifact" in scores
     ]
+    rows += _custom(metrics)
     training = given.params.train.training if given.params.train else None
     name = given.output.name if given.output else given.run.name
     return _CARD.format(
@@ -204,11 +208,24 @@ def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -
         for measure, on_the_hub in _MEASURES.items()
         if (found := _artifact(metrics, measure))
     ]
+    results += [
+        EvalResult(
+            task_type=_TASKS[metrics.task],
+            dataset_type=each.label or name,
+            dataset_name=each.label or f"{name}, test part",
+            metric_type=each.metric,
+            metric_value=round(found.value, 4),
+            metric_name=f"{each.metric} of the artifact",
+            metric_args={"interval95": [round(found.low, 4), round(found.high, 4)], "cases": each.cases},
+        )
+        for each in _of_containers(metrics)
+        if (found := each.models.get("artifact"))
+    ]
     data = ModelCardData(
         base_model=_hub_name(model.base_model_uri),
         license=metrics.base_license or None,
         datasets=list(dict.fromkeys(on_hub)) or None,
-        metrics=[result.metric_type for result in results] or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         pipeline_tag="text-generation",
         tags=["finetune-operator", model.format],
         model_name=name,
@@ -225,6 +242,22 @@ def _hub_name(uri: str) -> str:
 def _artifact(metrics: Metrics, measure: str) -> Figure | None:
     measured = metrics.measurements.of(measure) if metrics.measurements else None
     return measured.models.get("artifact") if measured else None
+
+
+def _of_containers(metrics: Metrics) -> list[MeasuredMetric]:
+    """What metric containers measured: only their names have a dot."""
+    measured = metrics.measurements.measured if metrics.measurements else []
+    return [each for each in measured if "." in each.metric]
+
+
+def _custom(metrics: Metrics) -> list[str]:
+    """Rows of the scores for what metric containers measured."""
+    return [
+        f"| {each.metric}{f' of {each.label}' if each.label else ''} | "
+        + " | ".join(f"{each.models[who].value:.4g}" if who in each.models else "–" for who in _WHO)
+        + " |"
+        for each in _of_containers(metrics)
+    ]
 
 
 def _automation(metrics: Metrics) -> str:

@@ -30,6 +30,8 @@ def require_applicable(
     planted. ``judge``: who compares answers."""
     for number, goal in enumerate(gates.goals):
         place = f"spec.evaluation.goals[{number}]"
+        if goal.metric is Metric.CUSTOM:
+            continue  # what its container measures of what, only that knows
         _require_meaning(place, goal, task)
         if gates.on_inconclusive is OnInconclusive.BLOCK:
             _require_reachable(place, goal, asked)
@@ -42,6 +44,8 @@ def require_applicable(
 def require_classes(gates: Gates, labels: Sequence[str]) -> None:
     """Raises StageError (SpecInvalid) for a goal about a label that the data set does not have."""
     for number, goal in enumerate(gates.goals):
+        if goal.metric is Metric.CUSTOM:
+            continue  # its class is a part of its figure, which the container knows
         if goal.class_name is not None and goal.class_name not in labels:
             raise StageError(
                 Reason.SPEC_INVALID,

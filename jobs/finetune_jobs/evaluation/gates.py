@@ -21,9 +21,11 @@ from finetune_jobs.artifacts.measurements import (
     Automation,
     Difference,
     Figure,
+    MeasuredMetric,
     Measurements,
 )
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.evaluation.metrics import Z_95
 from finetune_jobs.evaluation.texts import FEWEST
@@ -37,6 +39,9 @@ _MODELS: Final = {
 """The models of an evaluation that each baseline means: of several, the best that was asked."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
+
+_PARTS: Final = 10
+"""Parts of a figure that a message names."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType, *, asked: bo
         main = measurements.main_metric(task)
         [text] = gates.texts(task, chrf=main is Metric.CHRF)
         return [_not_worse_than_base(text, measurements, task)]
-    if labels := {each.label: None for each in measurements.measured if each.label}:
+    if labels := {each.label: None for each in measurements.measured if each.label and "." not in each.metric}:
         require_classes(gates, list(labels))
     return [
         GoalStatus(goal=goal.text, outcome=GateOutcome.INCONCLUSIVE)
@@ -117,6 +122,8 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
         return _judge_automation(goal, measurements)
     if goal.metric is Metric.JUDGE_WIN_RATE:
         return _judge_preferred(goal, measurements)
+    if goal.metric is Metric.CUSTOM:
+        return _judge_custom(goal, measurements)
     if goal.at_most is not None:
         return _judge_low(goal, measurements)
     if goal.at_least is not None:
@@ -138,6 +145,49 @@ def _judge_preferred(goal: Goal, measurements: Measurements) -> GoalStatus:
         raise _unmeasured(goal.text)
     estimate = found.models["artifact"]
     return _status(goal.text, estimate, at_least(estimate, goal.bound, found.cases))
+
+
+def _judge_custom(goal: Goal, measurements: Measurements) -> GoalStatus:
+    """A figure of a metric container: it rests on as many cases as that says. Where less is better, to improve is to
+    have less."""
+    label = goal.class_name or ""
+    found = measurements.of(goal.measure, label)
+    if found is None:
+        raise _not_reported(goal, measurements)
+    if goal.improve_over_base is None:
+        estimate = found.models["artifact"]
+    else:
+        against = [
+            difference
+            for model in _MODELS[goal.baseline]
+            if (difference := measurements.difference(goal.measure, "artifact", model, label))
+        ]
+        gains = [_mirrored(each.estimate) if each.lower_is_better else each.estimate for each in against]
+        if not gains:
+            raise _not_compared(goal, found)
+        estimate = min(gains, key=lambda it: it.value)
+    judged = at_most if goal.at_most is not None else at_least
+    return _status(goal.text, estimate, judged(estimate, goal.bound, found.cases))
+
+
+def _not_reported(goal: Goal, measurements: Measurements) -> StageError:
+    parts = [each.label for each in measurements.measured if each.metric == goal.measure and each.label]
+    if parts:
+        text = f"it is measured of: {', '.join(map(shorten, parts[:_PARTS]))}. Set the goal's class to one of them."
+    else:
+        text = (
+            "its metric container did not report it. Change the container's parameters in spec.evaluation.metrics, or "
+            "the goal."
+        )
+    return StageError(Reason.GATE_FAILED, f"There is no figure for the goal {goal.text}: {text}")
+
+
+def _not_compared(goal: Goal, found: MeasuredMetric) -> StageError:
+    return StageError(
+        Reason.GATE_FAILED,
+        f"There is no figure for the goal {goal.text}: the metric container measured it of "
+        f"{', '.join(sorted(found.models))}. Set the goal's baseline to one of these, or use atLeast or atMost.",
+    )
 
 
 def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:

@@ -15,6 +15,7 @@ from finetune_api.meta import (
     FINETUNEJOB,
     INDEX_VARIABLE,
     INPUT_FILE,
+    METRICS_DIR,
     METRICS_PORT,
     MODELS_DIR,
     TEACHER_KEY_VARIABLE,
@@ -131,8 +132,8 @@ _MORE: Final[Mapping[Stage, str]] = {
 
 
 def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
-    """The options ``input``, ``result``, ``models``, ``model_cache``, ``metrics_port``; ``--help`` and ``--example``
-    end the process."""
+    """The options ``input``, ``result``, ``models``, ``metrics``, ``model_cache``, ``metrics_port``; ``--help`` and
+    ``--example`` end the process."""
     does, reads, writes = _WORK[stage]
     parser = argparse.ArgumentParser(
         prog=f"python -m finetune_jobs.{stage}",
@@ -162,6 +163,12 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         default=MODELS_DIR,
         metavar="DIR",
         help="where fetch puts the server's models (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metrics",
+        default=METRICS_DIR,
+        metavar="DIR",
+        help="what an evaluation and its metric containers exchange (default: %(default)s)",
     )
     parser.add_argument(
         "--model-cache",

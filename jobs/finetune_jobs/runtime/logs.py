@@ -123,8 +123,10 @@ class KeptLog:
     Fail-open: an unavailable or refusing store costs the copy, and ``finish`` a few seconds at most.
     """
 
-    def __init__(self, tail: Tail, pause: float = KEEP_SECONDS) -> None:
+    def __init__(self, tail: Tail, pause: float = KEEP_SECONDS, name: str = "") -> None:
         self._tail, self._pause = tail, pause
+        self.name = name
+        """Of the program that writes it, where it does a part of a stage; empty: the stage's."""
         self._copied = 0
         self._uri = ""
         self._copying: Repeating | None = None

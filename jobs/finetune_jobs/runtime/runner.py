@@ -27,7 +27,7 @@ from typing import Final
 
 from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.layout import Lineage, StageRecord, output_folder
-from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, METRICS_DIR, ExitCode
 from finetune_api.reasons import Reason, remedy, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
@@ -71,6 +71,8 @@ class Context:
     """An empty folder of this attempt, removed at its end."""
     models: Path
     """Where fetch puts models and the server reads them."""
+    metrics: Path = Path(METRICS_DIR)
+    """What an evaluation and its metric containers exchange."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
     model_cache: Path | None = None
@@ -112,7 +114,7 @@ def _nothing_around(_context: Context) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def run_stage(
+def run_stage(  # noqa: PLR0913 # in what the stages differ
     stage: Stage,
     work: Work,
     *,
@@ -120,6 +122,7 @@ def run_stage(
     after: After | None = None,
     graceful: bool = False,
     helper: bool = False,
+    part: str = "",
 ) -> None:
     """Run a stage and exit the process with an ExitCode.
 
@@ -129,10 +132,11 @@ def run_stage(
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
     ``helper``: one of several processes, the first of which reports for all: it works, but reuses and publishes
     nothing.
+    ``part``: name of the program, where it does a part of the stage in a container of its own: that of its log.
     """
     options = commandline.parse(stage, None)
     terminal = sys.stderr.isatty()
-    kept_log = logs.KeptLog(logs.set_up(stage, terminal=terminal))
+    kept_log = logs.KeptLog(logs.set_up(stage, terminal=terminal), name=part)
     log.info("stage starts, %.2f s after its process", logs.process_age())
     run = _help if helper else partial(execute, around=around, after=after)
     kept = None if helper else kept_log
@@ -280,9 +284,10 @@ def _guarded(
             places = Places(given.storage)
             store = places.open(results_root(given), given.results_storage)
             if given.output and kept_log:  # serving may only read what the artifact's FineTuneJob wrote
-                kept_log.begin(store, logs.log_object(given.run, stage))
+                kept_log.begin(store, logs.log_object(given.run, kept_log.name or stage))
             cache = Path(options.model_cache) if options.model_cache else None
-            context = Context(given, store, places, progress, Path(scratch), Path(options.models), stopping, cache)
+            folders = {"scratch": Path(scratch), "models": Path(options.models), "metrics": Path(options.metrics)}
+            context = Context(given, store, places, progress, **folders, stopping=stopping, model_cache=cache)
             return run(context), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)

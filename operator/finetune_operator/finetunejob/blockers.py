@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from finetune_api.custom_metrics import offered_figures
 from finetune_api.reasons import Reason
 from finetune_operator.blockers import (
     Blocker,
@@ -21,6 +22,23 @@ def not_allowed(observed: ObservedJob) -> Blocker | None:
     return tenancy_blocker(job_violation(observed.settings, observed.owner.namespace, observed.spec))
 
 
+def metric_unknown(observed: ObservedJob) -> Blocker | None:
+    """The spec asks for a metric container that the platform does not offer, or a goal for a figure that it has not."""
+    offered, asked = observed.settings.metric_containers, observed.spec.evaluation
+    for number, metric in enumerate(asked.metrics):
+        if metric.name not in offered:
+            known = ", ".join(sorted(offered)) or "none"
+            message = f"spec.evaluation.metrics[{number}].name is {metric.name!r}; the platform offers: {known}."
+            return Blocker(Reason.METRIC_UNKNOWN, message, watched=True)
+    for number, goal in enumerate(asked.goals):
+        name, _, figure = (goal.custom or "").partition(".")
+        if goal.custom and figure not in offered[name].figures:
+            known = offered_figures(offered[name].figures)
+            message = f"spec.evaluation.goals[{number}].custom is {goal.custom!r}; {name} measures: {known}."
+            return Blocker(Reason.METRIC_UNKNOWN, message, watched=True)
+    return None
+
+
 def output_conflict(observed: ObservedJob) -> Blocker | None:
     """An older FineTuneJob of the namespace publishes to the same output."""
     if not observed.conflicting_job:
@@ -32,6 +50,7 @@ def output_conflict(observed: ObservedJob) -> Blocker | None:
 
 BLOCKERS: Final[tuple[Check[ObservedJob], ...]] = (
     choice_unknown,
+    metric_unknown,
     not_allowed,
     account_missing,
     output_conflict,

@@ -33,7 +33,7 @@ class RunContext:
     @cached_property
     def params(self) -> Params:
         """Each stage's part of the spec."""
-        return params_of(self.spec)
+        return params_of(self.spec, self.observed.settings.metric_containers)
 
     @property
     def reviews(self) -> bool:

@@ -26,6 +26,7 @@ from finetune_operator.framework.ownership import Owner, controller_of, controll
 from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.metric import within_time
 from finetune_operator.outcome.no_pod import creation_events
 from finetune_operator.settings import Settings
 
@@ -166,7 +167,7 @@ class JobObserver:
         lost = _lost_labels(job)
         metadata = job["metadata"] | {"labels": (job["metadata"].get("labels") or {}) | lost}
         job = job | {"metadata": metadata}
-        verdict = judge(job, own, creation_events(self._client, job, own, now))
+        verdict = within_time(judge(job, own, creation_events(self._client, job, own, now)), own, now)
         age = now - parse_timestamp(metadata["creationTimestamp"])
         missing = False
         if verdict.state is State.WAITING and own and age > STARTED_GRACE:

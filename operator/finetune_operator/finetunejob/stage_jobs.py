@@ -31,9 +31,10 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
     does not check again whether the training fits."""
     spec, settings, owner = context.spec, context.observed.settings, context.observed.owner
     run, profile = context.ledger.run.id, settings.profiles[spec.profile]
+    given = _input(context, stage, recovers)
     return StageRequest(
         owner=owner,
-        input=_input(context, stage, recovers),
+        input=given,
         image=settings.images.of(stage),
         images=settings.images,
         proxy=settings.proxy,
@@ -48,6 +49,9 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
         processes=processes(profile) if stage is Stage.TRAIN else 1,
         asked=context.review_asked if stage is Stage.PUBLISH else "",
         model_cache_claim=profile.model_cache.claim_name if profile.model_cache and stage in _WITH_BASE else "",
+        answers=_answers(given),
+        metrics=settings.metric_containers,
+        measuring_shape=profile.cpu,
     )
 
 
@@ -79,6 +83,17 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         operator_version=__version__,
         image=settings.images.of(stage),
     )
+
+
+def _answers(given: StageInput) -> StageInput | None:
+    """The first part of an evaluation with metric containers: the evaluation without them, under its own key. So it is
+    reused when the pod is lost after it, and when other metrics are asked for. None: there are no such containers."""
+    params = given.params.evaluate
+    if given.stage is not Stage.EVALUATE or params is None or not params.metrics:
+        return None
+    alone = given.params.model_copy(update={"evaluate": params.model_copy(update={"metrics": []})})
+    key = input_key(Stage.EVALUATE, given.upstream, alone)
+    return given.model_copy(update={"params": alone, "input_key": key, "hands_over": params.metrics})
 
 
 def _shape(profile: Profile, stage: Stage, gpus: int) -> PodShape:

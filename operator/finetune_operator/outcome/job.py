@@ -17,6 +17,7 @@ from finetune_operator.outcome.pod import (
     is_alive,
     is_first,
     is_late,
+    is_working,
     late_message,
     pod_blocker,
     pod_failure,
@@ -179,7 +180,7 @@ def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], f
         reason, message = pod_blocker(blocked) or (Reason.WAITING, "")
         since = unscheduled_since(blocked) if reason is Reason.UNSCHEDULABLE else None
         return Verdict(State.WAITING, reason, message, unschedulable_since=since, **facts)
-    if starting := next((pod for pod in newest if pod["status"].get("phase") != "Running"), None):
+    if starting := next((pod for pod in newest if not is_working(pod)), None):
         return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
     message = ""
     if earlier := _cause(pods):

@@ -10,6 +10,7 @@ from finetune_api import meta
 from finetune_api.reasons import Reason, remedy
 from finetune_api.stages import OF_ENDPOINTS, PIPELINE, Outcome, Stage, StageResult
 from finetune_operator.framework.objects import Object
+from finetune_operator.resources.metric_containers import METRIC_PREFIX
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -22,6 +23,8 @@ _OWN_LIMIT: Final = re.compile(
 _NEW_POD: Final = re.compile(r'^pods "[^"]*" is forbidden: ')
 """How the API server begins when it refuses a pod. A controller tries again with another name, and the status would
 change with each try."""
+_LONGEST_WORDS: Final = 300
+"""How much of a metric container's own message is shown, in characters."""
 TOO_LATE: Final = "DeadlineExceeded"
 """The reason of a pod that ran for as long as it may, and of a Job that reached its own deadline."""
 
@@ -39,6 +42,8 @@ class Failure(NamedTuple):
 
 def read_result(pod: Object) -> StageResult | None:
     """The result in the termination message of the stage's container; None without a valid one."""
+    if failed_metric(pod):
+        return None  # a foreign image's message is no result
     result = parse_result((terminated(pod) or {}).get("message"))
     if result is None:
         return None
@@ -90,6 +95,8 @@ def pod_failure(pod: Object) -> Failure | None:
     ended = terminated(pod)
     if ended is None:
         return None
+    if metric := failed_metric(pod):
+        return Failure(Reason.METRIC_FAILED, _of_metric(name, metric, ended))
     if ended.get("reason") == "OOMKilled":
         return Failure(Reason.OUT_OF_MEMORY, f"Pod {name} was killed for using more memory than its limit.")
     return Failure(Reason.STAGE_CRASHED, f"Pod {name} exited with code {ended.get('exitCode')} and left no result.")
@@ -134,7 +141,9 @@ def refusal(message: str) -> tuple[Reason, str]:
 def late_message(pods: Sequence[Object]) -> str:
     """That the stage took too long, and what its pods waited for or reported last."""
     blocker = next((found[1] for pod in reversed(pods) if (found := pod_blocker(pod))), "")
-    return " ".join(filter(None, ["The stage took longer than its profile allows.", blocker or _last_words(pods)]))
+    metric = next((f"Metric {name!r} was at work." for pod in reversed(pods) if (name := failed_metric(pod))), "")
+    said = blocker or metric or _last_words(pods)
+    return " ".join(filter(None, ["The stage took longer than its profile allows.", said]))
 
 
 def _last_words(pods: Sequence[Object]) -> str:
@@ -168,13 +177,45 @@ def index_of(pod: Object) -> int:
     return int((pod["metadata"].get("labels") or {}).get(meta.LABEL_INDEX, 0))
 
 
+def is_working(pod: Object) -> bool:
+    """Whether one of a pod's containers runs, or has begun the work that the next one continues: the phase of a pod
+    is Pending until its last container has started."""
+    if pod["status"].get("phase") == "Running":
+        return True
+    states = [each.get("state", {}) for each in pod["status"].get("initContainerStatuses") or []]
+    return any("running" in state or "terminated" in state for state in states)
+
+
 def terminated(pod: Object) -> Object | None:
-    """How the stage's container ended; None if it has not."""
+    """How the stage's container ended, or the one before it that failed; None if neither has."""
     for container in pod["status"].get("containerStatuses") or []:
-        if container["name"] == STAGE_CONTAINER:
-            ended: Object | None = container.get("state", {}).get("terminated")
-            return ended
+        if container["name"] == STAGE_CONTAINER and (ended := container.get("state", {}).get("terminated")):
+            return dict(ended)
+    failed = _failed_before(pod)
+    return failed["state"]["terminated"] if failed else None
+
+
+def failed_metric(pod: Object) -> str:
+    """Name of the metric whose container ended a pod; empty: none did."""
+    name = (_failed_before(pod) or {}).get("name", "")
+    return name.removeprefix(METRIC_PREFIX) if name.startswith(METRIC_PREFIX) else ""
+
+
+def _failed_before(pod: Object) -> Object | None:
+    """The init container that failed."""
+    for container in pod["status"].get("initContainerStatuses") or []:
+        if (container.get("state", {}).get("terminated") or {}).get("exitCode"):
+            return dict(container)
     return None
+
+
+def _of_metric(pod: str, metric: str, ended: Object) -> str:
+    """How a metric container ended, with what it says itself."""
+    killed = ended.get("reason") == "OOMKilled"
+    how = "was killed for using more memory than its limit" if killed else f"exited with code {ended.get('exitCode')}"
+    said = " ".join((ended.get("message") or "").split())[:_LONGEST_WORDS]
+    log = f"kubectl logs {pod} -c {METRIC_PREFIX}{metric} shows its log."
+    return f"Metric {metric!r} {how}{f': {said}' if said else ''}. {log}"
 
 
 def find_condition(status: Object, kind: str, value: str = "True") -> Object | None:

@@ -3,13 +3,14 @@
 Both are created once and never changed: Job templates and these ConfigMaps are immutable.
 """
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
 
 from finetune_api import meta
 from finetune_api.hashing import canonical_json
 from finetune_api.references import ConfigMapKeyRef
-from finetune_api.stages import Stage
+from finetune_api.stages import Stage, StageInput
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.access import access_of, dataset_read
 from finetune_operator.resources.client_proxy import api_keys_mount, api_keys_volume
@@ -22,6 +23,14 @@ from finetune_operator.resources.environment import (
     teacher_env,
     tracking_env,
 )
+from finetune_operator.resources.metric_containers import (
+    ANSWERS_CONTAINER,
+    metric_containers,
+    metric_failures,
+    metric_seconds,
+    metrics_mount,
+    metrics_volumes,
+)
 from finetune_operator.resources.model_cache import model_cache_arguments, model_cache_mounts, model_cache_volumes
 from finetune_operator.resources.pod import container, pod_spec
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
@@ -32,22 +41,27 @@ RESULT_FILE: Final = "/dev/termination-log"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue's label, passed from the custom resource to its stage Jobs."""
 _INPUT: Final = PurePosixPath(meta.INPUT_FILE)
+_ANSWERS_INPUT: Final = _INPUT.with_name("answers.json")
 
 
 def input_config_map(request: StageRequest) -> Object:
-    """The ConfigMap with the stage's input; immutable."""
+    """The ConfigMap with the stage's input, and with that of its first part where it has two; immutable."""
+    inputs = {_INPUT.name: request.input} | ({_ANSWERS_INPUT.name: request.answers} if request.answers else {})
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": request.owner.metadata(request.name, request.all_labels),
         "immutable": True,
-        "data": {_INPUT.name: canonical_json(request.input).decode()},
+        "data": {name: canonical_json(given).decode() for name, given in inputs.items()},
     }
 
 
 def stage_job(request: StageRequest) -> Object:
     """The Job of a stage: its exit codes decide about retries (docs/reference/stages.md)."""
-    pod = pod_spec([stage_container(request)], request.shape, request.images, request.service_account)
+    containers = [_measuring_container(request) if request.answers else stage_container(request)]
+    pod = pod_spec(containers, request.shape, request.images, request.service_account)
+    if request.answers:
+        pod["initContainers"] = [_answers_container(request, request.answers), *metric_containers(request)]
     pod["restartPolicy"] = "Never"
     pod["terminationGracePeriodSeconds"] = 60
     # The pod's deadline counts from when it has a node. A Job's would also end a stage that waits for a quota or node.
@@ -56,11 +70,13 @@ def stage_job(request: StageRequest) -> Object:
     pod["volumes"] += [*ca_volumes(access_of(request.input).authorities), *shared_memory_volumes(request.shared_memory)]
     pod["volumes"] += model_cache_volumes(request.model_cache_claim)
     pod["volumes"] += [api_keys_volume(secret) for secret in _api_keys(request)]
+    pod["volumes"] += metrics_volumes(request)
     if request.nodes > 1:
         pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
     queue = {QUEUE_LABEL: request.queue} if request.queue else {}
     asked = {"annotations": {meta.ANNOTATION_REVIEW: request.asked}} if request.asked else {}
+    timed = {"annotations": metric_seconds(request)} if request.answers else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -73,18 +89,13 @@ def stage_job(request: StageRequest) -> Object:
             "podFailurePolicy": {
                 "rules": [
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {
-                            "containerName": STAGE_CONTAINER,
-                            "operator": "In",
-                            "values": [meta.ExitCode.FATAL.value],
-                        },
-                    },
+                    _fatal_exit(STAGE_CONTAINER),
+                    *([_fatal_exit(ANSWERS_CONTAINER)] if request.answers else []),
+                    *metric_failures(request),
                     *_peer_exits(request),
                 ]
             },
-            "template": {"metadata": {"labels": template_labels}, "spec": pod},
+            "template": {"metadata": {"labels": template_labels} | timed, "spec": pod},
         },
     }
 
@@ -99,6 +110,12 @@ def _indexed(request: StageRequest) -> Object:
         "parallelism": request.nodes,
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
     }
+
+
+def _fatal_exit(name: str) -> Object:
+    """A container of ours says that the same input cannot succeed."""
+    exits = {"containerName": name, "operator": "In", "values": [meta.ExitCode.FATAL.value]}
+    return {"action": "FailJob", "onExitCodes": exits}
 
 
 def _peer_exits(request: StageRequest) -> list[Object]:
@@ -147,6 +164,25 @@ def says_proved(request: StageRequest) -> bool:
     """Whether the pod of a verification becomes ready when all checks have passed, before it ends."""
     verify = request.input.params.verify if request.stage is Stage.VERIFY else None
     return verify is not None and bool(verify.door)
+
+
+def _answers_container(request: StageRequest, given: StageInput) -> Object:
+    """The first part of an evaluation with metric containers: the stage as it is without them."""
+    body = stage_container(replace(request, input=given))
+    body["name"] = ANSWERS_CONTAINER
+    body["command"][body["command"].index(meta.INPUT_FILE)] = str(_ANSWERS_INPUT)
+    body["command"] += ["--metrics", meta.METRICS_DIR]
+    body["volumeMounts"].append(metrics_mount())
+    return body
+
+
+def _measuring_container(request: StageRequest) -> Object:
+    """The last part, which takes in what the metric containers wrote."""
+    body = stage_container(replace(request, shape=request.measuring_shape, model_cache_claim=""))
+    body["command"][2] = "finetune_jobs.measure"
+    body["command"] += ["--metrics", meta.METRICS_DIR]
+    body["volumeMounts"].append(metrics_mount())
+    return body
 
 
 def _together_arguments(request: StageRequest) -> list[str]:

@@ -9,7 +9,7 @@ from finetune_api import meta
 from finetune_api.hashing import short, without_defaults
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.settings import Images, PodShape, Proxy
+from finetune_operator.settings import Images, MetricContainer, PodShape, Proxy
 
 
 def stage_name(owner: Owner, stage: Stage, identity: Any) -> str:
@@ -52,6 +52,13 @@ class StageRequest:
     """The value of the owner's annotation for which the stage counts votes; empty: there is none."""
     model_cache_claim: str = ""
     """PersistentVolumeClaim that keeps base models; empty: none."""
+    answers: StageInput | None = None
+    """Of an evaluation with metric containers: the input of its first part, which asks the models. None: there are no
+    such containers."""
+    metrics: Mapping[str, MetricContainer] = field(default_factory=dict)
+    """The metric containers by name."""
+    measuring_shape: PodShape = field(default_factory=PodShape)
+    """What the last part of such an evaluation needs, which runs no model."""
 
     @property
     def stage(self) -> Stage:

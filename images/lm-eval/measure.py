@@ -1,0 +1,92 @@
+"""A metric container that runs tasks of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) by name.
+
+Parameters: ``tasks``, names separated by commas; ``limit``, the most documents of a task; ``num-fewshot``. Tasks and
+their data are in this image, in ``/tasks``: nothing is downloaded. docs/how-to/run-lm-eval.md says how to add some.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+IN = Path(os.environ.get("METRICS_IN", "/metrics/in"))
+MODELS = Path(os.environ.get("METRICS_MODELS", "/metrics/models"))
+OUT = Path(os.environ.get("METRICS_OUT", "/metrics/out"))
+TASKS = Path(os.environ.get("LM_EVAL_TASKS", "/tasks"))
+# Before lm-eval is imported, which imports what reads them.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+
+
+def main() -> None:
+    """Run the tasks with the base model and with the artifact, one after the other."""
+    request = json.loads((IN / "request.json").read_text(encoding="utf-8"))
+    given, models = request["parameters"], request["models"]
+    if not given.get("tasks"):
+        sys.exit("The parameter tasks is missing: name tasks, separated by commas.")
+    # Data files are named relative to this folder, as in the YAML of a task.
+    os.chdir(TASKS)
+    found = {
+        "base": run(given, f"pretrained={MODELS / models['base']}"),
+        "artifact": run(given, artifact(models)),
+    }
+    tools = {"lm-eval": version("lm-eval"), "transformers": version("transformers")}
+    report = {"schemaVersion": 1, "measured": list(figures(found, request["figures"])), "tools": tools}
+    partial = OUT / "metrics.json.partial"
+    partial.write_text(json.dumps(report), encoding="utf-8")
+    partial.rename(OUT / "metrics.json")
+
+
+def artifact(models: dict[str, str]) -> str:
+    """lm-eval's arguments for what is served: a whole model, or an adapter on its base."""
+    if models["artifactBase"]:
+        return f"pretrained={MODELS / models['artifactBase']},peft={MODELS / models['artifact']}"
+    return f"pretrained={MODELS / models['artifact']}"
+
+
+def run(given: dict[str, str], arguments: str) -> dict[str, Any]:
+    """lm-eval's results of one model."""
+    import lm_eval
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    names = given["tasks"].replace(" ", "").split(",")
+    if unknown := sorted(set(names) - set(manager.all_tasks)):
+        sys.exit(f"This image has no task {', '.join(unknown)}; it has: {', '.join(sorted(manager.all_tasks))}.")
+    limit, shots = given.get("limit"), given.get("num-fewshot")
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=arguments,
+        tasks=names,
+        task_manager=manager,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        limit=int(limit) if limit else None,
+        num_fewshot=int(shots) if shots else None,
+        log_samples=False,
+    )
+    return results
+
+
+def figures(found: dict[str, dict[str, Any]], wanted: list[str]) -> Iterator[dict[str, Any]]:
+    """Each wanted figure of each task: lm-eval names it ``acc,none``, or another filter's name after the comma."""
+    for task, measured in found["artifact"]["results"].items():
+        for key in measured:
+            name, _, kind = key.partition(",")
+            if name in wanted and task in found["artifact"]["n-samples"]:  # a group of tasks has none
+                models = {model: figure(result, task, name, kind) for model, result in found.items()}
+                yield {"figure": name, "part": task, "models": models}
+
+
+def figure(result: dict[str, Any], task: str, name: str, kind: str) -> dict[str, Any]:
+    """A figure of one model; some have no standard error, for which lm-eval writes "N/A"."""
+    measured = result["results"][task]
+    error = measured.get(f"{name}_stderr,{kind}")
+    told = {"value": measured[f"{name},{kind}"], "n": result["n-samples"][task]["effective"]}
+    return told | ({"standardError": error} if isinstance(error, float) else {})
+
+
+if __name__ == "__main__":
+    main()

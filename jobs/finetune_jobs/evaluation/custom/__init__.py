@@ -1,0 +1,1 @@
+"""What metric containers measure: what they are given, what they wrote, what it amounts to."""

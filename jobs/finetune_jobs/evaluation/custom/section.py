@@ -1,0 +1,69 @@
+"""What metric containers measured, on the page of the evaluation that they measured."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from finetune_api.custom_metrics import MetricRun
+from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
+from finetune_jobs.evaluation.conclusion import Conclusion
+from finetune_jobs.reports import page
+from finetune_jobs.reports.page import Fact, Table, TableRow
+
+_GOALS: Final = ("<!-- goals -->", "<!-- end of goals -->")
+_HERE: Final = "<!-- metrics of the platform -->"
+"""Places of ``evaluation.html.j2``. No foreign text holds them: what is quoted is escaped."""
+
+
+def with_custom(text: str, runs: Sequence[MetricRun], measured: Measurements, goals: Sequence[Conclusion]) -> str:
+    """An evaluation's page with what these containers measured, and with goals judged by it."""
+    before, _, rest = text.partition(_GOALS[0])
+    _, _, after = rest.partition(_GOALS[1])
+    judged = page.render("evaluation/goals.html.j2", "", (), goals=goals)
+    content = {"figures": _figures(measured), "containers": [_container(run) for run in runs]}
+    section = page.render("evaluation/custom/custom.html.j2", "", (), **content)
+    return f"{before}{judged}{after}".replace(_HERE, section)
+
+
+def custom_rows(measured: Measurements) -> list[MeasuredMetric]:
+    """The figures of containers among all: their names have a dot."""
+    return [each for each in measured.measured if "." in each.metric]
+
+
+def _figures(measured: Measurements) -> Table:
+    head = [
+        "figure",
+        "base model",
+        "95 % interval",
+        "artifact",
+        "95 % interval",
+        "difference",
+        "95 % interval",
+        "cases",
+    ]
+    rows = [_row(each, measured) for each in custom_rows(measured)]
+    return Table("What metric containers measured", head, rows, long=True)
+
+
+def _row(each: MeasuredMetric, measured: Measurements) -> TableRow:
+    name = f"{each.metric}, {each.label}" if each.label else each.metric
+    found = measured.difference(each.metric, "artifact", "base", each.label)
+    cells = [*_cells(each.models.get("base")), *_cells(each.models["artifact"]), *_gain(found), f"{each.cases:,}"]
+    return TableRow(name, cells)
+
+
+def _cells(figure: Figure | None) -> list[str]:
+    return [f"{figure.value:.4g}", f"{figure.low:.4g} – {figure.high:.4g}"] if figure else ["–", "–"]
+
+
+def _gain(found: Difference | None) -> list[str]:
+    if found is None:
+        return ["–", "–"]
+    it, verdict = found.estimate, ""
+    if found.better_beyond_chance or found.worse_beyond_chance:
+        verdict = " ✓ better" if found.better_beyond_chance else " ✕ worse"
+    return [f"{it.value:+.4g}{verdict}", f"{it.low:+.4g} – {it.high:+.4g}"]
+
+
+def _container(run: MetricRun) -> Fact:
+    given = [f"{name}: {value}" for name, value in sorted(run.parameters.items())]
+    return Fact(run.name, [run.image, *given], code=True)

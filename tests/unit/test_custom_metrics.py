@@ -1,0 +1,283 @@
+"""What metric containers report: which reports are taken, what they amount to, what goals make of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from finetune_api.custom_metrics import CustomMetric, FigureRule, MetricParameter, MetricRun, MetricsReport
+from finetune_api.dataset import TaskType
+from finetune_api.goals import Gates, Goal
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.custom.exchange import read_report
+from finetune_jobs.evaluation.custom.figures import CustomMeasured, taken
+from finetune_jobs.evaluation.custom.section import with_custom
+from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.reached import goals_reached
+from hack.cluster.layout import REPOSITORY
+from tests.support.sentences import assert_says, unsaid
+
+pytestmark = pytest.mark.unit
+
+MODELS: Final = ["base", "tuned", "artifact"]
+SHARE: Final = FigureRule(minimum=0, maximum=1)
+RUN: Final = MetricRun(
+    name="politeness",
+    image="registry/politeness@sha256:0",
+    figures={
+        "score": SHARE,
+        "words": FigureRule(higher_is_better=False, optional=True),
+        "acc": SHARE.model_copy(update={"optional": True}),
+    },
+    parameters={"language": "en"},
+)
+ANSWERS: Final = 40
+SCORE: Final[dict[str, Any]] = {
+    "figure": "score",
+    "models": {"base": {"scores": [0.0, 1.0] * 20}, "artifact": {"scores": [1.0] * 40}},
+}
+
+
+def report(*measured: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """What a container writes."""
+    return {"schemaVersion": 1, "measured": list(measured), **fields}
+
+
+def measured(*figures: dict[str, Any]) -> CustomMeasured:
+    return taken(RUN, MetricsReport.model_validate(report(*figures)), ANSWERS, MODELS)
+
+
+def of(*figures: dict[str, Any]) -> Measurements:
+    found = measured(*figures)
+    return Measurements(rows=ANSWERS, measured=found.measured, differences=found.differences)
+
+
+def test_scores_become_a_figure_with_an_interval_and_a_paired_difference() -> None:
+    """Forty of forty are no proof of perfection: the interval is that of Agresti and Coull."""
+    found = of(SCORE)
+    score = found.of("politeness.score")
+    assert score is not None
+    assert score.cases == 40
+    artifact, base = score.models["artifact"], score.models["base"]
+    assert (artifact.value, artifact.high, base.value) == (1, 1, 0.5)
+    assert artifact.low == pytest.approx(0.8935, abs=1e-3)
+    assert (base.low, base.high) == pytest.approx((0.3523, 0.6477), abs=1e-3)
+    gain = found.difference("politeness.score", "artifact", "base")
+    assert gain is not None
+    assert gain.estimate.value == 0.5
+    assert gain.better_beyond_chance
+
+
+VALUES: Final = [
+    ({"value": 0.8, "n": 100, "standardError": 0.04}, (0.71, 0.87)),
+    ({"value": 0.8, "n": 100, "low": 0.7, "high": 0.9}, (0.7, 0.9)),
+    ({"value": 0.8, "n": 100}, (0.8, 0.8)),
+    ({"value": 1.0, "n": 10, "standardError": 0.0}, (0.674, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("figure", "interval"), VALUES, ids=["error", "interval", "alone", "all right"])
+def test_what_is_known_of_a_mean_becomes_its_interval(figure: dict[str, Any], interval: tuple[float, float]) -> None:
+    found = of({"figure": "score", "models": {"artifact": figure}}).of("politeness.score")
+    assert found is not None
+    assert found.cases == figure["n"]
+    estimate = found.models["artifact"]
+    assert (estimate.low, estimate.high) == pytest.approx(interval, abs=0.02)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=ANSWERS, max_size=ANSWERS))
+def test_intervals_hold_their_values_and_stay_possible(pairs: list[tuple[float, float]]) -> None:
+    base, artifact = zip(*pairs, strict=True)
+    models = {"base": {"scores": list(base)}, "artifact": {"scores": list(artifact)}}
+    found = of({"figure": "score", "models": models})
+    score, gain = found.of("politeness.score"), found.difference("politeness.score", "artifact", "base")
+    assert score is not None
+    assert gain is not None
+    for estimate in score.models.values():
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.low < estimate.high
+    assert -1 <= gain.estimate.low <= gain.estimate.value <= gain.estimate.high <= 1
+
+
+WORDS: Final[dict[str, Any]] = {
+    "figure": "words",
+    "models": {
+        "base": {"value": 20, "n": 40, "standardError": 0.5},
+        "artifact": {"value": 12, "n": 40, "standardError": 0.5},
+    },
+}
+ACC: Final[list[dict[str, Any]]] = [
+    {"figure": "acc", "part": task, "models": {"artifact": {"value": value, "n": 500, "standardError": 0.02}}}
+    for task, value in (("arc_easy", 0.6), ("piqa", 0.4))
+]
+GOALS: Final[list[tuple[dict[str, str], str]]] = [
+    ({"custom": "politeness.score", "atLeast": "0.85"}, "Pass"),
+    ({"custom": "politeness.score", "atLeast": "0.95"}, "Inconclusive"),
+    ({"custom": "politeness.score", "improveOverBase": "0.2"}, "Pass"),
+    ({"custom": "politeness.score", "improveOverBase": "0.9"}, "Fail"),
+    ({"custom": "politeness.words", "atMost": "15"}, "Pass"),
+    ({"custom": "politeness.words", "atMost": "8.5"}, "Fail"),
+    ({"custom": "politeness.words", "improveOverBase": "1"}, "Pass"),
+    ({"custom": "politeness.acc", "class": "arc_easy", "atLeast": "0.5"}, "Pass"),
+    ({"custom": "politeness.acc", "class": "piqa", "atLeast": "0.5"}, "Fail"),
+]
+
+
+@pytest.mark.parametrize(("goal", "outcome"), GOALS, ids=lambda each: json.dumps(each))
+def test_goals_read_the_figures(goal: dict[str, str], outcome: str) -> None:
+    gates = Gates.model_validate({"goals": [{"metric": "custom", **goal}]})
+    [found] = judge(gates, of(SCORE, WORDS, *ACC), TaskType.TEXT)
+    assert found.outcome == outcome
+    assert found.goal.startswith(goal["custom"])
+
+
+def test_a_goal_names_its_figure_and_no_other_metric_does() -> None:
+    for wrong in ({"metric": "custom"}, {"metric": "f1", "custom": "a.b"}):
+        with pytest.raises(ValidationError, match="custom"):
+            Goal.model_validate(wrong | {"atLeast": "0.5"})
+
+
+def test_the_page_has_a_row_for_each_figure_and_judges_the_goals_again() -> None:
+    gates = Gates.model_validate({"goals": [{"metric": "custom", "custom": "politeness.score", "atLeast": "0.85"}]})
+    before = goals_reached(gates, Measurements(rows=ANSWERS), TaskType.TEXT)
+    assert [each.answer for each in before] == ["! measured later"]
+    everything = of(SCORE, WORDS, *ACC)
+    template = "<p>a</p><!-- goals -->later<!-- end of goals --><p>b</p><!-- metrics of the platform --><p>c</p>"
+    page = with_custom(template, [RUN], everything, goals_reached(gates, everything, TaskType.TEXT))
+    assert "later" not in page
+    for shown in ("✓ met", "politeness.score", "politeness.acc, piqa", "✓ better", "language: en", "@sha256:0"):
+        assert shown in page.replace("<wbr>", ""), shown
+    assert (
+        page.index("<p>a</p>") < page.index("✓ met") < page.index("<p>b</p>") < page.index("piqa") < page.index("c</p>")
+    )
+
+
+def test_parameters_are_told_by_name() -> None:
+    asked = CustomMetric(name="lm-eval", parameters=[MetricParameter(name="tasks", value="arc_easy")])
+    assert asked.given == {"tasks": "arc_easy"}
+
+
+RESULTS: Final[dict[str, Any]] = {  # of lm-eval 0.4.13, shortened
+    "results": {
+        "sums": {"name": "sums", "alias": "sums", "sample_len": 20, "acc,none": 0.45, "acc_stderr,none": 0.114},
+        "quiz": {"alias": "quiz", "exact_match,strict": 0.5, "exact_match_stderr,strict": "N/A"},
+        "group": {"alias": "group", "acc,none": 0.4, "acc_stderr,none": 0.1},
+    },
+    "n-samples": {"sums": {"original": 40, "effective": 20}, "quiz": {"original": 8, "effective": 8}},
+}
+
+
+def test_what_lm_eval_measured_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example reads lm-eval's results: a figure of each task, with its standard error where there is one."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
+        monkeypatch.setenv(name, "")  # which the program sets for its own process
+    program = runpy.run_path(str(REPOSITORY / "images" / "lm-eval" / "measure.py"))
+    wanted = {"acc": SHARE, "exact_match": SHARE}
+    written = report(*program["figures"]({"base": RESULTS, "artifact": RESULTS}, list(wanted)))
+    run = RUN.model_copy(update={"name": "lm-eval", "figures": wanted})
+    found = taken(run, MetricsReport.model_validate(written), ANSWERS, MODELS)
+    assert [(each.metric, each.label, each.cases) for each in found.measured] == [
+        ("lm-eval.acc", "sums", 20),
+        ("lm-eval.exact_match", "quiz", 8),
+    ]
+    assert found.measured[0].models["artifact"].low < 0.3 < 0.45
+    assert program["artifact"]({"artifact": "a", "artifactBase": ""}) == "pretrained=/metrics/models/a"
+    assert program["artifact"]({"artifact": "a", "artifactBase": "b"}).endswith("/b,peft=/metrics/models/a")
+
+
+@cache
+def said(written: bytes | None, beside: str = "") -> str:
+    """The complaint about a report: none, a folder or a link (``beside``), or these bytes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as shared:
+        folder = Path(shared, "out", RUN.name)
+        folder.mkdir(parents=True)
+        if beside == "folder":
+            (folder / "metrics.json").mkdir()
+        elif beside == "link":
+            Path(shared, "other.json").write_text(json.dumps(report(SCORE)))
+            os.symlink("../../other.json", folder / "metrics.json")
+        elif written is not None:
+            (folder / "metrics.json").write_bytes(written)
+        with pytest.raises(StageError) as error:
+            taken(RUN, read_report(Path(shared), RUN), ANSWERS, MODELS)
+    assert error.value.reason is Reason.METRIC_FAILED
+    assert not error.value.retriable
+    return error.value.message
+
+
+def figure(name: str = "score", **models: Any) -> dict[str, Any]:
+    return {"figure": name, "models": models}
+
+
+RUBBISH: Final[list[tuple[Any, tuple[str, ...]]]] = [
+    (None, ("'politeness'", "without writing metrics.json")),
+    (b"", ("metrics.json of metric 'politeness'", "not JSON")),
+    (b"\xff\xfe", ("not JSON",)),
+    (b"[" * 100_000, ("not JSON",)),
+    (b"[]", ("schemaVersion None", "must be 1")),
+    ({"measured": []}, ("schemaVersion None", "must be 1")),
+    (report(SCORE) | {"schemaVersion": 2}, ("schemaVersion 2", "must be 1")),
+    (report(SCORE, other=1), ("other", "not permitted")),
+    (report(figure(artifact={"value": 1, "n": 2, "standarderror": 0.1})), ("artifact.standarderror", "not permitted")),
+    (report(), ("lacks score", "values list")),
+    (report(SCORE, SCORE), ("score twice",)),
+    (report(SCORE, ACC[0], ACC[0]), ("acc of 'arc_easy' twice",)),
+    (report(SCORE, figure("beauty", artifact={"value": 1, "n": 2})), ("'beauty'", "list: acc, score, words")),
+    (report(figure(base={"value": 1, "n": 2})), ("score", "not of the artifact")),
+    (
+        report(figure(artifact={"value": 1, "n": 2}, fewShot={"value": 1, "n": 2})),
+        ("'fewShot'", "base, tuned, artifact"),
+    ),
+    (report(figure(artifact={"scores": [1.0] * 39})), ("score of artifact", "39 scores", "40 lines")),
+    (report(figure(artifact={"value": 1.5, "n": 2})), ("score of artifact is 1.5", "range, 0 to 1")),
+    (report(figure(artifact={"scores": [1.0] * 39 + [-1]})), ("is -1", "range, 0 to 1")),
+    (report(figure(artifact={"value": 1})), ("value and n are needed",)),
+    (report(figure(artifact={"value": 1, "n": 0})), ("artifact.n", "greater than or equal to 1")),
+    (report(figure(artifact={"value": 1, "n": 2, "low": 0.5})), ("low and high go together",)),
+    (report(figure(artifact={"value": 1, "n": 2, "low": 0.5, "high": 0.6})), ("between low and high",)),
+    (report(figure(artifact={"scores": [1.0] * 40, "value": 1})), ("not both",)),
+    (report(figure(artifact={"value": float("nan"), "n": 2})), ("finite",)),
+    (report(figure(artifact={"value": 1e999, "n": 2})), ("finite",)),
+    (report(figure(artifact={"value": "high", "n": 2})), ("valid number",)),
+    (report(SCORE | {"part": "a|b"}), ("measured.0.part", "match pattern")),
+]
+
+
+@pytest.mark.parametrize(("written", "parts"), RUBBISH, ids=lambda each: json.dumps(each, default=str)[:60])
+def test_rubbish_has_a_clear_reason(written: Any, parts: tuple[str, ...]) -> None:
+    assert_says(
+        said(written if written is None or isinstance(written, bytes) else json.dumps(written).encode()), *parts
+    )
+
+
+def test_what_is_no_file_is_not_followed() -> None:
+    """A link could lead to what the container itself may not read."""
+    assert_says(said(None, "folder"), "metrics.json of metric 'politeness'", "cannot be read")
+    assert_says(said(None, "link"), "metrics.json of metric 'politeness'", "cannot be read")
+
+
+def test_no_report_is_read_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_jobs.evaluation.custom.exchange.MAX_REPORT_BYTES", 1 << 20)
+    assert_says(said(b" " * ((1 << 20) + 1)), "longer than 1 MiB")
+
+
+def test_every_sentence_is_said() -> None:
+    messages = [
+        said(each if each is None or isinstance(each, bytes) else json.dumps(each).encode()) for each, _ in RUBBISH
+    ]
+    messages += [said(None, "folder"), "metrics.json of metric 'politeness' is longer than 1 MiB."]
+    for module in ("evaluation.custom.figures", "evaluation.custom.exchange"):
+        assert unsaid(f"finetune_jobs.{module}", messages) == []

@@ -1,0 +1,154 @@
+"""The whole way of a custom metric: a real evaluation, a metric program as a process, and the goals about it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from finetune_api.custom_metrics import FigureRule, MetricRequest, MetricRun
+from finetune_api.dataset import Task, TaskType
+from finetune_api.finetunejob import Coverage, Evaluation, Output
+from finetune_api.goals import Gates
+from finetune_api.layout import EVALUATION_PAGE, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import EvaluateParams, Params, PublishParams, Stage, StageInput, StageResult
+from finetune_jobs.artifacts.artifact import METRICS, Metrics
+from finetune_jobs.artifacts.folders import publish_folder, read_record, require_manifest
+from finetune_jobs.base.documents import parse_json
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluate import evaluate, index_and_hand_over
+from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.measure import measure
+from finetune_jobs.reports.index import index_stage
+from finetune_jobs.runtime.runner import Context, execute
+from finetune_jobs.store.s3 import Store
+from hack.cluster.layout import REPOSITORY
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.stages import context, stage_input
+from tests.support.training import BASE, publish_inputs
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+PROGRAM: Final = REPOSITORY / "examples" / "metric-container" / "brevity.py"
+RUN: Final = MetricRun(
+    name="brevity",
+    image="registry/brevity@sha256:1",
+    figures={
+        "brief": FigureRule(minimum=0, maximum=1),
+        "words": FigureRule(higher_is_better=False, minimum=0),
+    },
+    needs_models=True,
+    parameters={"words": "1000"},
+)
+GOALS: Final = Gates.model_validate(
+    {
+        "goals": [
+            {"metric": "custom", "custom": "brevity.brief", "atLeast": "0.5"},
+            {"metric": "custom", "custom": "brevity.words", "atMost": "0"},
+        ]
+    }
+)
+
+
+def run_program(given: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """The metric container, as a process with its folders and nothing of the environment."""
+    env = {"METRICS_IN": str(given), "METRICS_OUT": str(out)}
+    command = [sys.executable, "-I", str(PROGRAM)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """A run whose model is trained and exported, and the volume of the evaluation's pod."""
+
+    folder: Path
+    first: StageInput
+    """Of the container that asks the models."""
+    last: StageInput
+    """Of the one that takes in what the metrics wrote."""
+
+    @property
+    def shared(self) -> Path:
+        return self.folder / "shared"
+
+    def _context(self, given: StageInput) -> Context:
+        return replace(context(given, self.folder), metrics=self.shared)
+
+    def ask(self) -> StageResult:
+        return execute(self._context(self.first), evaluate, after=index_and_hand_over)
+
+    def take_in(self) -> StageResult:
+        return execute(self._context(self.last), measure, after=index_stage)
+
+
+@pytest.fixture
+def evaluating(s3: SeaweedFS, store: Store, model_folder: Path, tmp_path: Path) -> Evaluating:
+    chain = publish_inputs(store, model_folder / "base", model_folder / "dataset")
+    chain = chain.model_copy(
+        update={
+            "adapter": publish_folder(store, model_folder / "adapter", Stage.TRAIN),
+            "export": publish_folder(store, model_folder / "artifact", Stage.EXPORT, facts={"format": "INT8"}),
+        }
+    )
+    output = Output(uri=store.uri(), name="transactions")
+    examination = Evaluation(
+        max_samples=10, golden_prompts=2, general=Coverage.OFF, adversarial=Coverage.OFF
+    ).examination
+    alone = EvaluateParams(evaluation=examination, task=Task(type=TaskType.CLASSIFICATION), method="LoRA")
+    params = Params(evaluate=alone, publish=PublishParams(output=output, format="INT8", gates=GOALS))
+    measured = params.model_copy(update={"evaluate": alone.model_copy(update={"metrics": [RUN]})})
+    base = {"base_model_uri": store.uri(BASE)}
+    first = stage_input(Stage.EVALUATE, s3.storage, output, params, chain, hands_over=[RUN], **base)
+    return Evaluating(tmp_path, first, stage_input(Stage.EVALUATE, s3.storage, output, measured, chain, **base))
+
+
+def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store) -> None:
+    """Answers first, under a key of their own; then the figures, in an evaluation of its own; then the goals."""
+    asked = evaluating.ask()
+    own = evaluating.shared / "in" / RUN.name
+    request = MetricRequest.model_validate_json((own / "request.json").read_text())
+    assert (request.parameters, request.figures) == (RUN.parameters, ["brief", "words"])
+    assert request.models is not None
+    for folder in (request.models.base, request.models.artifact):
+        assert (evaluating.shared / "models" / folder / "config.json").is_file()
+    assert len((own / "answers.jsonl").read_text().splitlines()) == 10
+    assert not list(own.glob("*.partial"))
+
+    with pytest.raises(StageError, match="without writing") as error:
+        evaluating.take_in()
+    assert error.value.reason is Reason.METRIC_FAILED
+    assert read_record(store, Stage.EVALUATE, evaluating.last.input_key) is None, "nothing is half published"
+
+    ended = run_program(own, evaluating.shared / "out" / RUN.name)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    found = evaluating.take_in()
+    assert found.output_digest != asked.output_digest
+    assert found.scalars == asked.scalars
+    assert "brevity.brief 1 (base model: 1)" in found.message
+    folder = output_folder(Stage.EVALUATE, found.output_digest)
+    content = store.get(f"{folder}/{METRICS}")
+    assert content is not None
+    metrics = parse_json(content, Metrics, METRICS)
+    assert metrics.measurements is not None
+    outcomes = [each.outcome for each in judge(GOALS, metrics.measurements, metrics.task)]
+    assert outcomes == ["Pass", "Fail"]
+    page = (store.get(f"{folder}/{EVALUATION_PAGE}") or b"").decode().replace("<wbr>", "")
+    for shown in ("brevity.brief", "✓ met", "✕ missed", RUN.image):
+        assert shown in page
+    assert require_manifest(store, folder).lineage.tools["brevity"] == RUN.image
+
+    again = evaluating.ask()
+    assert (again.reused, again.output_digest) == (True, asked.output_digest), "a lost pod costs no answers"
+    assert evaluating.take_in().reused
+
+
+def test_a_program_that_dislikes_its_parameters_says_so(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text(json.dumps({"parameters": {"words": "many"}}))
+    ended = run_program(tmp_path, tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, "The parameter words is 'many': it must be a number.\n")
