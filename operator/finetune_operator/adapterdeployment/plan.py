@@ -13,7 +13,7 @@ from datetime import datetime
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.adapters import shown
-from finetune_operator.adapterdeployment.budget import budget_actions
+from finetune_operator.adapterdeployment.budget import BUDGET, budget_actions
 from finetune_operator.adapterdeployment.canary import (
     canary_sighting,
     has_proved_itself,
@@ -71,6 +71,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unpl
 from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
@@ -131,14 +132,20 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     back = RETURN_SECONDS if is_on_its_way_back(observed, step.stable, step.candidate, now) else None
     looks = [
         seconds
-        for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back)
+        for seconds in (
+            *(step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back),
+            look_after(observed),
+        )
         if seconds is not None
     ]
     status = compose(rollout)
     return Plan(
         status=status,
         actions=cleanup.first + step.actions + cleanup.last,
-        optional=budget_actions(observed, step.stable.revision if step.stable else ""),
+        optional={
+            BUDGET: budget_actions(observed, step.stable.revision if step.stable else ""),
+            ROUTE: route_actions(observed, step.stable),
+        },
         events=step.events + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
         blocked=step.blocked,
