@@ -512,6 +512,9 @@ class CanaryStatus(WireModel):
     """Percent that it really is, since pods cannot be divided."""
     pods: Annotated[str, Field(max_length=32)] = ""
     """The same in pods, e.g. "1 of 4"."""
+    routed_weight: Annotated[int, Field(json_schema_extra={"format": "int32"})] | None = None
+    """Percent of the requests that the HTTPRoute of spec.access.route is to send to it by now; absent where its share
+    is that of its pods."""
     summary: Annotated[str, Field(max_length=32)] = ""
     """Step and share in a few characters, e.g. "1/2 25%"."""
     started_at: Timestamp | None = None

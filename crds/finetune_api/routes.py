@@ -76,7 +76,7 @@ class Route(ApiModel):
     model_config = ConfigDict(json_schema_extra=exactly_one_of("http_route", "ingress"))
 
     http_route: HttpRoute | None = None
-    """An HTTPRoute of the Gateway API."""
+    """An HTTPRoute, by which a canary also gets an exact share of the requests."""
     ingress: IngressRoute | None = None
     """An Ingress."""
 

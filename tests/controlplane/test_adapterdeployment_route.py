@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
-from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object
+from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, SERVICES, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.rbac import ROUTE_RULES
 from finetune_operator.resources.route import Backend, backends_of
@@ -18,7 +18,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.gateway_api import http_route_crd
 from tests.controlplane.conftest import OPERATOR, RBAC, RIGHTS, wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import GOOD, pinned
+from tests.support.serving import BETTER, GOOD, pinned
 
 pytestmark = pytest.mark.controlplane
 
@@ -75,11 +75,17 @@ def answer(serving: Serving) -> list[Backend]:
     return backends_of(live)
 
 
-def test_a_route_comes_with_its_crd_and_becomes_an_ingress(routes: Serving, plane: ControlPlane) -> None:
+def by_steps(*steps: tuple[int, str]) -> dict[str, Any]:
+    return {"type": "Canary", "canary": {"steps": [{"weight": weight, "pause": pause} for weight, pause in steps]}}
+
+
+def test_a_route_comes_with_its_crd_divides_requests_and_becomes_an_ingress(
+    routes: Serving, plane: ControlPlane
+) -> None:
     serving = routes
     serving.start(serving=OFFERED)
     serving.create(pinned(GOOD, access={"route": HTTP}))
-    serving.until(ServingPhase.READY)
+    old = serving.until(ServingPhase.READY).last_good_revision
     status = until(serving, "False", Reason.ROUTE_UNAVAILABLE)
     assert (status.phase, status.url) == (ServingPhase.READY, "")
 
@@ -88,6 +94,31 @@ def test_a_route_comes_with_its_crd_and_becomes_an_ingress(routes: Serving, plan
     assert answer(serving) == [Backend(NAME, 100)]
     status = until(serving, "True", Reason.ROUTE_ACCEPTED)
     assert status.url == "http://demo.example/v2"
+
+    serving.change(**pinned(BETTER, strategy=by_steps((7, "1h"))))
+
+    def divided() -> AdapterDeploymentStatus | None:
+        answer(serving)
+        found = serving.status()
+        return found if found.candidate and found.candidate.canary and found.candidate.canary.until else None
+
+    status = wait(divided, "the first step", describe=lambda: str(serving.status()))
+    assert status.candidate is not None
+    new = status.candidate.revision
+    named = f"{NAME}-{new}-candidate"
+    assert answer(serving) == [Backend(NAME, 93), Backend(named, 7)]
+    assert serving.reached() == {old}, "inside the cluster nobody meets the canary"
+    assert serving.get(SERVICES, named) is not None
+    serving.crash(new)
+    wait(lambda: answer(serving) == [Backend(NAME, 100)], "all requests to go back")
+    status = serving.until(ServingPhase.DEGRADED)
+    assert status.candidate is not None
+    assert status.candidate.state is RevisionState.FAILED
+    wait(lambda: serving.get(SERVICES, named) is None, "its Service to go")
+
+    serving.change(rerun="again", strategy=by_steps((50, "0s")))
+    wait(lambda: answer(serving) and serving.traffic() == new, "the promotion")
+    wait(lambda: answer(serving) == [Backend(NAME, 100)], "the route to follow")
 
     plane.kubectl("delete", "--filename", str(http_route_crd()))
     assert until(serving, "False", Reason.ROUTE_UNAVAILABLE).stable is not None

@@ -17,6 +17,7 @@ from finetune_operator.adapterdeployment.budget import BUDGET, budget_actions
 from finetune_operator.adapterdeployment.canary import (
     canary_sighting,
     has_proved_itself,
+    is_routed,
     is_shared,
     step_on,
     takes_steps,
@@ -144,7 +145,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         actions=cleanup.first + step.actions + cleanup.last,
         optional={
             BUDGET: budget_actions(observed, step.stable.revision if step.stable else ""),
-            ROUTE: route_actions(observed, step.stable),
+            ROUTE: route_actions(observed, step.stable, step.candidate),
         },
         events=step.events + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
@@ -305,7 +306,8 @@ def _roll_out(
     keep = _keep(observed, stable, candidate, now, shared=shared)
     # A canary that is verified again may still have clients.
     opened = verified or candidate.canary is not None or _is_being_left(observed, candidate)
-    actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=not verified))
+    asked = not verified or is_routed(candidate)
+    actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=asked))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
         looks = [closed or None, left, gap_left, candidate_due_after(live, pods, now), long_wait_left(waiting, now)]
@@ -346,7 +348,7 @@ def _take_step(
     if problem is not None and not has_share:
         stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
     keep = _keep(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
-    actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=False))
+    actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=is_routed(stepping)))
     actions += analysis.actions if analysis else ()
     seen = canary_sighting(stepping, pods, now)
     looks = (progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now))

@@ -4,6 +4,7 @@ It is never in the way of anything else: inside the cluster the endpoint serves 
 """
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from finetune_api.adapterdeployment import RevisionStatus
@@ -12,15 +13,19 @@ from finetune_api.routes import ParentRef, Route
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.route_claims import route_violation
 from finetune_operator.framework.actions import Action, Delete
-from finetune_operator.framework.conditions import ConditionType, Finding
+from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
 from finetune_operator.resources.drift import ensure
-from finetune_operator.resources.route import Backend, http_route, ingress
+from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
+from finetune_operator.resources.service import candidate_service_name
 
 ROUTE: Final = "route"
 """The word for its actions, which are optional."""
 LOOK_SECONDS: Final = 15.0
 """When to look again for what no event tells: a kind that is installed, an older endpoint that gives up its address."""
+SETTLING_SECONDS: Final = 10.0
+"""So long a gateway may take to follow its route. Until then it may send clients to a Service that the route no longer
+names."""
 
 
 def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
@@ -43,13 +48,15 @@ def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     return None
 
 
-def route_actions(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[Action, ...]:
+def route_actions(
+    observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None
+) -> tuple[Action, ...]:
     """Make or restore the route, once a revision serves; delete what is not wanted any more. What the platform's rules
     no longer allow stays as it is, as everything that serves does."""
     route, hindered = observed.resource.spec.access.route, hindrance(observed)
     if hindered is not None and hindered[0] is Reason.NOT_ALLOWED:
         return ()
-    wanted = None if hindered or stable is None or route is None else _wanted(observed, route)
+    wanted = None if hindered or stable is None or route is None else _wanted(observed, route, candidate)
     kind = _kind(route) if route else None
     gone = tuple(
         Delete(resource, name, child["metadata"]["uid"])
@@ -98,6 +105,33 @@ def look_after(observed: ObservedDeployment) -> float | None:
     return None if is_watched else LOOK_SECONDS
 
 
+def gives_weights(observed: ObservedDeployment) -> bool:
+    """Whether a gateway takes the endpoint's HTTPRoute, so that it can divide requests."""
+    route = observed.resource.spec.access.route
+    if route is None or route.http_route is None or hindrance(observed) or observed.unmet.get(ROUTE):
+        return False
+    return _answer(observed, route).accepted
+
+
+def carries(observed: ObservedDeployment, revision: str, weight: int) -> bool:
+    """Whether the gateway has taken an HTTPRoute that gives the candidate's Service this percentage of the requests."""
+    route, live = observed.resource.spec.access.route, _live(observed)
+    if route is None or live is None or backends_of(live) != _divided(observed, revision, weight):
+        return False
+    return _answer(observed, route).settled
+
+
+def named_left(observed: ObservedDeployment, service: str, since: str, now: datetime) -> float:
+    """Seconds for which a gateway may still send clients to a Service: as long as the HTTPRoute names it, and a while
+    longer. ``since``: when the revisions' parts last changed."""
+    live = observed.child(HTTP_ROUTES, observed.owner.name)
+    if live is not None and service in {each.service for each in backends_of(live)}:
+        return SETTLING_SECONDS
+    if live is None or not observed.resource.spec.by_steps:
+        return 0.0
+    return max(0.0, (parse_timestamp(since) + timedelta(seconds=SETTLING_SECONDS) - now).total_seconds())
+
+
 class _Answer(NamedTuple):
     """What those who are to take a route say of it."""
 
@@ -105,22 +139,25 @@ class _Answer(NamedTuple):
     """Who they are."""
     accepted: bool = False
     """All of them take it."""
+    settled: bool = False
+    """All of them take it as it is now, and can reach what it names."""
     refusal: str = ""
     """What one of them has against it."""
 
 
 def _answer(observed: ObservedDeployment, route: Route) -> _Answer:
-    live = _live(observed) or {}
+    live = _live(observed) or {"metadata": {}}
     if route.http_route is None:
         found = ((live.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
         asked = f"the controller of IngressClass {route.ingress.class_name}" if route.ingress else ""
-        return _Answer(asked, accepted=bool(found))
-    namespace = observed.owner.namespace
+        return _Answer(asked, accepted=bool(found), settled=bool(found))
+    namespace, generation = observed.owner.namespace, live["metadata"].get("generation", 0)
     answers = [(each, list(_answers(live, each, namespace))) for each in route.http_route.parent_refs]
     accepted = [any(_says(one, "Accepted", "True") for one in given) for _, given in answers]
     return _Answer(
         of="Gateway " + " and ".join(_named(each, namespace) for each, _ in answers),
         accepted=all(accepted),
+        settled=all(any(_is_settled(one, generation) for one in given) for _, given in answers),
         refusal=" ".join(text for each, given in answers for text in _refusals(_named(each, namespace), given)),
     )
 
@@ -135,6 +172,12 @@ def _answers(live: Object, asked: ParentRef, namespace: str) -> Iterator[_Condit
         parent = entry["parentRef"]
         if (parent["name"], parent.get("namespace") or namespace, parent.get("sectionName")) == wanted:
             yield {each["type"]: each for each in entry.get("conditions") or []}
+
+
+def _is_settled(given: _Conditions, generation: int) -> bool:
+    accepted = given.get("Accepted") or {}
+    is_new = accepted.get("observedGeneration", generation) >= generation
+    return is_new and _says(given, "Accepted", "True") and not _says(given, "ResolvedRefs", "False")
 
 
 def _refusals(gateway: str, answers: list[_Conditions]) -> Iterator[str]:
@@ -160,14 +203,22 @@ def _named(parent: ParentRef, namespace: str) -> str:
     return f"{parent.namespace or namespace}/{parent.name}{section}"
 
 
-def _wanted(observed: ObservedDeployment, route: Route) -> Object | None:
+def _wanted(observed: ObservedDeployment, route: Route, candidate: RevisionStatus | None) -> Object | None:
     """The route as it is to be; one of its two kinds is given."""
     owner = observed.owner
     if route.ingress is not None:
         return ingress(owner, route.ingress, observed.settings.serving.ingresses.annotations)
     if route.http_route is None:
         return None
-    return http_route(owner, route.http_route, [Backend(owner.name, 100)])
+    weight = candidate.canary.routed_weight if candidate and candidate.canary else None
+    return http_route(owner, route.http_route, _divided(observed, candidate.revision if candidate else "", weight or 0))
+
+
+def _divided(observed: ObservedDeployment, revision: str, weight: int) -> list[Backend]:
+    """The public Service alone, or beside it the candidate's with its percentage."""
+    owner = observed.owner
+    candidate = [Backend(candidate_service_name(owner, revision), weight)] if weight else []
+    return [Backend(owner.name, 100 - weight), *candidate]
 
 
 def _live(observed: ObservedDeployment) -> Object | None:
