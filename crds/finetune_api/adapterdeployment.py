@@ -22,6 +22,7 @@ from finetune_api.base import (
 from finetune_api.hashing import digest
 from finetune_api.meta import NAME_PATTERN
 from finetune_api.references import SecretRef
+from finetune_api.routes import Route
 from finetune_api.rules import Rule, exactly_one_of
 from finetune_api.storage import Storage
 
@@ -232,6 +233,8 @@ class ClientAccess(ApiModel):
     api_keys: RequiredKeys | None = None
     """Require a key. Another Secret, or none, makes another revision; until it is verified, what serves stays as open
     as it is. Without this field, whoever the network policies let in gets answers."""
+    route: Route | None = None
+    """A way in from outside of the cluster, to whatever revision serves. A change of it makes no other revision."""
 
 
 KEEP: Final = r"^([0-9]{1,5}s|[0-9]{1,4}m|[0-9]{1,2}h)$"
@@ -509,6 +512,9 @@ class CanaryStatus(WireModel):
     """Percent that it really is, since pods cannot be divided."""
     pods: Annotated[str, Field(max_length=32)] = ""
     """The same in pods, e.g. "1 of 4"."""
+    routed_weight: Annotated[int, Field(json_schema_extra={"format": "int32"})] | None = None
+    """Percent of the requests that the HTTPRoute of spec.access.route is to send to it by now; absent where its share
+    is that of its pods."""
     summary: Annotated[str, Field(max_length=32)] = ""
     """Step and share in a few characters, e.g. "1/2 25%"."""
     started_at: Timestamp | None = None
@@ -623,9 +629,13 @@ class AdapterDeploymentStatus(WireModel):
     accepts, if answers may differ from the evaluated ones, or if the artifact was withdrawn; Degraded if pods of what
     serves fail their self-check, and so get no requests; RolledBack if an earlier
     revision serves than the source asks for; ServiceGap, with strategy InPlace, from the announcement of a gap in
-    service (False) to its end (True while it lasts)."""
+    service (False) to its end (True while it lasts); RouteAccepted, with spec.access.route, whether the gateway or the
+    ingress controller takes the route."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
+    url: Annotated[str, Field(max_length=512)] = ""
+    """URL outside of the cluster, the first of spec.access.route, once there is such a route; whether its gateway takes
+    it says the condition RouteAccepted."""
     stable: RevisionStatus | None = None
     """The revision that the Service routes to."""
     candidate: RevisionStatus | None = None

@@ -91,6 +91,7 @@ KINDS = (
             ("Replicas", "integer", ".status.readyReplicas", 0),
             ("Accuracy", "string", ".status.stable.accuracy", 0),
             ("Endpoint", "string", ".status.endpoint", 0),
+            ("Url", "string", ".status.url", 1),
             ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", 1),
             ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
             ("Age", "date", ".metadata.creationTimestamp", 0),

@@ -115,6 +115,11 @@ class Reason(OpenEnum):
     GAP_ANNOUNCED = "GapAnnounced"
     GAP_IN_SERVICE = "GapInService"
     DISRUPTION_BUDGET_REFUSED = "DisruptionBudgetRefused"
+    ROUTE_ACCEPTED = "RouteAccepted"
+    ROUTE_PENDING = "RoutePending"
+    ROUTE_REFUSED = "RouteRefused"
+    ROUTE_TAKEN = "RouteTaken"
+    ROUTE_UNAVAILABLE = "RouteUnavailable"
     CANDIDATE_STARTING = "CandidateStarting"
     CANDIDATE_FAILED = "CandidateFailed"
     VERIFYING = "Verifying"
@@ -227,6 +232,11 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
     Reason.GAP_IN_SERVICE: "Strategy InPlace: the pods of what served are stopped, and nobody gets answers until another revision is verified, or the one before is back.",
     Reason.DISRUPTION_BUDGET_REFUSED: "The endpoint's PodDisruptionBudget cannot be written: its name is taken, or a policy or quota refuses it. The endpoint serves and is rolled out all the same; the message of the condition Discouraged says what to do.",
+    Reason.ROUTE_ACCEPTED: "The gateway, or the ingress controller, takes the endpoint's route.",
+    Reason.ROUTE_PENDING: "The endpoint's route waits for the answer of the gateway or the ingress controller, or for the first revision that serves.",
+    Reason.ROUTE_REFUSED: "The gateway does not take the endpoint's HTTPRoute, or the API server does not take the HTTPRoute or Ingress. Inside the cluster the endpoint serves all the same.",
+    Reason.ROUTE_TAKEN: "An older AdapterDeployment has a route with the same host and path. Inside the cluster the endpoint serves all the same.",
+    Reason.ROUTE_UNAVAILABLE: "The platform makes no such routes, or the cluster does not have the Gateway API's CRDs. Inside the cluster the endpoint serves all the same.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer: during verification, or soon after it had taken over. With strategy Canary one crash is enough, once it has a share of the traffic.",
     Reason.VERIFYING: "A revision is being verified.",
@@ -353,6 +363,10 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.ANALYSIS_FAILED: "Compare both revisions in the dashboards, and read the logs of the new one's pods, where your cluster keeps logs. Serve another artifact; or, if the difference is known and wanted, raise the limit under spec.strategy.canary.analysis and set spec.rerun to a new value.",
     Reason.ANALYSIS_INCONCLUSIVE: "It goes on by itself once there is enough to judge by. To wait for less, lower spec.strategy.canary.analysis.minRequests; to go on without, set onInconclusive there to Continue; to take the share back, set spec.rollbackTo to the revision that serves.",
     Reason.ADAPTERS_UNSUITABLE: "List in spec.source.adapters only artifacts of format Adapter that were trained on the same base model and are read with the same storage settings, and choose a runtime with vLLM; serve the others by AdapterDeployments of their own.",
+    Reason.ROUTE_PENDING: "If it lasts, check that the Gateway or IngressClass exists and that its controller runs.",
+    Reason.ROUTE_REFUSED: "Correct spec.access.route, or ask the platform's admin to let the Gateway's listener take routes of this namespace and host; the operator then continues automatically, after a refusal by the API server within five minutes.",
+    Reason.ROUTE_TAKEN: "Choose another hostname or path in spec.access.route, or remove it from the older AdapterDeployment.",
+    Reason.ROUTE_UNAVAILABLE: "Ask the platform's admin for it, or remove spec.access.route.",
     Reason.CANDIDATE_FAILED: "Read the log of the pod named here, where your cluster keeps logs; serve another artifact, or set spec.rerun to a new value to try this one again.",
 }
 """The same for an AdapterDeployment, where its fields, limits or reasons differ."""

@@ -18,7 +18,7 @@ from pydantic.json_schema import models_json_schema
 
 from finetune_api.adapterdeployment import WATCH_INTERVAL
 from finetune_api.meta import MAX_NAME
-from finetune_operator.rbac import RULES
+from finetune_operator.rbac import RULES, Rule
 from finetune_operator.settings import NOT_OF_ENGINE, Engine, MetricContainer, Profile, Runtime, Settings
 from hack.manifests import fields
 
@@ -69,9 +69,9 @@ def crd_template(crd: str) -> str:
     return f"{{{{- if .Values.crds.enabled }}}}\n{crd.replace('metadata:' + chr(10), keep, 1)}{{{{- end }}}}\n"
 
 
-def rules() -> str:
-    """The operator's RBAC rules, for ClusterRole and Roles alike."""
-    entries = [{"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)} for rule in RULES]
+def rules(given: Iterable[Rule] = RULES) -> str:
+    """RBAC rules of the operator, for ClusterRole and Roles alike."""
+    entries = [{"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)} for rule in given]
     return "# Generated from operator/finetune_operator/rbac.py by `make manifests`; do not edit.\n" + yaml.safe_dump(
         entries, sort_keys=False, default_flow_style=None
     )
@@ -151,6 +151,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("tenancy", "rules"): tenancy["rules"],
         ("serving", "ingressFrom"): {"type": "array", "items": _PEER},
         ("serving", "longestWatchInterval"): {"type": "string", "pattern": WATCH_INTERVAL},
+        ("serving", "ingresses", "annotations"): _STRINGS,
         ("operator", "replicas"): {"type": "integer", "minimum": 1, "maximum": 5},
         ("operator", "instance"): settings["instance"],
         ("operator", "workers"): settings["workers"],

@@ -73,6 +73,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.NOT_ALLOWED),
         *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
         Reason.SELF_CHECK_FAILED,
+        *(Reason.ROUTE_PENDING, Reason.ROUTE_REFUSED, Reason.ROUTE_TAKEN, Reason.ROUTE_UNAVAILABLE),
         *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE, Reason.REVISION_UNUSABLE),
         Reason.ANALYSIS_INCONCLUSIVE,
         *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
@@ -96,7 +97,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
         *(Reason.SERVING, Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
         *(Reason.CANARY_STEP, Reason.ANALYSIS_PASSED),
-        Reason.DISRUPTION_BUDGET_REFUSED,
+        *(Reason.DISRUPTION_BUDGET_REFUSED, Reason.ROUTE_ACCEPTED),
     ),
 }
 """The reasons of an AdapterDeployment."""
@@ -112,7 +113,7 @@ the case: the place, the value, and where the log is. It ends with the text unde
 
 | what happens next | |
 | --- | --- |
-| {Then.WAITS} | `Stalled` is True until the cause is gone, then the operator continues; nothing is lost. A run whose pod is `Unschedulable` has {UNSCHEDULABLE_MINUTES} minutes before that, because a node may be on its way |
+| {Then.WAITS} | `Stalled` is True (of a route `RouteAccepted` is False) until the cause is gone, then the operator continues; nothing is lost. A run whose pod is `Unschedulable` has {UNSCHEDULABLE_MINUTES} minutes before that, because a node may be on its way |
 | {Then.WAITS_FOR_PEOPLE} | nothing is wrong and `Stalled` stays False; the run goes on when they have decided, however long that takes |
 | {Then.WAITS_A_WHILE} | a revision's pods may have a node for the runtime's `startupTimeoutSeconds` plus 15 minutes and 20 seconds for each GiB that they download, or 5 minutes to pull an image; then they give it back, and are tried again an hour later |
 | {Then.TRIES} | the stage's Job makes up to `retries` more attempts (set in the profile), a revision's container three; then the run or the revision fails |

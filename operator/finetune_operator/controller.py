@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from finetune_operator.adapterdeployment.followed import FollowedJob, followed_job
+from finetune_operator.adapterdeployment.route_claims import ADDRESS_INDEXES
 from finetune_operator.adapterdeployment.turns import Line, contender_of, frees_a_place, line_of, next_in_line
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
@@ -35,9 +36,11 @@ INDEXES: Final[Indexes] = {
         line_of,
         phase_and_reason(ADAPTERDEPLOYMENTS.kind),
         degraded(ADAPTERDEPLOYMENTS.kind),
+        *ADDRESS_INDEXES,
     ),
 }
-"""How custom resources are found: by what they publish and what they serve, in line, and by what they say."""
+"""How custom resources are found: by what they publish and what they serve, in line, by what they say, and by the
+addresses that they ask for."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
 FIRST_TURNS: Final = "all resources that were there at the start have been looked at"
 """The log's words for the end of a cold start, or of a take-over."""
@@ -53,7 +56,7 @@ _LEAST, _MOST = 0.9, 1.1
 
 def connections(settings: Settings) -> int:
     """Most connections to the API server at the same time: one for each worker and stream, and one for others."""
-    streams = len((*CUSTOM_RESOURCES, *CHILDREN, *WAKERS)) * max(1, len(settings.namespaces))
+    streams = len((*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.routes, *WAKERS)) * max(1, len(settings.namespaces))
     return settings.workers + streams + 1
 
 
@@ -70,7 +73,7 @@ class Controller:
         turn = threading.Lock()
         self._informers = [
             Informer(client, cache, selection, changed=self.changed, seen=self.seen, turn=turn)
-            for resource in (*CUSTOM_RESOURCES, *CHILDREN)
+            for resource in (*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.routes)
             for selection in self._selections(resource)
         ]
         self._wakers = [

@@ -9,6 +9,8 @@ from finetune_operator.framework.objects import (
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
+    HTTP_ROUTES,
+    INGRESSES,
     NETWORK_POLICIES,
     RESOURCE_QUOTAS,
     SERVICE_ACCOUNTS,
@@ -24,7 +26,7 @@ _ALL: Final = tuple(each.kind for each in CUSTOM_RESOURCES)
 _SERVING: Final = (ADAPTERDEPLOYMENTS.kind,)
 _OF_SERVING: Final = (
     *(DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS),
-    DISRUPTION_BUDGETS,
+    *(DISRUPTION_BUDGETS, HTTP_ROUTES, INGRESSES),
 )
 """FineTuneJobs have Services and ConfigMaps too, thousands of them. They are read in the rare cases that need them."""
 WATCHED_OWNERS: Final[Mapping[Resource, tuple[str, ...]]] = dict.fromkeys(_OF_SERVING, _SERVING)

@@ -14,6 +14,8 @@ from finetune_operator.framework.objects import (
     DISRUPTION_BUDGETS,
     ENDPOINT_SLICES,
     EVENTS,
+    HTTP_ROUTES,
+    INGRESSES,
     JOBS,
     LEASES,
     NETWORK_POLICIES,
@@ -79,6 +81,12 @@ RULES: Final = (
     Rule(EVENTS, ("list", "create")),
 )
 """One entry per resource or subresource."""
+
+ROUTE_RULES: Final = {
+    HTTP_ROUTES: Rule(HTTP_ROUTES, ("get", "list", "watch", "create", "patch", "delete")),
+    INGRESSES: Rule(INGRESSES, ("get", "list", "watch", "create", "patch", "delete")),
+}
+"""Only where the chart's values let endpoints have them: ``serving.httpRoutes`` and ``serving.ingresses``."""
 
 LEASE_RULE: Final = Rule(LEASES, ("get", "create", "patch"))
 """In the release's namespace only. The chart's Role, written by hand, grants get and patch for one name."""

@@ -14,6 +14,7 @@ from finetune_api.adapterdeployment import WatchInterval
 from finetune_api.base import ApiModel, Name
 from finetune_api.custom_metrics import FigureName, FigureRule
 from finetune_api.stages import Stage
+from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Resource
 from finetune_operator.tenancy.rules import Tenancy
 
 
@@ -233,6 +234,23 @@ class Proxy(ApiModel):
     """Hosts, domains and addresses that bypass the proxy, separated by commas."""
 
 
+class HttpRoutes(ApiModel):
+    """Whether endpoints may have an HTTPRoute of the Gateway API."""
+
+    enabled: bool = False
+    """Whether the operator makes them, and may."""
+
+
+class Ingresses(ApiModel):
+    """Whether endpoints may have an Ingress."""
+
+    enabled: bool = False
+    """Whether the operator makes them, and may."""
+    annotations: dict[str, str] = {}
+    """Annotations of every Ingress. Users set none: what annotations do is the ingress controller's matter, and some
+    give it any configuration."""
+
+
 class ServingAccess(ApiModel):
     """What the admin decides about all endpoints."""
 
@@ -243,6 +261,16 @@ class ServingAccess(ApiModel):
     metrics_from: list[dict[str, Any]] = []
     """Who may read the metrics of serving pods whose clients need keys, as NetworkPolicy peers. Of the others they are
     behind the port that clients use."""
+    http_routes: HttpRoutes = HttpRoutes()
+    """Ways in through a gateway."""
+    ingresses: Ingresses = Ingresses()
+    """Ways in through an ingress controller."""
+
+    @property
+    def routes(self) -> tuple[Resource, ...]:
+        """The kinds of ways in from outside that endpoints may have."""
+        offered = ((HTTP_ROUTES, self.http_routes.enabled), (INGRESSES, self.ingresses.enabled))
+        return tuple(resource for resource, enabled in offered if enabled)
 
 
 _INSTANCE: Final = r"^([a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?)?$"

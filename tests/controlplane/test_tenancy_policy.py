@@ -61,6 +61,9 @@ VALUES: dict[str, Any] = {
                 "hosts": ["*.example", "vllm*"],
                 "insecureHosts": ["old.example", "*.corp"],
                 "secrets": ["finetune-*", "s3.keys"],
+                "gateways": ["gateways/public", "{namespace}/*"],
+                "ingressClasses": ["nginx*"],
+                "hostnames": ["*.{namespace}.example", "a.shared.example"],
                 "maxUsdPerRun": 25.5,
             }
         ]
@@ -291,12 +294,26 @@ JOB_FIELDS: dict[str, list[Any]] = {
         *({"baseUrl": url, "secretKeyRef": {"name": "finetune-wandb", "key": "k"}} for url in URLS),
     ],
 }
+PARENTS = [
+    [{"name": "public", "namespace": "gateways"}],
+    [{"name": "own", "sectionName": "https"}],
+    [{"name": name, "namespace": "gateways"} for name in ("public", "private", "other", "public")],
+]
+HOSTS = [["a.shared.example"], ["b.tenancy-everything.example", "a.shared.example"], ["axshared.example", "b.example"]]
 DEPLOYMENT_FIELDS: dict[str, list[Any]] = {
     "runtime": ["tgi-cpu", "tgi"],
     "source.artifact.uri": [f"s3://team/artifacts/{DIGEST}", f"s3://shared/base/../x/artifacts/{DIGEST}"],
     "source.artifact.storage.endpoint": JOB_FIELDS["storage.endpoint"],
     "source.artifact.storage.secretRef.name": SECRETS,
     "access.apiKeys.secretRef.name": SECRETS,
+    "access.route.httpRoute": [
+        *({"parentRefs": parents, "hostnames": ["a.shared.example"]} for parents in PARENTS),
+        *({"parentRefs": PARENTS[0], "hostnames": hosts} for hosts in HOSTS),
+    ],
+    "access.route.ingress": [
+        {"className": name, "host": host, "tlsSecretRef": {"name": secret}}
+        for name, [host, *_], secret in zip(("nginx-public", "other", "nginx"), HOSTS, SECRETS, strict=False)
+    ],
     "source": [
         {"fineTuneJob": {"name": "any"}},
         *(

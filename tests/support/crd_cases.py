@@ -324,6 +324,7 @@ _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0), ("fineTuneJob", "artifact")),
     (meta.FINETUNEJOB, ("spec", "output", "pushTo", 0), ("oci", "huggingFace")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "access", "route"), ("httpRoute", "ingress")),
 ]
 _COLUMNS_OR_TEACHER: Final = message_of(
     _schema(meta.FINETUNEJOB, DATASET), "columns and distillation exclude each other", "distillation.column"

@@ -15,6 +15,7 @@ from finetune_api import (
     meta,
     push,
     references,
+    routes,
     storage,
 )
 from finetune_api.base import is_retired
@@ -211,6 +212,17 @@ _NAMES = {
     _pattern_of("spec.storage.region"): Pattern(("a", "eu-central-1"), ("EU", "eu_1", "eu 1"), lambda n: "a" * n),
     _pattern_of("spec.rerun"): Pattern(
         ("", "2026-01-31T12:00:00Z", "a.b_c"), ("a b", "a/b", "$x", "ä"), lambda n: "a" * n
+    ),
+    routes.NAMESPACE: Pattern(("a", "1", "a-b"), ("A", "a.b", "-a", "a-", "a\n"), lambda n: "a" * n),
+    routes.HOSTNAME: Pattern(
+        ("a.b", "1.a", "a-b.models.example"),
+        ("localhost", "*.example", "A.example", "a..b", "a.b.", "-a.b", "a.b-", "a_b.c", "a.b/c", "a.b:80", "a.b\n"),
+        lambda n: "a." + "a" * (n - 2),
+    ),
+    routes.PATH_PREFIX: Pattern(
+        ("/", "/a", "/v1.2/~a_B-c", "/a/b"),
+        ("a", "/a/", "//", "/a//b", "/.", "/..", "/a/../b", "/a b", "/a?b", "/.a", "/%2e", "/a\n"),
+        lambda n: "/" + "a" * (n - 1),
     ),
     adapterdeployment.REVISION: Pattern(
         ("", "0123abcd"), ("0123abc", "0123ABCD", "previous", "-1", "$x"), lambda n: "0" * n

@@ -197,14 +197,18 @@ class ServingCluster:
                 break
             self.apply_action(action)
             writes += 1
-        for action in made.optional:
-            if writes == crash_after:
-                return made
-            if said := self.refuse(self, action):
-                made = replace(plan(replace(observed, unmet=said), self.now), actions=made.actions)
-                break
-            self.apply_action(action)
-            writes += 1
+        unmet: dict[str, str] = {}
+        for word, actions in made.optional.items():
+            for action in actions:
+                if writes == crash_after:
+                    return made
+                if said := self.refuse(self, action):
+                    unmet[word] = said
+                    break
+                self.apply_action(action)
+                writes += 1
+        if unmet:
+            made = replace(plan(replace(observed, unmet=unmet), self.now), actions=made.actions)
         if crash_after is None or crash_after > writes:
             self.status = made.status
             self.events += made.events

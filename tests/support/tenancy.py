@@ -17,6 +17,9 @@ ASKED = {
     Subject.SECRET: Claim(Subject.SECRET, "spec.storage.secretRef.name", "s3-keys"),
     Subject.HOST: Claim(Subject.HOST, "spec.tracking.mlflow.url", "https://MLflow.example:5000/api"),
     Subject.TRANSPORT: Claim(Subject.TRANSPORT, "spec.tracking.mlflow.url", "https://MLflow.example:5000/api"),
+    Subject.GATEWAY: Claim(Subject.GATEWAY, "spec.access.route.httpRoute.parentRefs[0]", "gateways/public"),
+    Subject.INGRESS_CLASS: Claim(Subject.INGRESS_CLASS, "spec.access.route.ingress.className", "nginx"),
+    Subject.HOSTNAME: Claim(Subject.HOSTNAME, "spec.access.route.ingress.host", "a.team-a.example"),
     Subject.COST: Claim(Subject.COST, "spec.budget.maxCost", "25.00"),
 }
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from finetune_api import meta
-from finetune_operator.rbac import LEASE_RULE, RULES
+from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Resource
+from finetune_operator.rbac import LEASE_RULE, ROUTE_RULES, RULES
 from finetune_operator.settings import Lease
 from hack.cluster.layout import REPOSITORY
 from tests.support.chart import KEPT, NAMESPACE, NAMESPACED, RUNNERS, of_kind, render, rules, settings
@@ -33,6 +34,19 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
         {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": NAMESPACE}
     ]
     assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == account["metadata"]["name"]
+
+
+@pytest.mark.parametrize(("value", "resource"), [("httpRoutes", HTTP_ROUTES), ("ingresses", INGRESSES)])
+def test_ways_in_from_outside_take_rights_only_where_they_are_offered(value: str, resource: Resource) -> None:
+    rule = ROUTE_RULES[resource]
+    for arguments in ((), NAMESPACED):
+        objects = render(*arguments, "--set", f"serving.{value}.enabled=true")
+        found = of_kind(objects, "Role", "ClusterRole")
+        roles = [each for each in found if each["metadata"]["name"] == "finetune-operator"]
+        assert roles
+        for role in roles:
+            assert rules(role) == EXPECTED_RULES | {(rule.api_group, rule.name, rule.verbs)}
+        assert settings(objects).serving.routes == (resource,)
 
 
 def test_listed_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:

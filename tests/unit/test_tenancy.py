@@ -30,6 +30,9 @@ ALLOWED = {
             endpoints=["AWS", "https://s3.example"],
             hosts=["mlflow.example"],
             secrets=["s3-*", "mlflow"],
+            gateways=["gateways/*"],
+            ingress_classes=["nginx"],
+            hostnames=["*.{namespace}.example"],
             max_usd_per_run=25,
         )
     ],
@@ -79,6 +82,15 @@ REFUSED = {
     "store": (
         [rule(endpoints=["AWS", "http://s3.example"])],
         "spec.storage.endpoint is 'https://S3.example' … 'team-a' … none (AWS) or http://s3.example.",
+    ),
+    "gateway": (
+        [rule(gateways=["gateways/private", "{namespace}/*"])],
+        "spec.access.route.httpRoute.parentRefs[0] is 'gateways/public' … gateways/private or team-a/*.",
+    ),
+    "ingress class": ([rule(ingress_classes=["public-*"])], "ingress.className is 'nginx' … public-*."),
+    "host name": (
+        [rule(hostnames=["*.other-{namespace}.example", "team-a.example"])],
+        "ingress.host is 'a.team-a.example' … *.other-team-a.example or team-a.example.",
     ),
     "money": (
         [rule(max_usd_per_run=24.99)],

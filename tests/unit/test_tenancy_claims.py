@@ -171,11 +171,13 @@ def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], fiel
 
 
 def pinned_with_keys() -> ObservedDeployment:
-    """An AdapterDeployment of a pinned artifact, in a store that asks for keys; it asks its clients for some, too."""
+    """An AdapterDeployment of a pinned artifact, in a store that asks for keys; it asks its clients for some, too,
+    and has a way in from outside."""
     storage = {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}}
     spec = pinned(GOOD)
     spec["source"]["artifact"]["storage"] = storage
-    spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}}
+    ingress = {"className": "nginx", "host": "a.example", "tlsSecretRef": {"name": "certificate"}}
+    spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}, "route": {"ingress": ingress}}
     return ServingCluster(spec=spec).observe()
 
 

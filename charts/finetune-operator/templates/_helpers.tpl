@@ -101,3 +101,14 @@ policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{- end -}}
 {{- toJson $chosen -}}
 {{- end -}}
+
+{{/* What the operator may do: ways in from outside only where endpoints may have them. */}}
+{{- define "finetune.rules" -}}
+{{ .Files.Get "files/rules.yaml" | trim }}
+{{- if .Values.serving.httpRoutes.enabled }}
+{{ .Files.Get "files/rules-httproutes.yaml" | trim }}
+{{- end }}
+{{- if .Values.serving.ingresses.enabled }}
+{{ .Files.Get "files/rules-ingresses.yaml" | trim }}
+{{- end }}
+{{- end -}}

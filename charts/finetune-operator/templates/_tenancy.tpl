@@ -173,6 +173,19 @@ FineTuneJob, only the operator knows what that has published, and where. */}}
 {{- define "finetune.tenancy.adapterdeployments" -}}
 [['runtimes', 'spec.runtime', string(o.spec.runtime)],
  ['secrets', 'spec.access.apiKeys.secretRef.name', string(o.spec.?access.?apiKeys.?secretRef.?name.orValue(''))]]
+{{- $http := "o.spec.?access.?route.?httpRoute" }}
++ {{ toJson (until 4) }}.filter(n, n < size({{ $http }}.?parentRefs.orValue([]))).map(n,
+  ['gateways', 'spec.access.route.httpRoute.parentRefs[' + string(n) + ']', {{ $http }}.?parentRefs.orValue([]).map(p,
+    string(p.?namespace.orValue(request.namespace)) + '/' + string(p.name))[n]])
++ {{ toJson (until 4) }}.filter(n, n < size({{ $http }}.?hostnames.orValue([]))).map(n,
+  ['hostnames', 'spec.access.route.httpRoute.hostnames[' + string(n) + ']', string({{ $http }}.?hostnames.orValue([])[n])])
++ [
+{{- with "o.spec.?access.?route.?ingress" }}
+  ['ingressClasses', 'spec.access.route.ingress.className', string({{ . }}.?className.orValue(''))],
+  ['hostnames', 'spec.access.route.ingress.host', string({{ . }}.?host.orValue(''))],
+  ['secrets', 'spec.access.route.ingress.tlsSecretRef.name', string({{ . }}.?tlsSecretRef.?name.orValue(''))]
+{{- end }}
+]
 + (has(o.spec.source.artifact) ? [
 {{- with "spec.source.artifact" }}
   ['inputs', '{{ . }}.uri', string(o.{{ . }}.uri)],
@@ -206,7 +219,8 @@ c[0] == 'insecureHosts' ? (
 : c[0] in ['inputs', 'outputs'] ? !c[3].matches('://(.*/)?[.]{0,2}/') && r[c[0]].exists(p, c[3].startsWith(
     (p.startsWith('hf:') ? p.replace('@', '/@', 1) : p).replace('{namespace}', request.namespace)
     + (p.endsWith('/') ? '' : '/')))
-: r[c[0]].exists(g, c[3].matches('^' + g.replace('.', '[.]').replace('*', '.*') + '$'))
+: r[c[0]].exists(g, c[3].matches('^'
+    + g.replace('{namespace}', request.namespace).replace('.', '[.]').replace('*', '.*') + '$'))
 {{- end -}}
 
 {{/* What rule `r` would allow instead of claim `c`. */}}

@@ -12,6 +12,7 @@ from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, f
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import record_for, records
 from finetune_operator.adapterdeployment.revision import accepted_keys, is_as_the_spec_protects
+from finetune_operator.adapterdeployment.route_claims import route_claims
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.blockers import (
     Blocker,
@@ -135,6 +136,7 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     yield Claim(Subject.RUNTIME, "spec.runtime", back.serving.runtime_name if back else spec.runtime)
     if spec.access.api_keys:
         yield from secret_claim("spec.access.apiKeys.secretRef.name", spec.access.api_keys.secret_ref)
+    yield from route_claims(observed.owner.namespace, spec.access.route)
     if isinstance(artifact, Artifact) and artifact.adapters:
         asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}
         # As the spec lists them, in which order the API server finds them; those to go back to may be others.

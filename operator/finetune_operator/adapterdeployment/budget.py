@@ -1,10 +1,15 @@
 """The PodDisruptionBudget of the pods that serve. It is never in the way of anything else. Pure."""
 
+from typing import Final
+
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.framework.actions import Action, Delete
 from finetune_operator.framework.objects import DISRUPTION_BUDGETS
 from finetune_operator.resources.disruption_budget import FEWEST, disruption_budget
 from finetune_operator.resources.drift import ensure
+
+BUDGET: Final = "budget"
+"""The word for its actions, which are optional."""
 
 
 def has_budget(observed: ObservedDeployment) -> bool:
@@ -28,7 +33,7 @@ def budget_actions(observed: ObservedDeployment, revision: str) -> tuple[Action,
 
 def budget_advice(observed: ObservedDeployment) -> str:
     """What became of a budget that could not be written, and what to do; empty if all is well."""
-    if not (said := observed.unmet.rstrip(".")):
+    if not (said := observed.unmet.get(BUDGET, "").rstrip(".")):
         return ""
     name = f"PodDisruptionBudget {observed.owner.name}"
     if not has_budget(observed):

@@ -13,6 +13,10 @@ A step ends with its pause; where the spec asks for an analysis, it takes its ve
 
 While it has a share, the public Service names no revision, so that connections are spread over the pods of both. So the
 share is that of its pods; and no other revision may have any. All pods of the old revision stay.
+
+Where a gateway takes the endpoint's HTTPRoute when the canary begins, the route divides requests by the weights of the
+steps instead, between the public Service, which goes on naming the old revision, and the candidate's. If the gateway
+does not take the route any more, the canary goes on by pods, and stays with them.
 """
 
 import math
@@ -34,6 +38,7 @@ from finetune_operator.adapterdeployment.candidate import in_state
 from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods
 from finetune_operator.adapterdeployment.health import Sighting, crash_since, is_available, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.route import carries, gives_weights
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
@@ -100,7 +105,14 @@ def is_shared(observed: ObservedDeployment, stable: RevisionStatus, candidate: R
     """Whether the public Service sends clients to a candidate of this pass too."""
     if not has_proved_itself(candidate) or candidate.canary is None or candidate.canary.started_at is None:
         return False
+    if is_routed(candidate):
+        return False
     return not _strays(observed, {stable.revision, candidate.revision}, now).names
+
+
+def is_routed(candidate: RevisionStatus | None) -> bool:
+    """Whether its share is one of the requests that come through the HTTPRoute."""
+    return candidate is not None and candidate.canary is not None and candidate.canary.routed_weight is not None
 
 
 def canary_pods(beside: int, weight: int) -> int:
@@ -138,7 +150,11 @@ def step_on(
         now: the time.
     """
     steps, beside = observed.resource.spec.strategy.canary.steps, observed.resource.spec.replicas
-    known = candidate.canary if has_proved_itself(candidate) and candidate.canary else CanaryStatus(step=1)
+    routed, known = gives_weights(observed), CanaryStatus(step=1)
+    if has_proved_itself(candidate) and candidate.canary:
+        known = candidate.canary if routed else candidate.canary.model_copy(update={"routed_weight": None})
+    elif routed:
+        known = known.model_copy(update={"routed_weight": 0})
     number = min(known.step, len(steps))
     step, may_start = steps[number - 1], target.serving.start_seconds
     canary, replicas = _at_step(known, number, steps, beside)
@@ -147,9 +163,11 @@ def step_on(
     # While others are being deleted it is not late, whether or not all of its own pods are ready just then.
     least = LOOK_SECONDS if strays.names and not strays.orphans else -math.inf
     has_share, strays = could and not strays.names, strays if could else Strays()
+    left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
+    if has_share and canary.routed_weight is not None:
+        canary, has_share = _divided(observed, candidate, canary, left, now)
     reached = canary.reached_at or (timestamp(now) if has_share else None)
     if reached is None:
-        left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
         if could and least > 0 and left < may_start / 2:
             # It waits for others: when they have gone, its own pods still have half of their time.
             since = now - timedelta(seconds=observed.settings.policy_seconds)  # the network stays open
@@ -180,7 +198,7 @@ def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], besi
     """The canary at a step, and its number of pods beside so many others."""
     weight = steps[number - 1].weight
     replicas = canary_pods(beside, weight)
-    share = round(100 * replicas / (beside + replicas))
+    share = round(100 * replicas / (beside + replicas)) if known.routed_weight is None else weight
     found = {
         "step": number,
         "steps": len(steps),
@@ -190,6 +208,24 @@ def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], besi
         "summary": f"{number}/{len(steps)} {share}%",
     }
     return known.model_copy(update=found), replicas
+
+
+def _divided(
+    observed: ObservedDeployment, candidate: RevisionStatus, canary: CanaryStatus, left: float, now: datetime
+) -> tuple[CanaryStatus, bool]:
+    """The canary once its pods could take the weight of its step, and whether the gateway has taken it. If it has not
+    in all the time that a step has to begin, the canary goes on by pods."""
+    if canary.reached_at is None and left <= 0:
+        return canary.model_copy(update={"routed_weight": None}), True
+    asked = {"routed_weight": canary.weight, "started_at": canary.started_at or timestamp(now)}
+    return canary.model_copy(update=asked), carries(observed, candidate.revision, canary.weight)
+
+
+def _shares(canary: CanaryStatus, verb: str) -> str:
+    """What it gets, or is to get."""
+    if canary.routed_weight is not None:
+        return f"{canary.pods} pods {verb} {canary.weight} % of the requests through the HTTPRoute"
+    return f"{canary.pods} pods {verb} {canary.share} % of new connections (weight {canary.weight})"
 
 
 def _waiting(
@@ -204,10 +240,9 @@ def _waiting(
     open, and until its pods have had hardware for as long as they may. What is being deleted is waited for as long as
     that takes."""
     what = f"once these are gone: {strays}" if strays.names else "once they are ready and the network is open"
-    message = (
-        f"Step {canary.step} of {canary.steps}: {canary.pods} pods are to get {canary.share} % of new connections "
-        f"(weight {canary.weight}), {what}."
-    )
+    if canary.routed_weight == canary.weight and canary.reached_at is None:
+        what = "once its gateway has taken the weights"
+    message = f"Step {canary.step} of {canary.steps}: {_shares(canary, 'are to get')}, {what}."
     shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
     looks = (*waits, LOOK_SECONDS if strays.names else 0.0)
     due_after = min((seconds for seconds in looks if seconds > 0), default=None)
@@ -227,8 +262,7 @@ def _pausing(
 ) -> Progress:
     """It has its share, and has to stand it for a while, or until its analysis has a verdict."""
     left = (parse_timestamp(canary.until or timestamp(now)) - now).total_seconds()
-    shares = f"Step {canary.step} of {canary.steps}: {canary.pods} pods get {canary.share} % of new connections "
-    shares += f"(weight {canary.weight})"
+    shares = f"Step {canary.step} of {canary.steps}: {_shares(canary, 'get')}"
     then = f" until {canary.until}; then {'the next step follows' if canary.step < canary.steps else 'it takes over'}"
     reason, message = Reason.CANARY_STEP, f"{shares}{then}."
     if analysis is not None and analysis.holds:

@@ -9,6 +9,7 @@ from finetune_api.meta import LABEL_REVISION
 from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
 from finetune_operator.adapterdeployment.gap import serving_pods
 from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.route import named_left
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.adapterdeployment.verification import verify_request
@@ -48,10 +49,11 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
     The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
-    began with the newest promotion, is over and none of them is an endpoint of the Service: until then clients may be
-    connected to them; and their network stays as it is until they have ended. A candidate's own Service is deleted once
-    the candidate is verified. One that waits keeps nothing: its next try is verified anew. The verification Job of a
-    failed candidate stays, so that its log can be read. Records stay as long as the history tells of their revision.
+    began with the newest promotion, is over and none of them is an endpoint of the Service, or of one that a gateway
+    may send clients to: until then these may be connected to them; and their network stays as it is until they have
+    ended. A candidate's own Service is deleted once the candidate is verified, unless a gateway divides requests. One
+    that waits keeps nothing: its next try is verified anew. The verification Job of a failed candidate stays, so that
+    its log can be read. Records stay as long as the history tells of their revision.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
@@ -60,7 +62,8 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     has_pods = candidate is not None and candidate.state in ACTIVE - {RevisionState.STOPPING}
     starting = candidate.revision if candidate and has_pods else ""
     verified = candidate is not None and candidate.state in (RevisionState.CANARY, RevisionState.PROMOTING)
-    asked = "" if verified else starting
+    routed = candidate is not None and candidate.canary is not None and candidate.canary.routed_weight is not None
+    asked = "" if verified and not routed else starting
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
     told = {line.revision for line in rollout.history}
     told |= {target.revision} if isinstance(target, Target) else set()
@@ -94,6 +97,7 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     due, waits = [], []
     for delete, revision in gone:
         left = 0.0 if delete.resource in _NO_CLIENT else _drain_left(rollout, revision)
+        left = max(left, _routed_left(rollout, delete, revision))
         if left:
             waits.append(left)
         elif delete.resource in _NO_CLIENT or not _may_be_asked(rollout, revision):
@@ -114,6 +118,15 @@ def _may_be_asked(rollout: Rollout, revision: str) -> bool:
     the hardware that it holds may be what the last good one waits for."""
     pods = {pod["metadata"]["name"] for pod in rollout.observed.server_pods(revision)}
     return not pods.isdisjoint(rollout.endpoint.elsewhere)
+
+
+def _routed_left(rollout: Rollout, delete: Delete, revision: str) -> float:
+    """Seconds for which a gateway may still send clients to a candidate's Service, which needs its pods."""
+    if delete.resource in (JOBS, CONTROLLER_REVISIONS):
+        return 0.0
+    since = [each.since for each in (rollout.stable, rollout.candidate) if each is not None]
+    service = candidate_service_name(rollout.observed.owner, revision)
+    return named_left(rollout.observed, service, max(since), rollout.now) if since else 0.0
 
 
 def _drain_left(rollout: Rollout, revision: str) -> float:

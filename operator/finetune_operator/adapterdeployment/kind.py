@@ -1,5 +1,6 @@
 """AdapterDeployment as the reconciler takes it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus
@@ -51,7 +52,8 @@ def with_refusal(
 
 
 def with_unmet(
-    observed: ObservedDeployment | UnplannedDeployment, said: str
+    observed: ObservedDeployment | UnplannedDeployment, said: Mapping[str, str]
 ) -> ObservedDeployment | UnplannedDeployment:
-    """What was observed, and what was said of the disruption budget, without which the endpoint serves as well."""
+    """What was observed, and what was said of the disruption budget and the route, without which the endpoint serves as
+    well."""
     return observed if isinstance(observed, Unplanned) else replace(observed, unmet=said)

@@ -17,10 +17,12 @@ from finetune_api.adapterdeployment import (
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
 from finetune_api.reasons import Reason
+from finetune_api.routes import Route
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.route_claims import Elder, addresses, elder
 from finetune_operator.adapterdeployment.turns import Contender, Line, contenders_for
 from finetune_operator.blockers import Choice
-from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.cache import ROUTES, Cache
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
@@ -92,8 +94,12 @@ class ObservedDeployment:
     """Objects of a deleted AdapterDeployment of this name that the garbage collector has not deleted yet."""
     refusal: str = ""
     """What the API server said when it refused an object of the plan (a quota, a policy)."""
-    unmet: str = ""
-    """Why the disruption budget could not be made, changed or deleted."""
+    unmet: Mapping[str, str] = field(default_factory=dict)
+    """Why optional objects could not be made, changed or deleted: the disruption budget, the route."""
+    lacking: frozenset[Resource] = frozenset()
+    """Kinds of routes that the API server does not have."""
+    elder: Elder | None = None
+    """Who has an address of the spec's route before this one."""
 
     @property
     def owner(self) -> Owner:
@@ -154,7 +160,7 @@ class DeploymentObserver:
         if spec is None:
             return Unplanned(metadata, status, Reason.SPEC_INVALID, problem)
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
-        children = {resource: self._children(owner, resource) for resource in _CHILDREN}
+        children = {resource: self._children(owner, resource) for resource in (*_CHILDREN, *ROUTES)}
         jobs = children[JOBS]
         pods = self._pods(owner, jobs.values())
         theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)
@@ -171,6 +177,8 @@ class DeploymentObserver:
             },
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
             contenders=contenders_for(status.candidate, self._cache.indexed(Line.ROLLOUTS)),
+            lacking=frozenset(each for each in ROUTES if self._cache.lacks(each)),
+            elder=self._elder(raw, spec.access.route),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -200,6 +208,13 @@ class DeploymentObserver:
             return ()
         found = self._cache.children(owner.key, ENDPOINT_SLICES)
         return tuple(each for each in found if controller_uid(each) == service["metadata"]["uid"])
+
+    def _elder(self, raw: Object, route: Route | None) -> Elder | None:
+        """Who has the first of the addresses that somebody has before this one."""
+        for address in addresses(route) if route else ():
+            if found := elder(raw, self._cache.indexed(address), address, self._settings):
+                return found
+        return None
 
     def _sources(self, namespace: str, adapters: Sequence[AdapterSource]) -> dict[str, Source]:
         asked = [each.fine_tune_job for each in adapters if each.fine_tune_job is not None]

@@ -13,10 +13,11 @@ from datetime import datetime
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.adapters import shown
-from finetune_operator.adapterdeployment.budget import budget_actions
+from finetune_operator.adapterdeployment.budget import BUDGET, budget_actions
 from finetune_operator.adapterdeployment.canary import (
     canary_sighting,
     has_proved_itself,
+    is_routed,
     is_shared,
     step_on,
     takes_steps,
@@ -71,6 +72,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unpl
 from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
@@ -130,14 +132,20 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     back = RETURN_SECONDS if is_on_its_way_back(observed, step.stable, step.candidate, now) else None
     looks = [
         seconds
-        for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back)
+        for seconds in (
+            *(step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back),
+            look_after(observed),
+        )
         if seconds is not None
     ]
     status = compose(rollout)
     return Plan(
         status=status,
         actions=cleanup.first + step.actions + cleanup.last,
-        optional=budget_actions(observed, step.stable.revision if step.stable else ""),
+        optional={
+            BUDGET: budget_actions(observed, step.stable.revision if step.stable else ""),
+            ROUTE: route_actions(observed, step.stable, step.candidate),
+        },
         events=step.events + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
         blocked=step.blocked,
@@ -299,7 +307,8 @@ def _roll_out(
     passed = verified or (verification is not None and verification.has_passed)
     # A canary that is verified again may still have clients.
     opened = passed or candidate.canary is not None or _is_being_left(observed, candidate)
-    actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=not verified))
+    asked = not verified or is_routed(candidate)
+    actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=asked))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
         looks = [closed or None, left, gap_left, candidate_due_after(live, pods, now), long_wait_left(waiting, now)]
@@ -346,7 +355,7 @@ def _take_step(
     if problem is not None and not has_share:
         stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
     keep = _keep(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
-    actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=False))
+    actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=is_routed(stepping)))
     actions += analysis.actions if analysis else ()
     seen = canary_sighting(stepping, pods, now)
     looks = (progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now))

@@ -65,10 +65,11 @@ def is_as_the_spec_protects(serving: Serving, spec: AdapterDeploymentSpec) -> bo
 
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:
-    """Identity of the spec, except for the number of pods, which autoscalers change, which pods go and stay when, and
-    how what serves is watched.
+    """Identity of the spec, except for the number of pods, which autoscalers change, which pods go and stay when, how
+    what serves is watched, and the way in from outside.
 
     Defaults are left out, so a field that a later version adds changes nothing.
     """
     apart = {"replicas", "strategy", "keep_last_good", "quality_watch"}
-    return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))
+    without_route = spec.model_copy(update={"access": spec.access.model_copy(update={"route": None})})
+    return digest(without_route.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))

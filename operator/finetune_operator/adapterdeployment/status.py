@@ -11,6 +11,7 @@ from finetune_operator.adapterdeployment.budget import budget_advice
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.route import public_url, route_finding
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE, is_ahead
 from finetune_operator.blockers import Blocker
@@ -27,11 +28,13 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
     before, generation = observed.resource.status, observed.resource.metadata.generation
     findings = [_ready(rollout), _reconciling(rollout), _stalled(rollout)]
     findings += [*_advice(rollout), *_degraded(rollout), *_rolled_back(rollout), *_service_gap(rollout)]
+    findings += [finding for finding in (route_finding(observed, stable),) if finding]
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(rollout),
         conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, rollout.now),
         endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
+        url=public_url(observed, stable),
         stable=stable,
         candidate=rollout.candidate,
         previous=rollout.previous,
@@ -77,6 +80,7 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
 def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
     """Events for problems that a person can act on, when they appear. The rollout reports on its candidate itself."""
     advice = (*advice_events(before.conditions, after.conditions), *_degradation(before, after))
+    advice += (*_route_news(before, after),)
     now, then = _problem(after), _problem(before)
     if now is None or (then is not None and then.reason == now.reason) or now.reason in {e.reason for e in advice}:
         return advice
@@ -91,6 +95,15 @@ def _degradation(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus
     for each in after.conditions:
         if each.type == ConditionType.DEGRADED:
             yield Event("Warning", Reason(each.reason), each.message)
+
+
+def _route_news(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> Iterator[Event]:
+    """That a gateway takes the route, or why there is none; not that one waits for an answer."""
+    known = {each.reason for each in before.conditions if each.type == ConditionType.ROUTE_ACCEPTED}
+    for each in after.conditions:
+        told = each.reason in known or each.reason == Reason.ROUTE_PENDING
+        if each.type == ConditionType.ROUTE_ACCEPTED and not told:
+            yield Event("Normal" if each.status == "True" else "Warning", Reason(each.reason), each.message)
 
 
 def _problem(status: AdapterDeploymentStatus) -> Condition | None:

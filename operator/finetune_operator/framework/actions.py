@@ -1,6 +1,7 @@
 """What a plan consists of. Pure functions make plans from what was observed; ``apply.py`` applies their actions."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from finetune_api.reasons import Reason
@@ -78,6 +79,6 @@ class Plan(Generic[S]):
     """True: write neither status nor events in this turn, but in a turn of its own, which yields to all other keys. In
     a burst, every resource gets its first Job before any gets its status, whose write costs the API server twice what
     ConfigMap and Job cost together (docs/benchmarks.md)."""
-    optional: tuple[Action, ...] = ()
-    """What the resource can do without: applied after all others. If one fails, nothing else does; the status says so,
-    and it is tried again later (``unmet.py``)."""
+    optional: Mapping[str, tuple[Action, ...]] = field(default_factory=dict)
+    """What the resource can do without, by a word for what it is: applied after all others. If one fails, nothing else
+    does but what is left of the same word; the status says so, and it is tried again later (``unmet.py``)."""

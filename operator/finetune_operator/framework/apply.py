@@ -4,7 +4,7 @@ from typing import assert_never
 
 from finetune_api import meta
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Patch
-from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.cache import CHILDREN, ROUTES, Cache
 from finetune_operator.framework.client import ApiError, KubeClient
 from finetune_operator.framework.objects import CONFIG_MAPS, Object, Resource
 from finetune_operator.framework.ownership import Owner
@@ -84,5 +84,5 @@ def _refuse_conflict(owner: Owner, resource: Resource, existing: Object | None) 
 
 def _record(cache: Cache, resource: Resource, result: Object) -> None:
     """The next pass sees this write, if it is of what the cache keeps up to date."""
-    if resource in CHILDREN:
+    if resource in (*CHILDREN, *ROUTES):
         cache.record(resource, result)

@@ -22,6 +22,8 @@ from finetune_operator.framework.objects import (
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     ENDPOINT_SLICES,
+    HTTP_ROUTES,
+    INGRESSES,
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -37,6 +39,9 @@ CHILDREN: Final = (
     *(CONTROLLER_REVISIONS, DISRUPTION_BUDGETS),
 )
 """The kinds of children that are watched. An EndpointSlice has its Service's labels."""
+ROUTES: Final = (HTTP_ROUTES, INGRESSES)
+"""Kinds of children that are watched where the admin lets endpoints have them. A cluster may lack the first: it comes
+with CRDs of its own, which somebody may install or delete at any time."""
 _TOMBSTONES: Final = 10_000
 V = TypeVar("V", bound=Hashable)
 _Place = tuple[str, str, str]
@@ -81,6 +86,17 @@ class Cache:
         self._groups: dict[Hashable, set[_Place]] = defaultdict(set)
         self._deleted: OrderedDict[str, _Tombstone] = OrderedDict()
         self._moment = 0
+        self._lacking: set[str] = set()
+
+    def lacks(self, resource: Resource) -> bool:
+        """Whether the API server is known not to have a kind."""
+        with self._lock:
+            return resource.kind in self._lacking
+
+    def record_kind(self, resource: Resource, *, exists: bool) -> None:
+        """Record whether the API server has a kind."""
+        with self._lock:
+            (self._lacking.discard if exists else self._lacking.add)(resource.kind)
 
     def moment(self) -> int:
         """A point in time between two changes of the cache. Taken before a LIST or GET, it says what came before."""

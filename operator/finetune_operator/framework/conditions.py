@@ -26,6 +26,7 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     ROLLED_BACK = "RolledBack"
     SERVICE_GAP = "ServiceGap"
+    ROUTE_ACCEPTED = "RouteAccepted"
 
 
 @dataclass(frozen=True)

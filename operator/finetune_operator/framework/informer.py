@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.cache import ROUTES, Cache
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.objects import Object, Resource
 
@@ -33,6 +33,9 @@ RETRY_SECONDS: Final = (0.2, 30.0)
 FIRST_LIST_SECONDS: Final = 30.0
 """For so long the first LIST is tried again, if what is in its way passes. CRDs that were installed a moment ago answer
 429 "storage is (re)initializing"."""
+
+ABSENT_SECONDS: Final = 10.0
+"""After which to look again for a kind that the API server lacks."""
 
 Changed = Callable[[Resource, Object], None]
 Seen = Callable[[Resource, bool, Object], None]
@@ -66,6 +69,7 @@ class Informer:
         self._changed = changed
         self._seen = seen
         self._turn = turn
+        self._optional = selection.resource in ROUTES
         self._version = 0
         """From which a watch goes on; 0: from a LIST."""
         self._list_due = 0.0
@@ -82,6 +86,8 @@ class Informer:
             try:
                 return self.list(again_after)
             except ApiError as error:
+                if self._is_absent(error):
+                    return None
                 wait = error.retry_after or 1.0
                 if not error.passes or time.monotonic() + wait > deadline:
                     raise
@@ -105,6 +111,8 @@ class Informer:
                     self._changed(resource, found)
         for gone in self._cache.sweep(resource, namespace, asked):
             self._changed(resource, gone)
+        if self._optional:
+            self._cache.record_kind(resource, exists=True)
         self._version = version
         self._list_due = time.monotonic() + again_after
 
@@ -119,6 +127,9 @@ class Informer:
                 stopping.wait(max(0.0, began + SHORT_SECONDS - time.monotonic()))
                 continue
             except ApiError as error:
+                if self._is_absent(error):
+                    stopping.wait(ABSENT_SECONDS)
+                    continue
                 if error.expired:
                     self._version = 0
                 logger.info("%s: the stream broke, going on: %s", self._name, error)
@@ -146,6 +157,19 @@ class Informer:
             self._version = version
             if stopping.is_set():
                 return
+
+    def _is_absent(self, error: ApiError) -> bool:
+        """Whether the API server lacks an optional kind. Then there is none of it: its objects went with its CRD."""
+        if not self._optional or error.status != 404:
+            return False
+        resource, namespace = self.selection.resource, self.selection.namespace
+        if not self._cache.lacks(resource):
+            logger.warning("%s: the API server does not have this kind; looking for it again and again", self._name)
+        self._cache.record_kind(resource, exists=False)
+        self._heard, self._version = time.monotonic(), 0
+        for gone in self._cache.sweep(resource, namespace, self._cache.moment()):
+            self._changed(resource, gone)
+        return True
 
     def _is_restored(self) -> bool:
         """Whether the API server's versions have become lower: a watch would then wait in silence, perhaps for ever."""

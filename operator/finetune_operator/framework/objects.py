@@ -28,4 +28,6 @@ CONTROLLER_REVISIONS: Final = Resource("apps/v1", "ControllerRevision", "control
 ENDPOINT_SLICES: Final = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 NETWORK_POLICIES: Final = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 DISRUPTION_BUDGETS: Final = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+HTTP_ROUTES: Final = Resource("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
+INGRESSES: Final = Resource("networking.k8s.io/v1", "Ingress", "ingresses")
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases")

@@ -52,8 +52,8 @@ class Kind(Generic[O, S]):
     """What was observed, with a conflicting object that an action met. Its plan has no actions."""
     with_refusal: Callable[[O, str], O]
     """What was observed, with the API server's message for an action that it refused. Its plan has no actions."""
-    with_unmet: Callable[[O, str], O]
-    """What was observed, with what was said of an optional action that failed."""
+    with_unmet: Callable[[O, Mapping[str, str]], O]
+    """What was observed, with what was said of optional actions that failed, by their words."""
     without_api: Callable[[Object, str], O]
     """What the resource itself shows, with the API's last error, once calls have failed for a while. Its plan has no
     actions."""
@@ -93,7 +93,7 @@ class Reconciler:
         resource = self._cache.get(kind.resource, key.namespace, key.name)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._api_failures.clear(key)
-            self._unmet.clear(key)
+            self._unmet.forget(key)
             return NextTurn()  # owner references delete the children; data in the store stays
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
@@ -127,12 +127,13 @@ class Reconciler:
                 raise
             observed = kind.with_refusal(observed, error.message)
             plan = kind.plan(observed, now)
-        said = self._apply_optional(owner, plan.optional, now)
+        failed = {word: self._apply_optional(owner, word, actions, now) for word, actions in plan.optional.items()}
+        said = {word: text for word, text in failed.items() if text}
         return kind.plan(kind.with_unmet(observed, said), now) if said else plan
 
-    def _apply_optional(self, owner: Owner, actions: tuple[Action, ...], now: datetime) -> str:
+    def _apply_optional(self, owner: Owner, word: str, actions: tuple[Action, ...], now: datetime) -> str:
         """Apply what the resource can do without; returns what stands in the way, empty if nothing does."""
-        if said := self._unmet.said(owner.key, actions, now):
+        if said := self._unmet.said(owner.key, word, actions, now):
             return said
         try:
             for action in actions:
@@ -142,9 +143,9 @@ class Reconciler:
         except ApiError as error:
             said = error.message or str(error)
         if said:
-            self._unmet.record(owner.key, actions, said, now)
+            self._unmet.record(owner.key, word, actions, said, now)
         else:
-            self._unmet.clear(owner.key)
+            self._unmet.clear(owner.key, word)
         return said
 
     def _report(self, kind: Kind[O, S], owner: Owner, resource: Object, plan: Plan[S], now: datetime) -> None:

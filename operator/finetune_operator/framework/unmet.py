@@ -13,24 +13,30 @@ that a webhook with a new word in every answer does not have the status written 
 
 
 class Unmet:
-    """The optional actions that failed, one list per resource. Safe for any number of threads."""
+    """The optional actions that failed, one list for each word of a resource. Safe for any number of threads."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, tuple[tuple[Action, ...], str, datetime]] = {}
+        self._known: dict[tuple[Key, str], tuple[tuple[Action, ...], str, datetime]] = {}
         self._lock = threading.Lock()
 
-    def said(self, key: Key, actions: tuple[Action, ...], now: datetime) -> str:
+    def said(self, key: Key, word: str, actions: tuple[Action, ...], now: datetime) -> str:
         """What was said of these very actions a short while ago; empty if they are to be tried."""
         with self._lock:
-            tried, said, since = self._known.get(key, ((), "", now))
+            tried, said, since = self._known.get((key, word), ((), "", now))
         return said if tried == actions and now - since < RETRY else ""
 
-    def record(self, key: Key, actions: tuple[Action, ...], said: str, now: datetime) -> None:
+    def record(self, key: Key, word: str, actions: tuple[Action, ...], said: str, now: datetime) -> None:
         """Record that the actions failed."""
         with self._lock:
-            self._known[key] = (actions, said, now)
+            self._known[key, word] = (actions, said, now)
 
-    def clear(self, key: Key) -> None:
-        """Record that they succeeded or are not needed, or that the resource is gone."""
+    def clear(self, key: Key, word: str) -> None:
+        """Record that they succeeded or are not needed."""
         with self._lock:
-            self._known.pop(key, None)
+            self._known.pop((key, word), None)
+
+    def forget(self, key: Key) -> None:
+        """Record that the resource is gone."""
+        with self._lock:
+            for known in [each for each in self._known if each[0] == key]:
+                del self._known[known]

@@ -14,8 +14,10 @@ _BINARY: Final = {f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTP
 _UNITS: Final = {"": Decimal(1)} | _DECIMAL | _BINARY
 
 
-def ensure(resource: Resource, desired: Object, live: Object | None) -> tuple[Create | Apply, ...]:
-    """The actions that make an object as desired; none if it is.
+def ensure(
+    resource: Resource, desired: Object, live: Object | None, *, whole_lists: bool = False
+) -> tuple[Create | Apply, ...]:
+    """The actions that make an object as desired; none if it is. ``whole_lists``: as in ``holds``.
 
     A missing one is created rather than applied: if somebody else's object of this name appears in between, creating
     fails, while applying would take it over.
@@ -24,7 +26,7 @@ def ensure(resource: Resource, desired: Object, live: Object | None) -> tuple[Cr
         return (Create(resource, desired),)
     # An object that came in a list names neither its version nor its kind.
     content = {field: value for field, value in desired.items() if field not in ("apiVersion", "kind")}
-    return () if holds(live, content) else (Apply(resource, desired),)
+    return () if holds(live, content, whole_lists=whole_lists) else (Apply(resource, desired),)
 
 
 def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> tuple[Create, ...]:
@@ -32,24 +34,29 @@ def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> t
     return (Create(resource, desired),) if live is None else ()
 
 
-def holds(live: Any, desired: Any) -> bool:
+def holds(live: Any, desired: Any, *, whole_lists: bool = False) -> bool:
     """Whether every field of ``desired`` has its value in ``live``; a missing value is as good as an empty one.
 
     The API server drops some empty values, for example those of variables.
 
     This follows how server-side apply merges (``x-kubernetes-map-type`` and ``-list-type`` of the API): of a list of
     named items (containers, variables, volumes), each desired item must be present; other lists, and selectors, are
-    compared as a whole, so that an addition to them counts as a change.
+    compared as a whole, so that an addition to them counts as a change. ``whole_lists``: so is every list, as kinds
+    have it whose lists are atomic.
     """
     if live == desired:  # most parts of most objects: one comparison instead of one for each field below
         return True
     if isinstance(desired, dict):
         fields = live if isinstance(live, dict) else {}
         return all(
-            fields.get(key) == want if key in _ATOMIC else holds(fields.get(key), want) for key, want in desired.items()
+            fields.get(key) == want if key in _ATOMIC else holds(fields.get(key), want, whole_lists=whole_lists)
+            for key, want in desired.items()
         )
     if isinstance(desired, list):
         items = live if isinstance(live, list) else []
+        if whole_lists:
+            pairs = zip(items, desired, strict=False)
+            return len(items) == len(desired) and all(holds(have, want, whole_lists=True) for have, want in pairs)
         if desired and all(isinstance(want, dict) and "name" in want for want in desired):
             return all(any(holds(have, want) for have in items) for want in desired)
         return not desired and not items

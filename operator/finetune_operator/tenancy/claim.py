@@ -20,6 +20,9 @@ class Subject(StrEnum):
     TRANSPORT = "insecureHosts"
     SECRET = "secrets"
     COST = "maxUsdPerRun"
+    GATEWAY = "gateways"
+    INGRESS_CLASS = "ingressClasses"
+    HOSTNAME = "hostnames"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Claim:
     """The field that asks for it, as people know it."""
     value: str
     """What it asks for; for COST the highest cost in US dollars, empty where the resource sets no limit; for ENDPOINT
-    empty where it is AWS."""
+    empty where it is AWS; for GATEWAY its namespace and name, with a slash between them."""
 
 
 def store_claims(storage: InputStorage, endpoint: str, secret: str) -> Iterator[Claim]:

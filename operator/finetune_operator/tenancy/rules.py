@@ -16,6 +16,13 @@ NameGlob = Annotated[str, Field(pattern=r"^[a-z0-9*]([-a-z0-9*]*[a-z0-9*])?$", m
 """A name, in which ``*`` stands for any characters."""
 DottedGlob = Annotated[str, Field(pattern=r"^[a-z0-9*]([-a-z0-9.*]*[a-z0-9*])?$", max_length=253)]
 """The name of a host or Secret, in which ``*`` stands for any characters."""
+GatewayGlob = Annotated[
+    str,
+    Field(pattern=r"^([a-z0-9.*-]|\{namespace\})+/[a-z0-9*]([-a-z0-9.*]*[a-z0-9*])?$", max_length=317),
+]
+"""Namespace and name of a Gateway, in which ``*`` stands for any characters, and the placeholder for the namespace."""
+HostnameGlob = Annotated[str, Field(pattern=r"^([a-z0-9.*-]|\{namespace\})+$", max_length=253)]
+"""A host's name, likewise."""
 Prefix = Annotated[str, Field(pattern=rf"^(s3|hf)://({_SEGMENT}(/{_SEGMENT})*/?)?$", max_length=512)]
 """Where something may lie: at this URI, or below it. No part of its path is empty, ``.`` or ``..``."""
 AWS: Final = "AWS"
@@ -51,6 +58,13 @@ class TenancyRule(ApiModel):
     secrets: list[DottedGlob] | None = None
     """Allowed names of the Secrets whose keys are sent to a store, teacher, judge, tracking server or registry, or
     asked of an endpoint's clients, e.g. finetune-*."""
+    gateways: list[GatewayGlob] | None = None
+    """Allowed Gateways of HTTPRoutes, each as namespace/name, e.g. gateways/public or {namespace}/*."""
+    ingress_classes: list[DottedGlob] | None = None
+    """Allowed classes of Ingresses."""
+    hostnames: list[HostnameGlob] | None = None
+    """Allowed names of endpoints outside of the cluster, e.g. *.{namespace}.models.example. Without this list, a
+    namespace may take any name that nobody has yet."""
     max_usd_per_run: Annotated[float, Field(ge=0)] | None = None
     """Maximum spec.budget.maxCost; jobs on a profile with a price must then set it."""
 

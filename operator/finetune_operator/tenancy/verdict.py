@@ -79,6 +79,12 @@ def _allowed(rule: TenancyRule, namespace: str, claim: Claim) -> _Allowed:
         case Subject.INPUT:
             readable = None if rule.inputs is None else [*rule.inputs, *(rule.outputs or [])]
             return _by_place(readable, namespace, claim.value)
+        case Subject.GATEWAY:
+            return _by_own_name(rule.gateways, namespace, claim.value)
+        case Subject.INGRESS_CLASS:
+            return _by_name(rule.ingress_classes, claim.value)
+        case Subject.HOSTNAME:
+            return _by_own_name(rule.hostnames, namespace, claim.value)
         case Subject.COST:
             return _by_cost(rule.max_usd_per_run, claim.value)
         case unknown:
@@ -89,6 +95,10 @@ def _by_name(names: list[str] | None, value: str, kind: str = "") -> _Allowed:
     if names is None:
         return _Allowed(True)
     return _Allowed(_matches(names, value), f"{kind if names else ''}{_one_of(names)}")
+
+
+def _by_own_name(names: list[str] | None, namespace: str, value: str) -> _Allowed:
+    return _by_name(names and [name.replace(NAMESPACE_PLACEHOLDER, namespace) for name in names], value)
 
 
 def _by_endpoint(endpoints: list[str] | None, value: str) -> _Allowed:

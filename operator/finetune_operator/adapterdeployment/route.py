@@ -1,0 +1,239 @@
+"""The way in from outside: what it is to be, what stands in its way, and whether a gateway takes it. Pure.
+
+It is never in the way of anything else: inside the cluster the endpoint serves whatever becomes of it.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from finetune_api.adapterdeployment import RevisionStatus
+from finetune_api.reasons import Reason
+from finetune_api.routes import ParentRef, Route
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.route_claims import route_violation
+from finetune_operator.framework.actions import Action, Delete
+from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp
+from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
+from finetune_operator.resources.drift import ensure
+from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
+from finetune_operator.resources.service import candidate_service_name
+
+ROUTE: Final = "route"
+"""The word for its actions, which are optional."""
+LOOK_SECONDS: Final = 15.0
+"""When to look again for what no event tells: a kind that is installed, an older endpoint that gives up its address."""
+SETTLING_SECONDS: Final = 10.0
+"""So long a gateway may take to follow its route. Until then it may send clients to a Service that the route no longer
+names."""
+
+
+def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
+    """Why the route that the spec asks for cannot be; None if it can, or none is asked for."""
+    route = observed.resource.spec.access.route
+    if route is None:
+        return None
+    kind, serving = _kind(route), observed.settings.serving
+    if kind not in serving.routes:
+        value = "httpRoutes" if kind == HTTP_ROUTES else "ingresses"
+        return Reason.ROUTE_UNAVAILABLE, f"The platform makes no {kind.kind} (serving.{value} of the chart's values)."
+    if kind in observed.lacking:
+        crd = f"{kind.plural}.{kind.api_version.partition('/')[0]}"
+        said = f"The cluster has no {kind.kind} of {kind.api_version}: its CRD, {crd}, is not installed."
+        return Reason.ROUTE_UNAVAILABLE, said
+    if violation := route_violation(observed.settings, observed.owner.namespace, route):
+        return Reason.NOT_ALLOWED, violation
+    if (elder := observed.elder) is not None:
+        return Reason.ROUTE_TAKEN, f"{elder.named(observed.owner.namespace)} has {elder.address}."
+    return None
+
+
+def route_actions(
+    observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None
+) -> tuple[Action, ...]:
+    """Make or restore the route, once a revision serves; delete what is not wanted any more. What the platform's rules
+    no longer allow stays as it is, as everything that serves does."""
+    route, hindered = observed.resource.spec.access.route, hindrance(observed)
+    if hindered is not None and hindered[0] is Reason.NOT_ALLOWED:
+        return ()
+    wanted = None if hindered or stable is None or route is None else _wanted(observed, route, candidate)
+    kind = _kind(route) if route else None
+    gone = tuple(
+        Delete(resource, name, child["metadata"]["uid"])
+        for resource in observed.settings.serving.routes
+        for name, child in observed.children.get(resource, {}).items()
+        if "deletionTimestamp" not in child["metadata"]
+        and (wanted is None or (resource, name) != (kind, wanted["metadata"]["name"]))
+    )
+    if wanted is None or kind is None:
+        return gone
+    return (*gone, *ensure(kind, wanted, _live(observed), whole_lists=True))
+
+
+def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -> Finding | None:
+    """Whether clients outside of the cluster have a way in; None where the spec asks for none."""
+    route = observed.resource.spec.access.route
+    if route is None:
+        return None
+    name = f"{_kind(route).kind} {observed.owner.name}"
+    if hindered := hindrance(observed):
+        return _finding(False, *hindered)
+    if said := observed.unmet.get(ROUTE, "").rstrip("."):
+        return _finding(False, Reason.ROUTE_REFUSED, f"The {name} cannot be written: {said}.")
+    if stable is None:
+        return _finding(False, Reason.ROUTE_PENDING, f"The {name} is made once a revision serves.")
+    answer = _answer(observed, route)
+    if answer.refusal:
+        return _finding(False, Reason.ROUTE_REFUSED, f"The {name} is not accepted. {answer.refusal}")
+    if not answer.accepted:
+        return _finding(False, Reason.ROUTE_PENDING, f"The {name} waits for the answer of {answer.of}.")
+    return _finding(True, Reason.ROUTE_ACCEPTED, f"{answer.of} takes the {name}: {', '.join(route.urls)}.")
+
+
+def public_url(observed: ObservedDeployment, stable: RevisionStatus | None) -> str:
+    """Where clients outside of the cluster reach the endpoint; empty without a route."""
+    route = observed.resource.spec.access.route
+    if route is None or stable is None or hindrance(observed) or observed.unmet.get(ROUTE):
+        return ""
+    return route.urls[0]
+
+
+def look_after(observed: ObservedDeployment) -> float | None:
+    """Seconds after which to look again whether the route can be; None where an event tells."""
+    found = hindrance(observed)
+    is_watched = found is None or found[0] is Reason.NOT_ALLOWED or _is_turned_off(observed)
+    return None if is_watched else LOOK_SECONDS
+
+
+def gives_weights(observed: ObservedDeployment) -> bool:
+    """Whether a gateway takes the endpoint's HTTPRoute, so that it can divide requests."""
+    route = observed.resource.spec.access.route
+    if route is None or route.http_route is None or hindrance(observed) or observed.unmet.get(ROUTE):
+        return False
+    return _answer(observed, route).accepted
+
+
+def carries(observed: ObservedDeployment, revision: str, weight: int) -> bool:
+    """Whether the gateway has taken an HTTPRoute that gives the candidate's Service this percentage of the requests."""
+    route, live = observed.resource.spec.access.route, _live(observed)
+    if route is None or live is None or backends_of(live) != _divided(observed, revision, weight):
+        return False
+    return _answer(observed, route).settled
+
+
+def named_left(observed: ObservedDeployment, service: str, since: str, now: datetime) -> float:
+    """Seconds for which a gateway may still send clients to a Service: as long as the HTTPRoute names it, and a while
+    longer. ``since``: when the revisions' parts last changed."""
+    live = observed.child(HTTP_ROUTES, observed.owner.name)
+    if live is not None and service in {each.service for each in backends_of(live)}:
+        return SETTLING_SECONDS
+    if live is None or not observed.resource.spec.by_steps:
+        return 0.0
+    return max(0.0, (parse_timestamp(since) + timedelta(seconds=SETTLING_SECONDS) - now).total_seconds())
+
+
+class _Answer(NamedTuple):
+    """What those who are to take a route say of it."""
+
+    of: str
+    """Who they are."""
+    accepted: bool = False
+    """All of them take it."""
+    settled: bool = False
+    """All of them take it as it is now, and can reach what it names."""
+    refusal: str = ""
+    """What one of them has against it."""
+
+
+def _answer(observed: ObservedDeployment, route: Route) -> _Answer:
+    live = _live(observed) or {"metadata": {}}
+    if route.http_route is None:
+        found = ((live.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+        asked = f"the controller of IngressClass {route.ingress.class_name}" if route.ingress else ""
+        return _Answer(asked, accepted=bool(found), settled=bool(found))
+    namespace, generation = observed.owner.namespace, live["metadata"].get("generation", 0)
+    answers = [(each, list(_answers(live, each, namespace))) for each in route.http_route.parent_refs]
+    accepted = [any(_says(one, "Accepted", "True") for one in given) for _, given in answers]
+    return _Answer(
+        of="Gateway " + " and ".join(_named(each, namespace) for each, _ in answers),
+        accepted=all(accepted),
+        settled=all(any(_is_settled(one, generation) for one in given) for _, given in answers),
+        refusal=" ".join(text for each, given in answers for text in _refusals(_named(each, namespace), given)),
+    )
+
+
+_Conditions = dict[str, dict[str, Any]]
+
+
+def _answers(live: Object, asked: ParentRef, namespace: str) -> Iterator[_Conditions]:
+    """What each controller says for a parent: its conditions by their types."""
+    wanted = (asked.name, asked.namespace or namespace, asked.section_name)
+    for entry in (live.get("status") or {}).get("parents") or []:
+        parent = entry["parentRef"]
+        if (parent["name"], parent.get("namespace") or namespace, parent.get("sectionName")) == wanted:
+            yield {each["type"]: each for each in entry.get("conditions") or []}
+
+
+def _is_settled(given: _Conditions, generation: int) -> bool:
+    accepted = given.get("Accepted") or {}
+    is_new = accepted.get("observedGeneration", generation) >= generation
+    return is_new and _says(given, "Accepted", "True") and not _says(given, "ResolvedRefs", "False")
+
+
+def _refusals(gateway: str, answers: list[_Conditions]) -> Iterator[str]:
+    if any(_says(one, "Accepted", "True") and not _says(one, "ResolvedRefs", "False") for one in answers):
+        return
+    for one in answers:
+        for kind in ("Accepted", "ResolvedRefs"):
+            if _says(one, kind, "False"):
+                said = str(one[kind].get("message", ""))[:_MOST].rstrip(".")
+                yield f"Gateway {gateway} says {kind}: False, {one[kind].get('reason', '')}: {said}."
+
+
+_MOST: Final = 300
+"""So many characters of a gateway's message have room."""
+
+
+def _says(given: _Conditions, kind: str, status: str) -> bool:
+    return bool((given.get(kind) or {}).get("status") == status)
+
+
+def _named(parent: ParentRef, namespace: str) -> str:
+    section = f" ({parent.section_name})" if parent.section_name else ""
+    return f"{parent.namespace or namespace}/{parent.name}{section}"
+
+
+def _wanted(observed: ObservedDeployment, route: Route, candidate: RevisionStatus | None) -> Object | None:
+    """The route as it is to be; one of its two kinds is given."""
+    owner = observed.owner
+    if route.ingress is not None:
+        return ingress(owner, route.ingress, observed.settings.serving.ingresses.annotations)
+    if route.http_route is None:
+        return None
+    weight = candidate.canary.routed_weight if candidate and candidate.canary else None
+    return http_route(owner, route.http_route, _divided(observed, candidate.revision if candidate else "", weight or 0))
+
+
+def _divided(observed: ObservedDeployment, revision: str, weight: int) -> list[Backend]:
+    """The public Service alone, or beside it the candidate's with its percentage."""
+    owner = observed.owner
+    candidate = [Backend(candidate_service_name(owner, revision), weight)] if weight else []
+    return [Backend(owner.name, 100 - weight), *candidate]
+
+
+def _live(observed: ObservedDeployment) -> Object | None:
+    route = observed.resource.spec.access.route
+    return observed.child(_kind(route), observed.owner.name) if route else None
+
+
+def _kind(route: Route) -> Resource:
+    return HTTP_ROUTES if route.http_route is not None else INGRESSES
+
+
+def _is_turned_off(observed: ObservedDeployment) -> bool:
+    route = observed.resource.spec.access.route
+    return route is not None and _kind(route) not in observed.settings.serving.routes
+
+
+def _finding(status: bool, reason: Reason, message: str) -> Finding:
+    return Finding(ConditionType.ROUTE_ACCEPTED, status, reason, message)
