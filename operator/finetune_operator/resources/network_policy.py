@@ -22,15 +22,19 @@ def candidate_policy(owner: Owner, revision: str, access: ServingAccess, *, has_
 
 
 def serving_policy(owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False) -> Object:
-    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients; and the analysis of a
-    canary, where metrics are.
+    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients; the analysis of a canary,
+    where metrics are; and the verifier, where the self-check tells of adapters.
 
     Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
     whoever writes a custom resource who decides.
     """
     analysis = _stage(owner, Stage.ANALYSE)
     if has_proxy:
-        return _policy(owner, revision, access.ingress_from, (analysis, *access.metrics_from), has_proxy=True)
+        policy = _policy(owner, revision, access.ingress_from, (analysis, *access.metrics_from), has_proxy=True)
+        # What the self-check tells of adapters that come while the pod runs.
+        told = {"ports": [{"protocol": "TCP", "port": meta.SELF_CHECK_PORT}], "from": [_stage(owner, Stage.VERIFY)]}
+        policy["spec"]["ingress"].append(told)
+        return policy
     return _policy(owner, revision, (analysis, *access.ingress_from), (), has_proxy=False)
 
 
