@@ -10,7 +10,7 @@ from finetune_api.adapterdeployment import AdapterState, RevisionStatus, Serving
 from finetune_api.reasons import Reason
 from finetune_api.stages import WantedAdapters
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
-from finetune_operator.settings import Engine, Runtime
+from finetune_operator.settings import Engine, Proxy, Runtime
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, INACTIVE, ServingCluster, condition, uri
 from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, published
@@ -73,6 +73,17 @@ def test_its_server_starts_without_adapters_and_its_self_check_loads_them() -> N
     assert {"input", "self-check"} <= mounts.keys() & {each["name"] for each in fetch["volumeMounts"]}
     assert told(cluster) == {"fr": True}
     assert states(cluster) == {"fr": LOADED}
+
+
+def test_its_self_check_reaches_the_store_as_fetch_does_and_the_server_past_the_platforms_proxy() -> None:
+    """The server is on loopback, which no proxy of the platform reaches."""
+    cluster = endpoint(fr=GOOD)
+    cluster.settings = VLLM.model_copy(update={"proxy": Proxy(https_proxy="http://proxy:3128", no_proxy=".svc")})
+    cluster.settle()
+    fetch, check, _ = pod(cluster)["initContainers"]
+    told_fetch, told_check = ({each["name"]: each.get("value") for each in of["env"]} for of in (fetch, check))
+    assert (told_fetch["NO_PROXY"], told_check["NO_PROXY"]) == (".svc", ".svc,127.0.0.1")
+    assert told_fetch["HTTPS_PROXY"] == told_check["HTTPS_PROXY"] == "http://proxy:3128"
 
 
 def test_without_a_proxy_whoever_reaches_the_port_could_load_them_so_pods_do_not() -> None:

@@ -15,7 +15,6 @@ added ──▶ Loading ──────┤
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from finetune_api import meta
@@ -145,11 +144,7 @@ def wanted_adapters(observed: ObservedDeployment, record: Record, adapters: Sequ
 
 
 def deliver(
-    observed: ObservedDeployment,
-    record: Record,
-    adapters: Sequence[Adapter],
-    stable: RevisionStatus,
-    now: datetime,
+    observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter], stable: RevisionStatus
 ) -> Delivery:
     """Bring the pods of what serves the adapters that are asked for, and say where each stands. What they are told is
     among the objects of the revision; here is what waits for their answer."""

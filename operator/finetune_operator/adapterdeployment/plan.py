@@ -117,7 +117,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         replicas = stable_replicas(observed, stable, None, now)
         # Without its source, what serves is the target. What failed in place is remembered for when the source is back.
         failed = failed_in_place(observed) if target.source_blocker else None
-        brought = deliver(observed, target.record, target.adapters, recorded(stable, target), now)
+        brought = deliver(observed, target.record, target.adapters, recorded(stable, target))
         actions = (*serve(observed, target, replicas), *brought.actions)
         step = RolloutStep(brought.stable, failed, actions, brought.events, brought.due_after)
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
