@@ -108,7 +108,7 @@ class VllmContract:
         if name in self.loras:
             return _error(400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded.")
         if (found := self.files.get(body["lora_path"])) is None:
-            return _error(500, "InternalServerError", "Call to add_lora method failed: it is no adapter of this model")
+            return _error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {body['lora_path']}")
         self.loras = {**self.loras, name: found}
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
