@@ -527,6 +527,14 @@ class CanaryStatus(WireModel):
     """What the servers' metrics say, if the spec asks for it; absent while its pods start."""
 
 
+class AdapterState(OpenEnum):
+    """Where one of several adapters stands on the pods that serve."""
+
+    LOADING = "Loading"
+    LOADED = "Loaded"
+    FAILED = "Failed"
+
+
 class AdapterStatus(WireModel):
     """One of several adapters of a revision."""
 
@@ -542,6 +550,15 @@ class AdapterStatus(WireModel):
     """Its rank; 0 for a pinned artifact."""
     outcome: CheckOutcome | None = None
     """What came of its verification: Passed or Failed; absent if it has not come to it."""
+    state: AdapterState | None = None
+    """Of what serves: Loading (running pods fetch it, prove it and load it), Loaded (the pods that are ready answer to
+    its name) or Failed (no pod answers to its name; the other adapters are not touched)."""
+    pods: Annotated[str, Field(max_length=32)] = ""
+    """Of a loaded one: pods that answer to its name, e.g. "2/2"."""
+    reason: Word = ""
+    """Of one that is not loaded: why, as one word for programs."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """The same for people."""
 
 
 class RevisionStatus(WireModel):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from finetune_api.access import without_access
-from finetune_api.adapterdeployment import VerificationCheck, WithdrawnPolicy, artifact_digest
+from finetune_api.adapterdeployment import AdapterState, VerificationCheck, WithdrawnPolicy, artifact_digest
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
@@ -146,6 +146,43 @@ class FetchParams(WireModel):
     """Several artifacts of format Adapter on one base, in place of the input's artifact; empty: that one."""
     max_rank: int = 0
     """Of adapters: the highest rank that the server is told to make room for."""
+    wanted: str = ""
+    """File with WantedAdapters, of which the required ones are downloaded in place of ``adapters``: the server loads
+    adapters while it runs, and what it serves by now is another set. Empty: ``adapters`` are."""
+
+
+class WantedAdapter(AdapterRef):
+    """One of the adapters that a running server is to serve."""
+
+    required: bool = False
+    """It has been proved on all pods: no pod is ready without it. Otherwise a pod that cannot serve it goes on without
+    it."""
+
+
+class WantedAdapters(WireModel):
+    """What a server that loads adapters while it runs is to serve. It changes with the spec."""
+
+    adapters: list[WantedAdapter] = []
+    withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
+    """What becomes of one that was withdrawn before it was proved."""
+
+
+class AdapterReport(WireModel):
+    """Where one of them stands on one pod."""
+
+    name: str
+    digest: str
+    state: AdapterState
+    reason: Reason = Reason.WAITING
+    """Why it is not loaded."""
+    message: str = ""
+    """The same for people."""
+
+
+class AdapterReports(WireModel):
+    """What the self-check of a pod tells of its adapters at ``/adapters``."""
+
+    adapters: list[AdapterReport] = []
 
 
 class LatencyObjectives(WireModel):
@@ -193,6 +230,9 @@ class VerifyParams(WireModel):
     door: str = ""
     """URL of a port that opens to verify in the moment in which the network opens to clients: once all checks have
     passed, verify waits for it. Empty: it does not."""
+    pods: list[str] = []
+    """URLs of the self-checks of pods that load adapters while they run: wait until each says that it has proved these
+    ``adapters``, or that it cannot. Empty: the endpoint is asked."""
 
 
 class AnalyseParams(WireModel):

@@ -5,27 +5,23 @@ several adapters each has such a folder, and their base is in ``<models>/<addres
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.adapterdeployment import set_address
-from finetune_api.layout import Manifest, Withdrawal, output_folder
+from finetune_api.layout import Manifest, Withdrawal
 from finetune_api.reasons import Reason
-from finetune_api.stages import AdapterRef, FetchParams, Stage
-from finetune_jobs.artifacts import artifact
+from finetune_api.stages import AdapterRef, FetchParams, Stage, WantedAdapters
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.base.progress import Report
 from finetune_jobs.modelling.base_model import WEIGHTS
-from finetune_jobs.runtime.runner import Context, StageOutput, artifact_root, run_stage
+from finetune_jobs.runtime.adapters import AdapterSource, fetch_artifact, require_no_code
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
-
-_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
 
 
 def fetch(context: Context) -> StageOutput:
@@ -37,7 +33,7 @@ def fetch(context: Context) -> StageOutput:
         return _fetch_adapters(context, asked)
     signed_by = require_signature(context.store, digest, asked.public_keys) if asked.public_keys else ""
     home = context.models / digest
-    model = _fetch_artifact(context.store, home, digest, context.progress.part(0, 0.05, "downloading the artifact"))
+    model = fetch_artifact(context.store, home, digest, context.progress.part(0, 0.05, "downloading the artifact"))
     if model.base:
         raise StageError(
             Reason.ADAPTERS_UNSUITABLE,
@@ -66,18 +62,14 @@ def fetch(context: Context) -> StageOutput:
     )
 
 
-@dataclass(frozen=True)
-class _Adapter:
-    """One of several, and where its base is."""
-
-    ref: AdapterRef
-    base: artifact.BaseRef
-    store: Store
-
-
 def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
-    """The adapters first, which are small, and say whether they share a base; then that, once."""
-    places = [_find_adapter(context, each, asked) for each in asked.adapters]
+    """The adapters first, which are small, and say whether they share a base; then that, once. Its address stays that
+    of the first set, whatever is wanted by now: it is among the server's arguments."""
+    source = AdapterSource(context.places, context.input.storage, asked, context.models)
+    found = _wanted(asked)
+    places = [
+        source.download(each, context.progress.part(0, 0.05, f"downloading adapter {each.name}")) for each in found
+    ]
     first = places[0]
     for other in places[1:]:
         if other.base.digest != first.base.digest:
@@ -107,41 +99,13 @@ def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     )
 
 
-def _find_adapter(context: Context, ref: AdapterRef, asked: FetchParams) -> _Adapter:
-    """Download an adapter and its artifact. Failures name it."""
-    try:
-        return _download(context, ref, asked)
-    except StageError as error:
-        raise error.of(f"Adapter {ref.name!r}") from error
-
-
-def _download(context: Context, ref: AdapterRef, asked: FetchParams) -> _Adapter:
-    store = context.places.open(artifact_root(ref.uri, ref.digest), context.input.storage)
-    if asked.public_keys:
-        require_signature(store, ref.digest, asked.public_keys)
-    home = context.models / ref.digest
-    model = _fetch_artifact(store, home, ref.digest, context.progress.part(0, 0.05, f"downloading adapter {ref.name}"))
-    if model.base is None:
-        raise StageError(
-            Reason.ADAPTERS_UNSUITABLE,
-            f"Artifact {ref.digest[:12]} is a whole model ({model.format}), not one of format Adapter.",
-        )
-    if model.base.rank > asked.max_rank:
-        raise StageError(
-            Reason.ADAPTERS_UNSUITABLE,
-            f"It has rank {model.base.rank}; the runtime makes room for {asked.max_rank}. Set --max-lora-rank in args "
-            "of the runtime in the chart's values.",
-        )
-    _require_no_code(store.uri(model.folder), require_manifest(store, model.folder))
-    fetch_folder(store, model.folder, home / "model")
-    return _Adapter(ref, model.base, store)
-
-
-def _fetch_artifact(store: Store, home: Path, digest: str, report: Report) -> artifact.ModelRef:
-    """The artifact's own files."""
-    home.mkdir(parents=True, exist_ok=True)
-    fetch_folder(store, output_folder(Stage.PUBLISH, digest), home / "artifact", report=report)
-    return read_json(home / "artifact" / artifact.MODEL_REF, artifact.ModelRef)
+def _wanted(asked: FetchParams) -> list[AdapterRef]:
+    """The adapters without which the pod is of no use: of a set that has changed since, those that were proved."""
+    if not asked.wanted:
+        return asked.adapters
+    wanted = read_json(Path(asked.wanted), WantedAdapters).adapters
+    required = [AdapterRef(name=each.name, uri=each.uri, digest=each.digest) for each in wanted if each.required]
+    return required or asked.adapters
 
 
 def _mark(store: Store, digest: str) -> Withdrawal | None:
@@ -158,17 +122,9 @@ def _mark(store: Store, digest: str) -> Withdrawal | None:
 
 def _require_safetensors(uri: str, manifest: Manifest) -> None:
     names = [file.path for file in manifest.files]
-    _require_no_code(uri, manifest)
+    require_no_code(uri, manifest)
     if not any(name.endswith(WEIGHTS) for name in names) or "config.json" not in names:
         raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} is not a model: config.json and *.safetensors are required.")
-
-
-def _require_no_code(uri: str, manifest: Manifest) -> None:
-    unsafe = [file.path for file in manifest.files if file.path.endswith(_UNSAFE)]
-    if unsafe:
-        raise StageError(
-            Reason.MODEL_UNSUPPORTED, f"{uri} contains {unsafe[0]}, which may run code; only safetensors are accepted."
-        )
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ hardware, another download, perhaps another image under the same tag. So beside 
 asks it over loopback what the artifact recorded, makes the same checks as the verification, and tells the kubelet that
 the pod is ready once they have passed. From then on it asks one question now and then (the quality watch), and makes
 all the checks again if the answer has changed. It lives as long as the server does: if the server ends, so does this
-program, and what starts in its place proves the next server.
+program, and what starts in its place proves the next server. Where the server loads adapters while it runs, this
+program has it load them, at the start and whenever the set changes (``verification.loading``).
 
     waiting for the server ──▶ proving ──▶ ready, and watched ──the server ends──▶ exit 0
                                   │                 │
@@ -30,18 +31,22 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
-from finetune_api.meta import SELF_CHECK_FILE, SELF_CHECK_PORT, SERVING_PORT, ExitCode
+from finetune_api.meta import INPUT_FILE, MODELS_DIR, SELF_CHECK_FILE, SELF_CHECK_PORT, SERVING_PORT, ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.stages import SelfCheckLimits, Stage, StageResult
-from finetune_jobs.base.documents import read_json
+from finetune_api.stages import AdapterReports, FetchParams, SelfCheckLimits, Stage, StageResult, WantedAdapters
+from finetune_jobs.base.documents import M, read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime import logs
+from finetune_jobs.runtime.adapters import AdapterSource
 from finetune_jobs.runtime.commandline import TERMINATION_LOG
 from finetune_jobs.runtime.runner import failure, write_result
+from finetune_jobs.runtime.stage_input import read_input
+from finetune_jobs.store.places import Places
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.connection import wait_until_healthy
+from finetune_jobs.verification.loading import Loader
 from finetune_jobs.verification.proof import Proof
-from finetune_jobs.verification.servers import SERVERS, client_of
+from finetune_jobs.verification.servers import HOSTS, SERVERS, client_of
 from finetune_jobs.verification.watch import QualityWatch
 
 log = logging.getLogger(__name__)
@@ -69,15 +74,25 @@ class Options:
     port: int
     adapter: Sequence[tuple[str, str, str]] = ()
     """Of each adapter: its name in the server's API, the folder of its artifact, and the digest of that."""
+    wanted: Path | None = None
+    """WantedAdapters as JSON, which the server loads while it runs; None: it has what it was started with."""
+    model: str = ""
+    """Name of their base in the server's API."""
+    input: str = INPUT_FILE
+    """The StageInput of ``fetch``: how the adapters are reached, and what they must bear."""
+    models: Path = Path(MODELS_DIR)
+    """Where the server reads them."""
 
 
 class Gate:
-    """Tells the kubelet whether the pod is ready: ``/ready`` is 200 once it has proved itself, and 503 until then."""
+    """Tells the kubelet whether the pod is ready: ``/ready`` is 200 once it has proved itself, and 503 until then.
+    ``/adapters`` tells the verifier of adapters that come and go meanwhile; 404: none do."""
 
     def __init__(self, port: int) -> None:
         """Raises OSError if the port is taken."""
         self._open = threading.Event()
-        gate = self._open
+        self._told = b""
+        gate, mine = self._open, self
 
         class Handler(BaseHTTPRequestHandler):
             """Answers GET."""
@@ -85,6 +100,8 @@ class Gate:
             def do_GET(self) -> None:
                 status = (200 if gate.is_set() else 503) if self.path == "/ready" else 404
                 said = {200: b"proved\n", 503: b"not proved yet\n"}.get(status, b"")
+                if self.path == "/adapters" and (reports := mine._told):
+                    status, said = 200, reports
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
@@ -111,6 +128,10 @@ class Gate:
         """The pod is ready from now on."""
         self._open.set()
 
+    def tell(self, reports: AdapterReports) -> None:
+        """Where adapters stand that come and go."""
+        self._told = reports.model_dump_json(by_alias=True).encode()
+
     def close(self) -> None:
         """Stop answering."""
         self._server.shutdown()
@@ -125,39 +146,65 @@ def self_check(options: Options, gate: Gate) -> None:
     """
     log.info("waiting for the server at %s", options.endpoint)
     wait_until_healthy(options.endpoint)
-    limits = _limits(options.limits)
+    limits = _read(options.limits, SelfCheckLimits)
     started = time.monotonic()
+    loader, wanted = _loader(options), WantedAdapters()
     proofs = list(_proofs(options))
     for who, proof in proofs:
         with _named(who):
             _require(proof.whole(limits), who)
+    if loader is not None and options.wanted is not None:
+        wanted = _read(options.wanted, WantedAdapters)
+        loader.begin(wanted, limits)
+        gate.tell(loader.reports())
     log.info("the pod has proved itself in %.1f s", time.monotonic() - started)
     gate.open()
-    watches = [(f"{who}, which had proved itself,", QualityWatch(proof)) for who, proof in proofs]
+    watches = [(who, QualityWatch(proof)) for who, proof in proofs]
     while _listens(options.endpoint):
         limits = _newest(options.limits, limits)
-        for who, watch in watches:
+        if loader is not None and options.wanted is not None:
+            wanted = _newest(options.wanted, wanted)
+            loader.settle(wanted, limits)
+            gate.tell(loader.reports())
+        for name, watch in loader.watches() if loader is not None else watches:
             if watch.is_due(limits):
+                who = f"{name}, which had proved itself,"
                 with _named(who):
                     _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
     log.info("the server has ended: the next one proves itself anew")
 
 
-def _limits(file: Path) -> SelfCheckLimits:
-    """The limits as they are now. Ones that cannot be read are no fault of the server, be they those of all pods.
-    Raises StageError (InternalError, retriable)."""
+def _loader(options: Options) -> Loader | None:
+    """What loads adapters while the server runs; None: it has what it was started with."""
+    if options.wanted is None:
+        return None
+    given = read_input(Stage.FETCH, options.input)
+    source = AdapterSource(Places(given.storage), given.storage, given.params.fetch or FetchParams(), options.models)
+    return Loader(
+        HOSTS[options.engine](options.endpoint),
+        source.download,
+        lambda name: client_of(options.engine, options.endpoint, adapter=name),
+        _require,
+        options.models,
+        options.model,
+    )
+
+
+def _read(file: Path, kind: type[M]) -> M:
+    """What the operator says now. What cannot be read is no fault of the server, be it that of all pods. Raises
+    StageError (InternalError, retriable)."""
     try:
-        return read_json(file, SelfCheckLimits)
+        return read_json(file, kind)
     except (StageError, OSError) as error:
         said = f"The self-check's limits cannot be read: {error}"
         raise StageError(Reason.INTERNAL_ERROR, said, retriable=True) from None
 
 
-def _newest(file: Path, known: SelfCheckLimits) -> SelfCheckLimits:
-    """The same; those known, if they cannot be read."""
+def _newest(file: Path, known: M) -> M:
+    """The same; what is known, if it cannot be read."""
     try:
-        return _limits(file)
+        return _read(file, type(known))
     except StageError as error:
         log.debug("the limits cannot be read: %s", error)
         return known
@@ -257,6 +304,10 @@ def parse(argv: Sequence[str] | None) -> Options:
         metavar=("MODEL", "DIR", "DIGEST"),
         help="in their place, once for each adapter on the server: its name there, its artifact's files and digest",
     )
+    add("--wanted", type=Path, metavar="FILE", help="or this: the adapters that the server is to load while it runs")
+    add("--model", default="", help="the name of their base on the server")
+    add("--input", default=INPUT_FILE, metavar="FILE", help="the input of fetch, for them (default: %(default)s)")
+    add("--models", type=Path, default=Path(MODELS_DIR), metavar="DIR", help="where they go (default: %(default)s)")
     add("--engine", required=True, choices=list(SERVERS), help="API of the server")
     default = f"http://127.0.0.1:{SERVING_PORT}"
     add("--endpoint", default=default, metavar="URL", help="the server (default: %(default)s)")
@@ -264,8 +315,10 @@ def parse(argv: Sequence[str] | None) -> Options:
     add("--result", default=str(TERMINATION_LOG), metavar="FILE", help="of a failure (default: %(default)s)")
     add("--port", type=int, default=SELF_CHECK_PORT, help="where /ready is answered (default: %(default)s)")
     given = parser.parse_args(argv)
-    if not given.adapter and not (given.artifact and given.digest):
-        parser.error("what to prove is not said: give --artifact and --digest, or --adapter")
+    if not given.adapter and not (given.wanted and given.model) and not (given.artifact and given.digest):
+        parser.error("what to prove is not said: give --artifact and --digest, --adapter, or --wanted and --model")
+    if given.wanted and given.engine not in HOSTS:
+        parser.error(f"servers of {given.engine} load no adapters while they run: --wanted means nothing to them")
     return Options(**vars(given))
 
 

@@ -37,6 +37,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.connection import wait_until_healthy
+from finetune_jobs.verification.delivery import await_adapters
 from finetune_jobs.verification.door import Door
 from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe, require_room
@@ -56,6 +57,8 @@ def verify(context: Context) -> StageOutput:
     AdapterInactive, VerificationFailed, as fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
+    if params.pods:
+        return _await_pods(context, params, deadline)
     door = Door(params.door) if params.door else None
     passed = (_verify_adapters if params.adapters else _verify_artifact)(context, params, deadline)
     return passed if door is None else replace(passed, scalars=passed.scalars | _opening(door))
@@ -155,6 +158,17 @@ def _verify_adapters(context: Context, params: VerifyParams, deadline: float) ->
         message=f"{len(seen)} adapters passed their checks; {right} of {asked} test examples are right "
         f"(evaluation: {sum(each.expected for each in found)}).",
         checks=told,
+    )
+
+
+def _await_pods(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
+    """Running pods load the adapters and prove them by themselves: wait for what they say."""
+    checks = await_adapters(params.pods, params.adapters, deadline, context.progress.report)
+    names = ", ".join(each.name for each in params.adapters)
+    return StageOutput(
+        output_digest=set_address({each.name: each.digest for each in params.adapters}),
+        message=f"{len(params.pods)} running pods have proved and loaded: {names}.",
+        checks=checks,
     )
 
 

@@ -12,9 +12,10 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
+from finetune_api.stages import Stage, WantedAdapters
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     NETWORK_POLICIES,
@@ -74,6 +75,32 @@ def test_several_adapters_are_one_revision(serving: Serving) -> None:
     stable = serving.status().stable
     assert stable is not None
     assert [each.name for each in stable.adapters] == ["fr"]
+    one = serving.traffic()
+    serving.change(access={"apiKeys": {"secretRef": {"name": "keys"}}})
+    wait(lambda: serving.is_updated(one), "pods with a proxy")
+
+    def states() -> dict[str, str]:
+        """Where each adapter stands, and what pods are told of it."""
+        found = serving.status().stable
+        return {each.name: str(each.state) for each in found.adapters} if found else {}
+
+    def told() -> dict[str, bool]:
+        found = serving.get(CONFIG_MAPS, f"{NAME}-{keyed}")
+        assert found is not None
+        wanted = WantedAdapters.model_validate_json(found["data"]["adapters.json"])
+        return {each.name: each.required for each in wanted.adapters}
+
+    keyed = serving.traffic()
+    serving.change(source=adapters(fr=GOOD, es=INACTIVE))
+    wait(lambda: states() == {"es": "Failed", "fr": "Loaded"}, "what running pods make of it")
+    wait(lambda: told() == {"fr": True}, "what has failed to be taken from the pods")
+    serving.change(source=adapters(fr=GOOD, de=BETTER))
+    wait(lambda: states() == {"de": "Loaded", "fr": "Loaded"}, "one more on pods that run")
+    wait(lambda: told() == {"de": True, "fr": True}, "no pod to be ready without it")
+    assert (serving.traffic(), set(serving.children(DEPLOYMENTS))) == (keyed, {f"{NAME}-{keyed}"})
+    asked = serving.asked[-1]
+    assert asked.params.verify is not None
+    assert [each.endswith(":9401") for each in asked.params.verify.pods] == [True]
 
 
 def test_what_the_namespace_may_not_have(serving: Serving) -> None:

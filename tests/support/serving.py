@@ -27,6 +27,7 @@ from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportForma
 from finetune_api.reasons import Reason
 from finetune_api.stages import AnalyseParams, Outcome, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.delivery import is_of_delivery
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.turns import contenders_for
@@ -36,6 +37,7 @@ from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, 
 from finetune_operator.framework.ownership import controller_uid
 from finetune_operator.resources.deployment import Serving
 from finetune_operator.resources.drift import quantity
+from finetune_operator.resources.self_check import loads_adapters
 from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 from tests.support.copies import copied
@@ -147,6 +149,8 @@ class ServingCluster:
     """What the analyses that ended were told."""
     loading: set[str] = field(default_factory=set)
     """Digests of artifacts whose servers never finish loading."""
+    asked_of: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    """Which pods the Jobs asked that wait for adapters on running pods, and for which adapters."""
     watch: Callable[["ServingCluster"], None] = lambda _: None
     """Called after every change of an object: the place for what must always hold."""
     refuse: Callable[["ServingCluster", Action], str] = lambda _cluster, _action: ""
@@ -319,6 +323,9 @@ class ServingCluster:
         if job["metadata"]["labels"][meta.LABEL_STAGE] == Stage.ANALYSE:
             self._analyse(name, job)
             return
+        if is_of_delivery(job):
+            self._deliver(name, job)
+            return
         revision = job["metadata"]["labels"][meta.LABEL_REVISION]
         deployment = self.objects[DEPLOYMENTS].get(f"demo-{revision}")
         if deployment is None or not deployment.get("status", {}).get("readyReplicas"):
@@ -335,6 +342,26 @@ class ServingCluster:
             message="The answers agree." if fate is None else "The answers are those of the base model.",
             scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100"} if fate is None else {},
             checks=_adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
+        )
+        self.pods[name] = [job_pod(job, result)]
+
+    def _deliver(self, name: str, job: Object) -> None:
+        """What running pods say of adapters that they are told of, by the fates of these."""
+        asked = StageInput.model_validate_json(self.objects[CONFIG_MAPS][name]["data"]["input.json"]).params.verify
+        assert asked is not None
+        self.asked_of.append((list(asked.pods), [each.name for each in asked.adapters]))
+        if any(each.digest in self.loading for each in asked.adapters):
+            return
+        fates = {each.name: FATES[each.digest] for each in asked.adapters}
+        made = [VerificationCheck(name=each, outcome=_outcome(fate)) for each, fate in fates.items()]
+        reasons = [fate for fate in fates.values() if fate]
+        job["status"] = {"conditions": [{"type": "Failed" if reasons else "Complete", "status": "True"}]}
+        result = StageResult(
+            stage=Stage.VERIFY,
+            outcome=Outcome.FAILED if reasons else Outcome.SUCCEEDED,
+            reason=reasons[0] if reasons else Reason.VERIFIED,
+            message="It answers like the base." if reasons else "All of them have proved it.",
+            checks=made,
         )
         self.pods[name] = [job_pod(job, result)]
 
@@ -491,6 +518,8 @@ def served(pod: Object) -> str:
     if adapters := _adapters(pod).values():  # that of the first one with a fate, which is that of all
         return next((digest for digest in adapters if FATES.get(digest)), next(iter(adapters)))
     server = pod["containers"][0]
+    if loads_adapters({"spec": pod}):  # the first ones are good, and a Job says what becomes of others
+        return GOOD
     path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
     return str(path).split("/")[2]
 
@@ -500,6 +529,10 @@ def _adapters(pod: Object) -> dict[str, str]:
     args = [str(each) for each in pod["containers"][0].get("args") or []]
     modules = args[args.index("--lora-modules") + 1 :] if "--lora-modules" in args else []
     return {each.partition("=")[0]: each.split("/")[2] for each in modules}
+
+
+def _outcome(fate: Reason | None) -> CheckOutcome:
+    return CheckOutcome.FAILED if fate else CheckOutcome.PASSED
 
 
 def _adapter_checks(pod: Object) -> list[VerificationCheck]:

@@ -51,6 +51,8 @@ class VllmContract:
     adapters: Sequence[str] = ()
     loras: Mapping[str, "Lora"] = field(default_factory=dict)
     """Adapters by name, with answers of their own."""
+    files: Mapping[str, "Lora"] = field(default_factory=dict)
+    """Adapters that it can load while it runs, by their paths."""
     any_name: bool = False
     """It answers to every name, as a broken proxy before it would."""
     failure: tuple[int, str] | None = None
@@ -85,14 +87,30 @@ class VllmContract:
         return 200, {"object": "list", "data": [*adapters, base] if self.root else []}
 
     def post(self, path: str, body: Json) -> tuple[int, Any]:
-        """The answer to a request for text."""
+        """The answer to a request for text, or to one that loads or unloads an adapter."""
         self.seen.append({"path": path} | body)
+        if path.endswith("_lora_adapter"):
+            return self._adapters(path, body)
         if not self.any_name and body.get("model") not in (None, self.name, *self.adapters, *self.loras):
             message = f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
             return _error(404, "NotFoundError", message)
         if self.failure is not None:
             return _error(self.failure[0], "BadRequestError", self.failure[1])
         return 200, self._chat(body) if path == "/v1/chat/completions" else self._completion(body)
+
+    def _adapters(self, path: str, body: Json) -> tuple[int, Any]:
+        name = body["lora_name"]
+        if path == "/v1/unload_lora_adapter":
+            if name not in self.loras:
+                return _error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+            self.loras = {known: lora for known, lora in self.loras.items() if known != name}
+            return 200, f"Success: LoRA adapter '{name}' removed successfully."
+        if name in self.loras:
+            return _error(400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded.")
+        if (found := self.files.get(body["lora_path"])) is None:
+            return _error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {body['lora_path']}")
+        self.loras = {**self.loras, name: found}
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def events(self, answer: Json) -> Iterator[Json]:
         """A complete answer to a chat as the events of a stream, without the last."""

@@ -143,6 +143,8 @@ class TestPolicies:
     def test_clients_reach_the_proxy_and_prometheus_the_metrics(self) -> None:
         found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
         assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT, meta.SELF_CHECK_PORT}
+        [verifier] = found[meta.SELF_CHECK_PORT]
+        assert verifier["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
         assert found[meta.CLIENT_PORT][1:] == [self.CLIENTS]
         analysis, *readers = found[meta.INNER_PORT]
         assert analysis["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "analyse"

@@ -23,12 +23,11 @@ from finetune_operator.framework.informer import Informer
 from finetune_operator.framework.objects import DEPLOYMENTS, HTTP_ROUTES, INGRESSES, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
-from finetune_operator.resources.deployment import start_seconds
 from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
 from finetune_operator.settings import HttpRoutes, Ingresses, ServingAccess
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving
+from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, start_seconds
 from tests.unit.test_adapterdeployment_canary import crash_once, has_share, one_pass, until
 from tests.unit.test_adapterdeployment_walk import CANARY, wanted
 
@@ -499,7 +498,7 @@ def test_a_gateway_that_never_takes_the_weights_ends_no_canary() -> None:
     cluster, _ = weighted()
     cluster.watch = lambda _: None
     until(cluster, lambda each: each.canary and each.canary.routed_weight == 10)
-    cluster.now += timedelta(seconds=start_seconds(SETTINGS.runtimes["tgi-cpu"]))
+    cluster.now += timedelta(seconds=start_seconds("tgi-cpu"))
     by_pods = until(cluster, has_share(1))
     assert by_pods.canary is not None
     assert by_pods.canary.routed_weight is None

@@ -11,8 +11,8 @@ import pytest
 
 from finetune_api.compatibility import ROWS, TITLES, Level, ServingFacts, serving_verdict
 from finetune_api.finetunejob import ExportFormat
-from finetune_jobs.verification.engine import ModelServer
-from finetune_jobs.verification.servers import SERVERS
+from finetune_jobs.verification.engine import AdapterHost, ModelServer
+from finetune_jobs.verification.servers import HOSTS, SERVERS
 from finetune_jobs.verification.tolerance import TOLERANCES
 from finetune_operator.runtimes import ENGINES
 from finetune_operator.runtimes.plan import EngineModule, ServedModel
@@ -47,6 +47,12 @@ def test_it_has_a_client_in_the_jobs(engine: Engine) -> None:
     client = SERVERS[engine.value]("http://candidate")
     assert missing(client, ModelServer) == []
     assert client.engine == engine.value
+
+
+def test_what_its_running_servers_take_its_client_can_load(engine: Engine) -> None:
+    takes = ENGINES[engine].run_time_rank(runtime(engine), 16) > 0
+    assert takes == (engine.value in HOSTS)
+    assert not takes or missing(HOSTS[engine.value]("http://candidate"), AdapterHost) == []
 
 
 def test_its_pods_name_what_they_serve_and_keep_to_the_port_and_the_time(engine: Engine) -> None:

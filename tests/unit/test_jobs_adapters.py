@@ -6,6 +6,7 @@ The server is a stand-in for vLLM that answers what they answered.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.adapterdeployment import CheckOutcome, set_address
+from finetune_api.adapterdeployment import AdapterState, CheckOutcome, set_address
 from finetune_api.layout import Withdrawal, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import (
@@ -25,17 +26,25 @@ from finetune_api.stages import (
     StageInput,
     StageResult,
     VerifyParams,
+    WantedAdapter,
+    WantedAdapters,
 )
+from finetune_api.storage import Storage
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.promote import promote
+from finetune_jobs.runtime.adapters import Adapter, AdapterSource
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.self_check import Gate, Options, self_check
+from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.verification import checks
+from finetune_jobs.verification.loading import Loader
 from finetune_jobs.verification.promise import read_promise
+from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_jobs.verify import verify
 from tests.support.artifacts import publish_adapter, publish_artifact
 from tests.support.published import new_key, public_pem
@@ -60,10 +69,18 @@ class Endpoint:
         ]
         self._s3, self._work = s3, work
 
-    def run(self, stage: Stage, endpoint: str = "", max_rank: int = 8, signed_by: Sequence[str] = ()) -> StageResult:
+    def run(
+        self,
+        stage: Stage,
+        endpoint: str = "",
+        max_rank: int = 8,
+        signed_by: Sequence[str] = (),
+        *,
+        wanted: str = "",
+    ) -> StageResult:
         """Fetch or verify."""
         params = Params(
-            fetch=FetchParams(adapters=self.refs, max_rank=max_rank, public_keys=list(signed_by)),
+            fetch=FetchParams(adapters=self.refs, max_rank=max_rank, public_keys=list(signed_by), wanted=wanted),
             verify=VerifyParams(
                 endpoint=endpoint,
                 engine="vllm",
@@ -83,6 +100,10 @@ class Endpoint:
             params=params,
         )
         return execute(context(given, self._work), fetch if stage is Stage.FETCH else verify)
+
+    @property
+    def storage(self) -> Storage:
+        return self._s3.storage
 
     @property
     def models(self) -> Path:
@@ -259,3 +280,128 @@ def test_what_does_not_fit_one_server_is_found_before_it_starts(
     with pytest.raises(StageError, match=r"is an adapter, .* spec\.source\.adapters"):
         execute(context(alone, tmp_path), fetch)
     assert de.uri.endswith(output_folder(Stage.PUBLISH, de.digest))
+
+
+class Pod:
+    """A pod whose server loads adapters while it runs, with the self-check beside it."""
+
+    def __init__(self, endpoint: Endpoint, server: VllmContract, now: list[float]) -> None:
+        self.endpoint, self.server, self.wanted = endpoint, server, WantedAdapters()
+        asked = FetchParams(adapters=endpoint.refs, max_rank=8)
+        storage = endpoint.storage
+        self.source = AdapterSource(Places(storage), storage, asked, endpoint.models)
+        self.loader = Loader(
+            VllmAdapters(server.url),
+            self.source.download,
+            lambda name: VllmServer(server.url, adapter=name),
+            checks.require_all,
+            endpoint.models,
+            "demo",
+            lambda: now[0],
+        )
+
+    def want(self, *names: str, required: str = "") -> None:
+        self.wanted = WantedAdapters(
+            adapters=[
+                WantedAdapter(name=each.name, uri=each.uri, digest=each.digest, required=each.name == required)
+                for each in self.endpoint.refs
+                if each.name in names
+            ]
+        )
+
+    def settle(self) -> dict[str, AdapterState]:
+        self.loader.settle(self.wanted, SelfCheckLimits())
+        return self.states()
+
+    def states(self) -> dict[str, AdapterState]:
+        return {each.name: each.state for each in self.loader.reports().adapters}
+
+
+def test_adapters_come_and_go_on_a_server_that_runs(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Each proves itself under a name that nobody knows, and answers to its own from then on; one that fails never
+    does, and changes nothing for the others."""
+    endpoint.run(Stage.FETCH)
+    good = endpoint.contract()
+    shutil.rmtree(endpoint.models)
+    de, fr = endpoint.refs
+    lost = AdapterRef(name="lost", uri=de.uri.replace(de.digest, "0" * 64), digest="0" * 64)
+    wanted = [WantedAdapter(**each.model_dump(), required=each is de) for each in (de, lost)]
+    file = tmp_path / "wanted.json"
+    file.write_text(WantedAdapters(adapters=wanted).model_dump_json(by_alias=True))
+    fetched = endpoint.run(Stage.FETCH, wanted=str(file))
+    assert fetched.output_digest == set_address({"de": de.digest, "fr": fr.digest}), (
+        "where the base lies has not changed"
+    )
+    assert (endpoint.models / fetched.output_digest / "model" / "config.json").exists()
+    assert not (endpoint.models / fr.digest).exists()
+    paths = {each.name: str(endpoint.models / each.digest / "model") for each in endpoint.refs}
+    files = {paths[name]: replace(good.loras[f"demo:{name}"], root=paths[name]) for name in NAMES}
+    told = files[paths["fr"]]
+    of_base = [each.model_copy(update={"artifact": each.base}) for each in told.references]
+    silent = Lora(paths["fr"], as_base(list(told.answers)), of_base)
+    now = [0.0]
+    with running(replace(good, loras={"demo:old": files[paths["de"]]}, files=files, seen=[])) as server:
+        pod = Pod(endpoint, server, now)
+        pod.want("de", required="de")
+        pod.loader.begin(pod.wanted, SelfCheckLimits())
+        assert (pod.states(), {*server.loras}) == ({"de": AdapterState.LOADED}, {"demo:de"})
+        assert [who for who, _ in pod.loader.watches()] == ["Its adapter 'demo:de'"]
+        begun = len(server.seen)
+
+        server.files = {**files, paths["fr"]: silent}
+        pod.want("de", "fr", required="de")
+        assert pod.settle() == {"de": AdapterState.LOADED, "fr": AdapterState.FAILED}
+        assert server.loras.keys() == {"demo:de"}
+        assert (endpoint.models / fr.digest / "model" / "adapter_model.safetensors").exists()
+        assert_says(pod.loader.reports().adapters[1].message, "demo:fr", "differsFromBase")
+        assert not [each for each in server.seen if "demo:fr" in each.values()], "its name has never answered"
+        assert {each.get("model", "demo:de") for each in server.seen[begun:]} != {"demo:de"}, "it was asked"
+        asked = len(server.seen)
+        now[0] += 1000
+        pod.settle()
+        assert len(server.seen) == asked, "what has failed is not tried again"
+
+        def of_another_base(each: WantedAdapter) -> Adapter:
+            found = pod.source.download(each)
+            return replace(found, base=found.base.model_copy(update={"digest": "9" * 64}))
+
+        pod.want("de", required="de")
+        pod.settle()
+        assert (endpoint.models / fr.digest).exists()
+        pod.loader.fetch = of_another_base
+        pod.want("de", "fr", required="de")
+        assert pod.settle()["fr"] is AdapterState.FAILED
+        assert_says(pod.loader.reports().adapters[1].message, "'fr' was trained on another base model (999999999999)")
+        assert "demo:fr" not in server.loras
+        pod.want("de", required="de")
+        pod.settle()
+        pod.loader.fetch = pod.source.download
+        server.files = files
+        pod.want("de", "fr", required="de")
+        assert pod.settle() == {"de": AdapterState.LOADED, "fr": AdapterState.LOADED}
+        assert server.loras.keys() == {"demo:de", "demo:fr"}
+        assert all(not watch.server.moved(0) for _, watch in pod.loader.watches()), "watched under its own name"
+
+        restarted = Pod(endpoint, server, now)  # the self-check alone: clients go on getting answers
+        restarted.want("de", "fr", required="de")
+        begun = len(server.seen)
+        restarted.loader.begin(restarted.wanted, SelfCheckLimits())
+        moved = [each["lora_name"] for each in server.seen[begun:] if "lora_name" in each]
+        assert "demo:de" not in moved
+        assert restarted.states() == {"de": AdapterState.LOADED, "fr": AdapterState.LOADED}
+
+        restarted.want("fr")
+        assert restarted.settle() == {"fr": AdapterState.LOADED}
+        assert server.loras.keys() == {"demo:fr"}
+        now[0] += 100
+        restarted.settle()
+        assert (endpoint.models / de.digest).exists(), "requests that have begun may need it"
+        now[0] += 1000
+        restarted.settle()
+        assert not (endpoint.models / de.digest).exists()
+
+        pod = Pod(endpoint, replace(server, failure=(400, "no such field")), now)
+        with running(pod.server):
+            pod.want("fr", required="fr")
+            with pytest.raises(StageError):
+                Pod(endpoint, pod.server, now).loader.begin(pod.wanted, SelfCheckLimits())

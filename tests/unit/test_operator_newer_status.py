@@ -186,6 +186,7 @@ def with_canaries(status: Object) -> Object:
 def with_adapters(status: Object) -> Object:
     """The status with an adapter in each revision."""
     one = {"name": "fr", "artifactDigest": "a" * 64, "artifactUri": "s3://b/artifacts/a", "outcome": "Passed"}
+    one |= {"state": "Loaded"}
     revisions = [name for name in ("stable", "candidate", "previous") if name in status]
     return status | {name: status[name] | {"adapters": [one]} for name in revisions}
 

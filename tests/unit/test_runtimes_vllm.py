@@ -49,6 +49,24 @@ def test_adapters_have_names_and_paths_of_their_own_and_no_more_room_than_they_n
     assert made.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
 
 
+def test_adapters_that_come_while_it_runs_are_no_arguments_and_nothing_else_brings_any() -> None:
+    """One place more than they are now, for the one that proves itself; the resolvers' variables are emptied."""
+    adapters = (ServedAdapter("/models/0/model", "demo:0"),)
+    model = ServedModel(MODEL.path, "demo", behind_proxy=True, adapters=adapters, rank=9, at_run_time=True)
+    made = serving_plan(runtime(env={"VLLM_LORA_RESOLVER_CACHE_DIR": "/adapters"}), model)
+    assert {"--host=127.0.0.1", "--max-loras=2", "--max-cpu-loras=9", "--max-lora-rank=16"} <= {*made.args}
+    assert "--lora-modules" not in made.args
+    assert made.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert made.env["VLLM_LORA_RESOLVER_CACHE_DIR"] == made.env["VLLM_LORA_RESOLVER_HF_REPO_LIST"] == ""
+    assert not [path for path in (*made.read_paths, *made.write_paths) if "adapter" in path]
+
+
+def test_a_running_server_takes_what_its_room_holds() -> None:
+    given: list[tuple[list[str], int]] = [([], 9), ([], 64), (["--max-lora-rank=32"], 9)]
+    assert [ENGINES[Engine.VLLM].run_time_rank(runtime(args=args), rank) for args, rank in given] == [16, 64, 32]
+    assert ENGINES[Engine.TGI].run_time_rank(Runtime(engine=Engine.TGI, image="tgi:1"), 9) == 0
+
+
 def test_the_highest_rank_is_the_engines_or_the_admins() -> None:
     """What is no number is for vLLM to refuse: the operator goes on with what it has."""
     given: list[list[str]] = [[], ["--max-lora-rank=32"], ["--max-lora-rank=many"], ["--max-lora-rank"]]

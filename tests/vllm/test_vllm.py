@@ -6,6 +6,7 @@ model", is the same without some of its layers.
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ from finetune_jobs.verification.checks import base_check
 from finetune_jobs.verification.engine import Limits
 from finetune_jobs.verification.observation import Promise
 from finetune_jobs.verification.tolerance import tolerance
-from finetune_jobs.verification.vllm import VllmServer
+from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_operator.runtimes.plan import ServedAdapter, ServedModel
 from hack.benchmarks.transactions import transactions
 from hack.cluster.layout import cache_directory
@@ -92,6 +93,15 @@ def served(recorded: Recorded, work: Path) -> Iterator[VllmProcess]:
         yield server
 
 
+def streamed(url: str, body: dict[str, object]) -> http.client.HTTPResponse:
+    """The answer to a completion that is asked for as a stream."""
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=120)
+    return response
+
+
 def outcomes(checks: list[VerificationCheck]) -> dict[str, str]:
     for check in checks:
         print(f"{check.name}: {check.outcome} ({check.seen})", flush=True)
@@ -139,10 +149,7 @@ def test_what_is_too_long_is_told_from_what_failed(served: VllmProcess) -> None:
 def test_an_open_stream_ends_after_sigterm(served: VllmProcess) -> None:
     """The pod's last seconds: what was asked before is answered to its end. The last test of this server."""
     body = {"model": NAME, "prompt": "Once", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
-    request = urllib.request.Request(
-        f"{served.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with streamed(served.url, body) as response:
         events = [response.readline()]
         served.process.terminate()
         events += response.readlines()
@@ -170,7 +177,8 @@ def test_what_is_wrong_is_refused(plant: Plant, fails: set[str], recorded: Recor
 
 def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
     """Two of random values on SmolLM2-135M in 16 bits, as export writes them, large enough that probabilities tell them
-    from their base. Each is told from the other, its base, and none; and the base is what it was."""
+    from their base. Each is told from the other, its base, and none; and the base is what it was. One is there from the
+    start; the other comes while the server runs, and goes: a stream that has begun goes on."""
     base, tuning = work / "shared", Tuning(method=Method.LORA)
     write_base(ensure_smollm2(cache_directory()), base, tuning)
     tokenizer = load_tokenizer(base)
@@ -190,7 +198,17 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         references = choose_references(passages, before, after, [([], [])] * len(passages))
         promises[name] = weights_only(references, TaskType.TEXT)
         served.append(ServedAdapter(str(work / name), f"{NAME}:{name}"))
-    with vllm(ServedModel(str(base), NAME, adapters=tuple(served), rank=16), work) as server:
+    first = ["--lora-modules", f"{served[0].name}={served[0].path}"]
+    with vllm(ServedModel(str(base), NAME, adapters=tuple(served), rank=16, at_run_time=True), work, first) as server:
+        host = VllmAdapters(server.url)
+        host.load("proving-1", served[1].path)
+        assert (
+            outcomes(prove(VllmServer(server.url, adapter="proving-1"), promises["fr"]))["logProbabilities"] == "Passed"
+        )
+        assert VllmServer(server.url, adapter=served[1].name).served().model == "", "its own name does not answer yet"
+        host.load(served[1].name, served[1].path)
+        host.unload("proving-1")
+        assert host.loaded() == {each.name: each.path for each in served}
         clients = {name: VllmServer(server.url, adapter=f"{NAME}:{name}") for name in promises}
         assert [client.served().model for client in clients.values()] == [str(work / name) for name in promises]
         assert VllmServer(server.url, adapter=f"{NAME}:other").served().model == ""
@@ -201,6 +219,17 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         plain.served()
         forced = [plain.log_probs(each) for each in promises["de"].references]
         of_base = base_check(promises["de"].references, forced, tolerance(VllmServer.engine, "Adapter"))
+        with pytest.raises(StageError, match="answered 404") as refused:
+            host.load("proving-2", str(base))
+        body = {"model": served[1].name, "prompt": "Once", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        with streamed(server.url, body) as response:
+            response.readline()
+            host.unload(served[1].name)
+            host.unload(served[1].name)  # it is gone already
+            rest = response.read().decode()
+        gone = VllmServer(server.url, adapter=served[1].name).served().model
+    assert not refused.value.retriable
+    assert ("[DONE]" in rest, '"error"' in rest, gone) == (True, False, "")
     passed = CheckOutcome.PASSED.value
     for found in right.values():
         assert (found["differsFromBase"], found["logProbabilities"], found["modelName"]) == (passed, passed, passed)

@@ -140,6 +140,17 @@ class Connection:
         except CLIENT_ERROR as error:
             raise self._failed(error, asked) from None
 
+    def command(self, path: str, body: dict[str, Any], gone: int = 0) -> None:
+        """Tell the server to do something. What it refuses, in whatever words, it would refuse again; ``gone``: the
+        status that says that it is done already."""
+        try:
+            response = self._post(path, body)
+        except CLIENT_ERROR as error:
+            raise self._failed(error, f"POST {path}") from None
+        if response.is_error and response.status_code != gone:
+            said = f"{self.endpoint} answered {response.status_code} ({_said(response.text)}) to POST {path}."
+            raise StageError(Reason.CANDIDATE_FAILED, said)
+
     def chat(self, asked: Answer, model: str | None = None) -> Reply:
         """The most likely answer, by OpenAI's ``/v1/chat/completions``; ``model``: the name to ask for."""
         client = InferenceClient(base_url=self.endpoint, timeout=self.seconds, token=self.key or None)

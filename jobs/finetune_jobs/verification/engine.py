@@ -130,3 +130,16 @@ class ModelServer(Protocol):
 
     def counts(self) -> ServerCounts:
         """What it has counted so far. May be called without ``served``."""
+
+
+class AdapterHost(Protocol):
+    """A server that loads adapters while it runs. Its methods raise StageError (CandidateFailed)."""
+
+    def loaded(self) -> dict[str, str]:
+        """Paths of the adapters by their names."""
+
+    def load(self, name: str, path: str) -> None:
+        """An adapter answers under a name from now on."""
+
+    def unload(self, name: str) -> None:
+        """Nothing answers under a name from now on; requests that have begun go on."""

@@ -1,6 +1,7 @@
 """What a server proves without a verification: golden prompts and reference texts, by the same checks."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Proof:
         asked = replace(self._promise, max_distance=limits.max_distance)
         self._proved = observe(self._server, asked, served.limits, lambda _number, _total: None)
         return [digest, *checks.prompt_checks(self._proved, limits.min_agreement_percent)]
+
+    def under(self, server: ModelServer) -> "Proof":
+        """The same of a server under another name."""
+        moved = copy(self)
+        moved._server = server
+        return moved
 
     def waiting(self) -> int | None:
         """Requests that wait for their turn at the server; None: it does not say."""

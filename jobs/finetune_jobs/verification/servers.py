@@ -6,13 +6,17 @@ from typing import Final
 from finetune_api.compatibility import TGI, VLLM
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.verification.engine import ModelServer
+from finetune_jobs.verification.engine import AdapterHost, ModelServer
 from finetune_jobs.verification.tgi import TgiServer
-from finetune_jobs.verification.vllm import VllmServer
+from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 
 SERVERS: Final[Mapping[str, Callable[..., ModelServer]]] = {TGI: TgiServer, VLLM: VllmServer}
 """By the engine's name in a runtime; each is made with the server's URL, the key that its clients need, and the name of
 an adapter or none."""
+
+
+HOSTS: Final[Mapping[str, Callable[[str], AdapterHost]]] = {VLLM: VllmAdapters}
+"""The engines whose servers load adapters while they run; each is made with the server's URL."""
 
 
 def client_of(engine: str, endpoint: str, *, key: str = "", adapter: str = "") -> ModelServer:

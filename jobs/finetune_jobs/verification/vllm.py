@@ -34,6 +34,8 @@ _TIMES: Final = {
     "vllm:time_to_first_token_seconds_bucket": FIRST_TOKEN_SECONDS,
 }
 _OTHER: Final = "finetune-operator-no-such-model"
+_LOAD: Final = "/v1/load_lora_adapter"
+_UNLOAD: Final = "/v1/unload_lora_adapter"
 _WAITING: Final = "vllm:num_requests_waiting"
 """The gauge of requests that are not being worked on yet."""
 
@@ -108,3 +110,31 @@ class VllmServer:
 
     def _completion(self, model: str, prompt: str) -> dict[str, Any]:
         return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
+
+
+class VllmAdapters:
+    """The adapters of a running server, by its runtime API (vllm/entrypoints/serve/lora/api_router.py).
+
+    An adapter answers under its name from the moment in which it is loaded. Unloading takes the name away; requests
+    that have begun go on, and read its files again if it has left the server's memory
+    (``OpenAIServingModels.unload_lora_adapter``, ``LRUCacheWorkerLoRAManager``).
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._connection = Connection(endpoint, _REJECTED, _LENGTH)
+
+    def loaded(self) -> dict[str, str]:
+        """Paths by names. Raises StageError (CandidateFailed)."""
+        try:
+            models = self._connection.get(_MODELS)["data"]
+            return {str(each["id"]): str(each["root"]) for each in models if each.get("parent")}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise self._connection.wordless(_MODELS, error) from None
+
+    def load(self, name: str, path: str) -> None:
+        """Raises StageError (CandidateFailed), retriable if the server did not answer."""
+        self._connection.command(_LOAD, {"lora_name": name, "lora_path": path})
+
+    def unload(self, name: str) -> None:
+        """The same. A name that is not there is gone already."""
+        self._connection.command(_UNLOAD, {"lora_name": name}, gone=404)

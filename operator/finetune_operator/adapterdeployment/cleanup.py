@@ -7,7 +7,9 @@ from typing import Final
 from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
 from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
+from finetune_operator.adapterdeployment.delivery import delivery_in_use, is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods
+from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import named_left
 from finetune_operator.adapterdeployment.target import Target
@@ -72,12 +74,15 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         verification = verify_request(owner, target, spec, observed.settings).name
 
     analyses = names_in_use(observed, candidate)
+    delivery = delivery_in_use(observed, records(observed).get(serving), stable)
     answering = {_revision_of(pod) for pod in serving_pods(observed)}
 
     def unused(resource: Resource, name: str, child: Object) -> bool:
         revision = _revision_of(child)
         if is_of_analysis(child):
             return name not in analyses
+        if is_of_delivery(child):
+            return name != delivery
         if resource == SERVICES:
             return name not in services
         if resource == CONTROLLER_REVISIONS:

@@ -28,6 +28,7 @@ from finetune_operator.adapterdeployment.candidate import (
     known_candidate,
 )
 from finetune_operator.adapterdeployment.cleanup import plan_cleanup
+from finetune_operator.adapterdeployment.delivery import deliver
 from finetune_operator.adapterdeployment.endings import fail, give_back, promote, scored
 from finetune_operator.adapterdeployment.endpoint import endpoint_state
 from finetune_operator.adapterdeployment.gap import (
@@ -117,7 +118,9 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         replicas = stable_replicas(observed, stable, None, now)
         # Without its source, what serves is the target. What failed in place is remembered for when the source is back.
         failed = failed_in_place(observed) if target.source_blocker else None
-        step = RolloutStep(recorded(stable, target), failed, serve(observed, target, replicas))
+        brought = deliver(observed, target.record, target.adapters, recorded(stable, target))
+        actions = (*serve(observed, target, replicas), *brought.actions)
+        step = RolloutStep(brought.stable, failed, actions, brought.events, brought.due_after)
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
         step = go_back(observed, target, stable, previous, now)
     else:

@@ -2,6 +2,7 @@
 
 from finetune_api.adapterdeployment import watch_seconds
 from finetune_api.stages import SelfCheckLimits
+from finetune_operator.adapterdeployment.delivery import wanted_adapters
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import api_keys_secret
@@ -85,7 +86,8 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
         watch_seconds=_watch_seconds(observed),
     )
     labels = server_labels(observed.owner, target.revision)
-    wanted = self_check_config_map(observed.owner, name, labels, limits, source)
+    adapters = wanted_adapters(observed, target.record, target.adapters)
+    wanted = self_check_config_map(observed.owner, name, labels, limits, source, adapters)
     marks = {"annotations": wanted["metadata"]["annotations"]}
     return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
 

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from datetime import datetime
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
+from finetune_api.adapterdeployment import (
+    AdapterDeploymentStatus,
+    AdapterState,
+    AdapterStatus,
+    RevisionState,
+    RevisionStatus,
+    ServingPhase,
+)
 from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
@@ -132,7 +139,16 @@ def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
         return Reason(failed.reason), f"Revision {failed.revision} was {became}: {failed.message}"
     if stuck := rollout.stuck:
         return Reason(stuck.reason), f"Revision {stuck.revision} waits: {stuck.message}"
+    if refused := _adapters(rollout, AdapterState.FAILED):
+        names = ", ".join(repr(each.name) for each in refused)
+        one = "Adapter" if len(refused) == 1 else "Adapters"
+        return Reason(refused[0].reason), f"{one} {names}: not served. {refused[0].message}"
     return None
+
+
+def _adapters(rollout: Rollout, state: AdapterState) -> list[AdapterStatus]:
+    """Those of what serves that are in a state."""
+    return [each for each in rollout.stable.adapters if each.state is state] if rollout.stable else []
 
 
 def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
@@ -149,6 +165,8 @@ def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
         return trouble.reason, f"{rollout.ready} of {rollout.wanted} pods are ready. {trouble.message}"
     if stable and rollout.wanted and not rollout.endpoint.settled:
         return Reason.WAITING, _spreading(rollout, stable)
+    if loading := _adapters(rollout, AdapterState.LOADING):
+        return Reason(loading[0].reason), f"Adapter {loading[0].name!r}: {loading[0].message}"
     return None
 
 
@@ -281,7 +299,7 @@ def _phase(rollout: Rollout) -> ServingPhase:
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
     if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0 and not rollout.in_gap):
         return ServingPhase.DEGRADED
-    if rollout.candidate or waiting:
+    if rollout.candidate or waiting or _adapters(rollout, AdapterState.LOADING):
         return ServingPhase.PROGRESSING
     if rollout.ready < rollout.wanted:
         return ServingPhase.DEGRADED

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.compatibility import Level, serving_verdict
+from finetune_operator.adapterdeployment.adapters import read_back
 from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
+from finetune_operator.adapterdeployment.delivery import taken_at_run_time
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record, record_for, recorded
 from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.adapterdeployment.token_limits import example_warning
 from finetune_operator.blockers import Blocker, first_blocker
-from finetune_operator.resources.deployment import Serving
+from finetune_operator.resources.deployment import Adapter, Serving
+from finetune_operator.resources.self_check import loads_adapters
 from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.settings import Runtime
 
@@ -29,6 +32,8 @@ class Target:
     """Why the source has no artifact, so that the last known one stays the target."""
     warning: str = ""
     """What may go wrong with the target although it can be served."""
+    asked_adapters: tuple[Adapter, ...] | None = None
+    """What its pods are to serve by now, where they take other adapters while they run; None: as the record has it."""
     is_asked: bool = True
     """Whether the spec asks for it as it reads now; not if it serves on because another one is not there yet."""
 
@@ -42,6 +47,11 @@ class Target:
         """What is served and how."""
         return self.record.serving
 
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """What its pods are to serve by now; none where the artifact is a whole model."""
+        return self.record.serving.adapters if self.asked_adapters is None else self.asked_adapters
+
 
 def find_target(observed: ObservedDeployment) -> Target | Blocker:
     """The revision that should serve, or what stands in its way."""
@@ -52,9 +62,12 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
         return artifact
     spec = observed.resource.spec
     asked = artifact.serving(spec, observed.settings.runtimes[spec.runtime])
-    record = asked_back(observed) or record_for(observed, asked)
+    back = asked_back(observed)
+    running = None if back else taken_at_run_time(observed, asked)
+    record = back or running or record_for(observed, asked)
     return Target(
         record=record,
+        asked_adapters=asked.adapters if running else None,
         spec_hash=spec_hash(spec),
         source_blocker=artifact.source_blocker,
         is_asked=artifact.source_blocker is None,
@@ -72,4 +85,7 @@ def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Targ
     """The target of a known revision; None if it has no record and the platform's settings would make other pods of it
     now."""
     record = recorded(observed, known)
-    return Target(record, spec_hash(observed.resource.spec), is_asked=False) if record else None
+    if record is None:
+        return None
+    adapters = read_back(known.adapters) if loads_adapters(record.template) and known.adapters else None
+    return Target(record, spec_hash(observed.resource.spec), asked_adapters=adapters, is_asked=False)

@@ -15,7 +15,13 @@ from finetune_operator.resources.client_proxy import behind_proxy, proxy_contain
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.pod import container, pod_spec
-from finetune_operator.resources.self_check import Proved, self_check_container, self_check_volume
+from finetune_operator.resources.self_check import (
+    Proved,
+    loading_container,
+    self_check_container,
+    self_check_mount,
+    self_check_volume,
+)
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.resources.stage_job import stage_container
 from finetune_operator.resources.stage_request import StageRequest, run_ref
@@ -107,15 +113,27 @@ class Serving:
         return self.artifact_uri, self.artifact_digest
 
     @property
+    def run_time_rank(self) -> int:
+        """The highest rank of the adapters that its running pods take; 0: they take none. A proxy has to keep clients
+        from the paths that load them."""
+        if not self.adapters or not self.api_keys_secret:
+            return 0
+        return ENGINES[self.runtime.engine].run_time_rank(self.runtime, self.rank)
+
+    @property
     def rank(self) -> int:
         """For which the server makes room; 0 without adapters."""
-        limit = ENGINES[self.runtime.engine].highest_rank(self.runtime)
-        return max((min(each.rank or _UNKNOWN_RANK, limit) for each in self.adapters), default=0)
+        return max(map(self.rank_for, self.adapters), default=0)
+
+    def rank_for(self, adapter: Adapter) -> int:
+        """The rank that an adapter needs room for."""
+        return min(adapter.rank or _UNKNOWN_RANK, ENGINES[self.runtime.engine].highest_rank(self.runtime))
 
     def served_model(self, name: str) -> ServedModel:
         """The same for the server's module; ``name``: that of the AdapterDeployment."""
         adapters = (ServedAdapter(_model_path(each.digest), adapter_model(name, each.name)) for each in self.adapters)
-        return ServedModel(self.model_path, name, bool(self.api_keys_secret), tuple(adapters), self.rank)
+        at_run_time = self.run_time_rank > 0
+        return ServedModel(self.model_path, name, bool(self.api_keys_secret), tuple(adapters), self.rank, at_run_time)
 
     def proofs(self, name: str) -> tuple[Proved, ...]:
         """What the pods prove of themselves."""
@@ -145,7 +163,13 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
     """The stage that fills the model volume; runs as an init container, not as a Job."""
     run = run_ref(owner, revision)
     uri, digest = serving.first
-    asked = FetchParams(public_keys=list(serving.public_keys), adapters=serving.refs, max_rank=serving.rank)
+    room = serving.run_time_rank
+    asked = FetchParams(
+        public_keys=list(serving.public_keys),
+        adapters=serving.refs,
+        max_rank=room or serving.rank,
+        wanted=meta.WANTED_ADAPTERS_FILE if room else "",
+    )
     return StageRequest(
         owner=owner,
         input=StageInput(
@@ -203,8 +227,11 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     plan = serving_plan(runtime, serving.served_model(owner.name))
     server = _server(runtime, plan, images)
     pod = pod_spec([behind_proxy(server) if keys else server], runtime.pod, images, runtime.service_account_name)
-    check = self_check_container(serving.proofs(owner.name), runtime.engine, images)
-    pod["initContainers"] = [_fetch(fetch), check, *([proxy_container(keys, plan, images)] if keys else [])]
+    if serving.run_time_rank:
+        first, check = _fetch_wanted(fetch), loading_container(fetch, runtime.engine)
+    else:
+        first, check = _fetch(fetch), self_check_container(serving.proofs(owner.name), runtime.engine, images)
+    pod["initContainers"] = [first, check, *([proxy_container(keys, plan, images)] if keys else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
@@ -250,6 +277,13 @@ def _fetch(request: StageRequest) -> Object:
     body = stage_container(request)
     body["name"] = FETCH
     body["volumeMounts"].append({"name": "models", "mountPath": meta.MODELS_DIR})
+    return body
+
+
+def _fetch_wanted(request: StageRequest) -> Object:
+    """The same, of what is wanted when the pod starts."""
+    body = _fetch(request)
+    body["volumeMounts"].append(self_check_mount())
     return body
 
 

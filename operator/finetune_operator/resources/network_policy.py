@@ -24,8 +24,8 @@ def candidate_policy(owner: Owner, revision: str, access: ServingAccess, *, has_
 
 
 def serving_policy(owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False) -> Object:
-    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients; and the analysis of a
-    canary, where metrics are.
+    """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients; the analysis of a canary,
+    where metrics are; and the verifier, where the self-check tells of adapters.
 
     Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
     whoever writes a custom resource who decides.

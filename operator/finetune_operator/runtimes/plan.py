@@ -41,6 +41,8 @@ class ServedModel:
     """Served beside it."""
     rank: int = 0
     """None of them has a higher one."""
+    at_run_time: bool = False
+    """Whether they are loaded once the server runs, by the self-check beside it, which adds and removes others."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class EngineModule(Protocol):
 
     def highest_rank(self, runtime: Runtime) -> int:
         """That of the adapters that it can serve; 0: it serves none."""
+
+    def run_time_rank(self, runtime: Runtime, rank: int) -> int:
+        """That of the adapters that a server which was started for this rank takes while it runs, behind a proxy that
+        closes the paths that load them; 0: it takes none, and other adapters need other pods."""
 
 
 def health_probe(period: int, failures: int, timeout: int) -> Object:

@@ -70,7 +70,13 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
 
 
 def highest_rank(runtime: Runtime) -> int:
-    """None are served: an adapter that TGI does not know is answered by its base."""
+    """None are served: an adapter that TGI does not know is answered by its base, and so is every name that is not
+    checked before it (docs/decisions/0067-adapters-come-and-go-while-a-server-runs.md)."""
+    return 0
+
+
+def run_time_rank(runtime: Runtime, rank: int) -> int:
+    """As above."""
     return 0
 
 

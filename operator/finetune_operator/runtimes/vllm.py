@@ -7,6 +7,7 @@ serve`` and ``vllm.entrypoints.openai.api_server``, take the same arguments.
 
 from typing import Final
 
+from finetune_api.adapterdeployment import MAX_ADAPTERS
 from finetune_api.meta import SERVING_PORT
 from finetune_operator.runtimes.plan import (
     LOOPBACK,
@@ -27,6 +28,9 @@ _DTYPES: Final = {"auto": "", "half": "float16", "float": "float32"}
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be (MaxLoRARanks in vllm/config/lora.py); 1 would save nothing."""
 _MAX_RANK: Final = "--max-lora-rank"
+_NO_RESOLVERS: Final = {"VLLM_LORA_RESOLVER_CACHE_DIR": "", "VLLM_LORA_RESOLVER_HF_REPO_LIST": ""}
+"""With them set, a name that nobody has proved would be looked for in a folder or on the hub
+(vllm/plugins/lora_resolvers)."""
 
 
 def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
@@ -59,9 +63,11 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            # Either would let a request change what a verified server serves.
+            # Either would let a request change what a verified server serves. Where the server loads adapters while it
+            # runs, it listens on loopback, and the proxy before it has no path for that.
             "VLLM_SERVER_DEV_MODE": "0",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(model.at_run_time)),
+            **(_NO_RESOLVERS if model.at_run_time else {}),
             # All that it writes, kernels that it compiles included, goes to the pod's own volume.
             "HOME": "/tmp",  # noqa: S108 - as above
             "XDG_CACHE_HOME": _CACHE,
@@ -76,8 +82,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         },
         args=(
             *(name if value is None else f"{name}={value}" for name, value in options.items()),
-            # Given as --lora-modules=…, each would replace the one before.
-            *(("--lora-modules", *(f"{each.name}={each.path}" for each in model.adapters)) if model.adapters else ()),
+            *_modules(model),
         ),
         # The port is closed until the engine is ready, and /health needs no key where the server has one.
         startup=startup_probe(runtime),
@@ -100,14 +105,37 @@ def highest_rank(runtime: Runtime) -> int:
     return int(given) if given.isdecimal() and int(given) else _RANKS[-1]
 
 
+def run_time_rank(runtime: Runtime, rank: int) -> int:
+    """The room that it was started with: the admin's limit, or the smallest of the engine's that holds the rank."""
+    return highest_rank(runtime) if _MAX_RANK in _options(runtime) else _smallest(rank)
+
+
 def _room(model: ServedModel, runtime: Runtime) -> dict[str, str | None]:
     """What adapters need: a place in a batch for each of them, so that none waits for another; and of the ranks that
-    the engine knows the smallest that holds theirs, as each takes so much memory."""
+    the engine knows the smallest that holds theirs, as each takes so much memory.
+
+    Where others may come while the server runs, there is one place more, for the one that proves itself; those for
+    which there is no place by then take turns. In the host's memory there is room for all that the API allows.
+    """
     if not model.adapters:
         return {}
-    rank = min((each for each in _RANKS if each >= model.rank), default=_RANKS[-1])
-    given = {} if _MAX_RANK in _options(runtime) else {_MAX_RANK: str(rank)}
-    return {"--enable-lora": None, "--max-loras": str(len(model.adapters)), **given}
+    places = len(model.adapters) + model.at_run_time
+    given = {} if _MAX_RANK in _options(runtime) else {_MAX_RANK: str(_smallest(model.rank))}
+    on_host = {"--max-cpu-loras": str(MAX_ADAPTERS + 1)} if model.at_run_time else {}
+    return {"--enable-lora": None, "--max-loras": str(places), **on_host, **given}
+
+
+def _smallest(rank: int) -> int:
+    """Of the ranks that the engine knows, the smallest that holds one."""
+    return min((each for each in _RANKS if each >= rank), default=_RANKS[-1])
+
+
+def _modules(model: ServedModel) -> tuple[str, ...]:
+    """The adapters that the server loads when it starts. Given as --lora-modules=…, each would replace the one before.
+    Loaded at run time, none is among the arguments: one that was removed since would keep a pod from starting."""
+    if not model.adapters or model.at_run_time:
+        return ()
+    return ("--lora-modules", *(f"{each.name}={each.path}" for each in model.adapters))
 
 
 def dtype(runtime: Runtime) -> str:

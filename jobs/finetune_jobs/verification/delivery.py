@@ -1,0 +1,101 @@
+"""Waiting until running pods have loaded adapters: each is asked what its self-check says of them."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from huggingface_hub import get_session, hf_raise_for_status
+from pydantic import ValidationError
+
+from finetune_api.adapterdeployment import AdapterState, CheckOutcome, VerificationCheck
+from finetune_api.reasons import Reason
+from finetune_api.stages import AdapterRef, AdapterReport, AdapterReports
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import shorten
+from finetune_jobs.store.hub import CLIENT_ERROR
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS: Final = 2.0
+_REQUEST_SECONDS: Final = 5.0
+_LONGEST: Final = 128
+"""The API's limit for what a check has seen."""
+
+Told = Mapping[str, Mapping[str, AdapterReport]]
+"""What the self-check of each pod says, by its URL, of each adapter, by its digest and name."""
+
+
+def await_adapters(
+    pods: Sequence[str], adapters: Sequence[AdapterRef], deadline: float, report: Callable[[float, str], None]
+) -> list[VerificationCheck]:
+    """Until every pod serves these adapters, or says that it cannot; a check for each.
+
+    Raises StageError with the checks: the reason of the first that failed, or VerificationFailed for one that was not
+    loaded by the ``deadline`` of the monotonic clock.
+    """
+    while True:
+        told = {pod: _ask(pod) for pod in pods}
+        late = time.monotonic() >= deadline
+        checks = [_check(each, told, late) for each in adapters]
+        settled = [each for each in checks if each.outcome is not CheckOutcome.SKIPPED]
+        report(len(settled) / len(checks), f"{len(settled)} of {len(checks)} adapters are settled")
+        if len(settled) == len(checks):
+            break
+        time.sleep(_POLL_SECONDS)
+    failed = [each for each in adapters if _outcome(checks, each.name) is CheckOutcome.FAILED]
+    if failed:
+        said = " ".join(_why(each, told) for each in failed)
+        raise StageError(_reason(failed[0], told), said, checks=checks)
+    return checks
+
+
+def _ask(pod: str) -> Mapping[str, AdapterReport]:
+    """What a pod says; nothing if it does not answer now."""
+    try:
+        response = get_session().get(f"{pod}/adapters", timeout=_REQUEST_SECONDS)
+        hf_raise_for_status(response)
+        return {_key(each): each for each in AdapterReports.model_validate_json(response.text).adapters}
+    except (CLIENT_ERROR, ValidationError) as error:
+        log.info("%s says nothing of its adapters (%s)", pod, type(error).__name__)
+        return {}
+
+
+def _key(each: AdapterRef | AdapterReport) -> str:
+    return f"{each.digest} {each.name}"
+
+
+def _check(each: AdapterRef, told: Told, late: bool) -> VerificationCheck:
+    """Skipped: it is open still."""
+    states = [found.state if (found := pod.get(_key(each))) else AdapterState.LOADING for pod in told.values()]
+    loaded = sum(state is AdapterState.LOADED for state in states)
+    outcome = CheckOutcome.FAILED if late or AdapterState.FAILED in states else CheckOutcome.SKIPPED
+    return VerificationCheck(
+        name=each.name,
+        expected=f"loaded by {len(states)} pods",
+        seen=shorten(f"loaded by {loaded}", _LONGEST),
+        outcome=CheckOutcome.PASSED if loaded == len(states) else outcome,
+    )
+
+
+def _outcome(checks: Sequence[VerificationCheck], name: str) -> CheckOutcome:
+    return next(each.outcome for each in checks if each.name == name)
+
+
+def _trouble(each: AdapterRef, told: Told) -> tuple[str, AdapterReport | None]:
+    """A pod that has not loaded an adapter, and what it says; one that has failed before one that waits."""
+    found = [(pod, reports.get(_key(each))) for pod, reports in told.items()]
+    open_still = [(pod, report) for pod, report in found if report is None or report.state is not AdapterState.LOADED]
+    return next((it for it in open_still if it[1] and it[1].state is AdapterState.FAILED), open_still[0])
+
+
+def _reason(each: AdapterRef, told: Told) -> Reason:
+    report = _trouble(each, told)[1]
+    return report.reason if report is not None and report.message else Reason.VERIFICATION_FAILED
+
+
+def _why(each: AdapterRef, told: Told) -> str:
+    pod, report = _trouble(each, told)
+    if report is not None and report.message:
+        return report.message
+    return f"Adapter {each.name!r} was not loaded in time: the self-check at {pod} has not said anything of it."

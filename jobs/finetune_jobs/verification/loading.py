@@ -1,0 +1,218 @@
+"""Adapters that come and go on a server while it runs, each proved before its name answers. It asks through what it is
+given.
+
+```
+wanted ──▶ fetched, every hash ──▶ loaded under a name that nobody knows ──▶ proved ──▶ loaded under its own name
+   │               │                              │                            │
+   │               └──────────────────────────────┴────────────────────────────┴──▶ Failed: its own name never answers
+   └── no longer: its name is taken away, requests that have begun go on, and its files are deleted later
+```
+"""
+
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from finetune_api.adapterdeployment import AdapterState, VerificationCheck, WithdrawnPolicy, adapter_model
+from finetune_api.reasons import Reason
+from finetune_api.stages import AdapterReport, AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
+from finetune_jobs.artifacts.withdrawal import require_standing
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.runtime.adapters import Adapter
+from finetune_jobs.verification.engine import AdapterHost, ModelServer
+from finetune_jobs.verification.proof import Proof
+from finetune_jobs.verification.watch import QualityWatch
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 30.0
+"""After a failure that may pass."""
+LINGER_SECONDS: Final = 900.0
+"""For how long the files of a removed adapter stay: requests that have begun may need them."""
+_HIDDEN: Final = "proving-"
+"""How the names begin under which adapters prove themselves; the rest is random."""
+
+
+@dataclass
+class _Served:
+    """An adapter whose name answers."""
+
+    wanted: WantedAdapter
+    watch: QualityWatch
+
+
+@dataclass
+class Loader:
+    """The adapters of one server."""
+
+    host: AdapterHost
+    """The server, as what loads adapters."""
+    fetch: Callable[[WantedAdapter], Adapter]
+    """Downloads an adapter to ``models``, verified. Raises StageError."""
+    client: Callable[[str], ModelServer]
+    """The server, as what answers under a name."""
+    require: Callable[[Sequence[VerificationCheck], str], None]
+    """Raises StageError if one of the checks of somebody failed."""
+    models: Path
+    """Where the server reads adapters."""
+    model: str
+    """Name of the base; clients' names of adapters begin with it."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds."""
+
+    def __post_init__(self) -> None:
+        self._served: dict[str, _Served] = {}
+        self._reports: dict[tuple[str, str], AdapterReport] = {}
+        self._again: dict[tuple[str, str], float] = {}
+        self._hidden: set[str] = set()
+        self._answers: set[str] = set()
+        self._left: dict[str, float] = {}
+        self._base = ""
+
+    def begin(self, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
+        """Load what is wanted on a server of which nothing is known, before the pod is ready. Raises StageError for an
+        adapter that is required; any other that fails is reported.
+
+        Where an earlier self-check of this server has ended, what it had proved answers still, and goes on doing so:
+        clients may be connected.
+        """
+        required = {self._name(each): self._path(each) for each in wanted.adapters if each.required}
+        for name, path in self.host.loaded().items():
+            if required.get(name) == path:
+                self._answers.add(name)
+            else:
+                self.host.unload(name)
+        known = {each.digest for each in wanted.adapters}
+        self._left = {each.parent.name: self.clock() for each in self.models.glob("*/artifact")}
+        self._left = {digest: since for digest, since in self._left.items() if digest not in known}
+        for each in sorted(wanted.adapters, key=lambda each: not each.required):
+            if each.required:
+                self._bring(each, wanted.withdrawn, limits)
+            else:
+                self._try(each, wanted.withdrawn, limits)
+
+    def settle(self, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
+        """Make a server whose pod is ready serve what is wanted by now. Whatever goes wrong with an adapter is
+        reported, and changes nothing for the others."""
+        asked = {(each.name, each.digest) for each in wanted.adapters}
+        for name in [name for name, it in self._served.items() if (name, it.wanted.digest) not in asked]:
+            self._remove(name)
+        for name, digest in self._reports.keys() - asked:
+            del self._reports[name, digest]
+            self._left.setdefault(digest, self.clock())
+        self._forget_hidden()
+        for each in wanted.adapters:
+            key = (each.name, each.digest)
+            report = self._reports.get(key)
+            if report is None or (report.state is AdapterState.LOADING and self.clock() >= self._again.get(key, 0.0)):
+                self._try(each, wanted.withdrawn, limits)
+        self._delete_files({each.digest for each in wanted.adapters})
+
+    def reports(self) -> AdapterReports:
+        """Where each of those that are wanted stands."""
+        return AdapterReports(adapters=list(self._reports.values()))
+
+    def watches(self) -> list[tuple[str, QualityWatch]]:
+        """What has to stay as it was proved, by what messages call it."""
+        return [(self._who(name), served.watch) for name, served in self._served.items()]
+
+    def _name(self, each: WantedAdapter) -> str:
+        """What clients call it."""
+        return adapter_model(self.model, each.name)
+
+    def _path(self, each: WantedAdapter) -> str:
+        """Where the server reads it; the path holds the digest."""
+        return str(self.models / each.digest / "model")
+
+    def _who(self, name: str) -> str:
+        return f"Its adapter {adapter_model(self.model, name)!r}"
+
+    def _try(self, each: WantedAdapter, policy: WithdrawnPolicy, limits: SelfCheckLimits) -> None:
+        try:
+            self._bring(each, policy, limits)
+        except StageError as error:
+            log.warning("adapter %s is not loaded: %s", each.name, error.message)
+            state = AdapterState.LOADING if error.retriable else AdapterState.FAILED
+            self._report(each, state, error.reason, error.message)
+        except Exception as error:  # whatever it is made of, the others go on
+            log.exception("loading adapter %s crashed", each.name)
+            said = f"Loading it crashed ({type(error).__name__})."
+            self._report(each, AdapterState.FAILED, Reason.INTERNAL_ERROR, said)
+
+    def _bring(self, each: WantedAdapter, policy: WithdrawnPolicy, limits: SelfCheckLimits) -> None:
+        """From the store to clients. Raises StageError."""
+        self._left.pop(each.digest, None)
+        adapter = self.fetch(each)
+        if not each.required and policy is WithdrawnPolicy.REFUSE:
+            require_standing(adapter.store, each.digest)
+        if self._base and adapter.base.digest != self._base:
+            raise StageError(
+                Reason.ADAPTERS_UNSUITABLE,
+                f"Adapter {each.name!r} was trained on another base model ({adapter.base.digest[:12]}) than those that "
+                f"are served ({self._base[:12]}).",
+            )
+        name = self._name(each)
+        proof = self._proved(each, name if name in self._answers else "", limits)
+        if name not in self._answers:
+            self.host.load(name, self._path(each))
+        self._answers.add(name)
+        self._base = self._base or adapter.base.digest
+        self._served[each.name] = _Served(each, QualityWatch(proof.under(self.client(name))))
+        self._report(each, AdapterState.LOADED, Reason.VERIFIED, "")
+        log.info("adapter %s has proved itself and answers as %s", each.name, name)
+
+    def _proved(self, each: WantedAdapter, known: str, limits: SelfCheckLimits) -> Proof:
+        """The proof of an adapter, made under a name that answers already, or else under one that nobody knows and that
+        is gone afterwards."""
+        name = known or f"{_HIDDEN}{secrets.token_hex(16)}"
+        try:
+            if not known:
+                self._hidden.add(name)
+                self.host.load(name, self._path(each))
+            proof = Proof(self.client(name), self.models / each.digest / "artifact", each.digest)
+            self.require(proof.whole(limits), self._who(each.name))
+            return proof
+        except StageError as error:
+            raise error if error.checks else error.of(self._who(each.name)) from error
+        finally:
+            self._forget_hidden()
+
+    def _forget_hidden(self) -> None:
+        """Take the names away under which adapters have proved themselves. One that stays for now is no harm."""
+        for name in list(self._hidden):
+            try:
+                self.host.unload(name)
+                self._hidden.discard(name)
+            except StageError as error:
+                log.warning("a name for proving stays for now: %s", error.message)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self.host.unload(adapter_model(self.model, name))
+            self._answers.discard(adapter_model(self.model, name))
+        except StageError as error:
+            log.warning("adapter %s stays for now: %s", name, error.message)
+            return
+        removed = self._served.pop(name)
+        self._left[removed.wanted.digest] = self.clock()
+        log.info("adapter %s is removed: its name answers no longer", name)
+
+    def _delete_files(self, wanted: set[str]) -> None:
+        for digest, since in list(self._left.items()):
+            if digest in wanted:
+                del self._left[digest]
+            elif self.clock() - since >= LINGER_SECONDS:
+                shutil.rmtree(self.models / digest, ignore_errors=True)
+                del self._left[digest]
+
+    def _report(self, each: WantedAdapter, state: AdapterState, reason: Reason, message: str) -> None:
+        key = (each.name, each.digest)
+        self._again[key] = self.clock() + AGAIN_SECONDS
+        self._reports[key] = AdapterReport(
+            name=each.name, digest=each.digest, state=state, reason=reason, message=message
+        )

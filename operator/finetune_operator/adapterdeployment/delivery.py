@@ -1,0 +1,285 @@
+"""Adapters that come and go while their pods serve. Pure.
+
+A set that differs from the served one only by what was added and removed needs no other pods where the engine loads
+adapters while it runs: the wanted set is in the ConfigMap that the pods' self-checks read. Each pod fetches what is
+new, proves it under a name that nobody knows and then gives it its own; a Job waits until all of them have said what
+became of it.
+
+```
+                        ┌──▶ Loaded: from then on no pod is ready without it
+added ──▶ Loading ──────┤
+   ▲                    └──▶ Failed: taken from all pods; the others are not touched
+   └── another digest, or another spec
+```
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import (
+    AdapterState,
+    AdapterStatus,
+    CheckOutcome,
+    RevisionStatus,
+    VerificationCheck,
+    set_address,
+)
+from finetune_api.reasons import Reason
+from finetune_api.stages import Params, Stage, StageInput, VerifyParams, WantedAdapter, WantedAdapters
+from finetune_operator.adapterdeployment.adapters import read_back, shown
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.record import Record, records
+from finetune_operator.adapterdeployment.revision import choice_of, spec_hash
+from finetune_operator.framework.actions import Action, Event
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
+from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.pod import find_condition
+from finetune_operator.resources.deployment import Adapter, Serving
+from finetune_operator.resources.drift import ensure_exists
+from finetune_operator.resources.self_check import loads_adapters
+from finetune_operator.resources.stage_job import input_config_map, stage_job
+from finetune_operator.resources.stage_request import StageRequest, run_ref
+from finetune_operator.settings import PodShape
+
+DELIVERY_SECONDS: Final = 900
+"""For how long the pods may take: the kubelet brings the set within about two minutes, and each adapter is fetched and
+proved."""
+LABEL_DELIVERY: Final = f"{meta.GROUP}/delivery"
+"""On the Job that waits for the pods, and on its input."""
+_RECORD_SECONDS: Final = 1.0
+"""After which to look again, once the status says what came of it."""
+_FAILED: Final = AdapterState.FAILED
+_MESSAGE_LIMIT: Final = 256
+"""The API's limit."""
+_SHAPE: Final = PodShape(
+    requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"}, scratch_size="100Mi"
+)
+
+
+class Standing(NamedTuple):
+    """An adapter that is asked for, and what came of it on the pods that serve."""
+
+    adapter: Adapter
+    known: AdapterStatus
+    outcome: CheckOutcome | None
+    """Passed or Failed; None: it is being loaded."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where the adapters of what serves stand after this pass."""
+
+    stable: RevisionStatus
+    actions: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    due_after: float | None = None
+
+
+def taken_at_run_time(observed: ObservedDeployment, asked: Serving) -> Record | None:
+    """The record of what serves, if its pods can serve what is asked without a restart; None: it takes other pods.
+
+    Everything but the adapters has to be the same, an adapter that has been proved has to stay, and none may have
+    changed: vLLM has no way to replace one by another under the same name without a moment in which it is not there,
+    or in which answers that have begun go on with other weights.
+    """
+    stable = observed.resource.status.stable
+    record = records(observed).get(stable.revision if stable else observed.traffic)
+    if record is None or not asked.adapters or not loads_adapters(record.template):
+        return None
+    made = record.serving
+    as_made = replace(asked, adapters=made.adapters, artifact_digest=made.artifact_digest)
+    if choice_of(as_made, observed.settings) != record.choice:
+        return None
+    rows = stable.adapters if stable is not None and stable.adapters else shown(made.adapters)
+    served = {each.name: each.artifact_digest for each in rows if each.outcome is not CheckOutcome.FAILED}
+    if any(served.get(each.name, each.digest) != each.digest for each in asked.adapters):
+        return None
+    found = standing(observed, record, asked.adapters)
+    stays = any(each.outcome is CheckOutcome.PASSED and each.adapter.name in served for each in found)
+    fits = all(made.rank_for(each) <= made.run_time_rank for each in asked.adapters)
+    return record if stays and fits else None
+
+
+def standing(observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter]) -> list[Standing]:
+    """What came of each adapter on the pods of a revision. Those that the revision was verified with have passed, if
+    they have not been removed since; one that failed is tried again when the spec changes."""
+    stable = observed.resource.status.stable
+    ours = stable if stable is not None and stable.revision == record.revision else None
+    known = {(each.name, each.artifact_digest): each for each in (ours.adapters if ours else [])}
+    verified = {(each.name, each.digest) for each in record.serving.adapters}
+    same_spec = ours is not None and ours.spec_hash == spec_hash(observed.resource.spec)
+    found = []
+    for adapter, fresh in zip(adapters, shown(adapters), strict=True):
+        key = (adapter.name, adapter.digest)
+        row = known.get(key, fresh)
+        # Of a revision that has just taken over, or whose status was lost, nothing else is known.
+        as_verified = key in verified and row.state is None and (key in known or not known)
+        if row.outcome is CheckOutcome.PASSED or as_verified:
+            found.append(Standing(adapter, row, CheckOutcome.PASSED))
+        else:
+            failed = row.outcome is CheckOutcome.FAILED and same_spec
+            found.append(Standing(adapter, row, CheckOutcome.FAILED if failed else None))
+    return found
+
+
+def wanted_adapters(observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter]) -> WantedAdapters | None:
+    """What the pods of a revision are told to serve; None: what they are started with."""
+    if not loads_adapters(record.template):
+        return None
+    return WantedAdapters(
+        adapters=[
+            WantedAdapter(
+                name=each.adapter.name,
+                uri=each.adapter.uri,
+                digest=each.adapter.digest,
+                required=each.outcome is CheckOutcome.PASSED,
+            )
+            for each in standing(observed, record, adapters)
+            if _counts(each)
+        ],
+        withdrawn=observed.resource.spec.policy.withdrawn,
+    )
+
+
+def deliver(
+    observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter], stable: RevisionStatus
+) -> Delivery:
+    """Bring the pods of what serves the adapters that are asked for, and say where each stands. What they are told is
+    among the objects of the revision; here is what waits for their answer."""
+    if not adapters:
+        return Delivery(stable)
+    found = standing(observed, record, adapters)
+    pending = [each for each in found if each.outcome is None]
+    pods = _ready(observed, record.revision)
+    verdict: Verdict | None = None
+    actions: tuple[Action, ...] = ()
+    if pending and pods:
+        request = _request(observed, record, pending, pods)
+        job = observed.child(JOBS, request.name)
+        if job is not None:
+            verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+        actions = (
+            *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
+            *ensure_exists(JOBS, stage_job(request), job),
+        )
+    counted = f"{len(pods)}/{observed.resource.spec.replicas}"
+    rows = [_row(each, counted, bool(pods), verdict) for each in found]
+    events = tuple(_news(found, rows, len(pods)))
+    update = {
+        "adapters": rows,
+        "artifact_digest": set_address({each.name: each.artifact_digest for each in rows if each.state != _FAILED}),
+        "spec_hash": spec_hash(observed.resource.spec),
+    }
+    served = stable.model_copy(update=update)
+    return Delivery(served, actions, events, _RECORD_SECONDS if events else None)
+
+
+def is_of_delivery(child: Object) -> bool:
+    """Whether a Job or ConfigMap is one that waits for adapters on running pods."""
+    return LABEL_DELIVERY in (child["metadata"].get("labels") or {})
+
+
+def delivery_in_use(observed: ObservedDeployment, record: Record | None, stable: RevisionStatus | None) -> str:
+    """Name of the one that is not to be deleted; empty: none."""
+    if record is None or stable is None or stable.revision != record.revision:
+        return ""
+    loading = {each.name for each in stable.adapters if each.state is AdapterState.LOADING}
+    pending = [each for each in standing(observed, record, read_back(stable.adapters)) if each.adapter.name in loading]
+    pods = _ready(observed, record.revision)
+    return _request(observed, record, pending, pods).name if pending and pods else ""
+
+
+def _counts(each: Standing) -> bool:
+    return each.outcome is not CheckOutcome.FAILED
+
+
+def _row(each: Standing, pods: str, answers: bool, verdict: Verdict | None) -> AdapterStatus:
+    """An adapter for the status, after what the Job has found."""
+    outcome, message, reason = each.outcome, each.known.message, each.known.reason
+    if outcome is None and verdict is not None and verdict.state not in UNFINISHED:
+        outcome, message, reason = _found(each.adapter.name, verdict)
+    if outcome is CheckOutcome.PASSED:
+        update: dict[str, Any] = {"state": AdapterState.LOADED, "pods": pods, "message": "", "reason": ""}
+    elif outcome is CheckOutcome.FAILED:
+        update = {"state": _FAILED, "pods": "", "message": message[:_MESSAGE_LIMIT], "reason": reason}
+    else:
+        waits = "Running pods fetch it and prove it." if answers else "It waits for a pod that is ready."
+        update = {"state": AdapterState.LOADING, "pods": "", "message": waits, "reason": Reason.VERIFYING}
+    return each.known.model_copy(update=update | {"outcome": outcome})
+
+
+def _found(name: str, verdict: Verdict) -> tuple[CheckOutcome, str, str]:
+    """What the Job has found of an adapter, the message and the reason. Its exit code decides; its report may be lost
+    with its pod."""
+    if verdict.state is not State.FAILED:
+        return CheckOutcome.PASSED, "", ""
+    checks: dict[str, VerificationCheck] = {each.name: each for each in verdict.result.checks} if verdict.result else {}
+    if name in checks and checks[name].outcome is CheckOutcome.PASSED:
+        return CheckOutcome.PASSED, "", ""
+    return CheckOutcome.FAILED, verdict.message, verdict.reason
+
+
+def _news(found: Sequence[Standing], rows: Sequence[AdapterStatus], pods: int) -> Iterator[Event]:
+    """What this pass has found out."""
+    for each, row in zip(found, rows, strict=True):
+        if each.outcome is not None or row.outcome is None:
+            continue
+        if row.outcome is CheckOutcome.PASSED:
+            said = f"Adapter {row.name!r} has proved itself on {pods} running pods, which answer to its name."
+            yield Event("Normal", Reason.PROMOTED, said)
+        else:
+            yield Event("Warning", Reason(row.reason), f"Adapter {row.name!r} is not served: {row.message}")
+
+
+def _ready(observed: ObservedDeployment, revision: str) -> list[Object]:
+    """The pods of a revision that are ready, by name: each has loaded what is required."""
+    pods = [pod for pod in observed.server_pods(revision) if find_condition(pod.get("status") or {}, "Ready")]
+    return sorted((pod for pod in pods if pod["status"].get("podIP")), key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def _request(
+    observed: ObservedDeployment, record: Record, pending: Sequence[Standing], pods: Sequence[Object]
+) -> StageRequest:
+    """The stage that waits for what the pods say. It asks nothing but them: it gets no keys of any store."""
+    owner, settings, serving = observed.owner, observed.settings, record.serving
+    spec = observed.resource.spec
+    asked = [each.adapter for each in pending]
+    identity = [
+        record.revision,
+        spec_hash(spec),
+        [[each.name, each.digest] for each in asked],
+        [[pod["metadata"]["name"], pod["status"]["podIP"]] for pod in pods],
+    ]
+    params = VerifyParams(
+        endpoint="",
+        engine=serving.runtime.engine.value,
+        samples=0,
+        min_agreement_percent=spec.verification.min_agreement_percent,
+        timeout_seconds=DELIVERY_SECONDS,
+        model=owner.name,
+        adapters=replace(serving, adapters=tuple(asked)).refs,
+        pods=[_url(pod["status"]["podIP"]) for pod in pods],
+    )
+    return StageRequest(
+        owner=owner,
+        input=StageInput(
+            stage=Stage.VERIFY,
+            run=run_ref(owner, record.revision),
+            artifact_uri=asked[0].uri,
+            artifact_digest=asked[0].digest,
+            params=Params(verify=params),
+        ),
+        image=settings.images.of(Stage.VERIFY),
+        images=settings.images,
+        shape=_SHAPE,
+        service_account=serving.runtime.service_account_name,
+        labels={meta.LABEL_REVISION: record.revision, LABEL_DELIVERY: "adapters"},
+        identity=["delivery", *identity],
+        deadline_seconds=2 * DELIVERY_SECONDS,
+    )
+
+
+def _url(host: str) -> str:
+    return f"http://[{host}]:{meta.SELF_CHECK_PORT}" if ":" in host else f"http://{host}:{meta.SELF_CHECK_PORT}"

@@ -1,0 +1,264 @@
+"""Adapters that are added and removed while their pods serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import AdapterState, RevisionStatus, ServingPhase, set_address
+from finetune_api.reasons import Reason
+from finetune_api.stages import WantedAdapters
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
+from finetune_operator.settings import Engine, Proxy, Runtime
+from tests.support.sentences import assert_says
+from tests.support.serving import BETTER, GOOD, INACTIVE, ServingCluster, condition, uri
+from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, published
+
+pytestmark = pytest.mark.unit
+
+LOADED = (AdapterState.LOADED, "2/2")
+
+
+def endpoint(keys: bool = True, **digests: str) -> ServingCluster:
+    """An endpoint at rest with these adapters, all pinned."""
+    access: dict[str, Any] = {"access": {"apiKeys": {"secretRef": {"name": "keys"}}}} if keys else {}
+    spec = {"source": {"adapters": []}, "runtime": "vllm", "keepLastGood": "0s", "replicas": 2} | access
+    cluster = ServingCluster(spec=spec, settings=VLLM)
+    asked(cluster, **digests)
+    cluster.settle()
+    return cluster
+
+
+def asked(cluster: ServingCluster, **digests: str) -> None:
+    """The spec asks for these adapters."""
+    storage = STORE.model_dump(by_alias=True, exclude_defaults=True)
+    adapters = [{"name": name, "artifact": {"uri": uri(each), "storage": storage}} for name, each in digests.items()]
+    cluster.spec = cluster.spec | {"source": {"adapters": adapters}}
+
+
+def told(cluster: ServingCluster) -> dict[str, bool]:
+    """What the serving pods are told: names, and whether no pod is ready without them."""
+    [found] = [each["data"] for each in cluster.objects[CONFIG_MAPS].values() if "adapters.json" in each["data"]]
+    wanted = WantedAdapters.model_validate_json(found["adapters.json"])
+    return {each.name: each.required for each in wanted.adapters}
+
+
+def stable(cluster: ServingCluster) -> RevisionStatus:
+    assert cluster.status.stable is not None
+    return cluster.status.stable
+
+
+def states(cluster: ServingCluster) -> dict[str, tuple[AdapterState | None, str]]:
+    return {each.name: (each.state, each.pods) for each in stable(cluster).adapters}
+
+
+def pod(cluster: ServingCluster) -> Object:
+    [found] = cluster.objects[DEPLOYMENTS].values()
+    spec: Object = found["spec"]["template"]["spec"]
+    return spec
+
+
+def test_its_server_starts_without_adapters_and_its_self_check_loads_them() -> None:
+    cluster = endpoint(fr=GOOD)
+    server, [fetch, check, proxy] = pod(cluster)["containers"][0], pod(cluster)["initContainers"]
+    env = {each["name"]: each.get("value") for each in server["env"]}
+    assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert {"--host=127.0.0.1", "--enable-lora", "--max-loras=2", "--max-cpu-loras=9"} <= {*server["args"]}
+    assert "--lora-modules" not in server["args"]
+    assert not [each for each in proxy["args"] if "lora" in each], "the public door has no such path"
+    assert check["command"][3:7] == ["--wanted", "/etc/finetune-self-check/adapters.json", "--model", "demo"]
+    mounts = {each["name"]: each for each in check["volumeMounts"]}
+    assert not mounts["models"].get("readOnly")
+    assert {"input", "self-check"} <= mounts.keys() & {each["name"] for each in fetch["volumeMounts"]}
+    assert told(cluster) == {"fr": True}
+    assert states(cluster) == {"fr": LOADED}
+
+
+def test_its_self_check_reaches_the_store_as_fetch_does_and_the_server_past_the_platforms_proxy() -> None:
+    """The server is on loopback, which no proxy of the platform reaches."""
+    cluster = endpoint(fr=GOOD)
+    cluster.settings = VLLM.model_copy(update={"proxy": Proxy(https_proxy="http://proxy:3128", no_proxy=".svc")})
+    cluster.settle()
+    fetch, check, _ = pod(cluster)["initContainers"]
+    told_fetch, told_check = ({each["name"]: each.get("value") for each in of["env"]} for of in (fetch, check))
+    assert (told_fetch["NO_PROXY"], told_check["NO_PROXY"]) == (".svc", ".svc,127.0.0.1")
+    assert told_fetch["HTTPS_PROXY"] == told_check["HTTPS_PROXY"] == "http://proxy:3128"
+
+
+def test_without_a_proxy_whoever_reaches_the_port_could_load_them_so_pods_do_not() -> None:
+    cluster = endpoint(keys=False, fr=GOOD)
+    before = cluster.traffic()
+    server = pod(cluster)["containers"][0]
+    assert {each["name"]: each.get("value") for each in server["env"]}["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    assert cluster.traffic() != before
+    assert states(cluster) == {"de": LOADED, "fr": LOADED}
+
+
+def test_one_more_and_one_less_need_no_other_pods() -> None:
+    cluster = endpoint(fr=GOOD)
+    before = cluster.traffic()
+    cluster.loading = {BETTER}
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    assert told(cluster) == {"de": False, "fr": True}
+    assert states(cluster) == {"de": (AdapterState.LOADING, ""), "fr": LOADED}
+    assert condition(cluster.status, "Reconciling") == ("True", Reason.VERIFYING)
+    assert (cluster.status.phase, cluster.status.candidate) == (ServingPhase.PROGRESSING, None)
+    cluster.loading = set()
+    cluster.settle()
+    assert told(cluster) == {"de": True, "fr": True}
+    assert states(cluster) == {"de": LOADED, "fr": LOADED}
+    pods, names = cluster.asked_of[-1]
+    assert (len(pods), names) == (2, ["de"])
+    assert all(each.startswith("http://10.0.0.") and each.endswith(":9401") for each in pods)
+    assert stable(cluster).artifact_digest == set_address({"fr": GOOD, "de": BETTER})
+    assert not [
+        name
+        for name in cluster.objects[JOBS]
+        if cluster.objects[JOBS][name]["metadata"]["labels"].keys() & {"finetune.dev/delivery"}
+    ], "it is done"
+    asked(cluster, de=BETTER)
+    cluster.settle()
+    assert (told(cluster), states(cluster)) == ({"de": True}, {"de": LOADED})
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (before, {before})
+    assert [each.message for each in cluster.events if each.reason == Reason.PROMOTED][1:] == [
+        "Adapter 'de' has proved itself on 2 running pods, which answer to its name."
+    ]
+
+
+def test_one_that_fails_is_taken_from_all_pods_and_the_others_are_not_touched() -> None:
+    cluster = endpoint(fr=GOOD)
+    before = cluster.traffic()
+    asked(cluster, fr=GOOD, de=INACTIVE, es=BETTER)
+    cluster.settle()
+    assert told(cluster) == {"es": True, "fr": True}
+    assert states(cluster) == {"de": (AdapterState.FAILED, ""), "es": LOADED, "fr": LOADED}
+    assert condition(cluster.status, "Stalled") == ("True", Reason.ADAPTER_INACTIVE)
+    [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+    assert_says(stalled.message, "Adapter 'de': not served. It answers like the base.")
+    assert condition(cluster.status, "Ready")[0] == "True"
+    tries = len(cluster.asked_of)
+    cluster.settle()
+    assert len(cluster.asked_of) == tries, "it is not tried again by itself"
+    cluster.spec = cluster.spec | {"rerun": "again"}
+    cluster.settle()
+    assert len(cluster.asked_of) > tries
+    asked(cluster, fr=GOOD, de=BETTER, es=BETTER)
+    cluster.settle()
+    assert states(cluster) == dict.fromkeys(("de", "es", "fr"), LOADED)
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (before, {before})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"fr": BETTER}, "another version under the same name"),
+        ({"de": BETTER}, "none of them stays"),
+    ],
+)
+def test_what_changes_more_is_another_revision(change: dict[str, str], why: str) -> None:
+    cluster = endpoint(fr=GOOD)
+    before = cluster.traffic()
+    asked(cluster, **change)
+    cluster.settle()
+    assert cluster.traffic() != before, why
+    assert states(cluster) == {next(iter(change)): LOADED}
+
+
+@pytest.mark.parametrize(
+    ("added", "in_place"),
+    [
+        (published(BETTER, rank=16), True),
+        (published(BETTER, rank=17), False),
+        (published(BETTER, OTHER), False),
+    ],
+)
+def test_it_has_to_fit_the_room_that_the_server_has(added: Any, in_place: bool) -> None:
+    """A rank above the room takes other pods. Another base fits nowhere: nothing happens."""
+    spec = {
+        "source": {"adapters": [{"name": "fr", "fineTuneJob": {"name": "fr"}}]},
+        "runtime": "vllm",
+        "keepLastGood": "0s",
+        "access": {"apiKeys": {"secretRef": {"name": "keys"}}},
+    }
+    cluster = ServingCluster(spec=spec, settings=VLLM, sources={"fr": published(GOOD, rank=9)})
+    cluster.settle()
+    before = cluster.traffic()
+    cluster.sources = {**cluster.sources, "de": added}
+    cluster.spec = spec | {"source": {"adapters": [{"name": n, "fineTuneJob": {"name": n}} for n in ("de", "fr")]}}
+    cluster.settle()
+    unsuitable = added.artifact.base_digest == OTHER
+    assert (cluster.traffic() == before) == (in_place or unsuitable)
+    assert states(cluster).keys() == ({"fr"} if unsuitable else {"de", "fr"})
+
+
+def test_another_runtime_rolls_out_what_is_served_by_then() -> None:
+    cluster = endpoint(fr=GOOD)
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    first = cluster.traffic()
+    cluster.settings = VLLM.model_copy(
+        update={"runtimes": {**VLLM.runtimes, "vllm": Runtime(engine=Engine.VLLM, image="images/vllm:0.33.0")}}
+    )
+    cluster.reconcile()
+    assert told_of(cluster, first) == {"de": True, "fr": True}, "what serves on keeps what it was told"
+    cluster.settle()
+    assert cluster.traffic() != first
+    assert (told(cluster), states(cluster)) == ({"de": True, "fr": True}, {"de": LOADED, "fr": LOADED})
+
+
+def told_of(cluster: ServingCluster, revision: str) -> dict[str, bool]:
+    """The same of one revision."""
+    data = cluster.objects[CONFIG_MAPS][f"demo-{revision}"]["data"]
+    return {each.name: each.required for each in WantedAdapters.model_validate_json(data["adapters.json"]).adapters}
+
+
+def test_what_serves_is_told_again_if_somebody_deletes_it_or_the_status() -> None:
+    cluster = endpoint(fr=GOOD)
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    revision = cluster.traffic()
+    del cluster.objects[CONFIG_MAPS][f"demo-{revision}"]
+    cluster.settle()
+    assert told(cluster) == {"de": True, "fr": True}
+    cluster.status = type(cluster.status)()
+    cluster.settle()
+    assert (cluster.traffic(), states(cluster)) == (revision, {"de": LOADED, "fr": LOADED})
+
+
+def test_going_back_to_a_revision_is_going_back_to_what_it_was_made_with() -> None:
+    cluster = endpoint(fr=GOOD)
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    cluster.spec = cluster.spec | {"rollbackTo": cluster.traffic()}
+    cluster.settle()
+    assert (told(cluster), states(cluster)) == ({"fr": True}, {"fr": LOADED})
+
+
+def test_one_that_was_removed_is_proved_again_when_it_comes_back() -> None:
+    cluster = endpoint(fr=GOOD, de=BETTER)
+    before = cluster.traffic()
+    asked(cluster, de=BETTER)
+    cluster.settle()
+    cluster.loading = {GOOD}
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    assert (told(cluster), states(cluster)["fr"]) == ({"de": True, "fr": False}, (AdapterState.LOADING, ""))
+    cluster.loading = set()
+    cluster.settle()
+    assert (cluster.traffic(), states(cluster)) == (before, {"de": LOADED, "fr": LOADED})
+
+
+def test_a_pod_that_comes_or_goes_is_asked_with_the_others() -> None:
+    cluster = endpoint(fr=GOOD)
+    cluster.loading = {BETTER}
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    cluster.spec = cluster.spec | {"replicas": 3}
+    cluster.loading = set()
+    cluster.settle()
+    assert [len(pods) for pods, _ in cluster.asked_of][-1] == 3
+    assert states(cluster)["de"] == (AdapterState.LOADED, "3/3")

@@ -1,0 +1,84 @@
+"""What the verifier makes of what running pods say of adapters that they load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_api.adapterdeployment import AdapterState, CheckOutcome, VerificationCheck
+from finetune_api.reasons import Reason
+from finetune_api.stages import AdapterRef, AdapterReport, AdapterReports
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.self_check import Gate
+from finetune_jobs.verification.delivery import await_adapters
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+REFS = [AdapterRef(name=name, uri=f"s3://models/artifacts/{name}", digest=name[0] * 64) for name in ("de", "fr")]
+LOADED, FAILED, LOADING = AdapterState.LOADED, AdapterState.FAILED, AdapterState.LOADING
+NOTHING = AdapterReports()
+
+
+def says(*states: AdapterState) -> AdapterReports:
+    """What a pod says of both."""
+    return AdapterReports(
+        adapters=[
+            AdapterReport(
+                name=ref.name,
+                digest=ref.digest,
+                state=state,
+                reason=Reason.ADAPTER_INACTIVE,
+                message="" if state is LOADED else f"{ref.name} is {state}",
+            )
+            for ref, state in zip(REFS, states, strict=True)
+        ]
+    )
+
+
+@pytest.fixture
+def pods() -> Iterator[list[Gate]]:
+    gates = [Gate(0), Gate(0)]
+    yield gates
+    for gate in gates:
+        gate.close()
+
+
+def ask(pods: list[Gate], seconds: float) -> list[VerificationCheck]:
+    urls = [f"http://127.0.0.1:{gate.port}" for gate in pods]
+    return await_adapters(urls, REFS, time.monotonic() + seconds, lambda _share, _said: None)
+
+
+def test_it_waits_until_all_pods_have_loaded_all(pods: list[Gate]) -> None:
+    def later() -> None:
+        for gate in pods:
+            gate.tell(says(LOADED, LOADED))
+
+    pods[0].tell(says(LOADED, LOADING))
+    threading.Timer(0.1, later).start()
+    found = ask(pods, 600)
+    assert [(each.name, each.outcome, each.expected, each.seen) for each in found] == [
+        ("de", CheckOutcome.PASSED, "loaded by 2 pods", "loaded by 2"),
+        ("fr", CheckOutcome.PASSED, "loaded by 2 pods", "loaded by 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "seconds", "reason", "says_", "outcomes"),
+    [
+        (says(LOADED, FAILED), 600, Reason.ADAPTER_INACTIVE, "^fr is Failed$", ("Passed", "Failed")),
+        (says(LOADING, LOADED), 0, Reason.ADAPTER_INACTIVE, "^de is Loading$", ("Failed", "Passed")),
+        (NOTHING, 0, Reason.VERIFICATION_FAILED, "'de' was not loaded in time: .*'fr' was not", ("Failed", "Failed")),
+    ],
+)
+def test_one_that_cannot_load_it_or_is_late_decides(
+    pods: list[Gate], second: AdapterReports, seconds: float, reason: Reason, says_: str, outcomes: tuple[str, str]
+) -> None:
+    pods[0].tell(says(LOADED, LOADED))
+    pods[1].tell(second)
+    with pytest.raises(StageError, match=says_) as error:
+        ask(pods, seconds)
+    assert error.value.reason is reason
+    assert tuple(str(each.outcome) for each in error.value.checks) == outcomes
