@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from finetune_operator.settings import Engine, Runtime
 from hack import environments
 from hack.cluster.console import ClusterError
 from hack.cluster.layout import REPOSITORY, cache_directory
-from hack.gpu.bench import PASSED, Bench
+from hack.gpu.bench import LOGS, PASSED, Bench
 from hack.gpu.check import Check, skipped
 from hack.gpu.exporting import evaluated, input_of, params_of
 from hack.gpu.machine import VISIBLE
@@ -62,17 +63,23 @@ def _check(bench: Bench, kind: ExportFormat, digest: str, python: Path) -> Check
     os.environ["FINETUNE_VLLM_PYTHON"] = str(python)
     served = ServedModel(str(models / digest / "model"), vllm_process.NAME)
     with ExitStack() as running:
+        running.callback(_keep_log, bench.folder)
         try:
             server = running.enter_context(vllm_process.vllm(served, bench.folder, runtime=_runtime(bench)))
         except AssertionError as error:
-            return Check(
-                "serve", f"vLLM with {kind.value}", str(error).splitlines()[-1], "a server that is ready", False
-            )
+            last = f"it is not ready; its log ends with {str(error).splitlines()[-1]}"
+            return Check("serve", f"vLLM with {kind.value}", last, "a server", False)
         asked = VerifyParams(endpoint=server.url, engine="vllm", samples=SAMPLES, min_agreement_percent=75)
         ended = _run(bench, Stage.VERIFY, uri, asked)
     seen = next((each.seen for each in ended.result.checks if each.name == "logProbabilities"), "none")
     found = f"{ended.result.message} Log-probabilities: {seen}"
     return Check("serve", f"vLLM with {kind.value}", found, "every check passed", ended.code == ExitCode.OK)
+
+
+def _keep_log(folder: Path) -> None:
+    """What vLLM has said, beside what the stages have."""
+    for log in folder.glob("vllm-*.log"):
+        shutil.copyfile(log, LOGS / log.name)
 
 
 def _run(bench: Bench, stage: Stage, uri: str, verify: VerifyParams | None, *arguments: str) -> Ended:
