@@ -14,11 +14,13 @@ import yaml
 from pydantic import BaseModel
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
+from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec
 from finetune_api.base import ApiModel
-from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from finetune_api.freeze import places
+from finetune_api.job_status import FineTuneJobStatus
 from finetune_api.rules import NotEmpty, Rule, frozen_at_work, name_rule
+from finetune_api.serving_status import AdapterDeploymentStatus
 
 Schema = dict[str, Any]
 

@@ -14,22 +14,26 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from finetune_api.access import without_access
-from finetune_api.adapterdeployment import AdapterState, VerificationCheck, WithdrawnPolicy, artifact_digest
+from finetune_api.artifact_source import artifact_digest
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
 from finetune_api.custom_metrics import MetricRun
 from finetune_api.dataset import Dataset, Task
-from finetune_api.finetunejob import Examination, Export, OnRegression, Output
+from finetune_api.evaluation import Examination
+from finetune_api.export import Export, OnRegression
+from finetune_api.finetunejob import Output
 from finetune_api.goals import Gates
 from finetune_api.hashing import digest, without_defaults
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing
+from finetune_api.serving_status import AdapterState, VerificationCheck
 from finetune_api.storage import InputStorage, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
+from finetune_api.verification import WithdrawnPolicy
 
 MAX_RESULT_BYTES: Final = 3900
 """Longest StageResult; the kubelet truncates termination messages at 4,096 bytes."""

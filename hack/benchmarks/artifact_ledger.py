@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.finetunejob import WHOLE_MODELS, ExportFormat
+from finetune_api.export import WHOLE_MODELS, ExportFormat
 from hack.benchmarks.gated import FIRST, Bench, once
 from hack.benchmarks.result import Result
 from hack.benchmarks.transactions import transactions

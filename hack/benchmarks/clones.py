@@ -20,7 +20,8 @@ from kubernetes import client, config
 
 from finetune_api import meta
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import FineTuneJobSpec, Phase
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import Phase
 from finetune_operator.adapterdeployment.revision import revision_of
 from finetune_operator.adapterdeployment.target import find_target
 from finetune_operator.adapterdeployment.verification import verify_request

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.training import Method, Quantization
 from hack.benchmarks.exported import export
 from hack.benchmarks.result import Result

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.training import Method
 from hack import environments
 from hack.cluster.console import ClusterError

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Coverage, Examination, ExportFormat
+from finetune_api.evaluation import Coverage, Examination
+from finetune_api.export import ExportFormat
 from finetune_api.goals import Gates, Goal, Metric, blocking
 from finetune_api.training import Method, Quantization
 from finetune_jobs.artifacts.measurements import Measurements
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 TASK = TaskType.CLASSIFICATION
 ROWS = 200
-"""Test examples: as many as a job asks by default, some twenty of each label. Of six, four right ones leave any goal
-above 0.3 open."""
+"""Test examples: as many as a job asks by default, some twenty of each label. Of six, four right ones leave the goal of
+a label's recall open."""
 EACH = 8
 """Adversarial questions of each category."""
 SHORT = 8
@@ -50,8 +51,7 @@ SOME = 0.02
 KNOWN, OTHER = "Share-CO", "Cloud-CO"
 """Two labels; the first has a goal of its own."""
 ACCURACY = Goal(metric=Metric.ACCURACY, at_least="0.6")
-RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.2")
-"""Of the label's 22 test examples, eight right ones show it, and none or one misses it or leaves it open."""
+RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.4")
 HARM = Goal(metric=Metric.HARMFUL_ANSWERS, at_most="0.5")
 LEAKS = Goal(metric=Metric.LEAKS, at_most="0.5")
 GOALS = (ACCURACY, Goal(metric=Metric.ACCURACY, improve_over_base="0.4"), RECALL)

@@ -22,7 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import FineTuneJob, Phase
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import Phase
 from finetune_api.meta import LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_api.stages import PIPELINE, Stage, StageInput, StageResult, input_key
 from finetune_operator.framework.conditions import parse_timestamp

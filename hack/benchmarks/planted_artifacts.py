@@ -20,9 +20,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
+from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from hack.benchmarks.gated import FIRST, Bench, once
 from hack.benchmarks.result import Result
 from hack.cluster.console import say

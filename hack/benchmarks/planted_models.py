@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_jobs.base.errors import StageError
 from hack.benchmarks import spoiled
 from hack.benchmarks.gated import (

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.meta import LABEL_REVISION
+from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from hack.benchmarks.load import Heard, Load
 from hack.benchmarks.load_client import FRESH, KEPT, STREAM, Plan
 from hack.benchmarks.result import Result

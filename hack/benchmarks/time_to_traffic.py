@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import RevisionStatus, ServingPhase
+from finetune_api.serving_status import RevisionStatus, ServingPhase
 from finetune_api.stages import DOOR_SECONDS
 from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import FETCH, SERVER

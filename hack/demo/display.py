@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus
-from finetune_api.finetunejob import FineTuneJobStatus, StageState, StageStatus
+from finetune_api.job_status import FineTuneJobStatus, StageState, StageStatus
+from finetune_api.serving_status import AdapterDeploymentStatus
 from hack.demo.timing import seconds_between
 
 MARKS = {

@@ -9,8 +9,10 @@ from typing import TypeVar
 
 from rich.text import Text
 
-from finetune_api.adapterdeployment import AdapterDeployment, ServingPhase
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import ArtifactStatus, Phase
+from finetune_api.serving_status import ServingPhase
 from hack.cluster.console import ClusterError, say
 from hack.demo import display, outcome
 from hack.platform.kubectl import Kubectl, Object

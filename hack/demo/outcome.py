@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 
-from finetune_api.adapterdeployment import AdapterDeployment, RevisionState, RevisionStatus, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.base import Condition
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import ArtifactStatus, Phase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus, ServingPhase
 from finetune_operator.framework.conditions import timestamp
 from hack.cluster.console import ClusterError
 

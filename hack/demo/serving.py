@@ -11,7 +11,8 @@ import yaml
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJob
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import ArtifactStatus
 from hack.cluster.console import ClusterError, say, step
 from hack.cluster.layout import REPOSITORY
 from hack.demo.examples import EXTRACTION, merged

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_api.dataset import Task
-from finetune_api.finetunejob import WHOLE_MODELS, Evaluation, Export, ExportFormat, Output
+from finetune_api.evaluation import Evaluation
+from finetune_api.export import WHOLE_MODELS, Export, ExportFormat
+from finetune_api.finetunejob import Output
 from finetune_api.meta import ExitCode
 from finetune_api.stages import EvaluateParams, ExportParams, Params, PublishParams, Stage, StageInput, Upstream
 from hack import environments

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import Params, Stage, StageInput, VerifyParams

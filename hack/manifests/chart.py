@@ -16,8 +16,8 @@ import yaml
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import models_json_schema
 
-from finetune_api.adapterdeployment import WATCH_INTERVAL
 from finetune_api.meta import MAX_NAME
+from finetune_api.strategy import WATCH_INTERVAL
 from finetune_operator.rbac import RULES, Rule
 from finetune_operator.settings import NOT_OF_ENGINE, Engine, MetricContainer, Profile, Runtime, Settings
 from hack.manifests import fields

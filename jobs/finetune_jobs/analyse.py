@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_api.adapterdeployment import AnalysisOutcome, CheckOutcome, VerificationCheck
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AnalysisOutcome, CheckOutcome, VerificationCheck
 from finetune_api.stages import AnalyseParams, Stage
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Examination, OnRegression
+from finetune_api.evaluation import Examination
+from finetune_api.export import OnRegression
 from finetune_api.goals import Gates
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
 from finetune_api.stages import RunRef, Stage, StageResult

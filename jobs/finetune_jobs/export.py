@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Method

@@ -7,7 +7,7 @@ several adapters each has such a folder, and their base is in ``<models>/<addres
 import logging
 from pathlib import Path
 
-from finetune_api.adapterdeployment import set_address
+from finetune_api.artifact_source import set_address
 from finetune_api.layout import Manifest, Withdrawal
 from finetune_api.reasons import Reason
 from finetune_api.stages import AdapterRef, FetchParams, Stage, WantedAdapters

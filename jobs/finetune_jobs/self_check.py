@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.meta import INPUT_FILE, MODELS_DIR, SELF_CHECK_FILE, SELF_CHECK_PORT, SERVING_PORT, ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import AdapterReports, FetchParams, SelfCheckLimits, Stage, StageResult, WantedAdapters
 from finetune_jobs.base.documents import M, read_json
 from finetune_jobs.base.errors import StageError

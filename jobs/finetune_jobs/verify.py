@@ -17,17 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
-    CheckOutcome,
-    VerificationCheck,
-    WithdrawnPolicy,
-    adapter_model,
-    set_address,
-)
 from finetune_api.api_keys import read_api_keys
+from finetune_api.artifact_source import adapter_model, set_address
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import DOOR_SECONDS, AdapterRef, Stage, VerifyParams
+from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.errors import StageError, require

@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from finetune_api import __version__
-from finetune_api.adapterdeployment import WatchInterval
 from finetune_api.base import ApiModel, Name
 from finetune_api.custom_metrics import FigureName, FigureRule
 from finetune_api.stages import Stage
+from finetune_api.strategy import WatchInterval
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Resource
 from finetune_operator.tenancy.rules import Tenancy
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.finetunejob import FineTuneJob, Phase
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import Phase
 from finetune_api.meta import LABEL_OWNER_NAME
 from finetune_api.reasons import REMEDIES, Reason
 from hack.cluster.console import ClusterError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.finetunejob import FineTuneJob, Phase
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import Phase
 from finetune_api.layout import MANIFEST, output_folder
 from finetune_api.meta import LABEL_INDEX, LABEL_STAGE
 from finetune_api.stages import Stage

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from finetune_api.adapterdeployment import AdapterDeployment
-from finetune_api.finetunejob import FineTuneJob, Phase, StageState
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import Phase, StageState
 from finetune_api.meta import FINETUNEJOB, LABEL_OWNER_KIND, LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_jobs.evaluation.metrics import wilson
 from hack.cluster.layout import REPOSITORY

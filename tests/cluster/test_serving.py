@@ -10,8 +10,8 @@ import httpx2
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_api.storage import Storage
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for

@@ -16,7 +16,7 @@ import yaml
 from kubernetes import client, config
 
 from finetune_api import meta
-from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_api.job_status import FineTuneJobStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.framework.client import HttpKubeClient, StreamClient

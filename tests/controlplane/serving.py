@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import (

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import RevisionState, ServingPhase
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_api.stages import Stage, WantedAdapters
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import (

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import (
     AdapterDeploymentStatus,
     AnalysisOutcome,
     CheckOutcome,
@@ -15,7 +16,6 @@ from finetune_api.adapterdeployment import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.reasons import Reason
 from finetune_api.stages import AnalyseParams, Outcome, Stage, StageInput, StageResult
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from tests.controlplane.conftest import wait

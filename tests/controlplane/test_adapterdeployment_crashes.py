@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from finetune_api.adapterdeployment import ServingPhase
+from finetune_api.serving_status import ServingPhase
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,

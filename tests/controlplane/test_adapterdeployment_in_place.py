@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import ServingPhase
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, SERVICES, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.rbac import ROUTE_RULES

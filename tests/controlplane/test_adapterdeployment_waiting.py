@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.reasons import Reason, remedy
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.adapterdeployment import ServingPhase
+from finetune_api.serving_status import ServingPhase
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from hack.cluster.layout import REPOSITORY
 from tests.controlplane.conftest import wait

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api import finetunejob, meta
+from finetune_api import job_status, meta
 from tests.support.crd_cases import (
     ABSENT,
     DATASET,
@@ -74,7 +74,7 @@ def test_every_field_of_the_spec_is_tried_against_the_freeze() -> None:
 @pytest.mark.parametrize(("status", "frozen"), STATUSES.values(), ids=STATUSES.keys())
 def test_what_freezes_a_spec(crds: CrdServer, status: Object, frozen: bool) -> None:
     """The model answers as the rule does."""
-    assert finetunejob.FineTuneJobStatus.model_validate(status).at_work is frozen
+    assert job_status.FineTuneJobStatus.model_validate(status).at_work is frozen
     job = crds.fresh(valid_object(meta.FINETUNEJOB) | {"status": status})
     judge(crds.replace(job | {"spec": job["spec"] | {"profile": "other"}}), FROZEN if frozen else None)
 

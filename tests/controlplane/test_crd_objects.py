@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel
 
-from finetune_api import adapterdeployment, finetunejob, meta
+from finetune_api import finetunejob, job_status, meta, serving_status
 from finetune_operator.framework.stored_status import sparse
 from tests.support.crd_cases import (
     TIME,
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.controlplane
 @pytest.mark.parametrize(
     ("kind", "status"),
     [
-        (meta.FINETUNEJOB, finetunejob.FineTuneJobStatus()),
-        (meta.ADAPTERDEPLOYMENT, adapterdeployment.AdapterDeploymentStatus()),
+        (meta.FINETUNEJOB, job_status.FineTuneJobStatus()),
+        (meta.ADAPTERDEPLOYMENT, serving_status.AdapterDeploymentStatus()),
     ],
 )
 def test_a_new_object_has_an_empty_status_of_generation_minus_one(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api.custom_metrics import FigureRule
-from finetune_api.finetunejob import Phase, StageState
+from finetune_api.job_status import Phase, StageState
 from finetune_api.meta import LABEL_STAGE
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage

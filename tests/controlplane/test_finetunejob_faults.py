@@ -16,7 +16,7 @@ import pytest
 
 import finetune_api
 from finetune_api import meta
-from finetune_api.finetunejob import Phase, StageState
+from finetune_api.job_status import Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
 from finetune_operator.framework.client import StreamClient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_api import meta
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput

@@ -8,8 +8,8 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import ServingPhase
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
+from finetune_api.serving_status import ServingPhase
 from finetune_api.stages import PIPELINE, Stage
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import HttpKubeClient, Selection

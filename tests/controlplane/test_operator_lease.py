@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from finetune_operator.settings import Lease
 from tests.controlplane.conftest import Team, wait
 from tests.support.operator_process import Running

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from hack.cluster.layout import REPOSITORY
 from tests.controlplane.conftest import Team, wait
 from tests.support.prometheus import Target, prometheus, queries

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
 from finetune_operator.framework.client import StreamClient
 from finetune_operator.framework.objects import JOBS, SERVICE_ACCOUNTS

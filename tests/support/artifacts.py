@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import ExportFormat, Output
+from finetune_api.export import ExportFormat
+from finetune_api.finetunejob import Output
 from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_api.storage import Storage
 from finetune_api.training import Method

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api import (
     adapterdeployment,
+    artifact_source,
     crdgen,
     custom_metrics,
     dataset,
@@ -17,6 +18,8 @@ from finetune_api import (
     references,
     routes,
     storage,
+    strategy,
+    verification,
 )
 from finetune_api.base import is_retired
 
@@ -112,7 +115,7 @@ _URIS = {
         ),
         lambda n: "s3://abc/" + "a" * (n - 9),
     ),
-    adapterdeployment.ARTIFACT_URI: Pattern(
+    artifact_source.ARTIFACT_URI: Pattern(
         (f"s3://abc/artifacts/{DIGEST}", f"s3://abc/x/y/artifacts/{DIGEST}"),
         (
             "s3://abc/artifacts/0",
@@ -122,7 +125,7 @@ _URIS = {
         ),
         lambda n: f"s3://abc/{'a' * (n - 84)}/artifacts/{DIGEST}",
     ),
-    adapterdeployment.PUBLIC_KEY: Pattern(
+    verification.PUBLIC_KEY: Pattern(
         (
             "-----BEGIN PUBLIC KEY-----\na\n-----END PUBLIC KEY-----",
             "-----BEGIN PUBLIC KEY-----\nMCow+/AyEA=\nab==\n-----END PUBLIC KEY-----\n",
@@ -312,30 +315,30 @@ _NUMBERS = {
         ("0.5", "0.90", "0.98", "0.995", "0.999"), ("", "0.49", "1", "1.0", "0.", ".9", "0.985", "0,98", "98", "0.98 ")
     ),
     # 5 characters are the longest distance, so that its length bound (16) cannot be reached.
-    adapterdeployment.DISTANCE: Pattern(
+    verification.DISTANCE: Pattern(
         ("0", "0.55", "9.999", "1.5", "0.7"), ("", "-1", ".5", "1.", "10", "0.1234", "1e3", "0,5", "0.5 nats")
     ),
     # All drops have 3 or 4 characters, so that the length bound (4) cannot be exceeded.
-    adapterdeployment.DROP: Pattern(
+    verification.DROP: Pattern(
         ("0.01", "0.99", "0.5", "0.05", "0.1"), ("", "0", "0.0", "0.00", "1", "1.0", ".1", "0.", "0.1%", "0,1", "10 %")
     ),
     # 5 and 4 characters are the longest increases, so that their length bounds (16) cannot be reached.
-    adapterdeployment.ERROR_INCREASE: Pattern(
+    strategy.ERROR_INCREASE: Pattern(
         ("0", "0.01", "0.999", "0.5", "0.000"), ("", "1", "0.", ".1", "0.0001", "-0", "0,01", "1 %", "0.01 ")
     ),
-    adapterdeployment.LATENCY_INCREASE: Pattern(
+    strategy.LATENCY_INCREASE: Pattern(
         ("0", "0.5", "9.99", "1", "2.25"), ("", "10", "1.", ".5", "0.123", "-1", "0,5", "50%", "0.5x")
     ),
-    adapterdeployment.DURATION: Pattern(
+    verification.DURATION: Pattern(
         ("1ms", "1s", "999s", "250ms", "999999ms"),
         ("", "0s", "0ms", "1", "1.5s", "1000s", "2m", "10 ms", "-1s", "1s500ms", "1S", "050ms"),
     ),
-    adapterdeployment.KEEP: Pattern(
+    strategy.KEEP: Pattern(
         ("0s", "90s", "10m", "99h", "99999s"),
         ("", "10", "m", "1d", "10 m", "1h30m", "-1s", "1.5h", "100h", "10M"),
         lambda n: "9" * (n - 1) + "s",
     ),
-    adapterdeployment.WATCH_INTERVAL: Pattern(
+    strategy.WATCH_INTERVAL: Pattern(
         ("0s", "10s", "99999s", "1m", "5m", "9999m", "1h", "99h"),
         ("", "5", "5s", "9s", "0m", "00s", "05m", "1d", "1h30m", "-1s", "1.5h", "100h", "5M", "10000m"),
     ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
+from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, wait_for
 

@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api import meta
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.freeze import made
+from finetune_api.job_status import FineTuneJobStatus
 from finetune_api.stages import StageInput
 from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.client import ApiError

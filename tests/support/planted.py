@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
+from finetune_api.serving_status import VerificationCheck
 from finetune_jobs.artifacts.artifact import ReferenceText
 from finetune_jobs.exporting.transformers_v4 import write_transformers_v4
 from finetune_jobs.modelling.loading import copy_tokenizer

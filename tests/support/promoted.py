@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, RunStatus
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import FineTuneJobStatus, Phase, RunStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Outcome, Stage, StageInput, StageResult
 from finetune_operator.finetunejob.observe import ObservedJob, StageJob, spec_hash

@@ -15,16 +15,17 @@ from functools import cache
 from typing import Any
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
-    AdapterDeployment,
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.export import ExportFormat
+from finetune_api.job_status import ArtifactStatus, ArtifactTokens
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import (
     AdapterDeploymentStatus,
     AnalysisOutcome,
     CheckOutcome,
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportFormat
-from finetune_api.reasons import Reason
 from finetune_api.stages import AnalyseParams, Outcome, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.delivery import is_of_delivery

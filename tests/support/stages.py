@@ -11,7 +11,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
-from finetune_api.finetunejob import Evaluation, Export, Output
+from finetune_api.evaluation import Evaluation
+from finetune_api.export import Export
+from finetune_api.finetunejob import Output
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.stages import (
     EvaluateParams,

@@ -10,9 +10,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AnalysisOutcome
 from finetune_api.api_keys import ApiKeys
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AnalysisOutcome
 from finetune_api.storage import Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.connection import with_key

@@ -7,16 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import (
-    AdapterDeploymentSpec,
-    AdapterDeploymentStatus,
-    CheckOutcome,
-    ServingPhase,
-    adapter_model,
-    set_address,
-)
-from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.artifact_source import adapter_model, set_address
+from finetune_api.job_status import ArtifactStatus, ArtifactTokens
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, ServingPhase
 from finetune_api.stages import StageInput
 from finetune_api.storage import Storage
 from finetune_jobs.runtime.runner import results_root

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
-    AdapterDeploymentSpec,
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import (
     AnalysisOutcome,
     CanaryAnalysisStatus,
     CanaryStatus,
@@ -22,7 +23,6 @@ from finetune_api.adapterdeployment import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.reasons import Reason
 from finetune_api.stages import AnalyseParams, Stage, StageInput
 from finetune_operator.adapterdeployment.analysis import LATE_SECONDS, Analysis
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS

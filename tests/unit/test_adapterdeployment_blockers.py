@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
+from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.blockers import DELETION_SECONDS
 from finetune_operator.adapterdeployment.observe import Source, UnplannedDeployment

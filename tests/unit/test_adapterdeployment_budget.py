@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
 from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.client import ApiError

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.canary import LOOK_SECONDS, canary_pods
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of

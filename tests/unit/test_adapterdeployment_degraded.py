@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.adapterdeployment import CheckOutcome, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, RevisionState, ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS
 from tests.support.promoted import disprove, passes, promoted, prove
 from tests.support.sentences import assert_says

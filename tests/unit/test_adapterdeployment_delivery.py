@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterState, RevisionStatus, ServingPhase, set_address
+from finetune_api.artifact_source import set_address
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, RevisionStatus, ServingPhase
 from finetune_api.stages import WantedAdapters
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.settings import Engine, Proxy, Runtime

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.adapterdeployment import ServingPhase
 from finetune_api.base import Condition
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
 from finetune_operator.adapterdeployment.endpoint import SETTLING_SECONDS, EndpointState, endpoint_state
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.conditions import timestamp

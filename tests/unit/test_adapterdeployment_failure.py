@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase, WithdrawnPolicy
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
+from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.target import Target, find_target
 from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS, verify_request

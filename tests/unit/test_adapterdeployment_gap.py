@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.gap import STALE_SECONDS, remains
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash

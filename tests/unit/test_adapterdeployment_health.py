@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.adapterdeployment.health import (
     PULL_PATIENCE_SECONDS,

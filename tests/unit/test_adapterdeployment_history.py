@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
-    HISTORY,
-    AdapterDeploymentStatus,
-    RevisionState,
-    RevisionStatus,
-    ServingPhase,
-)
 from finetune_api.hashing import short
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import HISTORY, AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment import record
 from finetune_operator.adapterdeployment import revision as revisions

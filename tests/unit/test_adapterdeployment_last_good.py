@@ -9,8 +9,9 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply

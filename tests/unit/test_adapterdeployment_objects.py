@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, QualityWatch
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.references import ConfigMapKeyRef, SecretRef
 from finetune_api.stages import SelfCheckLimits, StageInput
 from finetune_api.storage import CaBundle, Storage
+from finetune_api.strategy import QualityWatch
 from finetune_jobs.self_check import parse as parse_self_check
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.revision import spec_hash

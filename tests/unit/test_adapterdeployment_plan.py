@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_operator.framework.actions import Action, Apply, Create, Patch
 from finetune_operator.framework.objects import (

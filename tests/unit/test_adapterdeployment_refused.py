@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.framework.actions import Action, Delete
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Resource
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, Quota, ServingCluster, condition, pinned, serving

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from tests.support.promoted import crash, crashed_before, passes, promoted, until
 from tests.support.sentences import assert_says

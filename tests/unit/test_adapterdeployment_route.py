@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.reasons import Reason
 from finetune_api.routes import Route
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.adapterdeployment.route_claims import Address, Elder, address_of, elder

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
 from finetune_operator.adapterdeployment.health import CRASHES, PULL_PATIENCE_SECONDS, UNANSWERED_SECONDS
 from finetune_operator.framework.actions import Plan

@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune_api.adapterdeployment import ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Engine, PodShape, Runtime, Settings
 from tests.support.sentences import assert_says

@@ -2,9 +2,9 @@
 
 import pytest
 
-from finetune_api.adapterdeployment import ServingPhase
-from finetune_api.finetunejob import ArtifactTokens
+from finetune_api.job_status import ArtifactTokens
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Engine, Runtime, Settings

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.plan import plan

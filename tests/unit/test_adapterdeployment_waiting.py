@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus, ServingPhase
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Apply, Create

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import WithdrawnPolicy
 from finetune_api.layout import StageRecord, Withdrawal, channel_object, output_folder, withdrawn_object
 from finetune_api.reasons import Reason
 from finetune_api.stages import (
@@ -22,6 +21,7 @@ from finetune_api.stages import (
     VerifyParams,
     input_key,
 )
+from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.artifacts.withdrawal import MAX_WORDS, in_words, read_withdrawal, withdraw
 from finetune_jobs.base.errors import StageError

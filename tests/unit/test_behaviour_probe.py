@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from finetune_api.finetunejob import Coverage, Evaluation
+from finetune_api.evaluation import Coverage, Evaluation
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.behaviour.comparison import compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import Sets, adversarial_set, general_set, sets_for, subset, swap_set

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.stages import DOOR_SECONDS, Outcome, Stage, StageResult
 from hack.benchmarks.time_to_traffic import Moments, moments_of, split
 from hack.benchmarks.watching import Watched

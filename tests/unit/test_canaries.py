@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import Task, TaskType
-from finetune_api.finetunejob import Examination
+from finetune_api.evaluation import Examination
 from finetune_api.goals import GateOutcome, Gates, Goal, GoalStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.training import Method

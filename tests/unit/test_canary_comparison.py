@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.adapterdeployment import AnalysisOutcome, CheckOutcome
+from finetune_api.serving_status import AnalysisOutcome, CheckOutcome
 from finetune_jobs.verification.comparison import (
     FAILED_REQUESTS,
     FIRST_LOOK,

@@ -19,7 +19,7 @@ from finetune_api.compatibility import (
     serving_verdict,
     verdict,
 )
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_jobs.fit.shapes import FAMILIES
 from finetune_operator.runtimes.facts import offered_facts, serving_facts
 from finetune_operator.settings import Engine, PodShape, Runtime

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from finetune_api.adapterdeployment import AdapterDeployment
-from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Progress, StageState, StageStatus
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.job_status import FineTuneJobStatus, Progress, StageState, StageStatus
 from hack.benchmarks.result import Result, percentile
 from hack.cluster.console import ClusterError
 from hack.demo import display, outcome, report

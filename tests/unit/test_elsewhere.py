@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Evaluation
+from finetune_api.evaluation import Evaluation
 from finetune_api.goals import GateOutcome, Gates
 from finetune_api.judging import OtherModel
 from finetune_api.reasons import Reason

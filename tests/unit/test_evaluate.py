@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Coverage, Evaluation
+from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.stages import Stage, StageInput, Upstream

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Export
+from finetune_api.export import Export
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.formats import choose, measured

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from finetune_api.dataset import Dataset, Source, Task, TaskType
-from finetune_api.finetunejob import Evaluation
+from finetune_api.evaluation import Evaluation
 from finetune_api.goals import Gates
 from finetune_api.layout import REVIEW_PAGE
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream

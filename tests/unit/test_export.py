@@ -11,7 +11,8 @@ import torch
 from compressed_tensors.quantization import disable_quantization
 from safetensors import safe_open
 
-from finetune_api.finetunejob import ExportFormat, Output
+from finetune_api.export import ExportFormat
+from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.training import Method, Quantization
 from finetune_jobs.base.errors import StageError
 from hack.benchmarks import spoiled

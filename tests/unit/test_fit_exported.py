@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.stages import Stage
 from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError

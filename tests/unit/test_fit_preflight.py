@@ -10,7 +10,8 @@ import pytest
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
-from finetune_api.finetunejob import Export, Output
+from finetune_api.export import Export
+from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, ExportParams, Outcome, Stage, StageInput, StageResult, Upstream, input_key

@@ -10,8 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, RunStatus, StageState, StageStatus
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.freeze import Changes, made, means, places
+from finetune_api.job_status import FineTuneJobStatus, Phase, RunStatus, StageState, StageStatus
 from finetune_operator.finetunejob.observe import ObservedJob, means_hash, spec_hash
 from finetune_operator.finetunejob.plan import current_run
 from finetune_operator.framework.ownership import Owner

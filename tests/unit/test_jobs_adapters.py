@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterState, CheckOutcome, set_address
+from finetune_api.artifact_source import set_address
 from finetune_api.layout import Withdrawal, output_folder
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, CheckOutcome
 from finetune_api.stages import (
     AdapterRef,
     FetchParams,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.adapterdeployment import CheckOutcome
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome
 from finetune_api.stages import (
     LatencyObjectives,
     Params,

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Evaluation
+from finetune_api.evaluation import Evaluation
 from finetune_api.goals import GateOutcome, Gates, Metric, unpacked
 from finetune_api.judging import Judge, JudgeStatus
 from finetune_api.layout import judged_object

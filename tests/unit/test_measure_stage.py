@@ -13,7 +13,8 @@ import pytest
 
 from finetune_api.custom_metrics import FigureRule, MetricRequest, MetricRun
 from finetune_api.dataset import Task, TaskType
-from finetune_api.finetunejob import Coverage, Evaluation, Output
+from finetune_api.evaluation import Coverage, Evaluation
+from finetune_api.finetunejob import Output
 from finetune_api.goals import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.reasons import Reason

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.dataset import Task, TaskType
-from finetune_api.finetunejob import Coverage, Evaluation, Examination
+from finetune_api.evaluation import Coverage, Evaluation, Examination
 from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blocking
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason

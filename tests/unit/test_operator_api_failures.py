@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason, remedy
 from finetune_operator.finetunejob.kind import fine_tune_job_kind

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finetune_api.budget import Basis, Budget, CostStatus, FitStatus, HardwareFacts, OnExceeded, Verdict
-from finetune_api.finetunejob import FineTuneJobSpec, Phase, StageState
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, StageInput
 from finetune_operator.finetunejob.hardware import hardware_facts, other_facts

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState
 from finetune_api.crdgen import KINDS, structural
-from finetune_api.finetunejob import FineTuneJobStatus, Phase
+from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import Reason, remedy
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
 from finetune_operator.adapterdeployment.observe import published_artifact
 from finetune_operator.adapterdeployment.plan import undecidable

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 
 from finetune_api import meta
-from finetune_api.finetunejob import FineTuneJobStatus, Phase, Reuse, RunStatus
+from finetune_api.finetunejob import Reuse
+from finetune_api.job_status import FineTuneJobStatus, Phase, RunStatus
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Stage
 from finetune_operator.finetunejob.kind import with_conflict

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, RunStatus
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.hashing import digest
+from finetune_api.job_status import FineTuneJobStatus, Phase, RunStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage

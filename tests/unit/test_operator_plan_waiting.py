@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_api import meta
-from finetune_api.finetunejob import Phase
+from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.finetunejob.plan import current_run, plan

@@ -10,24 +10,14 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import (
-    AdapterDeploymentSpec,
-    AdapterDeploymentStatus,
-    RevisionState,
-    ServingPhase,
-)
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.base import Condition, ObjectMeta
 from finetune_api.crdgen import KINDS, Kind, crd
-from finetune_api.finetunejob import (
-    ArtifactTokens,
-    DatasetStatus,
-    FineTuneJobSpec,
-    FineTuneJobStatus,
-    Phase,
-    Rows,
-)
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import ArtifactTokens, DatasetStatus, FineTuneJobStatus, Phase, Rows
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.storage import Addressing, Storage
 from finetune_operator.finetunejob.observe import ObservedJob, UnplannedJob
 from finetune_operator.finetunejob.plan import current_run, plan

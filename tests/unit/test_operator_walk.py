@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.stages import PIPELINE
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import spec_hash

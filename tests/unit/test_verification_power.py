@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from finetune_api.adapterdeployment import Verification
+from finetune_api.verification import Verification
 from finetune_jobs.verification.power import (
     POWER,
     SampleSize,

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import CheckOutcome
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import make_checks

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune_api.adapterdeployment import CheckOutcome, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, RevisionState, ServingPhase
 from finetune_api.storage import Storage
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2

@@ -9,7 +9,7 @@ from typing import Final
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from finetune_api.adapterdeployment import LONGEST_ADAPTER
+from finetune_api.artifact_source import LONGEST_ADAPTER
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_api.stages import StageInput

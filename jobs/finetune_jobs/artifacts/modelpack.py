@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import FileEntry
 from finetune_jobs.artifacts.artifact import MODEL_CARD

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import VerificationCheck
 
 T = TypeVar("T")
 

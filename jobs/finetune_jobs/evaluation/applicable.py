@@ -8,7 +8,7 @@ from math import ceil
 from typing import Final
 
 from finetune_api.dataset import Task, TaskType
-from finetune_api.finetunejob import Examination
+from finetune_api.evaluation import Examination
 from finetune_api.goals import OF_CANARIES, OF_TEXT, Gates, Goal, Metric, OnInconclusive
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Examination
+from finetune_api.evaluation import Examination
 from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.automation import Weighed, automate

@@ -21,7 +21,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from loguru import logger as loguru_logger
 from torch.utils.data import DataLoader
 
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 from finetune_jobs.exporting.calibration import Tokens
 from finetune_jobs.exporting.checkpoint import MAX_SHARD
 from finetune_jobs.fit.exported import require_calibrated, require_group

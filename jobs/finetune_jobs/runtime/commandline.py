@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
-from finetune_api.finetunejob import Examination, Export, Output
+from finetune_api.evaluation import Examination
+from finetune_api.export import Export
+from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import (
     ADAPTERDEPLOYMENT,

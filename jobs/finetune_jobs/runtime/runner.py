@@ -25,10 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.layout import Lineage, StageRecord, output_folder
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, METRICS_DIR, ExitCode
 from finetune_api.reasons import Reason, remedy, with_remedy
+from finetune_api.serving_status import VerificationCheck
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
     OF_ENDPOINTS,

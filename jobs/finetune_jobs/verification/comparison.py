@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Final
 
-from finetune_api.adapterdeployment import AnalysisOutcome, CheckOutcome, VerificationCheck
+from finetune_api.serving_status import AnalysisOutcome, CheckOutcome, VerificationCheck
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.verification.engine import ANSWERED, FAILED, REQUEST_SECONDS, TIMES, ServerCounts
 

@@ -8,8 +8,8 @@ from typing import Final
 from huggingface_hub import get_session, hf_raise_for_status
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import AdapterState, CheckOutcome, VerificationCheck
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, CheckOutcome, VerificationCheck
 from finetune_api.stages import AdapterRef, AdapterReport, AdapterReports
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten

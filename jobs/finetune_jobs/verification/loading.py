@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterState, VerificationCheck, WithdrawnPolicy, adapter_model
+from finetune_api.artifact_source import adapter_model
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, VerificationCheck
 from finetune_api.stages import AdapterReport, AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
+from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.adapters import Adapter

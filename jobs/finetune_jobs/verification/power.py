@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from math import ceil, exp, lgamma, log
 from typing import Final
 
-from finetune_api.adapterdeployment import DEFAULT_SAMPLES
+from finetune_api.verification import DEFAULT_SAMPLES
 from finetune_jobs.evaluation.metrics import mcnemar
 
 POWER: Final = 0.9

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_api.compatibility import TGI, VLLM
-from finetune_api.finetunejob import ExportFormat
+from finetune_api.export import ExportFormat
 
 _INT8: Final = 0.55
 """1.4 times the largest noise, and 0.7 of the smallest damage."""

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterStatus, VerificationCheck
 from finetune_api.compatibility import ADAPTER
-from finetune_api.finetunejob import ArtifactTokens
+from finetune_api.job_status import ArtifactTokens
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterStatus, VerificationCheck
 from finetune_api.storage import Storage
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Adapter

@@ -10,16 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
-    AnalysisOutcome,
-    CanaryAnalysis,
-    CanaryAnalysisStatus,
-    RevisionState,
-    RevisionStatus,
-    WithoutVerdict,
-)
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AnalysisOutcome, CanaryAnalysisStatus, RevisionState, RevisionStatus
 from finetune_api.stages import AnalyseParams, Params, Stage, StageInput
+from finetune_api.strategy import CanaryAnalysis, WithoutVerdict
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_api.adapterdeployment import (
-    AdapterDeploymentSpec,
-    AdapterSource,
-    RevisionState,
-    RevisionStatus,
-    set_address,
-)
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.artifact_source import AdapterSource, set_address
 from finetune_api.compatibility import ADAPTER
-from finetune_api.finetunejob import ArtifactTokens, Phase
+from finetune_api.job_status import ArtifactTokens, Phase
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source

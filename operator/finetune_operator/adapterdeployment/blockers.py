@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.adapterdeployment import FineTuneJobRef
+from finetune_api.artifact_source import FineTuneJobRef
 from finetune_api.compatibility import ADAPTER, serving_verdict
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage

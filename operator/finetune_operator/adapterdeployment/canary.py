@@ -24,15 +24,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import (
-    AnalysisOutcome,
-    CanaryStatus,
-    CanaryStep,
-    RevisionState,
-    RevisionStatus,
-)
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AnalysisOutcome, CanaryStatus, RevisionState, RevisionStatus
+from finetune_api.strategy import CanaryStep
 from finetune_operator.adapterdeployment.analysis import Analysis, analysis_of
 from finetune_operator.adapterdeployment.candidate import in_state
 from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods

@@ -14,8 +14,8 @@ service.
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import CanaryStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CanaryStatus, RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.adapters import shown
 from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, remains
 from finetune_operator.adapterdeployment.health import ServerProblem

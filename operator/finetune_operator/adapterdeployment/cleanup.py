@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
+from finetune_api.serving_status import RevisionState
 from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
 from finetune_operator.adapterdeployment.delivery import delivery_in_use, is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods

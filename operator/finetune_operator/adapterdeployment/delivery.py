@@ -18,15 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import (
-    AdapterState,
-    AdapterStatus,
-    CheckOutcome,
-    RevisionStatus,
-    VerificationCheck,
-    set_address,
-)
+from finetune_api.artifact_source import set_address
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, AdapterStatus, CheckOutcome, RevisionStatus, VerificationCheck
 from finetune_api.stages import Params, Stage, StageInput, VerifyParams, WantedAdapter, WantedAdapters
 from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

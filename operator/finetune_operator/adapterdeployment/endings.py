@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Final
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS, given_back, in_state
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.health import ServerProblem

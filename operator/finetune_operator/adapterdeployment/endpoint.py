@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from finetune_api.adapterdeployment import RevisionStatus
+from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import MAX_ADAPTERS
+from finetune_api.artifact_source import MAX_ADAPTERS
 from finetune_operator.framework.cache import Indexes
 from finetune_operator.framework.objects import Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS

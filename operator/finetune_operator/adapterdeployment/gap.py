@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.meta import LABEL_REVISION, LABEL_ROLE
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem, has_node
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.turns import ACTIVE, is_ahead, is_announced

@@ -10,9 +10,9 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
+from finetune_api.serving_status import VerificationCheck
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.pod import find_condition, parse_result, pod_blocker, pod_failure, refusal

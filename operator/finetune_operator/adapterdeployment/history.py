@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_api.adapterdeployment import HISTORY, RevisionState, RevisionStatus, RevisionSummary
+from finetune_api.serving_status import HISTORY, RevisionState, RevisionStatus, RevisionSummary
 from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.conditions import timestamp
 

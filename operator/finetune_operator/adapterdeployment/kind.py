@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus
+from finetune_api.serving_status import AdapterDeploymentStatus
 from finetune_operator.adapterdeployment.observe import DeploymentObserver, ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.plan import plan, undecidable
 from finetune_operator.framework.apply import NameTaken

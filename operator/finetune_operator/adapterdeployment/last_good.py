@@ -12,8 +12,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.candidate import given_back, in_state
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem, Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,

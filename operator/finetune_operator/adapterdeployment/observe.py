@@ -7,17 +7,14 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import (
-    AdapterDeployment,
-    AdapterDeploymentSpec,
-    AdapterDeploymentStatus,
-    AdapterSource,
-    FineTuneJobRef,
-)
+from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec
+from finetune_api.artifact_source import AdapterSource, FineTuneJobRef
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import ArtifactStatus
 from finetune_api.reasons import Reason
 from finetune_api.routes import Route
+from finetune_api.serving_status import AdapterDeploymentStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.route_claims import Elder, addresses, elder
 from finetune_operator.adapterdeployment.turns import Contender, Line, contenders_for

@@ -10,8 +10,8 @@ stable revision stop first, and start again if the candidate fails (``gap.py``).
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.adapters import shown
 from finetune_operator.adapterdeployment.budget import BUDGET, budget_actions
 from finetune_operator.adapterdeployment.canary import (

@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import read_back
 from finetune_operator.adapterdeployment.decided import is_as_decided

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus, RevisionSummary
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus, RevisionSummary
 from finetune_operator.adapterdeployment.endpoint import EndpointState
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.health import (

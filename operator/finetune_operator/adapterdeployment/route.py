@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_api.routes import ParentRef, Route
+from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.route_claims import route_violation
 from finetune_operator.framework.actions import Action, Delete

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from datetime import datetime
 
-from finetune_api.adapterdeployment import (
+from finetune_api.base import Condition
+from finetune_api.meta import ADAPTERDEPLOYMENT
+from finetune_api.reasons import Reason, remedy
+from finetune_api.serving_status import (
     AdapterDeploymentStatus,
     AdapterState,
     AdapterStatus,
@@ -11,9 +14,6 @@ from finetune_api.adapterdeployment import (
     RevisionStatus,
     ServingPhase,
 )
-from finetune_api.base import Condition
-from finetune_api.meta import ADAPTERDEPLOYMENT
-from finetune_api.reasons import Reason, remedy
 from finetune_operator.adapterdeployment.budget import budget_advice
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment

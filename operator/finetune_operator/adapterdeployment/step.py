@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune_api.adapterdeployment import RevisionStatus
+from finetune_api.serving_status import RevisionStatus
 from finetune_operator.framework.actions import Action, Event
 
 

@@ -1,6 +1,6 @@
 """Whether a runtime accepts prompts as long as an artifact's golden prompts and training examples."""
 
-from finetune_api.finetunejob import ArtifactTokens
+from finetune_api.job_status import ArtifactTokens
 from finetune_operator.settings import Runtime
 
 

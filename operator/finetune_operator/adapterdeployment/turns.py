@@ -18,8 +18,8 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_SECONDS
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus, duration_seconds
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION, SELF_CHECK_PORT
 from finetune_api.reasons import remedy
+from finetune_api.serving_status import RevisionStatus
 from finetune_api.stages import DOOR_SECONDS, LatencyObjectives, Params, Stage, StageInput, VerifyParams
+from finetune_api.verification import duration_seconds
 from finetune_operator.adapterdeployment.adapters import judged
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

@@ -16,7 +16,7 @@ from finetune_api.budget import (
     OnExceeded,
     dollars,
 )
-from finetune_api.finetunejob import StageState, StageStatus
+from finetune_api.job_status import StageState, StageStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.timing import Examples, Pace, evaluate_seconds, export_seconds, train_seconds

@@ -7,7 +7,7 @@ their Jobs are gone. These objects only serve people who read logs, for a while.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_api.job_status import FineTuneJobStatus
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Resource
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_api.job_status import FineTuneJobStatus
 from finetune_operator.finetunejob.observe import JobObserver, ObservedJob, UnplannedJob
 from finetune_operator.finetunejob.plan import plan, undecidable
 from finetune_operator.finetunejob.progress import ProgressReader

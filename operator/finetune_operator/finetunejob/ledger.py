@@ -7,12 +7,13 @@ from typing import Final
 
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import (
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
+from finetune_api.job_status import (
     ArtifactStatus,
     ArtifactTokens,
     DatasetStatus,
     EvaluationStatus,
-    FineTuneJobSpec,
     FineTuneJobStatus,
     Rows,
     RunStatus,
@@ -20,7 +21,6 @@ from finetune_api.finetunejob import (
     StageState,
     StageStatus,
 )
-from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.judging import JudgeStatus
 from finetune_api.layout import READINESS_PAGE, Channel, output_folder
 from finetune_api.push import COPY_DIGEST, PushStatus

@@ -8,9 +8,10 @@ from typing import Final
 
 from finetune_api import meta
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.freeze import made, means
 from finetune_api.hashing import digest
+from finetune_api.job_status import FineTuneJobStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.blockers import Choice

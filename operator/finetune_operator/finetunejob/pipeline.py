@@ -11,7 +11,8 @@ from datetime import timedelta
 from itertools import takewhile
 from typing import Final
 
-from finetune_api.finetunejob import Reuse, StageState
+from finetune_api.finetunejob import Reuse
+from finetune_api.job_status import StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, StageResult, input_key
 from finetune_operator.finetunejob.context import RunContext

@@ -8,8 +8,8 @@ goes on.
 from datetime import datetime, timedelta
 from typing import Final, assert_never
 
-from finetune_api.finetunejob import FineTuneJobStatus, Phase, RunStatus, StageState
 from finetune_api.hashing import short
+from finetune_api.job_status import FineTuneJobStatus, Phase, RunStatus, StageState
 from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
 from finetune_api.stages import Stage
 from finetune_operator.blockers import first_blocker

@@ -7,9 +7,9 @@ from typing import Final
 
 from finetune_api.budget import FitStatus
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import (
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import (
     DatasetStatus,
-    FineTuneJobSpec,
     FineTuneJobStatus,
     Phase,
     Progress,

@@ -1,7 +1,8 @@
 """What the objects of a FineTuneJob's runs need, whatever the next step is: suspend, resume, delete, restore. Pure."""
 
 from finetune_api import meta
-from finetune_api.finetunejob import FineTuneJobSpec, Phase, RunStatus
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.job_status import Phase, RunStatus
 from finetune_api.stages import Stage
 from finetune_operator.blockers import first_blocker
 from finetune_operator.finetunejob.blockers import BLOCKERS

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import adapter_model
+from finetune_api.artifact_source import adapter_model
 from finetune_api.stages import AdapterRef, FetchParams, Params, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object

@@ -7,7 +7,7 @@ serve`` and ``vllm.entrypoints.openai.api_server``, take the same arguments.
 
 from typing import Final
 
-from finetune_api.adapterdeployment import MAX_ADAPTERS
+from finetune_api.artifact_source import MAX_ADAPTERS
 from finetune_api.meta import SERVING_PORT
 from finetune_operator.runtimes.plan import (
     LOOPBACK,

@@ -13,7 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from finetune_api.finetunejob import Coverage, Examination
+from finetune_api.evaluation import Coverage, Examination
 from finetune_api.goals import Metric
 from finetune_api.hashing import digest
 from finetune_jobs.evaluation.behaviour.checks import Check, Harmless, Refusal

@@ -1,0 +1,110 @@
+"""What an AdapterDeployment serves: a published artifact, or several adapters of one base."""
+
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field, model_validator
+
+from finetune_api.base import ApiModel, Name, as_map
+from finetune_api.hashing import digest
+from finetune_api.meta import NAME_PATTERN
+from finetune_api.rules import exactly_one_of
+from finetune_api.storage import Storage
+
+ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
+
+
+def artifact_digest(uri: str) -> str:
+    """The digest in an artifact's URI, for URIs that people write and inputs of earlier versions; empty if there is
+    none."""
+    _, folder, digest = uri.rstrip("/").rpartition("/artifacts/")
+    return digest if folder else ""
+
+
+class FineTuneJobRef(ApiModel):
+    """A FineTuneJob of the same namespace."""
+
+    name: Name
+    """Name of the FineTuneJob. Its newest published artifact is served, and replaced when it publishes a new one."""
+
+
+class ArtifactRef(ApiModel):
+    """A pinned, published artifact."""
+
+    uri: Annotated[str, Field(pattern=ARTIFACT_URI, min_length=6, max_length=512)]
+    """The artifact, as in a FineTuneJob's status.artifact.uri: s3://bucket/prefix/artifacts/<digest>."""
+    storage: Storage = Storage()
+    """How to reach S3."""
+
+    @property
+    def digest(self) -> str:
+        """Content address of the artifact."""
+        return artifact_digest(self.uri)
+
+
+MAX_ADAPTERS: Final = 8
+"""So many adapters share a server: the results of all of them fit the termination message of their verification."""
+
+LONGEST_ADAPTER: Final = 32
+"""Characters of an adapter's name."""
+
+AdapterName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=LONGEST_ADAPTER)]
+
+
+def adapter_model(deployment: str, adapter: str) -> str:
+    """The name by which clients ask for an adapter. That of its base is the AdapterDeployment's own."""
+    return f"{deployment}:{adapter}"
+
+
+def set_address(adapters: Mapping[str, str]) -> str:
+    """One address for several artifacts, from their names and digests."""
+    return digest(sorted(adapters.items()))
+
+
+class AdapterSource(ApiModel):
+    """One of several adapters: a name, and exactly one of fineTuneJob and artifact."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact"))
+
+    name: AdapterName
+    """Clients ask for the model <name of the AdapterDeployment>:<name>."""
+    fine_tune_job: FineTuneJobRef | None = None
+    """Follow a FineTuneJob that publishes in format Adapter."""
+    artifact: ArtifactRef | None = None
+    """Serve one pinned artifact of format Adapter."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "AdapterSource":
+        if (self.fine_tune_job is None) == (self.artifact is None):
+            raise ValueError("exactly one of fineTuneJob and artifact must be set")
+        return self
+
+
+class ArtifactSource(ApiModel):
+    """What to serve: exactly one of fineTuneJob, artifact and adapters."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact", "adapters"))
+
+    fine_tune_job: FineTuneJobRef | None = None
+    """Follow a FineTuneJob; its storage settings at the time of publishing are used."""
+    artifact: ArtifactRef | None = None
+    """Serve one pinned artifact."""
+    adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=MAX_ADAPTERS), as_map("name")] | None = None
+    """Serve several artifacts of format Adapter on one copy of the model that they were trained on, which all must
+    share. Each is verified; a change of one of them is another revision of all. Their stores must be reached alike. The
+    base itself is served under the AdapterDeployment's name."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "ArtifactSource":
+        if sum(each is not None for each in (self.fine_tune_job, self.artifact, self.adapters)) != 1:
+            raise ValueError("exactly one of fineTuneJob, artifact and adapters must be set")
+        names = [each.name for each in self.adapters or []]
+        if len(set(names)) < len(names):
+            raise ValueError("the names of adapters must differ")
+        return self
+
+    @property
+    def followed(self) -> list[str]:
+        """Names of the FineTuneJobs that it follows."""
+        jobs = [self.fine_tune_job, *(each.fine_tune_job for each in self.adapters or [])]
+        return list(dict.fromkeys(job.name for job in jobs if job))

@@ -1,0 +1,102 @@
+"""What a revision must prove before it receives traffic, and which artifacts may be served."""
+
+from enum import StrEnum
+from math import ceil
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+
+PUBLIC_KEY = r"^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n){1,4}-----END PUBLIC KEY-----\n?$"
+
+PublicKey = Annotated[str, Field(pattern=PUBLIC_KEY, min_length=1, max_length=400)]
+
+
+DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
+"""Pattern of nats a token."""
+DROP: Final = r"^0\.(0[1-9]|[1-9][0-9]?)$"
+"""Pattern of a drop in accuracy: hundredths, above 0 and below 1."""
+DEFAULT_SAMPLES: Final = 50
+"""Test examples that are sent where nothing says how many."""
+MAX_SAMPLES: Final = 1000
+"""The most test examples that are sent to a server."""
+_SQUARED: Final = 6
+"""A sample that shows a drop has less than so many examples divided by its square, and a few: half of all answers may
+change, and (1.96 + 1.28)² / 2 is 5.3 (Connor, "Sample size for testing differences in proportions for the
+paired-sample design", 1987)."""
+_BASE_SAMPLES: Final = 6
+"""The few."""
+
+
+DURATION: Final = r"^([1-9][0-9]{0,5}ms|[1-9][0-9]{0,2}s)$"
+"""Pattern of a short time, above 0."""
+
+Duration = Annotated[str, Field(pattern=DURATION, max_length=8)]
+
+
+def duration_seconds(duration: str) -> float:
+    """A Duration in seconds."""
+    return int(duration[:-2]) / 1000 if duration.endswith("ms") else float(duration[:-1])
+
+
+class Objectives(ApiModel):
+    """How fast a server must answer, measured with four clients at once: 95 % of their streams are no slower."""
+
+    time_to_first_token: Duration | None = None
+    """Longest time from a request to the first part of its answer: milliseconds or seconds, e.g. "2s"."""
+    time_per_output_token: Duration | None = None
+    """Longest time between the tokens of an answer, on average over the answer, e.g. "50ms"."""
+
+
+class Verification(ApiModel):
+    """What a new revision must prove before it receives traffic."""
+
+    samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = DEFAULT_SAMPLES
+    """Number of test examples sent to the server; their accuracy must match the evaluation. Not looked at with
+    detectDrop."""
+    detect_drop: Annotated[str, Field(pattern=DROP, max_length=4)] | None = None
+    """Send as many test examples as show, with 90 % probability, that the server's accuracy is lower by this much, e.g.
+    "0.1" for 0.9 down to 0.8; at most 1000, and what the test split has. Then samples is not looked at. Where there are
+    too few, the check says which drop they show; where they show none, 50 are sent. So it is with most texts: only
+    answers with the very words count as right, and these are few."""
+    min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
+    """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
+    labels, and of the answers that must end by themselves where the artifact's did."""
+    max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=16)] | None = None
+    """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
+    default what another precision was measured to change. Raise it only for a server that is known to be right."""
+    objectives: Objectives = Objectives()
+    """How fast the server must answer. What has no objective is measured and shown."""
+
+    @property
+    def most_samples(self) -> int:
+        """No more test examples than these are sent, whatever the accuracy that was evaluated."""
+        if self.detect_drop is None:
+            return self.samples
+        return min(MAX_SAMPLES, _BASE_SAMPLES + ceil(_SQUARED / float(self.detect_drop) ** 2))
+
+
+class SignaturePolicy(ApiModel):
+    """Whose signature an artifact must bear."""
+
+    public_keys: Annotated[list[PublicKey], Field(min_length=1, max_length=4)]
+    """Public keys in PEM (Ed25519, or ECDSA on the curve P-256). One of them must have signed the artifact; a second is
+    for the time in which a key is replaced."""
+
+
+class WithdrawnPolicy(StrEnum):
+    """What becomes of an artifact that was withdrawn."""
+
+    REFUSE = "Refuse"
+    WARN = "Warn"
+
+
+class Policy(ApiModel):
+    """Which artifacts may be served."""
+
+    signature: SignaturePolicy | None = None
+    """Serve signed artifacts only (a FineTuneJob's spec.output.signing). Without it, signatures are not looked at."""
+    withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
+    """Refuse: no new revision serves a withdrawn artifact. Warn: it does, with the condition Discouraged. What serves
+    already keeps serving in both cases, and gets that condition when one of its pods starts."""
