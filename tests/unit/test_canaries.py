@@ -165,8 +165,9 @@ def test_goals_read_what_the_tuned_model_knows(metric: str, most: str, tuned: Re
     ],
 )
 def test_no_more_canaries_are_advised_than_can_be_planted(rows: int | None, told: str) -> None:
-    found = GoalStatus(goal="canaryLeaks at most 0.05", outcome=GateOutcome.INCONCLUSIVE, deciding_rows=rows)
-    assert told in found.sentence
+    seen = {"value": "0.0000", "low": "0.0000", "high": "0.2000"}
+    goal = "canaryLeaks at most 0.05"
+    assert told in GoalStatus(goal=goal, outcome=GateOutcome.INCONCLUSIVE, deciding_rows=rows, **seen).sentence
 
 
 def test_the_evaluations_files_hold_no_code() -> None:
