@@ -11,14 +11,14 @@ from finetune_api.meta import NAME_PATTERN
 from finetune_api.rules import exactly_one_of
 from finetune_api.storage import Storage
 
-ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
+ARTIFACT_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
 
 
 def artifact_digest(uri: str) -> str:
     """The digest in an artifact's URI, for URIs that people write and inputs of earlier versions; empty if there is
     none."""
-    _, folder, digest = uri.rstrip("/").rpartition("/artifacts/")
-    return digest if folder else ""
+    _, folder, address = uri.rstrip("/").rpartition("/artifacts/")
+    return address if folder else ""
 
 
 class FineTuneJobRef(ApiModel):
