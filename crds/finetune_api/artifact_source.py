@@ -11,14 +11,14 @@ from finetune_api.meta import NAME_PATTERN
 from finetune_api.rules import exactly_one_of
 from finetune_api.storage import Storage
 
-ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
+ARTIFACT_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
 
 
 def artifact_digest(uri: str) -> str:
     """The digest in an artifact's URI, for URIs that people write and inputs of earlier versions; empty if there is
     none."""
-    _, folder, digest = uri.rstrip("/").rpartition("/artifacts/")
-    return digest if folder else ""
+    _, folder, address = uri.rstrip("/").rpartition("/artifacts/")
+    return address if folder else ""
 
 
 class FineTuneJobRef(ApiModel):
@@ -91,8 +91,9 @@ class ArtifactSource(ApiModel):
     """Serve one pinned artifact."""
     adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=MAX_ADAPTERS), as_map("name")] | None = None
     """Serve several artifacts of format Adapter on one copy of the model that they were trained on, which all must
-    share. Each is verified; a change of one of them is another revision of all. Their stores must be reached alike. The
-    base itself is served under the AdapterDeployment's name."""
+    share. Each is verified. Another artifact of one of them is another revision of all; so is one that comes or goes,
+    unless clients need keys (access.apiKeys): then running pods load or unload it. Their stores must be reached alike.
+    The base itself is served under the AdapterDeployment's name."""
 
     @model_validator(mode="after")
     def _one(self) -> "ArtifactSource":

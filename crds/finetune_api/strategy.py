@@ -37,7 +37,8 @@ class CanaryStep(ApiModel):
     weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT, json_schema_extra={"format": "int32"})]
     """Percent of new connections that another revision is to get. Its share is that of its pods, so that few pods give
     coarse shares: it gets as many as come closest without being more than the weight, and at least one. At most 50, as
-    all pods of the revision that serves stay beside."""
+    all pods of the revision that serves stay beside. With an HTTPRoute (access.route) it is exact, and percent of the
+    requests that come through it."""
     pause: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
     """For how long it has to stand this share before the next step, counted from when it has it: seconds, minutes or
     hours."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 
-PUBLIC_KEY = r"^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n){1,4}-----END PUBLIC KEY-----\n?$"
+PUBLIC_KEY: Final = r"^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n){1,4}-----END PUBLIC KEY-----\n?$"
 
 PublicKey = Annotated[str, Field(pattern=PUBLIC_KEY, min_length=1, max_length=400)]
 

@@ -8,9 +8,11 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 IN = Path(os.environ.get("METRICS_IN", "/metrics/in"))
 OUT = Path(os.environ.get("METRICS_OUT", "/metrics/out"))
+LOG = Path(os.environ.get("METRICS_LOG", "/dev/termination-log"))
 MODELS = ("base", "artifact")
 
 
@@ -19,7 +21,7 @@ def main() -> None:
     request = json.loads((IN / "request.json").read_text(encoding="utf-8"))
     given = request["parameters"].get("words", "20")
     if not given.isdecimal():
-        sys.exit(f"The parameter words is {given!r}: it must be a number.")
+        refuse(f"The parameter words is {given!r}: it must be a number.")
     with (IN / "answers.jsonl").open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answers"] for line in lines]
     words = {model: [len(each[model].split()) for each in answers] for model in MODELS}
@@ -32,6 +34,13 @@ def main() -> None:
     partial = OUT / "metrics.json.partial"
     partial.write_text(json.dumps({"schemaVersion": 1, "measured": measured}), encoding="utf-8")
     partial.rename(OUT / "metrics.json")
+
+
+def refuse(why: str) -> NoReturn:
+    """End with a message that the status of the FineTuneJob repeats."""
+    if LOG.exists():
+        LOG.write_text(why, encoding="utf-8")
+    sys.exit(why)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ def main() -> int:
             jobs[example.folder] = figures(job)
         say("\nblocked: a run of two steps misses the goals, and is not published")
         with clock.measure("blocked"):
-            kubectl.apply(too_short())
-            blocked = follow_block(kubectl, too_short()["metadata"]["name"])
+            blocked = follow_block(kubectl, apply(kubectl, too_short(), FineTuneJob))
         say("\nserving: another revision, one with wrong weights, and back")
         with clock.measure("rollouts"):
             served = serving.roll_out_and_back(kubectl)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
+from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.base import Condition
@@ -16,6 +17,9 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus, ServingPhase
 from finetune_operator.framework.conditions import timestamp
 from hack.cluster.console import ClusterError
+
+_UNPROVED: Final = (Reason.VERIFICATION_FAILED, Reason.ADAPTER_INACTIVE)
+"""A server was asked, and did not answer like the evaluated artifact."""
 
 
 def is_current(resource: FineTuneJob | AdapterDeployment) -> bool:
@@ -68,10 +72,10 @@ def serves(deployment: AdapterDeployment, *digests: str) -> bool:
 
 
 def refusal_of(deployment: AdapterDeployment, digest: str) -> str:
-    """Why the artifact with this digest gets no traffic, while another one keeps it; empty until that is so.
+    """What the artifact with this digest could not prove, while another one keeps the traffic; empty until that is so.
 
     Raises:
-        ClusterError: it is served, or nothing is.
+        ClusterError: it is served, or nothing is; or it has failed for another reason, with the operator's message.
     """
     status = deployment.status
     if status.stable is None or _holds(status.stable, [digest]):
@@ -79,6 +83,8 @@ def refusal_of(deployment: AdapterDeployment, digest: str) -> str:
     candidate = status.candidate
     if candidate is None or not _holds(candidate, [digest]) or candidate.state is not RevisionState.FAILED:
         return ""
+    if candidate.reason not in _UNPROVED:
+        raise ClusterError(f"the AdapterDeployment failed: {candidate.reason}: {candidate.message}")
     return f"{candidate.reason}: {candidate.message}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 from hack import environments
 from hack.benchmarks.train_throughput import CHAT, Measured, Workload, compared, encoded, fresh_process, measure
@@ -41,10 +42,7 @@ def compare(bench: Bench) -> Iterator[Check]:
 
 
 def _against_trl(bench: Bench, workload: Workload) -> Check:
-    sides: dict[str, Measured] = {
-        side: fresh_process(measure, side, workload, bench.model) for side in ("ours", "stock")
-    }
-    figures = compared(workload, sides["ours"], sides["stock"])
+    figures = compared(workload, _measured(bench, "ours", workload), _measured(bench, "stock", workload))
     found = f"{figures['ours']:.0f} against {figures['stock']:.0f} tokens/s: {figures['ratio']} ×"
     wanted = f"≥ {GOAL} ×, losses within 2 %"
     passed = figures["ratio"] >= GOAL and figures["medianLossApart"] <= 0.02
@@ -68,11 +66,23 @@ def _against_unsloth(bench: Bench, workload: Workload) -> Check:
         said = ended.stderr.strip().splitlines() or ["nothing"]
         return skipped("throughput", f"it ended with {ended.returncode}: {said[-1]}", what)
     theirs = json.loads(found[-1])
-    ours: Measured = fresh_process(measure, "ours", workload, bench.model)
+    ours = _measured(bench, "ours", workload)
     ratio = ours.tokens_per_cpu_second / theirs["tokensPerSecond"]
     told = f"{ours.tokens_per_cpu_second:.0f} against {theirs['tokensPerSecond']:.0f} tokens/s: {ratio:.2f} ×, "
     told += f"first losses {ours.losses[0]:.2f} and {theirs['losses'][0]:.2f}"
     return Check("throughput", what, told, f"≥ {UNSLOTH} ×", ratio >= UNSLOTH if bench.on_gpu else None)
+
+
+def _measured(bench: Bench, side: str, workload: Workload) -> Measured:
+    """A side in a process of its own, which sees the first GPU only: TRL's trainer would divide its batches among
+    all."""
+    with patch.dict(os.environ, _first_gpu(bench)):
+        measured: Measured = fresh_process(measure, side, workload, bench.model)
+    return measured
+
+
+def _first_gpu(bench: Bench) -> dict[str, str]:
+    return {VISIBLE: bench.numbers[0]} if bench.on_gpu else {}
 
 
 def _train(bench: Bench, workload: Workload, python: Path) -> subprocess.CompletedProcess[str]:
@@ -94,7 +104,7 @@ def _train(bench: Bench, workload: Workload, python: Path) -> subprocess.Complet
     command = [str(python), str(PROJECT / "train.py"), str(file), *([] if bench.on_gpu else ["--plain"])]
     # What Unsloth compiles and caches goes to this folder; it would ask for the model on the hub, and count its users.
     alone = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "HOME": str(bench.folder)}
-    where = os.environ | alone | ({VISIBLE: bench.numbers[0]} if bench.on_gpu else {})
+    where = os.environ | alone | _first_gpu(bench)
     return subprocess.run(
         command, env=where, cwd=bench.folder, capture_output=True, text=True, timeout=SECONDS, check=False
     )

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 IN = Path(os.environ.get("METRICS_IN", "/metrics/in"))
 MODELS = Path(os.environ.get("METRICS_MODELS", "/metrics/models"))
 OUT = Path(os.environ.get("METRICS_OUT", "/metrics/out"))
+LOG = Path(os.environ.get("METRICS_LOG", "/dev/termination-log"))
 TASKS = Path(os.environ.get("LM_EVAL_TASKS", "/tasks"))
 # Before lm-eval is imported, which imports what reads them.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
@@ -25,12 +26,13 @@ def main() -> None:
     request = json.loads((IN / "request.json").read_text(encoding="utf-8"))
     given, models = request["parameters"], request["models"]
     if not given.get("tasks"):
-        sys.exit("The parameter tasks is missing: name tasks, separated by commas.")
+        refuse("The parameter tasks is missing: name tasks, separated by commas.")
+    counts = {"limit": number(given, "limit"), "num_fewshot": number(given, "num-fewshot")}
     # Data files are named relative to this folder, as in the YAML of a task.
     os.chdir(TASKS)
     found = {
-        "base": run(given, f"pretrained={MODELS / models['base']}"),
-        "artifact": run(given, artifact(models)),
+        "base": run(given["tasks"], f"pretrained={MODELS / models['base']}", counts),
+        "artifact": run(given["tasks"], artifact(models), counts),
     }
     tools = {"lm-eval": version("lm-eval"), "transformers": version("transformers")}
     report = {"schemaVersion": 1, "measured": list(figures(found, request["figures"])), "tools": tools}
@@ -46,28 +48,34 @@ def artifact(models: dict[str, str]) -> str:
     return f"pretrained={MODELS / models['artifact']}"
 
 
-def run(given: dict[str, str], arguments: str) -> dict[str, Any]:
-    """lm-eval's results of one model."""
+def run(tasks: str, arguments: str, counts: dict[str, int | None]) -> dict[str, Any]:
+    """lm-eval's results of one model; ``counts``: how many documents of a task, and examples in a prompt."""
     import lm_eval
     import torch
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-    names = given["tasks"].replace(" ", "").split(",")
+    names = tasks.replace(" ", "").split(",")
     if unknown := sorted(set(names) - set(manager.all_tasks)):
-        sys.exit(f"This image has no task {', '.join(unknown)}; it has: {', '.join(sorted(manager.all_tasks))}.")
-    limit, shots = given.get("limit"), given.get("num-fewshot")
+        refuse(f"This image has no task {', '.join(unknown)}; it has: {', '.join(sorted(manager.all_tasks))}.")
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model="hf",
         model_args=arguments,
         tasks=names,
         task_manager=manager,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        limit=int(limit) if limit else None,
-        num_fewshot=int(shots) if shots else None,
+        **counts,
         log_samples=False,
     )
     return results
+
+
+def number(given: dict[str, str], name: str) -> int | None:
+    """A parameter that is a number; None where it is not given."""
+    text = given.get(name)
+    if text and not text.isdecimal():
+        refuse(f"The parameter {name} is {text!r}: it must be a number.")
+    return int(text) if text else None
 
 
 def figures(found: dict[str, dict[str, Any]], wanted: list[str]) -> Iterator[dict[str, Any]]:
@@ -86,6 +94,13 @@ def figure(result: dict[str, Any], task: str, name: str, kind: str) -> dict[str,
     error = measured.get(f"{name}_stderr,{kind}")
     told = {"value": measured[f"{name},{kind}"], "n": result["n-samples"][task]["effective"]}
     return told | ({"standardError": error} if isinstance(error, float) else {})
+
+
+def refuse(why: str) -> NoReturn:
+    """End with a message that the status of the FineTuneJob repeats."""
+    if LOG.exists():
+        LOG.write_text(why, encoding="utf-8")
+    sys.exit(why)
 
 
 if __name__ == "__main__":

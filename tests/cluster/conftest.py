@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def asks_for_the_demo(item: pytest.Item) -> bool:
-    return "report" in getattr(item, "fixturenames", ())
+    return item.get_closest_marker("cluster") is not None and "report" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def pod(name: str, labels: dict[str, str], *ports: int) -> Object:
             "image": local.images()["data"],
             "command": ["python", "-c", SERVE, str(port)],
             "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1},
+            "resources": {"requests": {"cpu": "50m"}},  # each exec shares it, beside a demo that trains
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         }
         for port in ports
@@ -65,7 +66,7 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
         *(pod(name, training, OTHER_PORT) for name in ("trainer", "trainer-2")),
     )
     names = ("pod/stage", "pod/stranger", "pod/prometheus", "pod/trainer", "pod/trainer-2")
-    kubectl("wait", "--for=condition=Ready", *names, "--timeout=60s")
+    kubectl("wait", "--for=condition=Ready", *names, "--timeout=120s", timeout=140)
     yield kubectl
     cluster("delete", "namespace", name, "--wait=false")
 

@@ -14,6 +14,9 @@ from hack.platform.kubectl import Kubectl, wait_for
 
 Object = dict[str, Any]
 
+FAIR_SHARE = "250m"
+"""What a pod asks for: without a request it would get next to nothing of a CPU on which the demo trains."""
+
 
 @contextmanager
 def restricted_namespace(prefix: str) -> Iterator[Kubectl]:
@@ -40,6 +43,7 @@ def pod(name: str, image: str, *command: str) -> Object:
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": list(command),
+        "resources": {"requests": {"cpu": FAIR_SHARE}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -73,6 +73,27 @@ def test_a_namespace_is_offered_what_the_operator_allows(tenancy: Object, tmp_pa
             assert offered[namespace][subject.value].keys() == allowed(given, namespace, subject), (namespace, subject)
 
 
+def test_metric_containers_are_offered_to_whoever_may_run_a_job(tmp_path: Path) -> None:
+    """With what they measure, and no image."""
+    brevity = {
+        "description": "How short answers are",
+        "image": {"repository": "metrics/brevity", "tag": "1"},
+        "figures": {"words": {"higherIsBetter": False, "minimum": 0}},
+    }
+    values = {
+        "runner": {"namespaces": ["team-a", "research"]},
+        "metricContainers": {"brevity": brevity},
+        "tenancy": {"rules": [{"namespaces": ["team-*"]}]},
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    found = offers(render("--values", str(tmp_path / "values.yaml")))
+    shown = {key: brevity[key] for key in ("description", "figures")}
+    assert {name: each["metricContainers"] for name, each in found.items()} == {
+        "team-a": {"brevity": shown},
+        "research": {},
+    }
+
+
 def test_an_offer_says_what_it_is_and_costs(tmp_path: Path) -> None:
     """Nothing else that is in the values: no images, placement or accounts."""
     values = {

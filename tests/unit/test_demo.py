@@ -230,6 +230,13 @@ def test_an_artifact_is_refused_once_it_has_failed_beside_another_one(status: di
     assert outcome.refusal_of(serving(**status), DIGEST) == said
 
 
+def test_a_server_that_breaks_has_refused_nothing() -> None:
+    broken = revision("Failed") | {"reason": "OutOfMemory", "message": "Pod a was killed."}
+    status = {"phase": "Degraded", "stable": revision("Serving", EARLIER), "candidate": broken}
+    with pytest.raises(ClusterError, match=r"OutOfMemory: Pod a was killed\."):
+        outcome.refusal_of(serving(**status), DIGEST)
+
+
 @pytest.mark.parametrize(
     "status", [{"phase": "Ready", "stable": revision("Serving")}, {"phase": "Failed", "candidate": revision("Failed")}]
 )

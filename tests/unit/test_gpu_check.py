@@ -3,11 +3,13 @@
 One test starts the program; the others call its entry point, in a process that has imported torch."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import yaml
 from finetune_api.meta import ExitCode
 from finetune_api.stages import Stage
 from finetune_jobs.runtime.commandline import example_input
+from hack.benchmarks.train_throughput import CHAT, Measured
 from hack.cluster.layout import REPOSITORY
 from hack.gpu import bench, serving, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
@@ -99,6 +102,23 @@ def test_gpus_are_known_by_the_names_that_the_environment_gives(
     cards: int, visible: str | None, found: list[str]
 ) -> None:
     assert numbers(cards, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == found
+
+
+def test_each_side_of_a_comparison_sees_one_gpu(tmp_path: Path, s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's own trainer would divide its batches among all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
+    monkeypatch.setattr(Bench, "model", tmp_path)
+    seen = []
+
+    def measured(*_: object) -> Measured:
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return Measured(100.0, [1.0] * CHAT.steps, 10.0)
+
+    monkeypatch.setattr(throughput, "fresh_process", measured)
+    cards = [GpuCard("card", 80.0, (9, 0))] * 2
+    [check] = islice(throughput.compare(Bench(tmp_path, s3, cards)), 1)
+    assert check.found.startswith("100 against 100 tokens/s: 1.0 ×")
+    assert seen == ["GPU-a", "GPU-a"]
 
 
 def test_libraries_other_than_the_locked_ones_are_named() -> None:

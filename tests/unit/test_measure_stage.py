@@ -37,6 +37,7 @@ from tests.support.training import BASE, publish_inputs
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PROGRAM: Final = REPOSITORY / "examples" / "metric-container" / "brevity.py"
+LM_EVAL: Final = REPOSITORY / "images" / "lm-eval" / "measure.py"
 RUN: Final = MetricRun(
     name="brevity",
     image="registry/brevity@sha256:1",
@@ -57,10 +58,10 @@ GOALS: Final = Gates.model_validate(
 )
 
 
-def run_program(given: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """The metric container, as a process with its folders and nothing of the environment."""
-    env = {"METRICS_IN": str(given), "METRICS_OUT": str(out)}
-    command = [sys.executable, "-I", str(PROGRAM)]
+def run_program(given: Path, out: Path, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]:
+    """A metric container, as a process with its folders and nothing of the environment."""
+    env = {"METRICS_IN": str(given), "METRICS_OUT": str(out), "METRICS_LOG": str(out / "log")}
+    command = [sys.executable, "-I", str(program)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -149,7 +150,20 @@ def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store)
     assert evaluating.take_in().reused
 
 
-def test_a_program_that_dislikes_its_parameters_says_so(tmp_path: Path) -> None:
-    (tmp_path / "request.json").write_text(json.dumps({"parameters": {"words": "many"}}))
-    ended = run_program(tmp_path, tmp_path)
-    assert (ended.returncode, ended.stderr) == (1, "The parameter words is 'many': it must be a number.\n")
+@pytest.mark.parametrize(
+    ("program", "parameters", "why"),
+    [
+        (PROGRAM, {"words": "many"}, "The parameter words is 'many': it must be a number."),
+        (LM_EVAL, {}, "The parameter tasks is missing: name tasks, separated by commas."),
+        (LM_EVAL, {"tasks": "sums", "limit": "all"}, "The parameter limit is 'all': it must be a number."),
+    ],
+)
+def test_a_program_that_dislikes_its_parameters_says_so(
+    tmp_path: Path, program: Path, parameters: dict[str, str], why: str
+) -> None:
+    """In its output, and where the FineTuneJob's status takes its words from."""
+    (tmp_path / "request.json").write_text(json.dumps({"parameters": parameters, "models": {}}))
+    (tmp_path / "log").touch()
+    ended = run_program(tmp_path, tmp_path, program)
+    assert (ended.returncode, ended.stderr) == (1, f"{why}\n")
+    assert (tmp_path / "log").read_text() == why

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from finetune_api.base import ApiModel
 
 NAMESPACE_PLACEHOLDER: Final = "{namespace}"
-"""Stands in a prefix for the name of the namespace that asks."""
+"""Stands for the name of the namespace that asks, in prefixes, gateways and hostnames."""
 _PART: Final = r"([A-Za-z0-9!_'()=+@-]|\{namespace\})"
 _SEGMENT: Final = rf"\.{{0,2}}{_PART}({_PART}|\.)*"
 
@@ -50,14 +50,14 @@ class TenancyRule(ApiModel):
     """Allowed stores: a storage.endpoint, or AWS for a storage without one. Without this list, a bucket name may refer
     to anyone's store, and keys are sent there."""
     hosts: list[DottedGlob] | None = None
-    """Allowed hosts of teachers, judges, tracking servers and registries, on any port, e.g. api.openai.com,
-    *.models.svc; prompts, metrics, models and keys are sent there."""
+    """Allowed hosts of teachers, judges, tracking servers, registries and hubs to push to, on any port, e.g.
+    api.openai.com, *.models.svc; prompts, metrics, models and keys are sent there."""
     insecure_hosts: list[DottedGlob] = []
     """Hosts outside of the cluster that may be reached by http://, besides the endpoints that are listed with it. All
     others need https://."""
     secrets: list[DottedGlob] | None = None
-    """Allowed names of the Secrets whose keys are sent to a store, teacher, judge, tracking server or registry, or
-    asked of an endpoint's clients, e.g. finetune-*."""
+    """Allowed names of the Secrets whose keys are sent to a store, a hub, teacher, judge, tracking server or registry,
+    are asked of an endpoint's clients, or are an Ingress's certificate, e.g. finetune-*."""
     gateways: list[GatewayGlob] | None = None
     """Allowed Gateways of HTTPRoutes, each as namespace/name, e.g. gateways/public or {namespace}/*."""
     ingress_classes: list[DottedGlob] | None = None
