@@ -8,10 +8,11 @@ import pytest
 
 from finetune_api.artifact_source import set_address
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import AdapterState, RevisionStatus, ServingPhase
+from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.stages import WantedAdapters
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.settings import Engine, Proxy, Runtime
+from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, INACTIVE, ServingCluster, condition, uri
 from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, published
@@ -308,3 +309,30 @@ def test_what_failed_goes_into_another_revision_whose_pods_find_their_base() -> 
     assert candidate is not None
     served = {each.name: each.artifact_digest for each in candidate.adapters}
     assert candidate.artifact_digest == set_address(served), "where fetch puts the base, the server looks for it"
+
+
+@pytest.mark.parametrize("loading", [True, False])
+def test_what_fell_is_not_tried_again_because_an_adapter_came_while_it_served(loading: bool) -> None:
+    """The fallen revision is the one that the spec asks for, whatever its pods were started with."""
+    cluster = endpoint(fr=GOOD)
+    old = cluster.traffic()
+    cluster.spec = cluster.spec | {"keepLastGood": "2h"}
+    newer = Runtime(engine=Engine.VLLM, image="images/vllm:0.33.0")
+    cluster.settings = VLLM.model_copy(update={"runtimes": {**VLLM.runtimes, "vllm": newer}})
+    until(cluster, lambda: cluster.traffic() != old)
+    new = cluster.traffic()
+    cluster.loading = {BETTER} if loading else set()
+    asked(cluster, fr=GOOD, de=BETTER)
+    until(cluster, lambda: states(cluster).get("de") == ((AdapterState.LOADING, "") if loading else LOADED))
+    assert cluster.traffic() == new, "it comes without another revision"
+    crash(cluster, new)
+    passes(cluster, 8)
+    assert cluster.traffic() == old
+    assert cluster.status.candidate is not None
+    assert (cluster.status.candidate.revision, cluster.status.candidate.state) == (new, RevisionState.FAILED)
+    assert cluster.revisions(DEPLOYMENTS) == {old}
+    cluster.spec = cluster.spec | {"rerun": "again"}
+    cluster.loading = set()
+    until(cluster, lambda: cluster.traffic() != old)
+    until(cluster, lambda: states(cluster).get("de") == LOADED)
+    assert states(cluster) == {"de": LOADED, "fr": LOADED}
