@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, VerificationCheck
-from finetune_api.stages import SelfCheckLimits, WantedAdapter, WantedAdapters
+from finetune_api.stages import AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
 from finetune_jobs.artifacts.artifact import BaseRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.adapters import Adapter
@@ -49,11 +49,18 @@ class Pod:
         self.missing: set[str] = set()
         """Adapters that the store does not have."""
         self.now = 0.0
+        self.told: dict[str, AdapterState] = {}
+        self.told_before: dict[str, dict[str, AdapterState]] = {}
+        """What was told when an adapter was about to be fetched."""
         self.loader = Loader(
-            self, self.fetch, lambda _: cast(Any, None), checks.require_all, models, "demo", lambda: self.now
+            self, self.fetch, lambda _: cast(Any, None), checks.require_all, models, "demo", self.tell, lambda: self.now
         )
 
+    def tell(self, reports: AdapterReports) -> None:
+        self.told = {each.name: each.state for each in reports.adapters}
+
     def fetch(self, each: WantedAdapter) -> Adapter:
+        self.told_before[each.name] = self.told
         if each.name in self.missing:
             raise StageError(Reason.ARTIFACT_NOT_FOUND, f"{each.name} is not there")
         return Adapter(each, BASE, cast(Any, None))
@@ -122,3 +129,13 @@ def test_a_pod_that_could_not_load_what_all_others_have_is_ready_no_longer(pod: 
     with pytest.raises(StageError, match="fr is not there") as error:
         pod.settle(wanted(de=True, fr=True))
     assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
+
+
+def test_what_became_of_one_is_told_before_the_next_is_fetched(pod: Pod) -> None:
+    """Whoever waits for all of them gives up some time: a slow one must not take the others with it."""
+    pod.missing = {"es"}
+    pod.settle(wanted(de=True, es=False, fr=False, it=False))
+    assert pod.told_before["fr"] == {"de": AdapterState.LOADED, "es": AdapterState.FAILED}
+    assert pod.told_before["it"] == pod.told_before["fr"] | {"fr": AdapterState.LOADED}
+    pod.settle(wanted(de=True, it=True))
+    assert pod.told == {"de": AdapterState.LOADED, "it": AdapterState.LOADED}

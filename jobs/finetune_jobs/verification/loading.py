@@ -64,6 +64,8 @@ class Loader:
     """Where the server reads adapters."""
     model: str
     """Name of the base; clients' names of adapters begin with it."""
+    tell: Callable[[AdapterReports], None]
+    """Says where each stands, whenever that changes."""
     clock: Callable[[], float] = time.monotonic
     """Seconds."""
 
@@ -110,6 +112,7 @@ class Loader:
             self._remove(name)
         for name, digest in self._reports.keys() - asked:
             del self._reports[name, digest]
+            self.tell(self.reports())
             self._left.setdefault(digest, self.clock())
         self._forget_passing()
         for each in wanted.adapters:
@@ -227,3 +230,4 @@ class Loader:
         self._reports[key] = AdapterReport(
             name=each.name, digest=each.digest, state=state, reason=reason, message=message
         )
+        self.tell(self.reports())
