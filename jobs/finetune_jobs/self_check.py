@@ -148,7 +148,7 @@ def self_check(options: Options, gate: Gate) -> None:
     wait_until_healthy(options.endpoint)
     limits = _read(options.limits, SelfCheckLimits)
     started = time.monotonic()
-    loader, wanted = _loader(options), WantedAdapters()
+    loader, wanted = _loader(options, gate), WantedAdapters()
     proofs = list(_proofs(options))
     for who, proof in proofs:
         with _named(who):
@@ -156,7 +156,6 @@ def self_check(options: Options, gate: Gate) -> None:
     if loader is not None and options.wanted is not None:
         wanted = _read(options.wanted, WantedAdapters)
         loader.begin(wanted, limits)
-        gate.tell(loader.reports())
     log.info("the pod has proved itself in %.1f s", time.monotonic() - started)
     gate.open()
     watches = [(who, QualityWatch(proof)) for who, proof in proofs]
@@ -165,7 +164,6 @@ def self_check(options: Options, gate: Gate) -> None:
         if loader is not None and options.wanted is not None:
             wanted = _newest(options.wanted, wanted)
             loader.settle(wanted, limits)
-            gate.tell(loader.reports())
         for name, watch in loader.watches() if loader is not None else watches:
             if watch.is_due(limits):
                 who = f"{name}, which had proved itself,"
@@ -175,7 +173,7 @@ def self_check(options: Options, gate: Gate) -> None:
     log.info("the server has ended: the next one proves itself anew")
 
 
-def _loader(options: Options) -> Loader | None:
+def _loader(options: Options, gate: Gate) -> Loader | None:
     """What loads adapters while the server runs; None: it has what it was started with."""
     if options.wanted is None:
         return None
@@ -188,6 +186,7 @@ def _loader(options: Options) -> Loader | None:
         _require,
         options.models,
         options.model,
+        gate.tell,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_operator.adapterdeployment.followed import FollowedJob, followed_job
+from finetune_operator.adapterdeployment.followed import SOURCE_INDEXES, FollowedJob
 from finetune_operator.adapterdeployment.route_claims import ADDRESS_INDEXES
 from finetune_operator.adapterdeployment.turns import Line, contender_of, frees_a_place, line_of, next_in_line
 from finetune_operator.finetunejob.output import output_of
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 INDEXES: Final[Indexes] = {
     FINETUNEJOBS.kind: (output_of, phase_and_reason(FINETUNEJOBS.kind)),
     ADAPTERDEPLOYMENTS.kind: (
-        followed_job,
+        *SOURCE_INDEXES,
         line_of,
         phase_and_reason(ADAPTERDEPLOYMENTS.kind),
         degraded(ADAPTERDEPLOYMENTS.kind),

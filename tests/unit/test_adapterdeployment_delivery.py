@@ -8,10 +8,11 @@ import pytest
 
 from finetune_api.artifact_source import set_address
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import AdapterState, RevisionStatus, ServingPhase
+from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.stages import WantedAdapters
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.settings import Engine, Proxy, Runtime
+from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, INACTIVE, ServingCluster, condition, uri
 from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, published
@@ -263,3 +264,75 @@ def test_a_pod_that_comes_or_goes_is_asked_with_the_others() -> None:
     cluster.settle()
     assert [len(pods) for pods, _ in cluster.asked_of][-1] == 3
     assert states(cluster)["de"] == (AdapterState.LOADED, "3/3")
+
+
+def followed(*names: str) -> dict[str, Any]:
+    """A source: the FineTuneJobs of these names."""
+    return {"source": {"adapters": [{"name": name, "fineTuneJob": {"name": name}} for name in names]}}
+
+
+@pytest.mark.parametrize(("published_as", "outcome"), [(BETTER, LOADED), (INACTIVE, (AdapterState.FAILED, ""))])
+def test_one_that_is_not_there_yet_holds_up_none_that_is_being_loaded(published_as: str, outcome: Any) -> None:
+    """What is found out of an adapter reaches the pods, whatever the spec asks for besides."""
+    access = {"access": {"apiKeys": {"secretRef": {"name": "keys"}}}}
+    spec = {"runtime": "vllm", "keepLastGood": "0s", "replicas": 2} | access
+    cluster = ServingCluster(spec=spec | followed("fr"), settings=VLLM, sources={"fr": published(GOOD)})
+    cluster.settle()
+    before = cluster.traffic()
+    cluster.sources = {**cluster.sources, "de": published(published_as)}
+    cluster.loading = {published_as}
+    cluster.spec = spec | followed("de", "fr")
+    cluster.settle()
+    assert told(cluster) == {"de": False, "fr": True}
+    cluster.spec = spec | followed("de", "es", "fr")
+    cluster.loading = set()
+    cluster.settle()
+    assert cluster.traffic() == before
+    assert states(cluster) == {"de": outcome, "fr": LOADED}
+    assert told(cluster) == {"fr": True} | ({"de": True} if outcome == LOADED else {}), "in no pod only"
+
+
+def test_what_failed_goes_into_another_revision_whose_pods_find_their_base() -> None:
+    """An admin changes the runtime while the FineTuneJob of one adapter is gone and another has failed."""
+    spec = {"runtime": "vllm", "keepLastGood": "0s", "access": {"apiKeys": {"secretRef": {"name": "keys"}}}}
+    cluster = ServingCluster(spec=spec | followed("fr"), settings=VLLM, sources={"fr": published(GOOD)})
+    cluster.settle()
+    cluster.sources = {**cluster.sources, "de": published(INACTIVE)}
+    cluster.spec = spec | followed("de", "fr")
+    cluster.settle()
+    assert states(cluster)["de"][0] is AdapterState.FAILED
+    cluster.sources = {"de": published(INACTIVE)}
+    newer = Runtime(engine=Engine.VLLM, image="images/vllm:0.33.0")
+    cluster.settings = VLLM.model_copy(update={"runtimes": {**VLLM.runtimes, "vllm": newer}})
+    cluster.reconcile()
+    candidate = cluster.status.candidate
+    assert candidate is not None
+    served = {each.name: each.artifact_digest for each in candidate.adapters}
+    assert candidate.artifact_digest == set_address(served), "where fetch puts the base, the server looks for it"
+
+
+@pytest.mark.parametrize("loading", [True, False])
+def test_what_fell_is_not_tried_again_because_an_adapter_came_while_it_served(loading: bool) -> None:
+    """The fallen revision is the one that the spec asks for, whatever its pods were started with."""
+    cluster = endpoint(fr=GOOD)
+    old = cluster.traffic()
+    cluster.spec = cluster.spec | {"keepLastGood": "2h"}
+    newer = Runtime(engine=Engine.VLLM, image="images/vllm:0.33.0")
+    cluster.settings = VLLM.model_copy(update={"runtimes": {**VLLM.runtimes, "vllm": newer}})
+    until(cluster, lambda: cluster.traffic() != old)
+    new = cluster.traffic()
+    cluster.loading = {BETTER} if loading else set()
+    asked(cluster, fr=GOOD, de=BETTER)
+    until(cluster, lambda: states(cluster).get("de") == ((AdapterState.LOADING, "") if loading else LOADED))
+    assert cluster.traffic() == new, "it comes without another revision"
+    crash(cluster, new)
+    passes(cluster, 8)
+    assert cluster.traffic() == old
+    assert cluster.status.candidate is not None
+    assert (cluster.status.candidate.revision, cluster.status.candidate.state) == (new, RevisionState.FAILED)
+    assert cluster.revisions(DEPLOYMENTS) == {old}
+    cluster.spec = cluster.spec | {"rerun": "again"}
+    cluster.loading = set()
+    until(cluster, lambda: cluster.traffic() != old)
+    until(cluster, lambda: states(cluster).get("de") == LOADED)
+    assert states(cluster) == {"de": LOADED, "fr": LOADED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -526,3 +527,26 @@ def test_a_refused_weight_leaves_the_canary_to_its_pods() -> None:
     by_pods = until(cluster, has_share(1))
     assert by_pods.canary is not None
     assert by_pods.canary.routed_weight is None
+
+
+def test_rules_that_change_meanwhile_take_no_requests_to_a_canary_that_is_given_up() -> None:
+    """The route stays as it is, but for the weights, which are the operator's."""
+    cluster, old = weighted()
+    new = until(cluster, has_share(1)).revision
+    rule = TenancyRule(namespaces=["team"], gateways=["{namespace}/*"], hostnames=["*.{namespace}.example"])
+    cluster.settings = OFFERED.model_copy(update={"tenancy": Tenancy(rules=[rule])})
+    before = route(cluster)
+    assert before is not None
+    before = deepcopy(before)
+    one_pass(cluster, 0)
+    assert [each.service for each in shares(cluster)] == ["demo"]
+    after = route(cluster)
+    assert after is not None
+    assert (after["spec"]["hostnames"], after["spec"]["parentRefs"]) == (
+        before["spec"]["hostnames"],
+        before["spec"]["parentRefs"],
+    )
+    assert after["spec"]["rules"][0]["matches"] == before["spec"]["rules"][0]["matches"]
+    cluster.settle()
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old}), f"nothing is left of {new}"
+    assert condition(cluster.status, "RouteAccepted") == ("False", Reason.NOT_ALLOWED)

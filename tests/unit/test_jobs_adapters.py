@@ -298,6 +298,7 @@ class Pod:
             checks.require_all,
             endpoint.models,
             "demo",
+            lambda _: None,
             lambda: now[0],
         )
 

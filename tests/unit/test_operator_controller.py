@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from finetune_api import meta
+from finetune_api.artifact_source import MAX_ADAPTERS
 from finetune_api.reasons import Reason
 from finetune_operator.controller import FIRST_TURNS, INDEXES, Controller
 from finetune_operator.framework.cache import Cache
@@ -59,14 +60,29 @@ def turns(controller: Controller) -> set[Key]:
     return keys
 
 
+ADAPTERS = [{"name": f"a{number}", "fineTuneJob": {"name": f"job-{number}"}} for number in range(MAX_ADAPTERS)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param({"fineTuneJob": {"name": "source"}}, id="its only one"),
+        *(
+            pytest.param(
+                {"adapters": [*ADAPTERS[:number], {"name": "it", "fineTuneJob": {"name": "source"}}]},
+                id=f"that of its adapter {number}",
+            )
+            for number in (0, 1, MAX_ADAPTERS - 1)
+        ),
+    ],
+)
 @pytest.mark.parametrize("written_by_us", [False, True])
-def test_followers_hear_of_their_source_even_from_our_own_status_write(written_by_us: bool) -> None:
+def test_followers_hear_of_their_source_even_from_our_own_status_write(written_by_us: bool, source: Object) -> None:
     """The operator records what it has written itself: the event of it is no news then, but the followers need it."""
     cache = Cache(INDEXES)
     controller = Controller(UNUSED, cache, UNUSED, SETTINGS)
     controller.leading.set()
-    follower = found("endpoint", 1, {"source": {"fineTuneJob": {"name": "source"}}})
-    controller.seen(ADAPTERDEPLOYMENTS, gone=False, found=follower)
+    controller.seen(ADAPTERDEPLOYMENTS, gone=False, found=found("endpoint", 1, {"source": source}))
     controller.seen(FINETUNEJOBS, gone=False, found=job(2))
     turns(controller)
     if written_by_us:

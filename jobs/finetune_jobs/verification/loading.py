@@ -36,7 +36,7 @@ AGAIN_SECONDS: Final = 30.0
 """After a failure that may pass."""
 LINGER_SECONDS: Final = 900.0
 """For how long the files of a removed adapter stay: requests that have begun may need them."""
-_HIDDEN: Final = "proving-"
+_PROVING: Final = "proving-"
 """How the names begin under which adapters prove themselves; the rest is random."""
 
 
@@ -64,6 +64,8 @@ class Loader:
     """Where the server reads adapters."""
     model: str
     """Name of the base; clients' names of adapters begin with it."""
+    tell: Callable[[AdapterReports], None]
+    """Says where each stands, whenever that changes."""
     clock: Callable[[], float] = time.monotonic
     """Seconds."""
 
@@ -71,7 +73,7 @@ class Loader:
         self._served: dict[str, _Served] = {}
         self._reports: dict[tuple[str, str], AdapterReport] = {}
         self._again: dict[tuple[str, str], float] = {}
-        self._hidden: set[str] = set()
+        self._passing: set[str] = set()
         self._answers: set[str] = set()
         self._left: dict[str, float] = {}
         self._base = ""
@@ -100,18 +102,25 @@ class Loader:
 
     def settle(self, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         """Make a server whose pod is ready serve what is wanted by now. Whatever goes wrong with an adapter is
-        reported, and changes nothing for the others."""
+        reported, and changes nothing for the others.
+
+        Raises StageError for one that is required by now and not served. The pod became ready without it just after the
+        others had been asked, and is to be ready no longer: its clients would be told that there is no such name.
+        """
         asked = {(each.name, each.digest) for each in wanted.adapters}
         for name in [name for name, it in self._served.items() if (name, it.wanted.digest) not in asked]:
             self._remove(name)
         for name, digest in self._reports.keys() - asked:
             del self._reports[name, digest]
+            self.tell(self.reports())
             self._left.setdefault(digest, self.clock())
-        self._forget_hidden()
+        self._forget_passing()
         for each in wanted.adapters:
             key = (each.name, each.digest)
             report = self._reports.get(key)
-            if report is None or (report.state is AdapterState.LOADING and self.clock() >= self._again.get(key, 0.0)):
+            if each.required and report is not None and report.state is not AdapterState.LOADED:
+                self._bring(each, wanted.withdrawn, limits)
+            elif report is None or (report.state is AdapterState.LOADING and self.clock() >= self._again.get(key, 0.0)):
                 self._try(each, wanted.withdrawn, limits)
         self._delete_files({each.digest for each in wanted.adapters})
 
@@ -161,7 +170,9 @@ class Loader:
         name = self._name(each)
         proof = self._proved(each, name if name in self._answers else "", limits)
         if name not in self._answers:
+            self._passing.add(name)  # a server whose answer does not come may have loaded it all the same
             self.host.load(name, self._path(each))
+            self._passing.discard(name)
         self._answers.add(name)
         self._base = self._base or adapter.base.digest
         self._served[each.name] = _Served(each, QualityWatch(proof.under(self.client(name))))
@@ -171,10 +182,10 @@ class Loader:
     def _proved(self, each: WantedAdapter, known: str, limits: SelfCheckLimits) -> Proof:
         """The proof of an adapter, made under a name that answers already, or else under one that nobody knows and that
         is gone afterwards."""
-        name = known or f"{_HIDDEN}{secrets.token_hex(16)}"
+        name = known or f"{_PROVING}{secrets.token_hex(16)}"
         try:
             if not known:
-                self._hidden.add(name)
+                self._passing.add(name)
                 self.host.load(name, self._path(each))
             proof = Proof(self.client(name), self.models / each.digest / "artifact", each.digest)
             self.require(proof.whole(limits), self._who(each.name))
@@ -182,14 +193,15 @@ class Loader:
         except StageError as error:
             raise error if error.checks else error.of(self._who(each.name)) from error
         finally:
-            self._forget_hidden()
+            self._forget_passing()
 
-    def _forget_hidden(self) -> None:
-        """Take the names away under which adapters have proved themselves. One that stays for now is no harm."""
-        for name in list(self._hidden):
+    def _forget_passing(self) -> None:
+        """Take the names away under which adapters have proved themselves, and those whose load the server has not
+        answered. One that stays for now is no harm: what it stands for was proved, or nobody knows it."""
+        for name in list(self._passing):
             try:
                 self.host.unload(name)
-                self._hidden.discard(name)
+                self._passing.discard(name)
             except StageError as error:
                 log.warning("a name for proving stays for now: %s", error.message)
 
@@ -218,3 +230,4 @@ class Loader:
         self._reports[key] = AdapterReport(
             name=each.name, digest=each.digest, state=state, reason=reason, message=message
         )
+        self.tell(self.reports())

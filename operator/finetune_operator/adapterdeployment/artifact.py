@@ -115,13 +115,10 @@ def _last_known(observed: ObservedDeployment, source_blocker: Blocker) -> Artifa
     known = _known(observed)
     if known is None or known.storage is None:
         return source_blocker
-    return Artifact(
-        known.artifact_uri,
-        known.artifact_digest,
-        known.storage,
-        source_blocker=source_blocker,
-        adapters=read_back(known.adapters),
-    )
+    adapters = read_back(known.adapters)
+    # The status has the address of those that are served; these are all that were asked for.
+    address = set_address({each.name: each.digest for each in adapters}) if adapters else known.artifact_digest
+    return Artifact(known.artifact_uri, address, known.storage, source_blocker=source_blocker, adapters=adapters)
 
 
 def _source_blocker(observed: ObservedDeployment, name: str, job: Source | None) -> Blocker:

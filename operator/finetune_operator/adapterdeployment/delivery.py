@@ -20,7 +20,14 @@ from typing import Any, Final, NamedTuple
 from finetune_api import meta
 from finetune_api.artifact_source import set_address
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import AdapterState, AdapterStatus, CheckOutcome, RevisionStatus, VerificationCheck
+from finetune_api.serving_status import (
+    AdapterState,
+    AdapterStatus,
+    CheckOutcome,
+    RevisionState,
+    RevisionStatus,
+    VerificationCheck,
+)
 from finetune_api.stages import Params, Stage, StageInput, VerifyParams, WantedAdapter, WantedAdapters
 from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -72,28 +79,12 @@ class Delivery:
 
 
 def taken_at_run_time(observed: ObservedDeployment, asked: Serving) -> Record | None:
-    """The record of what serves, if its pods can serve what is asked without a restart; None: it takes other pods.
+    """The record of the revision that has, or takes, these adapters without a restart; None: they take other pods.
 
-    Everything but the adapters has to be the same, an adapter that has been proved has to stay, and none may have
-    changed: vLLM has no way to replace one by another under the same name without a moment in which it is not there,
-    or in which answers that have begun go on with other weights.
+    It is what serves, if its pods can load what is new; or what fell with this very set, which is no other revision,
+    and no other try, for having been started with fewer.
     """
-    stable = observed.resource.status.stable
-    record = records(observed).get(stable.revision if stable else observed.traffic)
-    if record is None or not asked.adapters or not loads_adapters(record.template):
-        return None
-    made = record.serving
-    as_made = replace(asked, adapters=made.adapters, artifact_digest=made.artifact_digest)
-    if choice_of(as_made, observed.settings) != record.choice:
-        return None
-    rows = stable.adapters if stable is not None and stable.adapters else shown(made.adapters)
-    served = {each.name: each.artifact_digest for each in rows if each.outcome is not CheckOutcome.FAILED}
-    if any(served.get(each.name, each.digest) != each.digest for each in asked.adapters):
-        return None
-    found = standing(observed, record, asked.adapters)
-    stays = any(each.outcome is CheckOutcome.PASSED and each.adapter.name in served for each in found)
-    fits = all(made.rank_for(each) <= made.run_time_rank for each in asked.adapters)
-    return record if stays and fits else None
+    return _taken_by_what_serves(observed, asked) or _fallen_with(observed, asked)
 
 
 def standing(observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter]) -> list[Standing]:
@@ -183,6 +174,48 @@ def delivery_in_use(observed: ObservedDeployment, record: Record | None, stable:
     pending = [each for each in standing(observed, record, read_back(stable.adapters)) if each.adapter.name in loading]
     pods = _ready(observed, record.revision)
     return _request(observed, record, pending, pods).name if pending and pods else ""
+
+
+def _taken_by_what_serves(observed: ObservedDeployment, asked: Serving) -> Record | None:
+    """Everything but the adapters has to be the same, an adapter that has been proved has to stay, and none may have
+    changed: vLLM has no way to replace one by another under the same name without a moment in which it is not there,
+    or in which answers that have begun go on with other weights."""
+    stable = observed.resource.status.stable
+    record = _with_other_adapters(observed, stable.revision if stable else observed.traffic, asked)
+    if record is None:
+        return None
+    made = record.serving
+    rows = stable.adapters if stable is not None and stable.adapters else shown(made.adapters)
+    served = {each.name: each.artifact_digest for each in rows if each.outcome is not CheckOutcome.FAILED}
+    if any(served.get(each.name, each.digest) != each.digest for each in asked.adapters):
+        return None
+    found = standing(observed, record, asked.adapters)
+    stays = any(each.outcome is CheckOutcome.PASSED and each.adapter.name in served for each in found)
+    fits = all(made.rank_for(each) <= made.run_time_rank for each in asked.adapters)
+    return record if stays and fits else None
+
+
+def _with_other_adapters(observed: ObservedDeployment, revision: str, asked: Serving) -> Record | None:
+    """The record of a revision, if its pods take adapters while they run, and are what is asked but for those."""
+    record = records(observed).get(revision)
+    if record is None or not asked.adapters or not loads_adapters(record.template):
+        return None
+    made = record.serving
+    as_made = replace(asked, adapters=made.adapters, artifact_digest=made.artifact_digest)
+    return record if choice_of(as_made, observed.settings) == record.choice else None
+
+
+def _fallen_with(observed: ObservedDeployment, asked: Serving) -> Record | None:
+    """Of the candidate of this spec, if it served these adapters before the traffic was taken from it. One that is
+    tried again is verified with all that its record has."""
+    tried = observed.resource.status.candidate
+    if tried is None or tried.spec_hash != spec_hash(observed.resource.spec):
+        return None
+    record = _with_other_adapters(observed, tried.revision, asked)
+    served, wanted = set(read_back(tried.adapters)), set(asked.adapters)
+    if record is None or served != wanted:
+        return None
+    return record if tried.state is RevisionState.FAILED or wanted.issuperset(record.serving.adapters) else None
 
 
 def _counts(each: Standing) -> bool:

@@ -4,9 +4,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from finetune_api.artifact_source import MAX_ADAPTERS
-from finetune_operator.framework.cache import Indexes
 from finetune_operator.framework.objects import Object
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 
 
 class FollowedJob(NamedTuple):
@@ -25,7 +23,5 @@ def followed_job(resource: Object, number: int = 0) -> FollowedJob | None:
     return FollowedJob(resource["metadata"]["namespace"], job["name"]) if "name" in job else None
 
 
-SOURCE_INDEX: Final[Indexes] = {
-    ADAPTERDEPLOYMENTS.kind: tuple(partial(followed_job, number=number) for number in range(MAX_ADAPTERS))
-}
+SOURCE_INDEXES: Final = tuple(partial(followed_job, number=number) for number in range(MAX_ADAPTERS))
 """How the cache finds the AdapterDeployments that follow a FineTuneJob."""

@@ -74,10 +74,12 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
 def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Action, ...]:
     """What the pods prove themselves by, as the spec has it now. It says so of the revision that it asks for: another
     one, which serves on, was verified by other limits, and by tighter ones its next pod might never become ready. Where
-    the source is gone, or has no artifact now, the spec still asks for what came from it."""
+    the source is gone, or has no artifact now, the spec still asks for what came from it; and where pods take adapters
+    while they run, for all but one that is not there yet."""
     live, spec = observed.child(CONFIG_MAPS, name), observed.resource.spec
     source = ",".join(spec.source.followed)
-    asked = target.is_asked or (target.source_blocker is not None and source_of_limits(live) == source)
+    stays = source_of_limits(live) == source or target.asked_adapters is not None
+    asked = target.is_asked or (target.source_blocker is not None and stays)
     if not has_self_check(target.record.template) or (live is not None and not asked):
         return ()
     limits = SelfCheckLimits(

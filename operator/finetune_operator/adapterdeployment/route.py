@@ -12,7 +12,7 @@ from finetune_api.routes import ParentRef, Route
 from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.route_claims import route_violation
-from finetune_operator.framework.actions import Action, Delete
+from finetune_operator.framework.actions import Action, Delete, Patch
 from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
 from finetune_operator.resources.drift import ensure
@@ -52,10 +52,10 @@ def route_actions(
     observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None
 ) -> tuple[Action, ...]:
     """Make or restore the route, once a revision serves; delete what is not wanted any more. What the platform's rules
-    no longer allow stays as it is, as everything that serves does."""
+    no longer allow stays as it is, as everything that serves does. No rollout goes on then: a canary has no share."""
     route, hindered = observed.resource.spec.access.route, hindrance(observed)
     if hindered is not None and hindered[0] is Reason.NOT_ALLOWED:
-        return ()
+        return _undivided(observed)
     wanted = None if hindered or stable is None or route is None else _wanted(observed, route, candidate)
     kind = _kind(route) if route else None
     gone = tuple(
@@ -219,6 +219,18 @@ def _divided(observed: ObservedDeployment, revision: str, weight: int) -> list[B
     owner = observed.owner
     candidate = [Backend(candidate_service_name(owner, revision), weight)] if weight else []
     return [Backend(owner.name, 100 - weight), *candidate]
+
+
+def _undivided(observed: ObservedDeployment) -> tuple[Action, ...]:
+    """Have an HTTPRoute that divides requests send all of them to the public Service, and change nothing else of it."""
+    live, name = observed.child(HTTP_ROUTES, observed.owner.name), observed.owner.name
+    if live is None or all(each.service == name for each in backends_of(live)):
+        return ()
+    rules = [
+        rule | {"backendRefs": [each for each in rule.get("backendRefs") or [] if each["name"] == name]}
+        for rule in live["spec"]["rules"]
+    ]
+    return (Patch(HTTP_ROUTES, name, {"spec": {"rules": rules}}),)
 
 
 def _live(observed: ObservedDeployment) -> Object | None:

@@ -56,7 +56,7 @@ def _create(client: KubeClient, owner: Owner, resource: Resource, body: Object) 
 def _relabel(client: KubeClient, resource: Resource, body: Object, existing: Object) -> Object:
     """Give the owner's object back the labels by which it is found: somebody took them off.
 
-    A ConfigMap is made anew: the operator has no right to change ConfigMaps, and needs none, as these are immutable.
+    A ConfigMap is made anew, with what it is to hold: most are immutable, and the cache keeps no content to compare.
     """
     metadata = existing["metadata"]
     if resource == CONFIG_MAPS:

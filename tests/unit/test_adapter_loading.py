@@ -1,0 +1,141 @@
+"""What a pod does about adapters when its server, or the operator, says something at a bad moment.
+
+Server, store and proofs are played: what the real ones say is in test_jobs_adapters.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, VerificationCheck
+from finetune_api.stages import AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
+from finetune_jobs.artifacts.artifact import BaseRef
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.runtime.adapters import Adapter
+from finetune_jobs.verification import checks
+from finetune_jobs.verification.loading import AGAIN_SECONDS, Loader
+
+pytestmark = pytest.mark.unit
+
+LIMITS = SelfCheckLimits()
+BASE = BaseRef(digest="b" * 64, rank=8)
+
+
+class Sound:
+    """A proof that passes."""
+
+    def __init__(self, _server: object, _artifact: Path, _digest: str) -> None:
+        pass
+
+    def whole(self, _limits: SelfCheckLimits) -> Sequence[VerificationCheck]:
+        return []
+
+    def under(self, _server: object) -> Sound:
+        return self
+
+
+class Pod:
+    """A loader, and the server that it tells what to load."""
+
+    def __init__(self, models: Path) -> None:
+        self.names: dict[str, str] = {}
+        self.unheard: list[str] = []
+        """Names whose next load is done, and its answer comes too late."""
+        self.missing: set[str] = set()
+        """Adapters that the store does not have."""
+        self.now = 0.0
+        self.told: dict[str, AdapterState] = {}
+        self.told_before: dict[str, dict[str, AdapterState]] = {}
+        """What was told when an adapter was about to be fetched."""
+        self.loader = Loader(
+            self, self.fetch, lambda _: cast(Any, None), checks.require_all, models, "demo", self.tell, lambda: self.now
+        )
+
+    def tell(self, reports: AdapterReports) -> None:
+        self.told = {each.name: each.state for each in reports.adapters}
+
+    def fetch(self, each: WantedAdapter) -> Adapter:
+        self.told_before[each.name] = self.told
+        if each.name in self.missing:
+            raise StageError(Reason.ARTIFACT_NOT_FOUND, f"{each.name} is not there")
+        return Adapter(each, BASE, cast(Any, None))
+
+    def loaded(self) -> dict[str, str]:
+        return dict(self.names)
+
+    def load(self, name: str, path: str) -> None:
+        if name in self.names:
+            raise StageError(Reason.CANDIDATE_FAILED, f"{name} has already been loaded")
+        self.names[name] = path
+        if name in self.unheard:
+            self.unheard.remove(name)
+            raise StageError(Reason.CANDIDATE_FAILED, "no answer (ReadTimeout)", retriable=True)
+
+    def unload(self, name: str) -> None:
+        self.names.pop(name, None)
+
+    def settle(self, wanted: WantedAdapters) -> dict[str, AdapterState]:
+        self.loader.settle(wanted, LIMITS)
+        return {each.name: each.state for each in self.loader.reports().adapters}
+
+
+def wanted(**required: bool) -> WantedAdapters:
+    """Adapters by name, and whether no pod is ready without them."""
+    adapters = [
+        WantedAdapter(name=name, uri=f"s3://bucket/{name}", digest=name[0] * 64, required=needed)
+        for name, needed in required.items()
+    ]
+    # Whether one was withdrawn, the store says, and there is none here.
+    return WantedAdapters.model_validate({"adapters": [each.model_dump() for each in adapters], "withdrawn": "Warn"})
+
+
+@pytest.fixture
+def pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pod:
+    """A pod that serves one adapter."""
+    monkeypatch.setattr("finetune_jobs.verification.loading.Proof", Sound)
+    pod = Pod(tmp_path)
+    pod.loader.begin(wanted(de=True), LIMITS)
+    assert pod.names.keys() == {"demo:de"}
+    return pod
+
+
+def test_a_name_whose_load_was_not_answered_is_taken_away_and_loaded_anew(pod: Pod) -> None:
+    """The server may have done it: then the name would answer on this pod for ever, and a second load be refused."""
+    pod.unheard = ["demo:fr"]
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.LOADING
+    pod.settle(wanted(de=True, fr=False))
+    assert pod.names.keys() == {"demo:de"}
+    pod.now += AGAIN_SECONDS
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.LOADED
+    assert pod.names.keys() == {"demo:de", "demo:fr"}
+
+
+def test_a_name_whose_load_was_not_answered_goes_with_its_adapter(pod: Pod) -> None:
+    pod.unheard = ["demo:fr"]
+    pod.settle(wanted(de=True, fr=False))
+    pod.settle(wanted(de=True))
+    assert pod.names.keys() == {"demo:de"}
+
+
+def test_a_pod_that_could_not_load_what_all_others_have_is_ready_no_longer(pod: Pod) -> None:
+    """It became ready just after the others had been asked. By then its clients would get 404."""
+    pod.missing = {"fr"}
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.FAILED
+    with pytest.raises(StageError, match="fr is not there") as error:
+        pod.settle(wanted(de=True, fr=True))
+    assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
+
+
+def test_what_became_of_one_is_told_before_the_next_is_fetched(pod: Pod) -> None:
+    """Whoever waits for all of them gives up some time: a slow one must not take the others with it."""
+    pod.missing = {"es"}
+    pod.settle(wanted(de=True, es=False, fr=False, it=False))
+    assert pod.told_before["fr"] == {"de": AdapterState.LOADED, "es": AdapterState.FAILED}
+    assert pod.told_before["it"] == pod.told_before["fr"] | {"fr": AdapterState.LOADED}
+    pod.settle(wanted(de=True, it=True))
+    assert pod.told == {"de": AdapterState.LOADED, "it": AdapterState.LOADED}
