@@ -253,6 +253,9 @@ RUBBISH: Final[list[tuple[Any, tuple[str, ...]]]] = [
     (report(figure(artifact={"scores": [1.0] * 40, "value": 1})), ("not both",)),
     (report(figure(artifact={"value": float("nan"), "n": 2})), ("finite",)),
     (report(figure(artifact={"value": 1e999, "n": 2})), ("finite",)),
+    (report(figure(artifact={"scores": [1e308] * ANSWERS})), ("at most 1e+100 in size",)),
+    (report(figure(artifact={"value": 0, "n": 2, "low": -1e200, "high": 1e200})), ("at most 1e+100 in size",)),
+    (report(figure(artifact={"value": 1, "n": 10**400})), ("artifact.n: Input should be less than or equal to",)),
     (report(figure(artifact={"value": "high", "n": 2})), ("valid number",)),
     (report(SCORE | {"part": "a|b"}), ("measured.0.part", "match pattern")),
 ]
