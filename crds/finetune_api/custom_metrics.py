@@ -24,6 +24,11 @@ PARAMETER_PATTERN: Final = r"^[A-Za-z]([A-Za-z0-9_-]{0,62}[A-Za-z0-9])?$"
 MAX_REPORT_BYTES: Final = 64 * 1024 * 1024
 """Longest ``metrics.json``: a score of each model for each of 100,000 answers has room."""
 
+MAX_FIGURE: Final = 1e100
+"""Largest number of a report: squares and sums of more could not be computed."""
+MAX_CASES: Final = 10**12
+"""Most cases that a figure rests on."""
+
 IN_DIR: Final = "/metrics/in"
 """Where a metric container reads: REQUEST and ANSWERS."""
 MODELS_DIR: Final = "/metrics/models"
@@ -162,7 +167,7 @@ class ModelFigure(ApiModel):
     follow from them."""
     value: float | None = None
     """Without scores: the figure."""
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CASES)] | None = None
     """Without scores: the number of cases that it rests on."""
     standard_error: Annotated[float, Field(ge=0)] | None = None
     """Of the value, if it is known."""
@@ -183,8 +188,8 @@ class ModelFigure(ApiModel):
         if self.low is not None and self.standard_error is not None:
             raise ValueError("give standardError, or low and high, not both")
         numbers = [*self.scores, *(each for each in told if each is not None)]
-        if not all(map(isfinite, numbers)):
-            raise ValueError("every number must be finite")
+        if not all(abs(number) <= MAX_FIGURE for number in numbers):  # nor is NaN
+            raise ValueError(f"every number must be finite, and at most {MAX_FIGURE:g} in size")
         if self.low is not None and self.high is not None and not self.low <= (self.value or 0.0) <= self.high:
             raise ValueError("value must lie between low and high")
         return self

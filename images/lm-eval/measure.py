@@ -5,6 +5,7 @@ their data are in this image, in ``/tasks``: nothing is downloaded. docs/how-to/
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -79,21 +80,23 @@ def number(given: dict[str, str], name: str) -> int | None:
 
 
 def figures(found: dict[str, dict[str, Any]], wanted: list[str]) -> Iterator[dict[str, Any]]:
-    """Each wanted figure of each task: lm-eval names it ``acc,none``, or another filter's name after the comma."""
+    """Each wanted figure of each task: lm-eval names it ``acc,none``, or another filter's name after the comma, which
+    tells the figures of a task with several filters apart."""
     for task, measured in found["artifact"]["results"].items():
         for key in measured:
             name, _, kind = key.partition(",")
             if name in wanted and task in found["artifact"]["n-samples"]:  # a group of tasks has none
                 models = {model: figure(result, task, name, kind) for model, result in found.items()}
-                yield {"figure": name, "part": task, "models": models}
+                part = task if kind == "none" else f"{task}, {kind}"
+                yield {"figure": name, "part": part, "models": models}
 
 
 def figure(result: dict[str, Any], task: str, name: str, kind: str) -> dict[str, Any]:
-    """A figure of one model; some have no standard error, for which lm-eval writes "N/A"."""
+    """A figure of one model; some have no standard error, for which lm-eval writes "N/A", or NaN for one document."""
     measured = result["results"][task]
     error = measured.get(f"{name}_stderr,{kind}")
     told = {"value": measured[f"{name},{kind}"], "n": result["n-samples"][task]["effective"]}
-    return told | ({"standardError": error} if isinstance(error, float) else {})
+    return told | ({"standardError": error} if isinstance(error, float) and math.isfinite(error) else {})
 
 
 def refuse(why: str) -> NoReturn:

@@ -171,7 +171,8 @@ def test_parameters_are_told_by_name() -> None:
 RESULTS: Final[dict[str, Any]] = {  # of lm-eval 0.4.13, shortened
     "results": {
         "sums": {"name": "sums", "alias": "sums", "sample_len": 20, "acc,none": 0.45, "acc_stderr,none": 0.114},
-        "quiz": {"alias": "quiz", "exact_match,strict": 0.5, "exact_match_stderr,strict": "N/A"},
+        "quiz": {"alias": "quiz", "exact_match,strict": 0.5, "exact_match_stderr,strict": "N/A"}
+        | {"exact_match,loose": 0.75, "exact_match_stderr,loose": float("nan")},  # as it says of one document
         "group": {"alias": "group", "acc,none": 0.4, "acc_stderr,none": 0.1},
     },
     "n-samples": {"sums": {"original": 40, "effective": 20}, "quiz": {"original": 8, "effective": 8}},
@@ -189,7 +190,8 @@ def test_what_lm_eval_measured_is_a_report(monkeypatch: pytest.MonkeyPatch) -> N
     found = taken(run, MetricsReport.model_validate(written), ANSWERS, MODELS)
     assert [(each.metric, each.label, each.cases) for each in found.measured] == [
         ("lm-eval.acc", "sums", 20),
-        ("lm-eval.exact_match", "quiz", 8),
+        ("lm-eval.exact_match", "quiz, strict", 8),
+        ("lm-eval.exact_match", "quiz, loose", 8),
     ]
     assert found.measured[0].models["artifact"].low < 0.3 < 0.45
     assert program["artifact"]({"artifact": "a", "artifactBase": ""}) == "pretrained=/metrics/models/a"
@@ -251,6 +253,9 @@ RUBBISH: Final[list[tuple[Any, tuple[str, ...]]]] = [
     (report(figure(artifact={"scores": [1.0] * 40, "value": 1})), ("not both",)),
     (report(figure(artifact={"value": float("nan"), "n": 2})), ("finite",)),
     (report(figure(artifact={"value": 1e999, "n": 2})), ("finite",)),
+    (report(figure(artifact={"scores": [1e308] * ANSWERS})), ("at most 1e+100 in size",)),
+    (report(figure(artifact={"value": 0, "n": 2, "low": -1e200, "high": 1e200})), ("at most 1e+100 in size",)),
+    (report(figure(artifact={"value": 1, "n": 10**400})), ("artifact.n: Input should be less than or equal to",)),
     (report(figure(artifact={"value": "high", "n": 2})), ("valid number",)),
     (report(SCORE | {"part": "a|b"}), ("measured.0.part", "match pattern")),
 ]

@@ -239,6 +239,14 @@ def test_a_layer_that_is_not_rounded_where_readers_expect_it_is_refused(tuned: A
     assert f"{LAYER}.weight_scale is missing" in refused(changed(out, undo), tuned)
 
 
+def test_a_form_that_rounds_nothing_is_refused(tuned: Any, tmp_path: Path) -> None:
+    """What llm-compressor writes of a model whose layers are of a class of their own, e.g. Falcon."""
+    out = write(tmp_path, tuned, ExportFormat.INT8)
+    said = json.loads((out / "config.json").read_text())["quantization_config"]
+    edit_json(out / "config.json", quantization_config=said | {"format": "dense"})
+    assert "The exported files are in form 'dense', whose weights have no scales" in refused(out, tuned)
+
+
 def test_an_output_layer_that_readers_would_take_from_the_embeddings_is_refused(
     tuned: Any, tied: Any, tmp_path: Path
 ) -> None:

@@ -181,6 +181,17 @@ def answers(status: int, part: str) -> Fault:
     return lambda hub: lambda method, path: status if part in path else None
 
 
+def forestalled(hub: PushedHub) -> Callable[[str, str], int | None]:
+    """Somebody creates a repository of this name, which everybody can read, before the push does."""
+
+    def fault(method: str, path: str) -> int | None:
+        if "/create" in path:
+            hub.repositories[NAME] = Repository(private=False)
+        return None
+
+    return fault
+
+
 def ignores(hub: PushedHub) -> Callable[[str, str], int | None]:
     """A ``.gitignore`` of the repository, say, keeps a file out of the commit."""
     hub.ignored = "config.json"
@@ -198,6 +209,7 @@ def ignores(hub: PushedHub) -> Callable[[str, str], int | None]:
         (answers(404, "/create"), Reason.REPOSITORY_NOT_FOUND, False, "no user or organisation 'acme'"),
         (answers(200, "/refs"), Reason.PUSH_REFUSED, False, "is no hub (JSONDecodeError)"),
         (ignores, Reason.PUSH_REFUSED, False, "its commit is not the same files"),
+        (forestalled, Reason.PUSH_REFUSED, False, "everybody can read it. Make it private"),
         (answers(409, "/create"), Reason.REGISTRY_ACCESS_DENIED, False, "it exists, and the hub does not show it to"),
     ],
 )

@@ -74,8 +74,8 @@ class HubPush:
         """The repository's branches and tags; it is created if it is missing."""
         private = hub.is_private()
         if private is None:
-            hub.create(private=not self.target.public)
-        elif not (private or self.target.public):
+            private = hub.create(private=not self.target.public)
+        if not (private or self.target.public):
             cause = "everybody can read it. Make it private, or set public: true in pushTo.huggingFace"
             raise hub.refused("pushing", cause)
         return hub.refs()

@@ -140,7 +140,8 @@ class _Rounding:
 
     @classmethod
     def read(cls, out: Path, tuned: Any) -> "_Rounding":
-        """From config.json, as readers do; all formats of ``exporting.quantize`` have one scheme for all layers."""
+        """From config.json, as readers do; all formats of ``exporting.quantize`` have one scheme for all layers. Raises
+        StageError (ExportMismatch) for a form in which nothing is rounded."""
         said = json.loads((out / "config.json").read_text(encoding="utf-8")).get("quantization_config")
         if not said:
             return cls()
@@ -148,12 +149,19 @@ class _Rounding:
             {name: value for name, value in said.items() if name in QuantizationConfig.model_fields}
         )
         (scheme,) = config.config_groups.values()
+        compressor = BaseCompressor.get_value_from_registry(config.format)
+        if "weight_scale" not in compressor.compression_param_names(scheme):  # "dense": it knows no layer of the model
+            raise StageError(
+                Reason.EXPORT_MISMATCH,
+                f"The exported files are in form {config.format!r}, whose weights have no scales: the layers of this "
+                "model are none that can be rounded.",
+            )
         layers = frozenset(
             _place(module.weight)
             for name, module in tuned.named_modules()
             if isinstance(module, torch.nn.Linear) and is_match(name, module, scheme.targets, config.ignore or ())
         )
-        return cls(scheme, BaseCompressor.get_value_from_registry(config.format), layers)
+        return cls(scheme, compressor, layers)
 
     def covers(self, tensor: torch.Tensor) -> bool:
         """Whether readers expect this tensor to be rounded."""

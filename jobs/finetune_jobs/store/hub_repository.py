@@ -97,16 +97,18 @@ class HubRepository:
                     raise
                 return None
 
-    def create(self, *, private: bool) -> None:
-        """Create it. Nothing happens if it has been created meanwhile."""
+    def create(self, *, private: bool) -> bool:
+        """Create it; whether it is private. If it has been created meanwhile, it stays as it is."""
         with self._errors("creating it"):
             try:
                 self._api.create_repo(self._repo, private=private)
             except HfHubHTTPError as error:
                 if error.response.status_code != 409:
                     raise
-        if self.is_private() is None:
+        found = self.is_private()
+        if found is None:
             raise self._denied("creating it", "it exists, and the hub does not show it to")
+        return found
 
     def refs(self) -> Refs:
         """What branches and tags stand for."""

@@ -22,6 +22,9 @@ ANSWERS_CONTAINER: Final = "answers"
 METRIC_PREFIX: Final = "metric-"
 """Before the name of a metric, in the name of its container."""
 _VOLUME: Final = "metrics"
+_TRIED_AGAIN: Final = (meta.ExitCode.RETRIABLE.value, 137, 143)
+"""Exit codes after which another pod is tried: a metric's own wish, and SIGKILL and SIGTERM, by which whoever suspends
+a Job or deletes its pod (Kueue, a person) ends a program that does not handle them."""
 
 
 def metrics_volumes(request: StageRequest) -> list[Object]:
@@ -48,14 +51,14 @@ def metric_seconds(request: StageRequest) -> Object:
 
 
 def metric_failures(request: StageRequest) -> list[Object]:
-    """Rules of the Job: a metric that fails would fail again, unless it says that it may pass."""
+    """Rules of the Job: a metric that fails would fail again, unless it says that it may pass, or was stopped."""
     return [
         {
             "action": "FailJob",
             "onExitCodes": {
                 "containerName": each["name"],
                 "operator": "NotIn",
-                "values": [meta.ExitCode.OK.value, meta.ExitCode.RETRIABLE.value],
+                "values": [meta.ExitCode.OK.value, *_TRIED_AGAIN],
             },
         }
         for each in metric_containers(request)
