@@ -12,7 +12,6 @@ import subprocess
 import sys
 from typing import Any
 
-import yaml
 from huggingface_hub import InferenceClient
 from rich.console import Console
 
@@ -21,13 +20,14 @@ from finetune_api.finetunejob import FineTuneJob
 from hack.cluster.console import ClusterError, say, step
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.demo import report
+from hack.demo.examples import DEMO, example
 from hack.demo.follow import apply, follow_deployment, follow_job
 from hack.demo.timing import Clock
 from hack.models import ensure_smollm2
 from hack.platform import local, object_store
-from hack.platform.kubectl import Kubectl, Object
+from hack.platform.kubectl import Kubectl
 
-EXAMPLE = REPOSITORY / "examples" / "transactions"
+EXAMPLE = REPOSITORY / "examples" / DEMO
 BUILD = REPOSITORY / "build" / "demo"
 NAMESPACE = "demo"
 
@@ -64,12 +64,6 @@ def main() -> int:
     report.show(figures, question, answer, next_commands(kubectl, deployment_name), Console())
     say(f"\nreport: {(BUILD / 'report.json').relative_to(REPOSITORY)}")
     return 0
-
-
-def example(kind: str) -> Object:
-    """The example's resource of this kind."""
-    content: Object = yaml.safe_load((EXAMPLE / f"{kind}.yaml").read_text())
-    return content
 
 
 def clear(kubectl: Kubectl) -> None:

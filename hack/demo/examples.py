@@ -18,6 +18,9 @@ from hack.models import ensure_smollm2
 from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, Object
 
+DEMO: Final = "transactions"
+"""The example of ``make demo``, and the name of its FineTuneJob and AdapterDeployment."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -91,6 +94,12 @@ SUPPORT: Final = Example(
 EXAMPLES: Final = (EXTRACTION, SUPPORT)
 
 
+def example(kind: str) -> Object:
+    """The resource of this kind that ``make demo`` applies."""
+    content: Object = yaml.safe_load((REPOSITORY / "examples" / DEMO / f"{kind}.yaml").read_text())
+    return content
+
+
 def merged(base: Object, changes: Object) -> Object:
     """``base`` with ``changes`` merged into it, at every level."""
     both = {key: (base.get(key), value) for key, value in changes.items()}
@@ -103,6 +112,6 @@ def upload_inputs(kubectl: Kubectl, folder: Path, namespace: str) -> None:
     with step(f"upload the test model and the generated data of {len(EXAMPLES)} examples to the object store"):
         folder.mkdir(parents=True, exist_ok=True)
         object_store.upload(kubectl, ensure_smollm2(cache_directory()), "base-models", "smollm2-135m-instruct")
-        for example in EXAMPLES:
-            object_store.upload(kubectl, example.generate(folder), "datasets", example.data)
+        for each in EXAMPLES:
+            object_store.upload(kubectl, each.generate(folder), "datasets", each.data)
         local.prepare_namespace(kubectl, namespace)

@@ -12,7 +12,6 @@ import json
 import sys
 from typing import Any, Final
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +21,7 @@ from finetune_api.finetunejob import FineTuneJob
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY
 from hack.demo import serving
-from hack.demo.examples import EXAMPLES, merged, upload_inputs
+from hack.demo.examples import EXAMPLES, example, merged, upload_inputs
 from hack.demo.follow import apply, follow_block, follow_job
 from hack.demo.report import stage_seconds
 from hack.demo.serving import Served
@@ -47,11 +46,11 @@ def main() -> int:
         kubectl = kubectl.within(NAMESPACE)
         with clock.measure("teacher"):
             install_teacher(kubectl)
-        for example in EXAMPLES:
-            say(f"\n{example.folder}: {example.shows}")
-            with clock.measure(example.folder):
-                job, _ = follow_job(kubectl, apply(kubectl, example.job(), FineTuneJob))
-            jobs[example.folder] = figures(job)
+        for each in EXAMPLES:
+            say(f"\n{each.folder}: {each.shows}")
+            with clock.measure(each.folder):
+                job, _ = follow_job(kubectl, apply(kubectl, each.job(), FineTuneJob))
+            jobs[each.folder] = figures(job)
         say("\nblocked: a run of two steps misses the goals, and is not published")
         with clock.measure("blocked"):
             blocked = follow_block(kubectl, apply(kubectl, too_short(), FineTuneJob))
@@ -76,7 +75,7 @@ def main() -> int:
 
 def too_short() -> Object:
     """The demo's FineTuneJob, but for two steps of training: its goals are those of the demo."""
-    job: Object = yaml.safe_load((REPOSITORY / "examples" / "transactions" / "finetunejob.yaml").read_text())
+    job = example("finetunejob")
     name = f"{job['metadata']['name']}-too-short"
     changes = {"training": {"maxSteps": 2}, "evaluation": {"maxSamples": 40}, "output": {"name": name}}
     return merged(job, {"metadata": {"name": name}, "spec": changes})

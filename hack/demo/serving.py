@@ -7,23 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-import yaml
-
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.job_status import ArtifactStatus
 from hack.cluster.console import ClusterError, say, step
-from hack.cluster.layout import REPOSITORY
-from hack.demo.examples import EXTRACTION, merged
+from hack.demo.examples import DEMO, EXTRACTION, example, merged
 from hack.demo.follow import apply, follow_deployment, follow_job, follow_refusal
 from hack.demo.planted import plant
 from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, Object
 
-DEMO: Final = "transactions"
-"""Name of the demo's FineTuneJob and AdapterDeployment."""
-_EXAMPLE: Final = REPOSITORY / "examples" / DEMO
 _SHARED: Final = "shared"
 """Name of the AdapterDeployment with two adapters."""
 
@@ -76,13 +70,13 @@ def share_a_server(kubectl: Kubectl) -> AdapterDeployment:
 
 def in_16_bits() -> Object:
     """The demo's FineTuneJob with another format: the same training, which is not repeated."""
-    return _variant(_demo_job(), f"{DEMO}-16-bit", {"export": {"format": "Merged"}})
+    return _variant(example("finetunejob"), f"{DEMO}-16-bit", {"export": {"format": "Merged"}})
 
 
 def adapter_jobs() -> list[Object]:
     """The FineTuneJobs whose trainings have run, with their adapters published alone."""
     alone: Object = {"export": {"format": "Adapter", "onRegression": "Fail"}}
-    return [_variant(job, adapter_name(job), alone) for job in (_demo_job(), EXTRACTION.job())]
+    return [_variant(job, adapter_name(job), alone) for job in (example("finetunejob"), EXTRACTION.job())]
 
 
 def adapter_name(job: Object) -> str:
@@ -105,11 +99,6 @@ def shared_deployment() -> Object:
     }
 
 
-def _demo_job() -> Object:
-    job: Object = yaml.safe_load((_EXAMPLE / "finetunejob.yaml").read_text())
-    return job
-
-
 def _variant(job: Object, name: str, changes: Object) -> Object:
     """The same job under another name, with changes, where what is equal is reused."""
     output = {"output": {"name": name}}
@@ -125,8 +114,8 @@ def _demo_artifact(kubectl: Kubectl) -> ArtifactStatus:
 
 def _ask_for(kubectl: Kubectl, uri: str, **spec: Any) -> None:
     """Pin an artifact in the demo's AdapterDeployment."""
-    deployment: Object = yaml.safe_load((_EXAMPLE / "adapterdeployment.yaml").read_text())
-    source = {"artifact": {"uri": uri, "storage": _demo_job()["spec"]["storage"]}}
+    deployment = example("adapterdeployment")
+    source = {"artifact": {"uri": uri, "storage": example("finetunejob")["spec"]["storage"]}}
     kubectl.apply(deployment | {"spec": deployment["spec"] | {"source": source} | spec})
     say(f"  … serve {uri}" if "rollbackTo" not in spec else f"  … roll back to revision {spec['rollbackTo']}")
 

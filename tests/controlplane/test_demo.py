@@ -14,7 +14,7 @@ from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from hack.cluster import toolchain
 from hack.cluster.controlplane import ControlPlane
-from hack.demo.__main__ import example
+from hack.demo.examples import example
 from hack.demo.follow import apply, follow_deployment, follow_job
 from hack.platform.kubectl import Kubectl
 from tests.controlplane.conftest import wait
