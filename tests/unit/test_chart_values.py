@@ -20,27 +20,24 @@ from tests.support.vllm_process import RUNTIME
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-TGI = "ghcr.io/huggingface/text-generation-inference"
-
-
 @pytest.mark.parametrize(
     ("values", "data", "tgi"),
     [
-        ((), "localhost/finetune-operator/data:0.1.0", f"{TGI}:3.3.7"),
+        ((), "localhost/finetune-operator/data:0.1.0", "localhost/finetune-operator/tgi:3.3.7"),
         (
             ("images.tag=dev",),
             "localhost/finetune-operator/data:dev",
-            f"{TGI}:3.3.7",
+            "localhost/finetune-operator/tgi:3.3.7",
         ),
         (
             ("images.registry=r.example:5000/ml", "images.data.tag=v2", "runtimes.tgi.image.registry=mirror.example"),
             "r.example:5000/ml/data:v2",
-            "mirror.example/huggingface/text-generation-inference:3.3.7",
+            "mirror.example/tgi:3.3.7",
         ),
         (
             (f"images.data.digest=sha256:{'a' * 64}", f"runtimes.tgi.image.digest=sha256:{'b' * 64}"),
             f"localhost/finetune-operator/data@sha256:{'a' * 64}",
-            f"{TGI}@sha256:{'b' * 64}",
+            f"localhost/finetune-operator/tgi@sha256:{'b' * 64}",
         ),
     ],
 )
