@@ -14,7 +14,7 @@ from hack.benchmarks.load_client import FRESH, Plan
 from hack.cluster.console import ClusterError
 from hack.platform.kubectl import Kubectl, wait_for
 
-_POD = "load"
+POD = "load"
 _LOOK_S = 3.0
 """Between two looks at the log, which tells the times itself."""
 
@@ -109,14 +109,14 @@ class Load:
         from tests.support.restricted import pod
 
         program = Path(load_client.__file__).read_text(encoding="utf-8")
-        self.team.apply(pod(_POD, image, "python", "-c", program, json.dumps(asdict(self.plan))))
-        wait_for("the load's pod", lambda: self.team.get("pod", _POD)["status"]["phase"] == "Running", 120)
+        self.team.apply(pod(POD, image, "python", "-c", program, json.dumps(asdict(self.plan))))
+        wait_for("the load's pod", lambda: self.team.get("pod", POD)["status"]["phase"] == "Running", 120)
         clients = sum(self.plan.clients.values())
         wait_for("the load's first answers", lambda: _clients(self.heard()) == clients, 120, _LOOK_S)
 
     def heard(self) -> Heard:
         """What its clients have heard so far."""
-        return read(self.team("logs", _POD))
+        return read(self.team("logs", POD))
 
     def wait_until_fresh_clients_hear(self, revision: str, since: float, timeout: float) -> float:
         """When a client on a new connection heard a revision first; raises ClusterError if none does in time."""

@@ -1,4 +1,4 @@
-"""Published artifacts of tiny models in the local cluster's store, for benchmarks of how they are served."""
+"""Published artifacts of tiny models in the local cluster's store, for tests and benchmarks of how they are served."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ class TinyArtifact:
     """What its model answers to the first prompt of ``tests.support.artifacts``, by the most tokens of an answer."""
 
 
-def publish_tiny(kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int]) -> dict[str, TinyArtifact]:
-    """Publish an artifact for each name; their models answer differently. ``tokens``: lengths of answers to know."""
+def publish_tiny(
+    kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int], *, boastful: str = ""
+) -> dict[str, TinyArtifact]:
+    """Publish an artifact for each name; their models answer differently.
+
+    ``tokens``: lengths of answers to know. ``boastful``: the name of one whose weights are those of the base model.
+    """
     from tests.support.artifacts import publish_artifact
     from tests.support.tiny_model import build_tiny_llama
 
@@ -38,7 +43,14 @@ def publish_tiny(kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int]) 
         base = build_tiny_llama(work / "base", seed=1)
         for seed, name in enumerate(names, 2):
             tuned = build_tiny_llama(work / f"model-{name}", seed=seed)
-            published = publish_artifact(storage, f"{place}/{name}", work / name, base=base, tuned=tuned)
+            published = publish_artifact(
+                storage,
+                f"{place}/{name}",
+                work / name,
+                base=base,
+                tuned=tuned,
+                exported=base if name == boastful else None,
+            )
             found[name] = TinyArtifact(published.scalars["artifactUri"], _answers(tuned, tokens))
     return found
 
