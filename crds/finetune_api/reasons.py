@@ -177,7 +177,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.MODEL_NOT_FOUND: "There is no base model at spec.model.uri. If a hub does not answer, the stage is retried.",
     Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, or its files cannot be read.",
     Reason.FIT_REFUSED: "The training is estimated to exceed the profile's memory; the message names the smallest change that would make it fit.",
-    Reason.RUNTIME_UNSUITABLE: "The runtime cannot serve a model of this architecture and format on its GPU, or nobody knows whether it can; a FineTuneJob ends, before a GPU is requested, only if every runtime that the platform offers is known not to.",
+    Reason.RUNTIME_UNSUITABLE: "The runtime cannot serve a model of this architecture and format on its GPU, or nobody knows whether it can, or its pods have no room for one of this size; a FineTuneJob ends, before a GPU is requested, only if every runtime that the platform offers is known not to.",
     Reason.ADAPTERS_UNSUITABLE: "The artifacts of spec.source.adapters cannot share one server: one is of another format than Adapter, was trained on another base, has too high a rank or lies in a store that is reached otherwise; or an adapter is to be served as if it were a whole model.",
     Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.GATED_DATASET_UNAUTHORIZED: "The hub gives this data set only to accounts that have accepted its terms, and the spec names no token of one.",

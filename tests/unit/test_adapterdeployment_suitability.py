@@ -1,5 +1,7 @@
 """Artifacts that a runtime cannot serve are refused before a pod starts; what it serves with a difference is told."""
 
+from dataclasses import replace
+
 import pytest
 
 from finetune_api.reasons import Reason
@@ -84,6 +86,24 @@ def test_what_was_proved_is_not_refused_by_a_table() -> None:
     """Of an artifact that an earlier version published nobody knew what it is."""
     cluster = deployed("", on_gpus())
     cluster.source = published(GOOD, architecture="qwen3")
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+
+
+def test_an_artifact_that_does_not_fit_its_volume_starts_nothing() -> None:
+    """The admin gives the runtime more room, and it serves."""
+    small = SETTINGS.runtimes["tgi-cpu"]
+    large = small.model_copy(update={"pod": small.pod.model_copy(update={"scratch_size": "60Gi"})})
+    source = published(GOOD)
+    assert source.artifact is not None
+    source = replace(source, artifact=source.artifact.model_copy(update={"size_bytes": 50 * 2**30}))
+    cluster = ServingCluster(spec=following(), source=source)
+    cluster.settle()
+    assert (cluster.status.phase, cluster.objects) == (ServingPhase.FAILED, {})
+    [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+    assert stalled.reason == Reason.RUNTIME_UNSUITABLE
+    assert_says(stalled.message, "50.0 GiB", f"'tgi-cpu' have {small.pod.scratch_size} (scratchSize)", "ask the admin")
+    cluster.settings = SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": large}})
     cluster.settle()
     assert cluster.status.phase is ServingPhase.READY
 

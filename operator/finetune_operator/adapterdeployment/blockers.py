@@ -22,6 +22,7 @@ from finetune_operator.blockers import (
     name_conflict,
     tenancy_blocker,
 )
+from finetune_operator.resources.drift import quantity
 from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
 from finetune_operator.tenancy.verdict import tenancy_violation
@@ -95,6 +96,21 @@ def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
     return Blocker(Reason.RUNTIME_UNSUITABLE, f"Runtime {name!r} {what}: {found.message}", watched=True)
 
 
+def artifact_too_large(observed: ObservedDeployment) -> Blocker | None:
+    """The artifact does not fit the volume into which its pods would download it: they would ask for a GPU, fill the
+    volume, be evicted, and start over. A revision that serves already keeps serving."""
+    artifact, name = find_artifact(observed), observed.resource.spec.runtime
+    if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to:
+        return None
+    room = observed.settings.runtimes[name].pod.scratch_size
+    if artifact.size_bytes <= (quantity(room) or 0) or _serves(observed, artifact):
+        return None
+    message = (
+        f"The artifact has {artifact.size_bytes / 2**30:.1f} GiB; pods of runtime {name!r} have {room} (scratchSize)."
+    )
+    return Blocker(Reason.RUNTIME_UNSUITABLE, message, watched=True)
+
+
 def adapters_unsuitable(observed: ObservedDeployment) -> Blocker | None:
     """The runtime has no room for the adapters, or an adapter is named as if it were a whole model."""
     artifact, name = find_artifact(observed), observed.resource.spec.runtime
@@ -124,6 +140,7 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     account_missing,
     adapters_unsuitable,
     runtime_unsuitable,
+    artifact_too_large,
     prompts_too_long,
 )
 """A refusal by the API server is not among them: it does not change the target."""
