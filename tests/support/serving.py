@@ -460,14 +460,20 @@ def following(**spec: Any) -> dict[str, Any]:
     return {"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu", "keepLastGood": "0s"} | spec
 
 
+_NOT_FETCHED = {
+    Reason.ARTIFACT_CORRUPT: (meta.ExitCode.FATAL, "model.safetensors has another hash."),
+    Reason.S3_UNREACHABLE: (meta.ExitCode.RETRIABLE, "The store does not answer."),
+}
+
+
 def pod_status(fate: Reason | None) -> Object:
-    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact."""
+    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact, and while the
+    store does not answer."""
     fetched = {"name": "fetch", "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}
-    if fate is Reason.ARTIFACT_CORRUPT:
-        result = StageResult(
-            stage=Stage.FETCH, outcome=Outcome.FAILED, reason=fate, message="model.safetensors has another hash."
-        )
-        ended = {"exitCode": int(meta.ExitCode.FATAL), "message": result.model_dump_json(by_alias=True)}
+    if fate in _NOT_FETCHED:
+        code, said = _NOT_FETCHED[fate]
+        result = StageResult(stage=Stage.FETCH, outcome=Outcome.FAILED, reason=fate, message=said)
+        ended = {"exitCode": int(code), "message": result.model_dump_json(by_alias=True)}
         waiting = {"name": "server", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
         failed = fetched | {"state": {"terminated": ended}}
         return {"initContainerStatuses": [failed], "containerStatuses": [waiting]}

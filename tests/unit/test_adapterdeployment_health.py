@@ -416,6 +416,12 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
         Reason.SERVER_UNAVAILABLE,
         "Pod new is starting.",
     ),
+    "the store does not answer another pod": (
+        deployment(),
+        [on_node(9000, "old", ready=True), on_node(60, "new", fetch={"restartCount": 4} | UNREACHABLE)],
+        Reason.S3_UNREACHABLE,
+        "no route",
+    ),
     "a healthy pod's old crash is no cause": (
         deployment(),
         [

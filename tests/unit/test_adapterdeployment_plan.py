@@ -32,6 +32,7 @@ from tests.support.serving import (
     condition,
     following,
     pinned,
+    pod_status,
     published,
     serving,
     shown,
@@ -315,6 +316,23 @@ class TestReplicas:
         cluster.reconcile()
         assert cluster.status.stable is not None
         assert cluster.objects[DEPLOYMENTS][cluster.status.stable.deployment]["spec"]["replicas"] == 3
+
+    def test_pods_that_serve_go_on_while_the_store_gives_another_one_nothing(self) -> None:
+        """The store is down at a scale-up: the condition says why it takes so long, and nothing is taken from clients."""
+        cluster = serving(replicas=1)
+        before = cluster.traffic()
+        cluster.spec["replicas"] = 2
+        cluster.reconcile()
+        cluster.run_controllers()
+        assert cluster.status.stable is not None
+        [_, added] = cluster.pods[cluster.status.stable.deployment]
+        added["status"] |= pod_status(Reason.S3_UNREACHABLE) | {"conditions": [{"type": "Ready", "status": "False"}]}
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        deployment["status"] |= {"readyReplicas": 1, "availableReplicas": 1}
+        cluster.reconcile()
+        assert (cluster.status.phase, cluster.traffic()) == (ServingPhase.DEGRADED, before)
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+        assert condition(cluster.status, "Reconciling") == ("True", Reason.S3_UNREACHABLE)
 
     def test_nothing_but_the_number_changes_of_pods_that_the_values_would_make_otherwise_now(self) -> None:
         cluster = serving(replicas=1)
