@@ -110,7 +110,7 @@ TESTS = (  # for tests only
         "prometheus",
         "v3.16.0",
         "prometheus",
-        ("github.com/prometheus/prometheus/cmd/prometheus",),
+        tuple(f"github.com/prometheus/prometheus/cmd/{each}" for each in ("prometheus", "promtool")),
         tags="remove_all_sd",
     ),
     Tool("registry", "v3.1.2", "registry", (".",)),
