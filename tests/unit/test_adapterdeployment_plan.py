@@ -318,7 +318,7 @@ class TestReplicas:
         assert cluster.objects[DEPLOYMENTS][cluster.status.stable.deployment]["spec"]["replicas"] == 3
 
     def test_pods_that_serve_go_on_while_the_store_gives_another_one_nothing(self) -> None:
-        """The store is down at a scale-up: the condition says why it takes so long, and nothing is taken from clients."""
+        """The store is down at a scale-up: a condition says why it takes so long, and clients lose nothing."""
         cluster = serving(replicas=1)
         before = cluster.traffic()
         cluster.spec["replicas"] = 2
