@@ -1,4 +1,4 @@
-"""A real HorizontalPodAutoscaler, as the guide writes it, scales an AdapterDeployment; nobody fights with it."""
+"""What the guide on scaling says to apply scales an AdapterDeployment; nobody fights with it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from tests.support.serving import GOOD
 pytestmark = pytest.mark.controlplane
 
 
+def in_the_guide(kind: str) -> str:
+    """The guide's YAML with an object of a kind."""
+    guide = REPOSITORY / "docs" / "how-to" / "scale.md"
+    (text,) = (block for block in blocks(guide, "yaml") if f"kind: {kind}" in block)
+    return text
+
+
 def test_the_autoscaler_of_the_guide_scales_an_endpoint(serving: Serving) -> None:
     """Up to its least number of pods, for which it needs no metric; then it asks for the metric of the guide."""
-    guide = REPOSITORY / "docs" / "how-to" / "scale.md"
-    (text,) = (block for block in blocks(guide, "yaml") if "kind: HorizontalPodAutoscaler" in block)
-    wanted = yaml.safe_load(text)
+    wanted = yaml.safe_load(in_the_guide("HorizontalPodAutoscaler"))
     least = wanted["spec"]["minReplicas"]
     wanted["spec"]["scaleTargetRef"]["name"] = NAME
     serving.start()
@@ -46,3 +51,40 @@ def test_the_autoscaler_of_the_guide_scales_an_endpoint(serving: Serving) -> Non
     found = serving.get(ADAPTERDEPLOYMENTS, NAME)
     assert found is not None
     assert found["spec"]["replicas"] == least
+
+
+def test_the_hours_of_the_guide_stop_an_endpoint_and_start_it_again(serving: Serving) -> None:
+    """Their account may do what their commands do, and no more; restricted namespaces take their pods."""
+    wanted = list(yaml.safe_load_all(in_the_guide("CronJob").replace("transactions", NAME)))
+    serving.start()
+    serving.serve(GOOD)
+    serving.until(ServingPhase.READY)
+    kubectl, namespace = serving.team.plane.kubectl, serving.team.namespace
+    kubectl(
+        "apply",
+        "--namespace",
+        namespace,
+        "-f",
+        "-",
+        stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": wanted}),
+    )
+    account = f"--as=system:serviceaccount:{namespace}:{NAME}-hours"
+    pods = {
+        each["metadata"]["name"]: each["spec"]["jobTemplate"]["spec"]["template"]
+        for each in wanted
+        if each["kind"] == "CronJob"
+    }
+    for name, replicas in ((f"{NAME}-evening", 0), (f"{NAME}-morning", 2)):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **pods[name]}
+        told = kubectl("apply", "--namespace", namespace, "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+        assert "would violate PodSecurity" not in told
+        [container] = pods[name]["spec"]["containers"]
+        program, *arguments = container["command"]
+        assert program == "kubectl"
+        kubectl(*arguments, "--namespace", namespace, account)
+        wait(lambda wanted=replicas: serving.status().ready_replicas == wanted, f"{replicas} pods")  # type: ignore[misc]
+    rights = kubectl("auth", "can-i", "--list", "--namespace", namespace, account)
+    assert [line.split()[0] for line in rights.splitlines() if "finetune.dev" in line] == [
+        "adapterdeployments.finetune.dev/scale",
+        "adapterdeployments.finetune.dev",
+    ]
