@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,13 +34,13 @@ from finetune_jobs.modelling.loading import load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.verification.checks import base_check
-from finetune_jobs.verification.engine import Limits
+from finetune_jobs.verification.engine import ANSWERED, FAILED, FIRST_TOKEN_SECONDS, REQUEST_SECONDS, Limits
 from finetune_jobs.verification.observation import Promise
 from finetune_jobs.verification.tolerance import tolerance
 from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_operator.runtimes.plan import ServedAdapter, ServedModel
 from hack.benchmarks.transactions import transactions
-from hack.cluster.layout import cache_directory
+from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
 from tests.support.planted import LOST_LAYER, Plant, prove, weights_only, write_artifact
 from tests.support.sentences import assert_says
@@ -47,6 +48,7 @@ from tests.support.vllm_process import NAME, VllmProcess, vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
+CHART_FILES = REPOSITORY / "charts" / "finetune-operator" / "files"
 LOST = range(8, 12)
 """Layers that the base model lacks."""
 SHORT = 2
@@ -144,6 +146,29 @@ def test_what_is_too_long_is_told_from_what_failed(served: VllmProcess) -> None:
             ask()
         assert error.value.reason is Reason.PROMPTS_TOO_LONG
         assert_says(error.value.message, "too long", "answered 400", "2048 for prompt and answer together")
+
+
+def test_it_reports_under_the_names_that_rules_and_dashboards_read(served: VllmProcess) -> None:
+    """And canaries' analysis reads a client's requests from it, with those that were refused."""
+    client = VllmServer(served.url)
+    client.served()
+    before = client.counts()
+    client.answer(Answer(messages=[{"role": "user", "content": "Hello"}], label="", base="", tuned="", artifact=""))
+    with pytest.raises(StageError):
+        client.log_probs(ReferenceText(text="account " * 4000, ids=[1], base=[], artifact=[]))
+    with urllib.request.urlopen(f"{served.url}/metrics", timeout=60) as answer:
+        told = answer.read().decode()
+    there = {re.split(r"[{ ]", line)[0] for line in told.splitlines() if not line.startswith("#")}
+    files = [CHART_FILES / "endpoints.yaml", *sorted((CHART_FILES / "dashboards").glob("*.json"))]
+    read = {name for file in files for name in re.findall(r"\b(?:vllm:\w+|http_requests_total)", file.read_text())}
+    assert len(read) >= 8
+    assert read - there == set()
+    statuses = set(re.findall(r'http_requests_total{[^}]*status="(\w+)"', told))
+    assert {"2xx", "4xx"} <= statuses
+    after = client.counts()
+    one_more = {(ANSWERED, ""): 1, (REQUEST_SECONDS, "+Inf"): 1, (FIRST_TOKEN_SECONDS, "+Inf"): 1}
+    assert {each: after[each] - before[each] for each in one_more} == one_more
+    assert after[FAILED, "http"] == before[FAILED, "http"]
 
 
 def test_an_open_stream_ends_after_sigterm(served: VllmProcess) -> None:
