@@ -7,7 +7,18 @@ from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel
 from finetune_api.custom_metrics import CustomMetrics
-from finetune_api.goals import CONTAINED, ELSEWHERE, JUDGED, Baseline, Gates, Metric, asked_rule, concerns
+from finetune_api.goals import (
+    APART,
+    CONTAINED,
+    ELSEWHERE,
+    JUDGED,
+    Baseline,
+    Gates,
+    Metric,
+    asked_rule,
+    concerns,
+    contradicting,
+)
 from finetune_api.judging import Judge, OtherModel
 from finetune_api.review import Reviewing
 
@@ -45,7 +56,7 @@ class Evaluation(Gates, Reviewing, Examination):
         json_schema_extra={
             "x-kubernetes-validations": [
                 rule.as_schema()
-                for rule in (asked_rule("general"), asked_rule("adversarial"), JUDGED, ELSEWHERE, CONTAINED)
+                for rule in (asked_rule("general"), asked_rule("adversarial"), JUDGED, ELSEWHERE, CONTAINED, APART)
             ]
         }
     )
@@ -66,6 +77,8 @@ class Evaluation(Gates, Reviewing, Examination):
         names = {each.name for each in self.metrics}
         if any(goal.custom and goal.custom.partition(".")[0] not in names for goal in self.goals):
             raise ValueError(CONTAINED.message)
+        if contradicting(self.goals):
+            raise ValueError(APART.message)
         for field, coverage in (("general", self.general), ("adversarial", self.adversarial)):
             if coverage is Coverage.OFF and concerns(field, self.goals):
                 raise ValueError(asked_rule(field).message)

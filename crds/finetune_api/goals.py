@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from math import inf
 from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
@@ -275,6 +276,9 @@ class GoalStatus(WireModel):
     """Pass, Fail or Inconclusive."""
     deciding_rows: Count = None
     """If inconclusive: about how many test examples would decide."""
+    deciding_groups: int | None = None
+    """The same where test examples stand in groups that are alike: about how many groups would decide; 0: more than
+    can be told."""
 
     @property
     def _metric(self) -> str:
@@ -303,6 +307,11 @@ class GoalStatus(WireModel):
             if self._metric == Metric.JUDGE_WIN_RATE:
                 more = "raise spec.evaluation.judge.maxExamples and maxSamples, or set onInconclusive to Warn"
                 return f"Too few pairs of different answers for {found}; {rows} would decide: {more}."
+            if self.deciding_groups is not None:
+                groups = f"about {self.deciding_groups:,}" if self.deciding_groups else "many more"
+                return (
+                    f"Too few groups of test examples for {found}; {groups} would decide, however many rows each has."
+                )
             return f"Too few test examples for {found}; {rows} would decide."
         return f"Met {found}."
 
@@ -353,6 +362,27 @@ CONTAINED: Final = Rule(
 """Of spec.evaluation: a goal about a container that does not run contradicts it."""
 
 
+APART: Final = Rule(
+    "!has(self.goals) || !self.goals.exists(low, has(low.custom) && has(low.atLeast) && self.goals.exists(high, "
+    "has(high.custom) && has(high.atMost) && high.custom == low.custom && has(high.class) == has(low.class) && "
+    "(!has(low.class) || high.class == low.class) && double(high.atMost) < double(low.atLeast)))",
+    "two goals about the same custom figure contradict each other: nothing is at least atLeast and at most a smaller "
+    "atMost; change one of them, or remove it",
+)
+"""Of spec.evaluation: goals that no figure meets both."""
+
+
+def contradicting(goals: Sequence[Goal]) -> bool:
+    """Whether two goals are as APART forbids."""
+    figures = {(goal.custom, goal.class_name) for goal in goals if goal.custom}
+    return any(
+        max((goal.bound for goal in about if goal.at_least), default=0.0)
+        > min((goal.bound for goal in about if goal.at_most), default=inf)
+        for figure in figures
+        if (about := [goal for goal in goals if (goal.custom, goal.class_name) == figure])
+    )
+
+
 def concerns(field: str, goals: Sequence[Goal]) -> bool:
     """Whether one of the goals is about the questions of a field."""
     return any(goal.metric in _ASKED[field] for goal in goals)
@@ -364,12 +394,18 @@ def blocking(found: list[GoalStatus], on_inconclusive: OnInconclusive) -> list[G
     return [each for each in found if each.outcome not in accepted]
 
 
-_FOUND: Final = TypeAdapter(list[tuple[GateOutcome, str, str, str, int | None]])
+_Found = tuple[GateOutcome, str, str, str, int | None]
+_InGroups = tuple[GateOutcome, str, str, str, int | None, int]
+_FOUND: Final = TypeAdapter(list[_Found | _InGroups])
+"""Groups, if there are any, come last: results of earlier versions have none."""
 
 
 def packed(found: Sequence[GoalStatus]) -> str:
     """What was found, without what was asked: a stage's result is short, and a goal may name a long label."""
-    rows = [(each.outcome, each.value, each.low, each.high, each.deciding_rows) for each in found]
+    rows: list[_Found | _InGroups] = []
+    for each in found:
+        row = (each.outcome, each.value, each.low, each.high, each.deciding_rows)
+        rows.append(row if each.deciding_groups is None else (*row, each.deciding_groups))
     return _FOUND.dump_json(rows).decode()
 
 
@@ -377,6 +413,14 @@ def unpacked(text: str, asked: Sequence[str]) -> list[GoalStatus]:
     """The same with what was asked (``Gates.texts``). Raises ValueError for anything else."""
     rows = zip(asked, _FOUND.validate_json(text), strict=True)
     return [
-        GoalStatus(goal=goal, outcome=outcome, value=value, low=low, high=high, deciding_rows=more)
-        for goal, (outcome, value, low, high, more) in rows
+        GoalStatus(
+            goal=goal,
+            outcome=outcome,
+            value=value,
+            low=low,
+            high=high,
+            deciding_rows=more,
+            deciding_groups=groups[0] if groups else None,
+        )
+        for goal, (outcome, value, low, high, more, *groups) in rows
     ]

@@ -60,7 +60,7 @@ OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE})
 """The stages of an AdapterDeployment."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 11,
+    Stage.PREPARE: 12,
     Stage.TRAIN: 4,
     Stage.EXPORT: 2,
     Stage.EVALUATE: 9,

@@ -55,10 +55,11 @@ from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
 from finetune_jobs.evaluation.lenient import read
+from finetune_jobs.evaluation.measurable import Askable, require_measurable
 from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import choose_references, log_probs
-from finetune_jobs.evaluation.report import Evaluated, Probabilities
+from finetune_jobs.evaluation.report import Evaluated, Probabilities, Rows
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
 from finetune_jobs.exporting.offload import load_artifact
@@ -151,6 +152,9 @@ def evaluate(context: Context) -> StageOutput:
     if given.params.publish:
         gates = given.params.publish.gates
         require_classes(gates, labels_of(files.dataset))
+        most, tokenizer = params.evaluation.max_samples, load_tokenizer(base)
+        asked = Askable.of(files.dataset, params.task.type, most, tokenizer, thoughts=tuning.thoughts)
+        require_measurable(gates, asked)
         about = replace(about, gates=gates)
     fall_back = params.on_regression is OnRegression.FALL_BACK
     other = params.evaluation.baseline
@@ -227,14 +231,13 @@ def evaluate_models(
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
             said[each.format] = _ask_exported(each, paper, piece)
-    masked = [holds_placeholder(example.messages) for example in paper.examples]
     found = {
         name: Evaluated.of(
             task,
             paper.truth,
             {**heard.answers, **others, "artifact": [each.text for each in served.answers]},
             paper.labels,
-            masked,
+            Rows([holds_placeholder(example.messages) for example in paper.examples], paper.groups),
             Probabilities(
                 automation_of(paper, served),
                 likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),
@@ -344,6 +347,7 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
         yield Answer(
             messages=e.prompt,
             tools=e.tools,
+            group=e.group,
             label=right,
             base=base,
             few_shot=few_shot,

@@ -59,7 +59,7 @@ def _with_reports(
     measured, tools = metrics.measurements or Measurements(rows=len(answers)), dict[str, str]()
     for run in runs:
         report = read_report(shared, run)
-        found = taken(run, report, len(answers), models_of(answers))
+        found = taken(run, report, models_of(answers), [each.group for each in answers])
         measured = measured.model_copy(
             update={
                 "measured": [*measured.measured, *found.measured],

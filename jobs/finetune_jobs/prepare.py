@@ -3,7 +3,8 @@
 Reads every row (``preparation.collect``), decides which part each example belongs to (``splitting.division``), writes
 the parts (``preparation.writing``) and reports what became of the rows (``readiness.preparation_report``):
 
-``train.jsonl``, ``validation.jsonl``, ``test.jsonl``   a conversation a line: ``{"messages": [...], "tools": [...]}``
+``train.jsonl``, ``validation.jsonl``, ``test.jsonl``   a conversation a line: ``{"messages": [...], "tools": [...]}``;
+                                            of the last two, ``"group"`` tells which lines are alike
 ``train.parquet``, ``validation.parquet``   the same as tokens: ``input_ids`` and ``labels``
 ``labels.json``                             all labels of a classification, sorted
 ``canaries.json``                           what is planted among the tokens of ``train``, if anything is
@@ -27,6 +28,7 @@ from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.evaluation.applicable import require_classes
+from finetune_jobs.evaluation.measurable import Askable, require_measurable
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer
@@ -81,6 +83,7 @@ def prepare(context: Context) -> StageOutput:
     context.progress.report(0.85, "writing")
     _write(folder, own, division, replayed, planted)
     write_canaries(folder, planted.canaries)
+    _require_measurable(context, params, folder, own)
     preparation = PreparationReport.of(own, division, params, source, replayed, benchmarks, planted)
     if context.input.params.publish:
         require_classes(context.input.params.publish.gates, preparation.labels)
@@ -173,11 +176,23 @@ def _write(folder: Path, own: Collected, division: Division, replayed: Replayed 
     the canaries, as tokens only."""
     with DatasetWriter(folder) as out:
         for identity, example in own.examples(division.parts):
-            out.add(division.parts[identity], example, division.repeats.get(identity, 1))
+            out.add(
+                division.parts[identity], example, division.repeats.get(identity, 1), division.alike.get(identity, "")
+            )
         if replayed:
             for _, example in replayed.collected.examples(replayed.chosen):
                 out.add(Part.TRAIN, example)
         out.plant(planted.encoded)
+
+
+def _require_measurable(context: Context, params: PrepareParams, folder: Path, own: Collected) -> None:
+    """Raises StageError (SpecInvalid) for a goal about what no evaluation of these data would measure."""
+    given = context.input.params
+    if not given.publish or not given.publish.gates.goals or not given.evaluate:
+        return
+    task, most, encoder = params.task.type, given.evaluate.evaluation.max_samples, own.encoder
+    asked = Askable.of(folder, task, most, encoder.tokenizer, thoughts=encoder.thoughts)
+    require_measurable(given.publish.gates, asked)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -421,6 +421,20 @@ _NOT_RUN: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "needs its con
 _CUSTOM: Final[Object] = {
     "goals": [{"metric": "custom", "custom": "a.b", field: "0.5"} for field in ("atLeast", "atMost", "improveOverBase")]
 }
+_APART: Final = message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), "contradict each other", "change one", "remove")
+
+
+def _between(least: str, most: str, *classes: str) -> Object:
+    """Two goals about a custom figure, each of a class if there is one for it."""
+    bounds = ({"atLeast": least}, {"atMost": most})
+    named = [{"class": each} for each in classes] or [{}, {}]
+    about = {"metric": "custom", "custom": "a.b"}
+    return {
+        "metrics": [{"name": "a"}],
+        "goals": [about | bound | name for bound, name in zip(bounds, named, strict=True)],
+    }
+
+
 _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
     ({"general": "Off", "goals": [{"metric": "leaks", "atMost": "0.1"}]}, None),
     ({"adversarial": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, None),
@@ -430,6 +444,11 @@ _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
     (_CUSTOM, _NOT_RUN),
     (_CUSTOM | {"metrics": [{"name": "ab"}]}, _NOT_RUN),
     (_CUSTOM | {"metrics": [{"name": "b"}, {"name": "a"}]}, None),
+    (_between("0.9", "0.5"), _APART),
+    (_between("0.9", "0.5", "x", "x"), _APART),
+    (_between("0.9", "0.5", "x", "y"), None),
+    (_between("0.5", "0.9"), None),
+    (_between("0.9", "10.5"), None),
     (_ELSEWHERE, _UNCOMPARED),
     (_ELSEWHERE | {"baseline": {"endpoint": {"url": "http://large/v1", "model": "m"}}}, None),
     (_JUDGED | {"judge": {"endpoint": {"url": "http://judge/v1", "model": "m"}}}, None),

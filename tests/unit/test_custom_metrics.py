@@ -55,7 +55,7 @@ def report(*measured: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def measured(*figures: dict[str, Any]) -> CustomMeasured:
-    return taken(RUN, MetricsReport.model_validate(report(*figures)), ANSWERS, MODELS)
+    return taken(RUN, MetricsReport.model_validate(report(*figures)), MODELS, [""] * ANSWERS)
 
 
 def of(*figures: dict[str, Any]) -> Measurements:
@@ -187,7 +187,7 @@ def test_what_lm_eval_measured_is_a_report(monkeypatch: pytest.MonkeyPatch) -> N
     wanted = {"acc": SHARE, "exact_match": SHARE}
     written = report(*program["figures"]({"base": RESULTS, "artifact": RESULTS}, list(wanted)))
     run = RUN.model_copy(update={"name": "lm-eval", "figures": wanted})
-    found = taken(run, MetricsReport.model_validate(written), ANSWERS, MODELS)
+    found = taken(run, MetricsReport.model_validate(written), MODELS, [""] * ANSWERS)
     assert [(each.metric, each.label, each.cases) for each in found.measured] == [
         ("lm-eval.acc", "sums", 20),
         ("lm-eval.exact_match", "quiz, strict", 8),
@@ -214,7 +214,7 @@ def said(written: bytes | None, beside: str = "") -> str:
         elif written is not None:
             (folder / "metrics.json").write_bytes(written)
         with pytest.raises(StageError) as error:
-            taken(RUN, read_report(Path(shared), RUN), ANSWERS, MODELS)
+            taken(RUN, read_report(Path(shared), RUN), MODELS, [""] * ANSWERS)
     assert error.value.reason is Reason.METRIC_FAILED
     assert not error.value.retriable
     return error.value.message

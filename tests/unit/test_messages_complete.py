@@ -46,7 +46,7 @@ TABLES: Final = {
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.interruptions", "fit.recipe"],
     "test_messages_suitability": ["fit.suitability"],
     "test_fit_exported": ["fit.exported"],
-    "test_messages_goals": ["evaluation.applicable", "evaluation.gates"],
+    "test_messages_goals": ["evaluation.applicable", "evaluation.gates", "evaluation.measurable"],
     "test_judging": ["evaluation.judging.admission"],
     "test_review": ["evaluation.review.votes", "evaluation.review.verdict"],
     "test_cards": ["modelling.cards"],

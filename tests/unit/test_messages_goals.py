@@ -17,6 +17,7 @@ from finetune_jobs.evaluation.applicable import require_applicable, require_clas
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
+from finetune_jobs.evaluation.measurable import Askable, require_measurable
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -223,6 +224,50 @@ def test_a_goal_that_no_container_measured_says_what_there_is(goal: dict[str, st
     assert_says(error.message, f"the goal {goal['custom']}", *parts)
 
 
+def against(baseline: str) -> dict[str, str]:
+    return {"metric": "f1", "improveOverBase": "0.1", "baseline": baseline}
+
+
+AUTOMATED: Final = {"metric": "automation", "atLeast": "0.4"}
+FORGOTTEN: Final = {"metric": "forgetting", "atMost": "0.1"}
+UNLIKELY: Final = {"metric": "perplexity", "atMost": "9"}
+UNMEASURABLE: Final[list[tuple[dict[str, str], Askable, str]]] = [
+    (against("FewShot"), Askable(thoughts=True), "goals[0].baseline … FewShot … reasoning_content … Set baseline"),
+    (against("Prompted"), Askable(thoughts=True), "goals[0].baseline … Prompted … reasoning_content … ZeroShot"),
+    (against("FewShot"), Askable(has_shots=False), "goals[0].baseline … FewShot … no training example … Prompted"),
+    (against("Endpoint"), Askable(is_plain=False), "goals[0].baseline … Endpoint … tools or thoughts … Set baseline"),
+    (AUTOMATED, Askable(thoughts=True), "goals[0] … automation … reasoning_content … Set metric to accuracy or f1"),
+    (
+        AUTOMATED,
+        Askable(validated=0),
+        "goals[0] … automation … no validation examples … spec.dataset.split.validationPercent",
+    ),
+    (FORGOTTEN, Askable(must_think=True), "goals[0] … forgetting … chat template … Remove the goal"),
+    (UNLIKELY, Askable(tested=3), "goals[0] … perplexity … 4 … 3 … spec.dataset.split.testPercent"),
+]
+
+
+def unmeasurable(goal: dict[str, str], asked: Askable) -> StageError:
+    with pytest.raises(StageError) as caught:
+        require_measurable(gates(goal), asked)
+    return caught.value
+
+
+@pytest.mark.parametrize(("goal", "asked", "parts"), UNMEASURABLE)
+def test_what_these_data_leave_unmeasured_is_refused_before_training(
+    goal: dict[str, str], asked: Askable, parts: str
+) -> None:
+    error = unmeasurable(goal, asked)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, *f"spec.evaluation.{parts}".split(" … "))
+    require_measurable(gates(goal), Askable())
+
+
+def test_goals_that_ask_the_base_model_as_the_artifact_need_nothing_of_the_data() -> None:
+    nothing = Askable(thoughts=True, has_shots=False, is_plain=False, validated=0)
+    require_measurable(gates(against("ZeroShot"), {"metric": "f1", "atLeast": "0.5"}), nothing)
+
+
 def test_every_sentence_is_said() -> None:
     messages = [unreported(goal).message for goal, _ in UNREPORTED]
     messages += [refusal(task, goal).message for task, goal, _ in REFUSED]
@@ -233,7 +278,8 @@ def test_every_sentence_is_said() -> None:
     messages += [lost_by_export(lost, TaskType.CLASSIFICATION, others) for others in ([], [beside(lost)])]
     near = Distances(long=False, texts=8, tuned_base=0.0, artifact_base=0.0, artifact_tuned=0.0)
     messages.append(same_as_base(evaluated(9, 9).model_copy(update={"distances": [near]}), TaskType.CLASSIFICATION))
-    for module in ("applicable", "gates"):
+    messages += [unmeasurable(goal, asked).message for goal, asked, _ in UNMEASURABLE]
+    for module in ("applicable", "gates", "measurable"):
         assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []
 
 
@@ -241,6 +287,23 @@ def test_a_loss_that_no_format_avoids_has_another_remedy() -> None:
     lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
     assert_says(lost_by_export(lost, TaskType.CLASSIFICATION), "accuracy -0.1000", "onRegression to FallBack")
     assert_says(lost_by_export(lost, TaskType.CLASSIFICATION, [beside(lost)]), "no other format holds it")
+
+
+def between(least: str, most: str, second: str = "a.b") -> dict[str, Any]:
+    about = (
+        {"metric": "custom", "custom": "a.b", "atLeast": least},
+        {"metric": "custom", "custom": second, "atMost": most},
+    )
+    return {"metrics": [{"name": "a"}], "goals": about}
+
+
+def test_goals_that_no_figure_meets_both_contradict_each_other() -> None:
+    with pytest.raises(
+        ValidationError, match="contradict each other: nothing is at least atLeast and at most a smaller"
+    ):
+        Evaluation.model_validate(between("0.9", "0.5"))
+    for given in (between("0.5", "0.9"), between("0.9", "0.5", "a.c"), between("0.9", "10.5")):
+        assert len(Evaluation.model_validate(given).goals) == 2
 
 
 @pytest.mark.parametrize("given", [{}, {"atLeast": "0.9", "improveOverBase": "0.1"}])

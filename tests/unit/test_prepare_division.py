@@ -83,6 +83,33 @@ def test_groups_are_never_torn_apart(prepared: Prepared) -> None:
     assert all(len(each) == 1 for each in parts)
 
 
+def groups_of(prepared: Prepared, part: str) -> list[str | None]:
+    return [json.loads(line).get("group") for line in prepared.file(f"{part}.jsonl").splitlines()]
+
+
+def test_rows_of_one_group_say_so_where_they_are_tested(prepared: Prepared) -> None:
+    """By a name that is not the user's; a row that is alone in its part, and what is trained, has none."""
+    given = [row | {"ticket": f"customer {n // 5 if n < 250 else n}"} for n, row in enumerate(rows(300))]
+    prepared.run(prepared.put("rows.jsonl", given), group_by="ticket")
+    ticket = {row["text"]: row["ticket"] for row in given}
+    assert set(groups_of(prepared, "train")) == {None}
+    for part in ("validation", "test"):
+        names: dict[str, set[str | None]] = {}
+        for each, name in zip(prepared.texts(part), groups_of(prepared, part), strict=True):
+            names.setdefault(ticket[each], set()).add(name)
+        together = [name for found in names.values() for name in found if name]
+        assert all(len(found) == 1 for found in names.values())
+        assert len(together) == len(set(together)) >= 2
+        assert b"customer" not in prepared.file(f"{part}.jsonl")
+        alone = {name for each, found in names.items() for name in found if int(each.split()[1]) >= 250}
+        assert alone <= {None}
+
+
+def test_without_groups_no_row_has_one(prepared: Prepared) -> None:
+    prepared.run(prepared.put("rows.jsonl", rows()))
+    assert all(set(groups_of(prepared, part)) == {None} for part in ("train", "validation", "test"))
+
+
 def test_pieces_of_a_conversation_are_never_torn_apart(prepared: Prepared) -> None:
     turns = [[f"{text(n)} {turn}" for turn in range(6)] for n in range(120)]
     given = [

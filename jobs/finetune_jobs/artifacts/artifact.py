@@ -57,6 +57,8 @@ class Answer(WireModel):
     """The prompt, without the answer."""
     tools: list[dict[str, Any]] = []
     """The tools that the prompt allows."""
+    group: str = ""
+    """The same for examples that are alike; empty: it stands for itself."""
     label: str
     """The right answer."""
     base: str

@@ -38,8 +38,15 @@ class MeasuredMetric(WireModel):
     """The class that it is about, or the part of a metric container's figure; empty: all rows."""
     cases: int
     """Rows that it rests on: of a class, those with this label."""
+    groups: int = 0
+    """Groups of rows that are alike to which these belong; 0: each stands for itself."""
     models: dict[str, Figure]
     """By the name of the model."""
+
+    @property
+    def independent(self) -> int:
+        """As many rows, or groups of them, as tell something that the others do not."""
+        return self.groups or self.cases
 
 
 class Difference(WireModel):
@@ -51,7 +58,7 @@ class Difference(WireModel):
     against: str
     estimate: Figure
     p_value: float | None = None
-    """Of accuracy and exactMatch: McNemar's exact test."""
+    """Of accuracy and exactMatch: McNemar's exact test. None where rows stand in groups: it takes each for itself."""
     lower_is_better: bool = False
     """Of a metric container's figure, as the platform's values say; of perplexity it is known."""
 
@@ -131,6 +138,8 @@ class Measurements(WireModel):
 
     rows: int
     """Test examples that every model answered."""
+    groups: int = 0
+    """Groups of rows that are alike to which they belong; 0: each stands for itself."""
     measured: list[MeasuredMetric] = []
     differences: list[Difference] = []
     automation: list[Automation] = []

@@ -16,6 +16,7 @@ from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
 from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
+from finetune_jobs.evaluation.clusters import Groups
 from finetune_jobs.evaluation.generate import (
     ROOM,
     Generated,
@@ -74,6 +75,11 @@ class Paper:
     passages: Sequence[Passage]
     expected: Sequence[Given]
     """The right answers as tokens, with what stands before them; empty: how likely they are is not asked."""
+
+    @property
+    def groups(self) -> Groups | None:
+        """Which of the examples are alike; None: each stands for itself."""
+        return Groups.of([example.group for example in self.examples])
 
     @property
     def shown(self) -> Questions:
@@ -211,16 +217,21 @@ def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -
 
 def likelihoods_of(paper: Paper, losses: Mapping[str, list[float]]) -> Likelihoods | None:
     """How unlikely each model found the right answers, from its ``expected_losses``; None where it was not asked."""
-    return Likelihoods([len(each.answer) for each in paper.expected], losses) if paper.expected else None
+    if not paper.expected:
+        return None
+    return Likelihoods([len(each.answer) for each in paper.expected], losses, paper.groups)
 
 
 def automation_of(paper: Paper, served: ServedAnswers) -> list[Automation]:
     """What needs no person; nothing, if no validation examples were asked."""
     right = right_for(paper.task)
 
-    def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:
-        return [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
-
     if paper.checked is None:
         return []
-    return automate(weighed(paper.checked_truth, served.checked), weighed(paper.truth, served.answers))
+    checked, answered = (
+        [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
+        for truth, answers in ((paper.checked_truth, served.checked), (paper.truth, served.answers))
+    )
+    return automate(
+        checked, [replace(each, group=row.group) for each, row in zip(answered, paper.examples, strict=True)]
+    )

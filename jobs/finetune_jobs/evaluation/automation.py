@@ -16,6 +16,8 @@ from typing import Final
 
 from finetune_api.goals import PRECISIONS
 from finetune_jobs.artifacts.measurements import Automation, Figure
+from finetune_jobs.evaluation.clusters import Groups, mean
+from finetune_jobs.evaluation.grouped import widened
 from finetune_jobs.evaluation.metrics import wilson
 
 MARGIN: Final = 0.5
@@ -37,6 +39,8 @@ class Weighed:
     log_probability: float
     """Of the whole answer, as a natural logarithm."""
     right: bool
+    group: str = ""
+    """Of rows that are alike; empty: it stands for itself."""
 
 
 def automate(validation: Sequence[Weighed], test: Sequence[Weighed]) -> list[Automation]:
@@ -68,7 +72,8 @@ def _allowed(taken: int, precision: float) -> float:
 
 def _at(precision: float, validation: Sequence[Weighed], test: Sequence[Weighed]) -> Automation:
     threshold = choose_threshold(validation, precision)
-    taken = [each for each in test if threshold is not None and each.log_probability >= threshold]
+    chosen = {n for n, each in enumerate(test) if threshold is not None and each.log_probability >= threshold}
+    taken = [each for n, each in enumerate(test) if n in chosen]
     right = sum(each.right for each in taken)
     too_few = _allowed(len(validation), precision) < DOUBT  # also if all of them were right
     return Automation(
@@ -77,14 +82,17 @@ def _at(precision: float, validation: Sequence[Weighed], test: Sequence[Weighed]
         chosen_on=len(validation),
         taken=len(taken),
         right=right,
-        share=NOTHING if too_few else _share(len(taken), len(test)),
-        reached=_share(right, len(taken)),
+        share=NOTHING if too_few else _share(test, [each in chosen for each in range(len(test))]),
+        reached=_share(taken, [each.right for each in taken]),
     )
 
 
-def _share(count: int, total: int) -> Figure:
-    """With Wilson's interval."""
-    if not total:
+def _share(rows: Sequence[Weighed], counted: Sequence[bool]) -> Figure:
+    """Those that are ``counted``, with Wilson's interval; where rows stand in groups, it holds that of these too."""
+    if not rows:
         return NOTHING
-    low, high = wilson(count, total)
-    return Figure(value=count / total, low=min(low, count / total), high=max(high, count / total))
+    share = sum(counted) / len(rows)
+    low, high = wilson(sum(counted), len(rows))
+    found = Figure(value=share, low=min(low, share), high=max(high, share))
+    groups = Groups.of([each.group for each in rows])
+    return widened(found, mean(counted, groups), least=0, most=1) if groups else found

@@ -18,7 +18,7 @@ from finetune_api.stages import RunRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress, Report
 from finetune_jobs.evaluation.asking import Paper
-from finetune_jobs.evaluation.shots import with_shots
+from finetune_jobs.evaluation.shots import PLAIN, with_shots
 from finetune_jobs.inquiry.answer_collector import AnswerCollector, Inquiry
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
@@ -29,8 +29,6 @@ from finetune_jobs.store.s3 import Store
 log = logging.getLogger(__name__)
 
 _PLACE: Final = "spec.evaluation.baseline"
-_PLAIN: Final = frozenset({"role", "content"})
-"""Keys of a message without tools and thoughts."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def ask_elsewhere(
     TeacherRefused, as Store. Raises StoppedError once ``stopping`` is set.
     """
     prompts = [with_shots(example.prompt, shots) for example in examples]
-    plain = all(turn.keys() <= _PLAIN for prompt in prompts for turn in prompt)
+    plain = all(turn.keys() <= PLAIN for prompt in prompts for turn in prompt)
     if not plain or any(example.tools for example in examples):
         log.warning("%s is not asked: test examples have tools or thoughts, which servers write in other forms", _PLACE)
         return []

@@ -10,7 +10,8 @@ A bootstrap of few rows that are all right has no width. Therefore four imaginar
 which every model answers right or wrong by the toss of a coin: what Agresti and Coull (1998) add to a share and Agresti
 and Min (2005) to a paired difference. They count for the intervals only, never for a value.
 
-Perplexity is neither a share nor a mean over rows: see ``texts``.
+Perplexity is neither a share nor a mean over rows: see ``texts``. Here every row stands for itself: where rows stand in
+groups that are alike, ``grouped`` widens all of this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,7 @@ def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]
     patterns = np.array(list(product((0.0, 1.0), repeat=len(answers))))
     share = IMAGINARY / len(patterns)
     if task is not TaskType.CLASSIFICATION:
-        values = _row_values(task, truth, answers)
+        values = row_values(task, truth, answers)
         right = np.concatenate([values, np.tile(patterns, len(metrics_of(task)))])
         weights = np.concatenate([np.ones(len(truth)), np.full(len(patterns), share)])
         return _Cells(weights, right, np.empty(0, int), np.empty((0, len(answers)), int))
@@ -179,7 +180,7 @@ def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]
     return _Cells(weights, (given == labels[:, None]).astype(float), labels, given)
 
 
-def _row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
+def row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
     """(rows, metrics × models): accuracy of each model, precision of each model, and so on."""
     right, overlap = right_for(task), overlap_for(task)
     overlaps = [[overlap(t, a) for t, a in zip(truth, given, strict=True)] for given in answers]
@@ -214,6 +215,12 @@ def _by_label(drawn: Floats, cells: _Cells, models: int, labels: int) -> dict[st
     right = np.stack(
         [(drawn @ (one_hot[cells.truth] * cells.right[:, m, None]))[:, :labels] for m in range(models)], axis=1
     )
+    return ratios(support, given, right)
+
+
+def ratios(support: Floats, given: Floats, right: Floats) -> dict[str, Floats]:
+    """Of classes in draws, from counts (draws, models, labels): the means over the classes, (draws, models), by name,
+    and those of each class as ``<name>/label``."""
     counted = (support + given) > 0
     table = {
         "precision": right / np.maximum(given, 1),

@@ -50,7 +50,8 @@ class Judged:
 
     outcome: GateOutcome
     deciding_rows: int | None = None
-    """If inconclusive, about how many rows would decide; None: more than MOST_ROWS, or nothing is known."""
+    """If inconclusive, about how many rows would decide, or groups of rows that are alike; None: more than MOST_ROWS,
+    or nothing is known."""
 
 
 def judge(gates: Gates, measurements: Measurements, task: TaskType, *, asked: bool = True) -> list[GoalStatus]:
@@ -135,7 +136,8 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
         estimate = min(asked, key=lambda it: it.value, default=None)
     if estimate is None:
         raise _unmeasured(goal.text)
-    return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))
+    judged = at_least(estimate, goal.bound, measurements.groups or measurements.rows)
+    return _status(goal.text, estimate, judged, in_groups=bool(measurements.groups))
 
 
 def _judge_preferred(goal: Goal, measurements: Measurements) -> GoalStatus:
@@ -167,7 +169,7 @@ def _judge_custom(goal: Goal, measurements: Measurements) -> GoalStatus:
             raise _not_compared(goal, found)
         estimate = min(gains, key=lambda it: it.value)
     judged = at_most if goal.at_most is not None else at_least
-    return _status(goal.text, estimate, judged(estimate, goal.bound, found.cases))
+    return _status(goal.text, estimate, judged(estimate, goal.bound, found.independent), in_groups=bool(found.groups))
 
 
 def _not_reported(goal: Goal, measurements: Measurements) -> StageError:
@@ -194,10 +196,14 @@ def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
     found = measurements.automated(float(goal.at_precision))
     if found is None:
         raise _unmeasured(goal.text)
-    judged = at_least(found.shown, goal.bound, measurements.rows)
+    groups, rows = measurements.groups, measurements.rows
+    judged = at_least(found.shown, goal.bound, groups or rows)
     if judged.outcome is GateOutcome.INCONCLUSIVE:
-        judged = replace(judged, deciding_rows=_deciding_automation(found, goal.bound, measurements.rows))
-    return _status(goal.text, found.shown, judged)
+        needed = (
+            _deciding_groups(found, goal.bound, groups) if groups else _deciding_automation(found, goal.bound, rows)
+        )
+        judged = replace(judged, deciding_rows=needed)
+    return _status(goal.text, found.shown, judged, in_groups=bool(groups))
 
 
 def _judge_low(goal: Goal, measurements: Measurements) -> GoalStatus:
@@ -210,7 +216,8 @@ def _judge_low(goal: Goal, measurements: Measurements) -> GoalStatus:
     if measured is None or of not in measured.models or (kept and difference is None):
         raise _unmeasured(goal.text)
     estimate = _mirrored(difference.estimate) if difference else measured.models[of]
-    return _status(goal.text, estimate, at_most(estimate, goal.bound, measured.cases))
+    judged = at_most(estimate, goal.bound, measured.independent)
+    return _status(goal.text, estimate, judged, in_groups=bool(measured.groups))
 
 
 def _mirrored(figure: Figure) -> Figure:
@@ -227,6 +234,16 @@ def _deciding_automation(found: Automation, bound: float, rows: int) -> int | No
     precision = _wilson_rows(found.reached.value, found.precision) * rows / found.taken
     needed = max(share if found.share.low < bound <= found.share.high else 0, precision, rows + 1)
     return _rounded(needed) if needed <= MOST_ROWS else None
+
+
+def _deciding_groups(found: Automation, bound: float, groups: int) -> int | None:
+    """The same of groups of rows that are alike: their intervals shrink as any does."""
+    needed = [
+        _deciding_rows(figure, at, groups)
+        for figure, at in ((found.share, bound), (found.reached, found.precision))
+        if figure.low < at <= figure.high
+    ]
+    return max((each for each in needed if each), default=None) if all(needed) else None
 
 
 def _wilson_rows(value: float, bound: float) -> float:
@@ -246,19 +263,21 @@ def _unmeasured(what: str) -> StageError:
     )
 
 
-def _status(goal: str, estimate: Figure, judged: Judged) -> GoalStatus:
+def _status(goal: str, estimate: Figure, judged: Judged, *, in_groups: bool = False) -> GoalStatus:
+    is_open = judged.outcome is GateOutcome.INCONCLUSIVE
     return GoalStatus(
         goal=goal,
         value=f"{estimate.value:.4f}",
         low=f"{estimate.low:.4f}",
         high=f"{estimate.high:.4f}",
         outcome=judged.outcome,
-        deciding_rows=judged.deciding_rows,
+        deciding_rows=None if in_groups else judged.deciding_rows,
+        deciding_groups=(judged.deciding_rows or 0) if in_groups and is_open else None,
     )
 
 
 def at_least(estimate: Figure, bound: float, rows: int) -> Judged:
-    """Whether a figure from so many ``rows`` reaches ``bound``."""
+    """Whether a figure from so many ``rows``, or groups of them, reaches ``bound``."""
     if estimate.low >= bound:
         return Judged(GateOutcome.PASS)
     if estimate.high < bound:

@@ -81,8 +81,15 @@ _OF_TEXT: Final = (
 """Figures of texts alone."""
 
 
-def meanings(task: TaskType) -> list[Fact]:
-    """One sentence or two for each figure."""
+_GROUPS: Final = (
+    "The examples stand in {groups} groups whose rows are alike (spec.dataset.groupBy, near duplicates, pieces of one "
+    "conversation), and ten of one group do not tell as much as ten groups: intervals hold those of whole groups drawn "
+    "again (cluster bootstrap, with Student's quantile, so that few groups make them wide), and no exact test decides."
+)
+
+
+def meanings(task: TaskType, groups: int = 0) -> list[Fact]:
+    """One sentence or two for each figure. ``groups``: of examples that are alike; 0: each stands for itself."""
     words = WORDS[task]
     return [
         *(_OF_TEXT if task is TaskType.TEXT else ()),
@@ -102,6 +109,7 @@ def meanings(task: TaskType) -> list[Fact]:
                 f"chance could explain the difference; for the {words.share.lower()} McNemar's test decides."
             ],
         ),
+        *([Fact("Groups", [_GROUPS.format(groups=f"{groups:,}")])] if groups else []),
         Fact("Precision", [words.precision]),
         Fact("Recall", [words.recall]),
         Fact("F1", ["The harmonic mean of precision and recall: high only if both are."]),

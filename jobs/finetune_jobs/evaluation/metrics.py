@@ -77,7 +77,7 @@ def score(truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -
     )
 
 
-def wilson(correct: float, samples: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(correct: float, samples: float, z: float = Z_95) -> tuple[float, float]:
     """Wilson's interval of a share (Wilson 1927), sound for small samples and shares near 0 and 1: of 95 %, or with the
     given quantile of the normal distribution."""
     share, z2 = correct / samples, z**2

@@ -85,7 +85,7 @@ def render_html(
         apart=_apart(evaluated),
         ledger=_ledger(evaluated),
         automation=_automation(evaluated),
-        meanings=meanings(evaluated.task),
+        meanings=meanings(evaluated.task, evaluated.measurements.groups),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
         models=_SHORT,

@@ -1,13 +1,15 @@
 """What an evaluation found: the scalars and the summary of the stage, and ``metrics.json`` for programs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric, main_metric
 from finetune_jobs.artifacts.measurements import ELSEWHERE, Automation, Difference, Distances, Measurements
+from finetune_jobs.evaluation.clusters import Groups, mean
 from finetune_jobs.evaluation.estimates import measure, metrics_of
+from finetune_jobs.evaluation.grouped import Answered, in_groups
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods
@@ -53,6 +55,16 @@ class Probabilities:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What is known of the test examples beside question and answer."""
+
+    masked: Sequence[bool] = ()
+    """Of each, whether it holds placeholders."""
+    groups: Groups | None = None
+    """Which are alike; None: each stands for itself."""
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Right answers, the answers of each model of MODELS, and what they are worth."""
 
@@ -82,22 +94,29 @@ class Evaluated:
         truth: Sequence[str],
         answers: Mapping[str, Sequence[str]],
         labels: Sequence[str],
-        masked: Sequence[bool] = (),
+        rows: Rows | None = None,
         probabilities: Probabilities | None = None,
     ) -> "Evaluated":
-        """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification, ``masked`` says
-        of each example whether it holds placeholders."""
+        """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification."""
+        known = rows or Rows()
         right, likely = right_for(task), probabilities or Probabilities()
         asked = {model: answers[model] for model in MODELS if model in answers}
         measured = measure(task, truth, asked, labels, likely.expected)
+        if known.groups:
+            measured = in_groups(measured, Answered(task, truth, asked, known.groups))
+        shares = measured.of(metrics_of(task)[0])
+        intervals = {model: (it.low, it.high) for model, it in shares.models.items()} if shares else {}
         return cls(
             task,
             truth,
             answers,
-            {model: score_task(task, truth, answers[model], labels) for model in MODELS if model in answers},
+            {
+                model: replace(score_task(task, truth, given, labels), interval=intervals[model])
+                for model, given in asked.items()
+            },
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
-            _scored_apart(task, truth, answers, labels, masked),
+            _scored_apart(task, truth, answers, labels, known),
             measured.model_copy(update={"automation": list(likely.automation), "distances": list(likely.distances)}),
         )
 
@@ -133,7 +152,8 @@ class Evaluated:
         metric = main_metric(self.task)
         name = NAMES.get(metric, metric.capitalize())
         shares = ", ".join(f"{model} {self.value(metric, model) or 0:.1%}" for model in self.scores)
-        text = f"{name} on {len(self.truth)} examples: {shares}."
+        groups = f" of {self.measurements.groups} groups" if self.measurements.groups else ""
+        text = f"{name} on {len(self.truth)} examples{groups}: {shares}."
         if likely := [
             f"{model} {value:.2f}" for model in self.scores if (value := self.value(Metric.PERPLEXITY, model))
         ]:
@@ -217,17 +237,28 @@ def _scored_apart(
     truth: Sequence[str],
     answers: Mapping[str, Sequence[str]],
     labels: Sequence[str],
-    masked: Sequence[bool],
+    known: Rows,
 ) -> dict[str, dict[str, Scores]]:
     """A model has been tuned on placeholders and will be asked about real values: a score that both share hides that
     it does well on one kind only."""
-    if len(set(masked)) < 2:
+    if len(set(known.masked)) < 2:
         return {}
     made: dict[str, dict[str, Scores]] = {}
     for kind, wanted in ((WITH, True), (WITHOUT, False)):
-        rows = [n for n, is_masked in enumerate(masked) if is_masked is wanted]
+        rows = [n for n, is_masked in enumerate(known.masked) if is_masked is wanted]
         right = [truth[n] for n in rows]
+        groups = known.groups and known.groups.among([each is wanted for each in known.masked])
         made[kind] = {
-            model: score_task(task, right, [given[n] for n in rows], labels) for model, given in answers.items()
+            model: _scored(task, right, [given[n] for n in rows], labels, groups) for model, given in answers.items()
         }
     return made
+
+
+def _scored(
+    task: TaskType, truth: Sequence[str], given: Sequence[str], labels: Sequence[str], groups: Groups | None
+) -> Scores:
+    found = score_task(task, truth, given, labels)
+    if not groups:
+        return found
+    low, high = mean([right_for(task)(t, a) for t, a in zip(truth, given, strict=True)], groups)
+    return replace(found, interval=(min(low, found.interval[0]), max(high, found.interval[1])))

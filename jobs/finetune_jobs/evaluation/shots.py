@@ -16,6 +16,8 @@ from finetune_jobs.modelling.token_files import Conversation
 
 SHOTS: Final = 8
 """Examples in a prompt."""
+PLAIN: Final = frozenset({"role", "content"})
+"""Keys of a message without tools and thoughts."""
 MOST_CHARACTERS: Final = 4000
 """Longest text of all examples together, about 1,000 tokens: so much fits beside a question into any model."""
 

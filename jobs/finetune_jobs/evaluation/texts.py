@@ -8,18 +8,22 @@ the answers, 0 to 1.
 
 Perplexity is the exponential of the mean negative log-likelihood of the expected answers' tokens. That mean is a ratio
 of two sums over the rows; its interval is that of a ratio estimator (Cochran, "Sampling Techniques", 3rd edition, 1977,
-chapter 6), with Student's quantile, and then raised like the mean. All models have seen the same tokens, so the
+chapter 6), with Student's quantile, and then raised like the mean; where rows stand in groups that are alike, it holds
+that of the groups' sums too. All models have seen the same tokens, so the
 difference between two of them is paired: row by row, as a ratio of perplexities less 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp, expm1, isfinite, sqrt
-from typing import Any, Final
+from math import exp, expm1, inf, isfinite, sqrt
+from typing import TYPE_CHECKING, Any, Final
 
 from finetune_jobs.artifacts.measurements import Figure
 from finetune_jobs.evaluation.behaviour.paired import student_95
+
+if TYPE_CHECKING:
+    from finetune_jobs.evaluation.clusters import Groups  # needs numpy, which publishing does without
 
 FEWEST: Final = 4
 """Rows from which perplexity is measured: fewer say too little of how much they differ."""
@@ -48,6 +52,8 @@ class Likelihoods:
     """Of each expected answer, with its thoughts and the token that ends it."""
     losses: Mapping[str, Sequence[float]]
     """By model: the negative log-likelihood of each of these answers, in nats."""
+    groups: "Groups | None" = None
+    """Which rows are alike; None: each stands for itself."""
 
     def perplexities(self) -> dict[str, Figure]:
         """Of each model that computes numbers; of none where there are fewer than FEWEST rows."""
@@ -70,9 +76,18 @@ class Likelihoods:
             return None
         mean = sum(losses) / total
         residuals = [loss - mean * tokens for loss, tokens in zip(losses, self.tokens, strict=True)]
-        deviation = sqrt(rows / (rows - 1) * sum(each * each for each in residuals)) / total
-        half = student_95(rows - 1) * deviation
+        half = _half(residuals) / total
+        if self.groups:
+            half = max(half, _half(self.groups.sums(residuals).tolist()) / total)
         return Figure(value=mean, low=mean - half, high=mean + half)
+
+
+def _half(residuals: Sequence[float]) -> float:
+    """Half of the interval of a sum; of one group alone, nothing is known."""
+    count = len(residuals)
+    if count < 2:
+        return inf
+    return student_95(count - 1) * sqrt(count / (count - 1) * sum(each * each for each in residuals))
 
 
 def _raised(function: Callable[[float], float], mean: Figure) -> Figure:

@@ -24,6 +24,9 @@ class Conversation:
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
     """What it may call."""
+    group: str = ""
+    """Of validation and test: the same for examples that are alike, such as those of one group of the user's or near
+    duplicates; empty: no other one is like it."""
 
     @property
     def prompt(self) -> list[Message]:

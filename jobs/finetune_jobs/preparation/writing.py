@@ -3,6 +3,7 @@
 The same examples give the same bytes: fixed settings, no timestamps, the order of the sources.
 """
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,9 +45,11 @@ class DatasetWriter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, part: Part, example: Spooled, times: int = 1) -> None:
-        """Write an example to its part; a training example ``times`` times, as often as an epoch uses it."""
-        self._lines[part].write(example.text + b"\n")
+    def add(self, part: Part, example: Spooled, times: int = 1, group: str = "") -> None:
+        """Write an example to its part; a training example ``times`` times, as often as an epoch uses it. ``group``: as
+        ``Conversation`` has it."""
+        of_group = b', "group": %s' % json.dumps(group).encode() if group else b""
+        self._lines[part].write(example.text.removesuffix(b"}") + of_group + b"}\n")
         if part in self._tokens:
             for piece in example.encoded * times:
                 self._tokens[part].append(piece.input_ids, piece.labels)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from finetune_api.dataset import AcrossParts, Dataset, OnNear
+from finetune_api.hashing import short
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.parts import CLAIMS, Part
 from finetune_jobs.splitting import leakage, sampling
@@ -14,6 +15,9 @@ from finetune_jobs.splitting.split import assign, unite
 
 _ROUNDS: Final = 10
 """Searches for leaks at most: each names one training example a test, and clusters have found nearly all before."""
+
+_NAME: Final = 12
+"""Hexadecimal digits that name a unit."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Division:
     """Those of them that were dropped."""
     outside_pilot: int = 0
     """Training examples that a pilot leaves aside."""
+    alike: dict[str, str] = field(default_factory=dict)
+    """Of examples of validation and test that stand in one unit with others of their part: the unit's name, which does
+    not tell what the user calls the group."""
 
 
 def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Division:
@@ -51,14 +58,25 @@ def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Divisi
         ledger.leave_out(dropped)
         clusters = []
     links = [(members[0], identity) for members in clusters for identity in members[1:]]
-    parts = _without_leaks(ledger, links, near.boilerplate, texts, dataset)
+    parts, units = _without_leaks(ledger, links, near.boilerplate, texts, dataset)
     trained = {identity: ledger.labels[identity] for identity, part in parts.items() if part is Part.TRAIN}
     pilot = dataset.pilot
     chosen = sampling.pilot(trained, pilot.examples, dataset.split.seed) if pilot else set(trained)
     stay = {identity: part for identity, part in parts.items() if part is not Part.TRAIN or identity in chosen}
     repeats = _repeats(ledger, chosen, dataset)
     stay = {identity: part for identity, part in stay.items() if repeats.get(identity, 1)}
-    return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen))
+    return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen), _alike(stay, units))
+
+
+def _alike(parts: Mapping[str, Part], units: Mapping[str, str]) -> dict[str, str]:
+    """As Division has it. A unit is called after the hash of its first example: that of the user's own name for it
+    could be guessed."""
+    members: dict[tuple[Part, str], list[str]] = defaultdict(list)
+    for identity, part in parts.items():
+        if part is not Part.TRAIN and identity in units:
+            members[part, units[identity]].append(identity)
+    together = [identities for identities in members.values() if len(identities) > 1]
+    return {identity: short(["unit", min(each)], _NAME) for each in together for identity in each}
 
 
 def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
@@ -72,8 +90,8 @@ def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
 
 def _without_leaks(
     ledger: Ledger, links: list[tuple[str, str]], boilerplate: Hashes, texts: Texts, dataset: Dataset
-) -> dict[str, Part]:
-    """A division whose test contains nothing that is trained.
+) -> tuple[dict[str, Part], dict[str, str]]:
+    """A division whose test contains nothing that is trained, and the units that were kept together.
 
     The search for leaks is another one than that for clusters. What only it finds joins its cluster, and the division
     is made once more; where the sources decide, that does not help: the training example goes, or the pairs
@@ -100,7 +118,7 @@ def _without_leaks(
         )
         leaks = leakage.find(texts(train), texts(test), dataset.duplicates.sought_percent, boilerplate)
         if not leaks:
-            return parts
+            return parts, units
     raise leakage.refusal(_places(ledger, leaks))
 
 

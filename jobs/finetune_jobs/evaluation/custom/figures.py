@@ -8,7 +8,7 @@ perfect answers of nine prove no perfection. They never count for a value.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, pstdev
 from typing import Final
 
@@ -25,7 +25,10 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
+from finetune_jobs.evaluation.behaviour.paired import Interval
+from finetune_jobs.evaluation.clusters import Groups, mean, mean_gain
 from finetune_jobs.evaluation.estimates import IMAGINARY
+from finetune_jobs.evaluation.grouped import widened
 from finetune_jobs.evaluation.metrics import Z_95
 
 ARTIFACT: Final = "artifact"
@@ -40,8 +43,9 @@ class CustomMeasured:
     """Of the artifact against every other model that was measured."""
 
 
-def taken(run: MetricRun, report: MetricsReport, answers: int, models: Sequence[str]) -> CustomMeasured:
-    """The figures of a report, of an evaluation with so many ``answers`` of these ``models``.
+def taken(run: MetricRun, report: MetricsReport, models: Sequence[str], answers: Sequence[str]) -> CustomMeasured:
+    """The figures of a report of an evaluation of these ``models``. ``answers``: of each, the group of rows that are
+    alike to which it belongs, empty where it stands for itself.
 
     Raises StageError (MetricFailed) for one that is missing, twice there, not listed, or out of its range.
     """
@@ -53,13 +57,17 @@ def taken(run: MetricRun, report: MetricsReport, answers: int, models: Sequence[
         seen.add((each.figure, each.part))
         _require_models(place, each, models)
         for model, figure in each.models.items():
-            _require_possible(f"{place}: {_named(each)} of {model}", figure, run.figures[each.figure], answers)
+            _require_possible(f"{place}: {_named(each)} of {model}", figure, run.figures[each.figure], len(answers))
     reported = {figure for figure, _ in seen}
     if missing := [name for name, rule in sorted(run.figures.items()) if not rule.optional and name not in reported]:
         raise StageError(Reason.METRIC_FAILED, f"{place} lacks {', '.join(missing)}, which the platform's values list.")
-    measured = [_measured(run, each) for each in report.measured]
+    groups = Groups.of(answers)
+    measured = [_measured(run, each, groups) for each in report.measured]
     differences = [
-        _difference(run, each, against) for each in report.measured for against in each.models if against != ARTIFACT
+        _difference(run, each, against, groups)
+        for each in report.measured
+        for against in each.models
+        if against != ARTIFACT
     ]
     return CustomMeasured(measured, differences)
 
@@ -131,15 +139,19 @@ class _Sample:
         return mean, sqrt(max(0.0, squares / n - mean**2) / n)
 
 
-def _figure(figure: ModelFigure, rule: FigureRule) -> Figure:
-    """The value with its 95 % interval; a value that comes without any measure of its error stands alone."""
+def _figure(figure: ModelFigure, rule: FigureRule, groups: Groups | None) -> Figure:
+    """The value with its 95 % interval; a value that comes without any measure of its error stands alone. What comes
+    without scores says nothing of ``groups``."""
     if figure.low is not None and figure.high is not None:
         return Figure(value=figure.value or 0.0, low=figure.low, high=figure.high)
     sample = _Sample.of(figure)
     if not figure.scores and figure.standard_error is None:
         return Figure(value=sample.mean, low=sample.mean, high=sample.mean)
     centre, error = sample.with_imaginary(rule.minimum, rule.maximum)
-    return _around(sample.mean, centre, error, rule.minimum, rule.maximum)
+    found = _around(sample.mean, centre, error, rule.minimum, rule.maximum)
+    if not groups or not figure.scores:
+        return found
+    return _widened(found, mean(figure.scores, groups, rule.minimum, rule.maximum), rule.minimum, rule.maximum)
 
 
 def _around(value: float, centre: float, error: float, least: float | None, most: float | None) -> Figure:
@@ -149,17 +161,22 @@ def _around(value: float, centre: float, error: float, least: float | None, most
     return Figure(value=value, low=min(value, low), high=max(value, high))
 
 
-def _measured(run: MetricRun, each: ReportedFigure) -> MeasuredMetric:
-    rule = run.figures[each.figure]
+def _widened(figure: Figure, interval: Interval, least: float | None, most: float | None) -> Figure:
+    return widened(figure, interval, least=-inf if least is None else least, most=inf if most is None else most)
+
+
+def _measured(run: MetricRun, each: ReportedFigure, groups: Groups | None) -> MeasuredMetric:
+    rule, own = run.figures[each.figure], each.models[ARTIFACT]
     return MeasuredMetric(
         metric=custom_name(run.name, each.figure),
         label=each.part,
-        cases=_Sample.of(each.models[ARTIFACT]).n,
-        models={model: _figure(figure, rule) for model, figure in each.models.items()},
+        cases=_Sample.of(own).n,
+        groups=groups.count if groups and own.scores else 0,
+        models={model: _figure(figure, rule, groups) for model, figure in each.models.items()},
     )
 
 
-def _difference(run: MetricRun, each: ReportedFigure, against: str) -> Difference:
+def _difference(run: MetricRun, each: ReportedFigure, against: str, groups: Groups | None) -> Difference:
     """Artifact minus another model: paired where both have a score for each answer. Otherwise as of two samples, which
     is too wide where the same cases were easy for both."""
     rule, own, other = run.figures[each.figure], each.models[ARTIFACT], each.models[against]
@@ -171,8 +188,10 @@ def _difference(run: MetricRun, each: ReportedFigure, against: str) -> Differenc
         # Of four tosses of a coin for each model, two differ: Agresti and Min (2005).
         centre, error = sample.with_imaginary(least, most, IMAGINARY / 2)
         estimate = _around(sample.mean, centre, error, least, most)
+        if groups:
+            estimate = _widened(estimate, mean_gain(gains, groups, width), least, most)
     else:
-        mine, theirs = _figure(own, rule), _figure(other, rule)
+        mine, theirs = _figure(own, rule, groups), _figure(other, rule, groups)
         value = mine.value - theirs.value
         # Newcombe (1998), method 10: the interval of a difference from those of both.
         low = value - sqrt((mine.value - mine.low) ** 2 + (theirs.high - theirs.value) ** 2)

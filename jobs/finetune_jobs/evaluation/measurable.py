@@ -1,0 +1,100 @@
+"""Goals about what an evaluation of this data set will not measure: refused before anything is trained. Only the
+prepared data say it; what the spec alone says is in ``applicable``. No model."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.dataset import TaskType
+from finetune_api.goals import OF_ADVERSARIAL, OF_GENERAL, Baseline, Gates, Goal, Metric
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.sample import sample
+from finetune_jobs.evaluation.shots import PLAIN, choose_shots
+from finetune_jobs.evaluation.texts import FEWEST
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.token_files import Conversation, iterate_split, read_split
+
+_OTHER_BASELINE: Final = "Set baseline to ZeroShot, or use atLeast"
+
+
+@dataclass(frozen=True)
+class Askable:
+    """What the prepared data allow to be asked."""
+
+    thoughts: bool = False
+    """The model thinks before it answers."""
+    must_think: bool = False
+    """Its chat template allows nothing else."""
+    has_shots: bool = True
+    """Some training example is one question with a text as its answer."""
+    is_plain: bool = True
+    """No test example has tools or thoughts."""
+    tested: int = FEWEST
+    """Test examples that are asked."""
+    validated: int = 1
+    """Validation examples."""
+
+    @classmethod
+    def of(cls, dataset: Path, task: TaskType, max_samples: int, tokenizer: Any, *, thoughts: bool) -> "Askable":
+        """Of a prepared data set. ``tokenizer``: the base model's; ``thoughts``: whether the data teach to think."""
+        tests = sample(read_split(dataset, "test"), max_samples, task)
+        return cls(
+            thoughts=thoughts,
+            must_think=chat.must_think(tokenizer),
+            has_shots=bool(choose_shots(iterate_split(dataset, "train"), task)),
+            is_plain=_all_plain(tests),
+            tested=len(tests),
+            validated=sum(1 for _ in iterate_split(dataset, "validation")),
+        )
+
+
+def require_measurable(gates: Gates, asked: Askable) -> None:
+    """Raises StageError (SpecInvalid) for a goal about a figure that no evaluation of this data set will have."""
+    for number, goal in enumerate(gates.goals):
+        for problem in _problems(f"spec.evaluation.goals[{number}]", goal, asked):
+            raise StageError(Reason.SPEC_INVALID, problem)
+
+
+def _all_plain(tests: Iterable[Conversation]) -> bool:
+    return not any(each.tools or any(turn.keys() - PLAIN for turn in each.prompt) for each in tests)
+
+
+def _problems(place: str, goal: Goal, asked: Askable) -> Iterator[str]:
+    compared = goal.improve_over_base is not None
+    if compared and goal.baseline in (Baseline.FEW_SHOT, Baseline.PROMPTED) and asked.thoughts:
+        yield (
+            f"{place}.baseline is {goal.baseline}, but the rows have reasoning_content: a base model that thinks "
+            f"before it answers is asked in no other way than the artifact. {_OTHER_BASELINE}."
+        )
+    if compared and goal.baseline is Baseline.FEW_SHOT and not asked.has_shots:
+        yield (
+            f"{place}.baseline is {goal.baseline}, but no training example is one question with a text as its answer, "
+            "short enough to be shown. Set baseline to Prompted or ZeroShot, or use atLeast."
+        )
+    if compared and goal.baseline is Baseline.ENDPOINT and not asked.is_plain:
+        yield (
+            f"{place}.baseline is {goal.baseline}, but test examples have tools or thoughts, which servers write in "
+            f"forms of their own, so that the other model is not asked. {_OTHER_BASELINE}."
+        )
+    if goal.metric is Metric.AUTOMATION and asked.thoughts:
+        yield (
+            f"{place} is about {goal.metric}, but the rows have reasoning_content: of a model that thinks before it "
+            "answers, the probability of an answer is not known. Set metric to accuracy or f1."
+        )
+    if goal.metric is Metric.AUTOMATION and not asked.validated:
+        yield (
+            f"{place} is about {goal.metric}, but there are no validation examples, among which its threshold is "
+            "chosen. Raise spec.dataset.split.validationPercent, or add a source with part Validation."
+        )
+    if goal.metric in (*OF_GENERAL, *OF_ADVERSARIAL) and asked.must_think:
+        yield (
+            f"{place} is about {goal.metric}, but the base model's chat template lets it answer only after thoughts, "
+            "and then nothing beside the task is asked. Remove the goal, or choose another base model."
+        )
+    if goal.metric is Metric.PERPLEXITY and asked.tested < FEWEST:
+        yield (
+            f"{place} is about {goal.metric}, which takes {FEWEST} test examples or more, and there are "
+            f"{asked.tested}. Raise spec.dataset.split.testPercent, or set metric to chrf."
+        )
