@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +32,7 @@ from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 
 STEPS = 16
-SHORT, LONG = 8, 1
+SHORT, LONG = 4, 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 THETAS = (0.7, 0.1)
 
@@ -118,32 +118,30 @@ def way(artifact: Likely, straight: Likely, wrong: Likely, seen: Likely) -> floa
     return round(sum(a * b for a, b in zip(direction, moved, strict=True)) / sum(a * a for a in direction), 2)
 
 
-def in_16_bits(model: Any, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
-    """Right and wrong servers of the weights as they are."""
-    right = {"short": read(model, short), "long": read(model, long)}
-    found: dict[str, Likely] = {}
+def in_16_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
+    """Right and wrong servers of the weights as they are: short texts first, which cost little."""
+    layers = len(model.model.layers)
+    for kind, texts in (("short", short), ("long", long)):
+        right, by_dtype = read(model, texts), dict[str, Likely]()
 
-    def note(name: str, texts: Mapping[str, Sequence[Passage]]) -> None:
-        for kind, passages in texts.items():
-            found[f"{name}, {kind}"] = read(model, passages)
-            out[f"16 bits: {name}, {kind}"] = apart(right[kind], found[f"{name}, {kind}"])
-        say(json.dumps(out))
+        def note(what: str, seen: Likely, kind: str = kind, right: Likely = right) -> None:
+            out[f"{name} 16 bits: {what}, {kind}"] = apart(right, seen)
+            say(f"{name} 16 bits: {what}, {kind}: {apart(right, seen)}")
 
-    both = {"short": short, "long": long}
-    for name, dtype in DTYPES.items():
-        with rounded(model, dtype):
-            note(name, both)
-    for kind in both:
-        out[f"16 bits: bfloat16 to float16, {kind}"] = apart(found[f"bfloat16, {kind}"], found[f"float16, {kind}"])
-    for layer in range(len(model.model.layers)):
-        with lost_mlp(model, layer):
-            note(f"MLP {layer} lost", {"short": short})
-    least = min(range(len(model.model.layers)), key=lambda each: out[f"16 bits: MLP {each} lost, short"])
-    with lost_mlp(model, least):
-        note(f"MLP {least} lost", {"long": long})
-    for factor in THETAS:
-        with turned(model, factor):
-            note(f"theta x {factor}", both)
+        for each, dtype in DTYPES.items():
+            with rounded(model, dtype):
+                by_dtype[each] = read(model, texts)
+            note(each, by_dtype[each])
+        out[f"{name} 16 bits: bfloat16 to float16, {kind}"] = apart(*by_dtype.values())
+        lost = range(layers)
+        if kind == "long":
+            lost = [min(lost, key=lambda layer: out[f"{name} 16 bits: MLP {layer} lost, short"])]
+        for layer in lost:
+            with lost_mlp(model, layer):
+                note(f"MLP {layer} lost", read(model, texts))
+        for factor in THETAS:
+            with turned(model, factor):
+                note(f"theta x {factor}", read(model, texts))
 
 
 def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
@@ -172,7 +170,9 @@ def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Pa
                         for factor in THETAS
                     },
                 }
-            say(json.dumps(out))
+                say(
+                    f"{name} {precision}, theta x {served}, {kind}: {out[f'{name} {precision}, theta x {served}, {kind}']}"
+                )
 
 
 def main(dataset: Path, out: Path) -> None:
@@ -184,13 +184,14 @@ def main(dataset: Path, out: Path) -> None:
     long = [each for each in passages if each.long][:LONG]
     adapter, figures = out / "adapter", dict[str, Any]()
     untuned = load_unpacked(base, tuning)
+    in_16_bits(untuned, "untuned", short, long, figures)
     in_8_bits(untuned, "untuned INT8:", short, long, figures)
     if not adapter.exists():
         tune(base, read_split(dataset, "train")[: STEPS * BATCH], adapter, tuning)
     model = load_adapter(untuned, adapter).merge_and_unload()
     for each in model.parameters():
         each.data = each.data.to(torch.bfloat16).float()  # as it is exported
-    in_16_bits(model, short, long, figures)
+    in_16_bits(model, "tuned", short, long, figures)
     in_8_bits(model, "tuned INT8:", short, long, figures)
     (out / "server_distance.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
@@ -200,5 +201,4 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    with torch.inference_mode(False):
-        main(given.dataset, given.out)
+    main(given.dataset, given.out)

@@ -90,7 +90,7 @@ def test_a_candidate_is_not_served_where_gates_must_have_passed(
             endpoint="http://127.0.0.1:1", samples=1, min_agreement_percent=75, timeout_seconds=0, **policy
         )
         given = deployment_input(s3, results[0].scalars["artifactUri"], Stage.VERIFY, params)
-        return execute(context(given, tmp_path / "verify"), verify)
+        return execute(context(given, tmp_path), verify)
 
     for policy in ({"gates": GatesPolicy.PASSED}, {"required_gates": ["accuracy"]}):
         with pytest.raises(StageError) as error:
