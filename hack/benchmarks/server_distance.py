@@ -163,16 +163,15 @@ def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Pa
                 stack.enter_context(rounded(model, DTYPES[precision]))
                 seen = {kind: read(model, each) for kind, each in texts.items()}
             for kind in texts:
-                out[f"{name} {precision}, theta x {served}, {kind}"] = {
+                what = f"{name} {precision}, theta x {served}, {kind}"
+                out[what] = {
                     "distance": apart(artifact[kind], seen[kind]),
                     **{
                         f"way to {factor}": way(artifact[kind], straight[kind], wrong[kind, factor], seen[kind])
                         for factor in THETAS
                     },
                 }
-                say(
-                    f"{name} {precision}, theta x {served}, {kind}: {out[f'{name} {precision}, theta x {served}, {kind}']}"
-                )
+                say(f"{what}: {out[what]}")
 
 
 def main(dataset: Path, out: Path) -> None:

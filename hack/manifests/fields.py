@@ -1,4 +1,4 @@
-"""Fields of profiles, runtimes, metric containers, tenancy rules and floors, as tables for the reference of the values."""
+"""Fields of profiles, runtimes, metric containers, tenancy rules and floors, as tables for the values' reference."""
 
 from __future__ import annotations
 
