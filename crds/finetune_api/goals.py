@@ -281,7 +281,8 @@ class GoalStatus(WireModel):
     can be told."""
 
     @property
-    def _metric(self) -> str:
+    def about(self) -> str:
+        """The metric, or the container's figure."""
         return self.goal.partition(" ")[0]
 
     @property
@@ -294,17 +295,17 @@ class GoalStatus(WireModel):
             return f"Missed {found}."
         if self.outcome is GateOutcome.INCONCLUSIVE:
             rows = f"about {self.deciding_rows:,}" if self.deciding_rows else "many more"
-            if self._metric in OF_CANARIES:
+            if self.about in OF_CANARIES:
                 if self.deciding_rows and self.deciding_rows <= MAX_CANARIES:
                     return f"Too few canaries for {found}; {rows} would decide: set spec.dataset.canaries."
                 return (
                     f"Too few canaries for {found}; {rows} would decide, and spec.dataset.canaries plants at most "
                     f"{MAX_CANARIES}. Raise atMost, or set onInconclusive to Warn."
                 )
-            if asked := next((field for field, metrics in _ASKED.items() if self._metric in metrics), ""):
+            if asked := next((field for field, metrics in _ASKED.items() if self.about in metrics), ""):
                 more = f"Full for spec.evaluation.{asked} asks all that there are"
                 return f"Too few questions for {found}; {rows} would decide. {more}."
-            if self._metric == Metric.JUDGE_WIN_RATE:
+            if self.about == Metric.JUDGE_WIN_RATE:
                 more = "raise spec.evaluation.judge.maxExamples and maxSamples, or set onInconclusive to Warn"
                 return f"Too few pairs of different answers for {found}; {rows} would decide: {more}."
             if self.deciding_groups is not None:

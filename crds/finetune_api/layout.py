@@ -10,6 +10,7 @@
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
 ``artifacts/<digest>/pushes/<hash>.json``       a copy of it that is whole elsewhere, beside the folder's own files
+``artifacts/<digest>/gates/<hash>.json``        what the gates of a run said of it, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
@@ -24,6 +25,7 @@ from typing import ClassVar, Final
 
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import dollars
+from finetune_api.goals import GoalStatus
 from finetune_api.hashing import digest
 from finetune_api.stages import RunRef, Stage, StageResult, Upstream
 from finetune_api.usage import Usage
@@ -121,6 +123,26 @@ def judged_folder(evaluation_digest: str) -> str:
 def withdrawn_object(artifact_digest: str) -> str:
     """The mark of a withdrawn artifact, relative to the output URI; no file of the folder, which never changes."""
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/withdrawn.json"
+
+
+def gates_folder(artifact_digest: str) -> str:
+    """Where lies what gates said of an artifact, an object for each verdict, relative to the output URI: no files of
+    the folder, which is the same whatever the goals were."""
+    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/gates"
+
+
+class GatesRecord(WireModel):
+    """Content of ``artifacts/<digest>/gates/<hash>.json``: one verdict, whoever got it."""
+
+    schema_version: int = 1
+    channel: Channel
+    """Where the artifact was published; candidate: it missed a goal."""
+    are_set: bool
+    """Whether they are goals that somebody set; False: the gate that stands without any."""
+    goals: list[GoalStatus]
+    """What was asked, and what was found."""
+    review: str = ""
+    """What people said, as the outcome of a gate; empty: they were not asked."""
 
 
 class Withdrawal(WireModel):

@@ -33,6 +33,7 @@ class Reason(OpenEnum):
     RUNTIME_UNKNOWN = "RuntimeUnknown"
     METRIC_UNKNOWN = "MetricUnknown"
     NOT_ALLOWED = "NotAllowed"
+    BELOW_VERIFICATION_FLOOR = "BelowVerificationFloor"
     RUNNER_SERVICE_ACCOUNT_MISSING = "RunnerServiceAccountMissing"
     SECRET_MISSING = "SecretMissing"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -67,6 +68,7 @@ class Reason(OpenEnum):
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     ARTIFACT_WITHDRAWN = "ArtifactWithdrawn"
+    GATES_NOT_PASSED = "GatesNotPassed"
     MANIFEST_NEWER = "ManifestNewer"
     KEY_UNUSABLE = "KeyUnusable"
     SIGNATURE_MISSING = "SignatureMissing"
@@ -189,6 +191,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.EXPORT_MISMATCH: "The exported files, read back, do not hold the tuned model: the message names tensors that are missing, or further from the tuned model's than rounding explains. Nothing is published.",
     Reason.ARTIFACT_CORRUPT: "The store does not hold what was written: a file is missing, damaged or replaced.",
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
+    Reason.BELOW_VERIFICATION_FLOOR: "The spec asks less of a revision than serving.verificationFloors in the chart's values does; the message has each field, its value and the least.",
+    Reason.GATES_NOT_PASSED: "spec.policy.gates or requiredGates asks for what the gates did not say of the artifact when it was published; the message has each gate with its figure and interval.",
     Reason.ARTIFACT_WITHDRAWN: "Somebody has marked the artifact as withdrawn; the message says who, when and why.",
     Reason.MANIFEST_NEWER: "A newer version wrote a result in a form that this version cannot read.",
     Reason.KEY_UNUSABLE: "The key to sign with, or to check signatures with, cannot be read or is of another kind than Ed25519 and ECDSA P-256.",
@@ -323,6 +327,7 @@ REMEDIES: Final[dict[Reason, str]] = {
 
 SERVING_REMEDIES: Final[dict[Reason, str]] = {
     # It waits and continues automatically
+    Reason.BELOW_VERIFICATION_FLOOR: "Change the fields as the message says, or ask the platform's admin to change serving.verificationFloors in the chart's values; the operator then continues automatically.",
     Reason.SOURCE_NOT_READY: "Check the status of the FineTuneJob: its artifact is served as soon as it is published.",
     Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin the artifact: set spec.source.artifact.uri to the URI that is being served.",
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
@@ -346,6 +351,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.BUCKET_NOT_FOUND: "Correct the artifact's URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or have its FineTuneJob publish it again, then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too.",
+    Reason.GATES_NOT_PASSED: "Serve an artifact that has passed these gates. If it was published by an earlier version, which recorded none, set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too. To serve it all the same, change spec.policy, if the platform allows that.",
     Reason.ARTIFACT_WITHDRAWN: "Serve another artifact. To serve this one all the same, set spec.policy.withdrawn to Warn, which makes another attempt.",
     Reason.KEY_UNUSABLE: "Correct spec.policy.signature.publicKeys: public keys in PEM, Ed25519 or ECDSA P-256.",
     Reason.SIGNATURE_MISSING: "Name a key in output.signing of the FineTuneJob and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too. Or add the public key of whoever has signed it to spec.policy.signature.publicKeys.",

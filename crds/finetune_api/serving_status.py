@@ -166,6 +166,11 @@ class RevisionStatus(WireModel):
     """How its pods reach the artifact; known even after the FineTuneJob that published it is deleted."""
     since: Timestamp
     """When it entered this state."""
+    withdrawn: Annotated[str, Field(max_length=512)] = ""
+    """By whom, when and why its artifact was withdrawn while it served, as the verification of the next revision found
+    it."""
+    gates: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the gates of spec.policy by which it was verified; absent: none were asked for."""
     gap_starts_at: Timestamp | None = None
     """Strategy InPlace: when the pods of what serves stop for it. The gap in service ends when it serves, or what
     served before does again."""

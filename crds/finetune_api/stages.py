@@ -33,7 +33,7 @@ from finetune_api.serving_status import AdapterState, VerificationCheck
 from finetune_api.storage import InputStorage, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
-from finetune_api.verification import WithdrawnPolicy
+from finetune_api.verification import GatesPolicy, WithdrawnPolicy
 
 MAX_RESULT_BYTES: Final = 3900
 """Longest StageResult; the kubelet truncates termination messages at 4,096 bytes."""
@@ -169,6 +169,10 @@ class WantedAdapters(WireModel):
     adapters: list[WantedAdapter] = []
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """What becomes of one that was withdrawn before it was proved."""
+    gates: GatesPolicy = GatesPolicy.ANY
+    """What the gates must have said of one before it is proved."""
+    required_gates: list[str] = []
+    """Metrics of which a goal must have been met, likewise."""
 
 
 class AdapterReport(WireModel):
@@ -207,6 +211,10 @@ DOOR_SECONDS: Final = "doorSeconds"
 """Scalar of a verification that saw the network open to clients: the seconds for which it waited for that."""
 
 
+REPLACED_WITHDRAWN: Final = "replacedWithdrawn"
+"""Scalar of a verification that found the artifact withdrawn that serves until now: by whom, when and why."""
+
+
 class VerifyParams(WireModel):
     """What verify needs to test a candidate's server."""
 
@@ -220,6 +228,13 @@ class VerifyParams(WireModel):
     timeout_seconds: int = 600
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """What becomes of an artifact that was withdrawn."""
+    gates: GatesPolicy = GatesPolicy.ANY
+    """What the gates must have said of the artifact."""
+    required_gates: list[str] = []
+    """Metrics of which a goal must have been met."""
+    replaced: list[AdapterRef] = []
+    """The artifacts of the revision that serves, in the same store: whether they are withdrawn is told, as the traffic
+    may go back to them. Their names are those of its adapters, or empty."""
     api_keys_secret: str = ""
     """Secret whose keys the server's clients need, mounted at meta.API_KEYS_DIR: one is sent. Empty: none is needed."""
     max_distance: float | None = None

@@ -1,12 +1,14 @@
 """What a revision must prove before it receives traffic, and which artifacts may be served."""
 
 from enum import StrEnum
-from math import ceil
+from math import ceil, comb
 from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel
+from finetune_api.base import AS_SET, ApiModel
+from finetune_api.custom_metrics import CUSTOM_PATTERN
+from finetune_api.goals import MAX_GOALS, Metric
 
 PUBLIC_KEY: Final = r"^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n){1,4}-----END PUBLIC KEY-----\n?$"
 
@@ -27,6 +29,14 @@ change, and (1.96 + 1.28)² / 2 is 5.3 (Connor, "Sample size for testing differe
 paired-sample design", 1987)."""
 _BASE_SAMPLES: Final = 6
 """The few."""
+_LOST: Final = 6
+"""So many answers must have become wrong, and none right, before that is no chance (McNemar's exact test, at 5 %)."""
+_MISSED: Final = 0.1
+"""Share of the samples that may have fewer of them."""
+
+GATE: Final = "|".join([*(rf"^{metric.value}$" for metric in Metric if metric is not Metric.CUSTOM), CUSTOM_PATTERN])
+"""Pattern of what a gate is about: a metric, or a container's figure."""
+RequiredGate = Annotated[str, Field(pattern=GATE, max_length=65)]
 
 
 DURATION: Final = r"^([1-9][0-9]{0,5}ms|[1-9][0-9]{0,2}s)$"
@@ -76,6 +86,20 @@ class Verification(ApiModel):
             return self.samples
         return min(MAX_SAMPLES, _BASE_SAMPLES + ceil(_SQUARED / float(self.detect_drop) ** 2))
 
+    @property
+    def least_samples(self) -> int:
+        """No fewer test examples than these are sent, as far as the test split has them."""
+        return self.samples if self.detect_drop is None else _fewest_that_show(float(self.detect_drop))
+
+
+def _fewest_that_show(drop: float) -> int:
+    """The size of a sample that shows a drop from an accuracy of 1, where the fewest examples do."""
+
+    def missed(size: int) -> float:
+        return sum(comb(size, lost) * drop**lost * (1 - drop) ** (size - lost) for lost in range(_LOST))
+
+    return next((size for size in range(_LOST, MAX_SAMPLES) if missed(size) <= _MISSED), MAX_SAMPLES)
+
 
 class SignaturePolicy(ApiModel):
     """Whose signature an artifact must bear."""
@@ -92,6 +116,13 @@ class WithdrawnPolicy(StrEnum):
     WARN = "Warn"
 
 
+class GatesPolicy(StrEnum):
+    """What the gates must have said of an artifact when it was published."""
+
+    ANY = "Any"
+    PASSED = "Passed"
+
+
 class Policy(ApiModel):
     """Which artifacts may be served."""
 
@@ -100,3 +131,9 @@ class Policy(ApiModel):
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """Refuse: no new revision serves a withdrawn artifact. Warn: it does, with the condition Discouraged. What serves
     already keeps serving in both cases, and gets that condition when one of its pods starts."""
+    gates: GatesPolicy = GatesPolicy.ANY
+    """Passed: no new revision serves an artifact that missed a goal, as one does that was published under the channel
+    candidate, or of which nothing says what its gates found. Any: that is not looked at."""
+    required_gates: Annotated[list[RequiredGate], Field(max_length=MAX_GOALS), *AS_SET] = []
+    """Metrics of which a goal must have been set and met when the artifact was published, e.g. recall or
+    politeness.score. Each may be met in another run that published the same artifact."""

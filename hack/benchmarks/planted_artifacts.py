@@ -49,11 +49,16 @@ def run(work: Path | None = None) -> Result:
     served = work / "served"
     shutil.rmtree(served, ignore_errors=True)
 
+    def previous() -> dict[str, Any]:
+        """The version before had seen half of the rows."""
+        adapter = bench.adapter("previous version", bench.rows[: len(bench.rows) // 2])
+        return dict(load_file(bench.artifact(adapter) / "model.safetensors"))
+
     def checked(plant: Plant, number: int = 1) -> list[VerificationCheck]:
         def serve() -> list[VerificationCheck]:
             folder = served / plant.name.replace(" ", "-")
             if not folder.exists():
-                write_artifact(folder, bench.base, tuned, plant)
+                write_artifact(folder, bench.base, tuned, plant, previous)
             try:
                 return serve_and_check(folder, work, promise)
             finally:

@@ -1,4 +1,4 @@
-"""Fields of profiles, runtimes, metric containers and tenancy rules, as tables for the reference of the values."""
+"""Fields of profiles, runtimes, metric containers, tenancy rules and floors, as tables for the values' reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from finetune_api.custom_metrics import FigureRule
 from finetune_operator.settings import Gpu, MetricContainer, ModelCache, PodShape, Profile, Runtime
+from finetune_operator.tenancy.floor import VerificationFloor
 from finetune_operator.tenancy.rules import TenancyRule
 
 _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
@@ -21,6 +22,7 @@ _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("metricContainers.<name>", MetricContainer),
     ("metricContainers.<name>.figures.<name>", FigureRule),
     ("tenancy.rules[]", TenancyRule),
+    ("serving.verificationFloors[]", VerificationFloor),
 )
 _BELOW: Final = {
     "cpu": "a pod shape, see below",

@@ -71,6 +71,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
 ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.WAITS: (
         *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.NOT_ALLOWED),
+        Reason.BELOW_VERIFICATION_FLOOR,
         *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
         Reason.SELF_CHECK_FAILED,
         *(Reason.ROUTE_PENDING, Reason.ROUTE_REFUSED, Reason.ROUTE_TAKEN, Reason.ROUTE_UNAVAILABLE),
@@ -91,7 +92,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.PROMPTS_TOO_LONG, Reason.RUNTIME_UNSUITABLE, Reason.DEADLINE_EXCEEDED, Reason.MANIFEST_NEWER),
         *(Reason.ADAPTERS_UNSUITABLE,),
         *(Reason.KEY_UNUSABLE, Reason.SIGNATURE_MISSING, Reason.SIGNATURE_INVALID, Reason.ARTIFACT_WITHDRAWN),
-        Reason.ANALYSIS_FAILED,
+        *(Reason.GATES_NOT_PASSED, Reason.ANALYSIS_FAILED),
     ),
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),

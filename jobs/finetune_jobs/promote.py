@@ -1,7 +1,7 @@
 """Command promote: copy a published artifact and its model to another bucket, under the same addresses.
 
 Of an adapter its base goes along. Each folder is downloaded and every hash verified, then uploaded with its manifest;
-the signatures follow. No output name points to it there: an AdapterDeployment pins it.
+the signatures, and what its gates said, follow. No output name points to it there: an AdapterDeployment pins it.
 """
 
 import sys
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune_api.layout import MANIFEST, output_folder
+from finetune_api.layout import MANIFEST, gates_folder, output_folder
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
@@ -20,8 +20,9 @@ from finetune_jobs.store.s3 import Store
 
 
 def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[str]:
-    """Copy an artifact, the models that it names, and its signatures; returns the folders and objects that were not
-    there yet. The artifact's manifest is written last, so that it does not exist in the target before it is whole.
+    """Copy an artifact, the models that it names, its signatures and what its gates said; returns the folders and
+    objects that were not there yet. The artifact's manifest is written after the models, so that it does not exist in
+    the target before it is whole.
 
     Raises StageError: ArtifactWithdrawn, ArtifactNotFound, ArtifactCorrupt, ManifestNewer, as Store.
     """
@@ -31,7 +32,8 @@ def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[st
     model = read_json(local / artifact.MODEL_REF, artifact.ModelRef)
     base = [model.base.folder] if model.base else []
     copied = [folder for folder in (*base, model.folder, published) if _copy(source, target, folder, scratch)]
-    return copied + list(_copy_signatures(source, target, f"{published}/provenance"))
+    beside = (f"{published}/provenance", gates_folder(digest))
+    return copied + [path for place in beside for path in _copy_objects(source, target, place)]
 
 
 def _copy(source: Store, target: Store, folder: str, scratch: Path) -> bool:
@@ -46,7 +48,7 @@ def _copy(source: Store, target: Store, folder: str, scratch: Path) -> bool:
     return place.put_if_absent(MANIFEST, (local / MANIFEST).read_bytes())
 
 
-def _copy_signatures(source: Store, target: Store, place: str) -> Iterator[str]:
+def _copy_objects(source: Store, target: Store, place: str) -> Iterator[str]:
     for entry in source.list(place):
         path = f"{place}/{entry.key}"
         if (content := source.get(path)) and target.put_if_absent(path, content):

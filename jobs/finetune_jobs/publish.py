@@ -30,6 +30,7 @@ from finetune_jobs.artifacts.artifact import Answer, BaseRef, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, get_listed, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
+from finetune_jobs.artifacts.gates import record_gates
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.artifacts.provenance import attest
 from finetune_jobs.artifacts.push import Copies
@@ -287,11 +288,13 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
 
 
 def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
-    """What follows the artifact. Its name points to it only once it is signed, and never once it is withdrawn; in the
-    channel to which it belongs. Copies follow last: only who owns the name makes any."""
+    """What follows the artifact. First what its gates said, so that whoever finds it finds that too. Its name points to
+    it only once it is signed, and never once it is withdrawn; in the channel to which it belongs. Copies follow last:
+    only who owns the name makes any."""
     given, digest = context.input, result.output_digest
     require_standing(context.store, digest)
     output, channel = require(given.output, "output"), channel_of(result.scalars)
+    record_gates(context.store, require(given.params.publish, "params.publish"), result)
     attest(context.store, given, digest, signer_of(output))
     move_channel(context, digest, channel)
     index_stage(context, result)

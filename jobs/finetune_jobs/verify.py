@@ -22,11 +22,13 @@ from finetune_api.artifact_source import adapter_model, set_address
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import DOOR_SECONDS, AdapterRef, Stage, VerifyParams
+from finetune_api.stages import DOOR_SECONDS, REPLACED_WITHDRAWN, AdapterRef, Stage, VerifyParams
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.folders import fetch_folder
-from finetune_jobs.artifacts.withdrawal import require_standing
+from finetune_jobs.artifacts.gates import require_gates
+from finetune_jobs.artifacts.withdrawal import MAX_WORDS, in_words, read_withdrawal, require_standing
 from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.runtime.runner import Context, StageOutput, artifact_root, run_stage
 from finetune_jobs.store.s3 import Store
@@ -50,14 +52,31 @@ _OPENING_SECONDS: Final = 10.0
 
 def verify(context: Context) -> StageOutput:
     """The stage. Raises StageError: ApiKeysMissing, ArtifactWithdrawn, CandidateFailed, PromptsTooLong,
-    AdapterInactive, VerificationFailed, as fetch_folder."""
+    AdapterInactive, VerificationFailed, as require_gates and fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
     if params.pods:
         return _await_pods(context, params, deadline)
     door = Door(params.door) if params.door else None
     passed = (_verify_adapters if params.adapters else _verify_artifact)(context, params, deadline)
-    return passed if door is None else replace(passed, scalars=passed.scalars | _opening(door))
+    scalars = passed.scalars | _replaced(context, params)
+    return replace(passed, scalars=scalars if door is None else scalars | _opening(door))
+
+
+def _replaced(context: Context, params: VerifyParams) -> dict[str, str]:
+    """Whether what serves now was withdrawn: the traffic must not go back to it then. What the store does not say holds
+    up nothing."""
+    said: list[str] = []
+    for ref in params.replaced:
+        try:
+            store = context.places.open(artifact_root(ref.uri, ref.digest), context.input.storage)
+            mark = read_withdrawal(store, ref.digest)
+        except StageError as error:
+            log.warning("whether what serves now was withdrawn is not known: %s", error.message)
+            continue
+        if mark:
+            said.append(f"{in_words(mark)}{f' (adapter {ref.name!r})' if ref.name else ''}")
+    return {REPLACED_WITHDRAWN: shorten("; ".join(said), MAX_WORDS)} if said else {}
 
 
 def _opening(door: Door) -> dict[str, str]:
@@ -200,6 +219,7 @@ def _before(context: Context, params: VerifyParams, deadline: float) -> Before:
 def _read_promise(context: Context, store: Store, digest: str, params: VerifyParams) -> Promise:
     if params.withdrawn is WithdrawnPolicy.REFUSE:
         require_standing(store, digest)
+    require_gates(store, digest, params.gates, params.required_gates)
     folder = context.scratch / digest
     place = output_folder(Stage.PUBLISH, digest)
     fetch_folder(store, place, folder)

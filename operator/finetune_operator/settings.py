@@ -15,6 +15,7 @@ from finetune_api.custom_metrics import FigureName, FigureRule
 from finetune_api.stages import Stage
 from finetune_api.strategy import WatchInterval
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Resource
+from finetune_operator.tenancy.floor import VerificationFloor
 from finetune_operator.tenancy.rules import Tenancy
 
 
@@ -258,6 +259,8 @@ class ServingAccess(ApiModel):
     """Who may reach a verified endpoint, as NetworkPolicy peers."""
     longest_watch_interval: WatchInterval = "0s"
     """At least so often pods are asked while they serve, whatever spec.qualityWatch says; "0s": as the spec says."""
+    verification_floors: list[VerificationFloor] = []
+    """The least that AdapterDeployments must ask of a revision; each that is for their namespace counts."""
     metrics_from: list[dict[str, Any]] = []
     """Who may read the metrics of serving pods whose clients need keys, as NetworkPolicy peers. Of the others they are
     behind the port that clients use."""

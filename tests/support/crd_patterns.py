@@ -274,6 +274,11 @@ _NAMES |= {
         ("", "a", "a.", ".b", "A.b", "a.2", "a.b.c", "a.b_", "a-.b", "a b.c", "a." + "b" * 25),
         lambda n: "a" * (n - 25) + "." + "b" * 24,
     ),
+    verification.GATE: Pattern(
+        ("accuracy", "judgeWinRate", "lm-eval.acc_norm"),
+        ("", "Accuracy", "accuracy ", "accuracyx", "custom", "a.", ".b", "a.2", "xaccuracy"),
+        lambda n: "a" * (n - 25) + "." + "b" * 24,
+    ),
     custom_metrics.PARAMETER_PATTERN: Pattern(
         ("a", "num-fewshot", "num_fewshot", "Tasks2"), ("", "2a", "a-", "_a", "a b", "a.b", "ä"), lambda n: "a" * n
     ),

@@ -26,8 +26,9 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import AnalyseParams, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import REPLACED_WITHDRAWN, AnalyseParams, Outcome, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
+from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.delivery import is_of_delivery
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.plan import plan
@@ -150,6 +151,8 @@ class ServingCluster:
     """What the analyses that ended were told."""
     loading: set[str] = field(default_factory=set)
     """Digests of artifacts whose servers never finish loading."""
+    withdrawn: dict[str, str] = field(default_factory=dict)
+    """By whom artifacts are marked as withdrawn in the store, by digest."""
     asked_of: list[tuple[list[str], list[str]]] = field(default_factory=list)
     """Which pods the Jobs asked that wait for adapters on running pods, and for which adapters."""
     watch: Callable[["ServingCluster"], None] = lambda _: None
@@ -331,7 +334,8 @@ class ServingCluster:
         deployment = self.objects[DEPLOYMENTS].get(f"demo-{revision}")
         if deployment is None or not deployment.get("status", {}).get("readyReplicas"):
             return
-        fate = FATES[served(deployment["spec"]["template"]["spec"])]
+        digest = served(deployment["spec"]["template"]["spec"])
+        fate = Reason.ARTIFACT_WITHDRAWN if self._is_refused(name, digest) else FATES[digest]
         ended = "Complete" if fate is None else "Failed"
         job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
         if fate is None:
@@ -341,10 +345,23 @@ class ServingCluster:
             outcome=Outcome.SUCCEEDED if fate is None else Outcome.FAILED,
             reason=fate or Reason.VERIFIED,
             message="The answers agree." if fate is None else "The answers are those of the base model.",
-            scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100"} if fate is None else {},
+            scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100", **self._told(name)} if fate is None else {},
             checks=_adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
         )
         self.pods[name] = [job_pod(job, result)]
+
+    def _is_refused(self, name: str, digest: str) -> bool:
+        """Whether the policy that a verification is told of refuses the artifact."""
+        asked = StageInput.model_validate_json(self.objects[CONFIG_MAPS][name]["data"]["input.json"]).params.verify
+        return digest in self.withdrawn and asked is not None and asked.withdrawn is WithdrawnPolicy.REFUSE
+
+    def _told(self, name: str) -> dict[str, str]:
+        """What a verification finds of the withdrawal of what serves until then."""
+        asked = StageInput.model_validate_json(self.objects[CONFIG_MAPS][name]["data"]["input.json"]).params.verify
+        said = [
+            self.withdrawn[each.digest] for each in (asked.replaced if asked else []) if each.digest in self.withdrawn
+        ]
+        return {REPLACED_WITHDRAWN: "; ".join(said)} if said else {}
 
     def _deliver(self, name: str, job: Object) -> None:
         """What running pods say of adapters that they are told of, by the fates of these."""

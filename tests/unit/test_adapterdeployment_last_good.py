@@ -379,3 +379,113 @@ class TestByItself:
         assert cluster.traffic() == old
         assert cluster.revisions(DEPLOYMENTS) == {old}
         assert cluster.status.revisions[0].state is RevisionState.ROLLED_BACK
+
+
+class TestWithdrawn:
+    """What served before was withdrawn while it did: nothing goes back to it where the policy refuses it."""
+
+    SAID = "withdrawn by dpo on 2026-03-01: erasure request 4711"
+
+    def replaced(self, policy: str = "Refuse") -> tuple[ServingCluster, str, str]:
+        """A cluster just after the update that took the place of what had been withdrawn."""
+        asked = {"keepLastGood": "10m", "policy": {"withdrawn": policy}}
+        cluster = ServingCluster(spec=pinned(GOOD, **asked))
+        cluster.settle()
+        old = cluster.traffic()
+        cluster.withdrawn[GOOD] = self.SAID
+        cluster.spec = pinned(BETTER, **asked)
+        until(cluster, lambda: cluster.traffic() != old)
+        return cluster, old, cluster.traffic()
+
+    def test_a_crash_leads_nowhere(self) -> None:
+        cluster, old, new = self.replaced()
+        assert cluster.status.previous is None
+        [told] = [each for each in cluster.events if "no traffic goes back" in each.message]
+        assert told.reason == Reason.ARTIFACT_WITHDRAWN
+        assert_says(told.message, old, self.SAID, "Refuse")
+        crash(cluster, new)
+        passes(cluster)
+        assert cluster.traffic() == new
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+        assert not [each for each in cluster.events if each.reason == Reason.ROLLED_BACK]
+
+    def test_a_field_asks_the_policy_too(self) -> None:
+        """It is verified again, which asks the store."""
+        cluster, old, new = self.replaced()
+        passes(cluster, 1)
+        cluster.spec = pinned(BETTER, keepLastGood="10m", rollbackTo=old)
+        passes(cluster, 8)
+        assert cluster.traffic() == new
+        candidate = cluster.status.candidate
+        assert candidate is not None
+        assert (candidate.revision, candidate.state) == (old, RevisionState.FAILED)
+        assert candidate.reason == Reason.ARTIFACT_WITHDRAWN
+
+    def test_where_the_policy_only_warns_it_comes_back(self) -> None:
+        cluster, old, new = self.replaced("Warn")
+        passes(cluster)
+        assert cluster.status.previous is not None
+        crash(cluster, new)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        passes(cluster)
+        assert condition(cluster.status, "Discouraged") == ("True", Reason.ARTIFACT_WITHDRAWN)
+
+    def test_a_policy_that_refuses_by_now_lets_the_kept_pods_go(self) -> None:
+        cluster, _, new = self.replaced("Warn")
+        cluster.spec = pinned(BETTER, keepLastGood="10m")
+        passes(cluster)
+        assert cluster.status.previous is None
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+
+    def test_the_mark_counts_through_the_steps_of_a_canary(self) -> None:
+        asked = {
+            "keepLastGood": "10m",
+            "strategy": {"type": "Canary", "canary": {"steps": [{"weight": 50, "pause": "1m"}]}},
+        }
+        cluster = ServingCluster(spec=pinned(GOOD, **asked))
+        cluster.settle()
+        cluster.withdrawn[GOOD] = self.SAID
+        cluster.spec = pinned(BETTER, **asked)
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
+        assert [each.reason for each in cluster.events].count(Reason.ARTIFACT_WITHDRAWN) >= 1
+        assert cluster.status.previous is None
+
+    def test_the_name_of_the_verification_does_not_hang_on_what_serves(self) -> None:
+        """It would be made again whenever that changes."""
+        cluster = ServingCluster(spec=pinned(GOOD))
+        cluster.settle()
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        cluster.run_controllers()
+        cluster.reconcile()
+        made = set(cluster.objects[JOBS])
+        assert cluster.status.stable is not None
+        stable = cluster.status.stable.model_copy(update={"storage": None})
+        cluster.status = cluster.status.model_copy(update={"stable": stable})
+        cluster.reconcile()
+        assert set(cluster.objects[JOBS]) == made
+
+
+class TestGates:
+    """What served before was verified without the gates that the policy asks for by now."""
+
+    def test_it_is_verified_again_before_it_comes_back(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        asked = {"keepLastGood": "10m", "policy": {"gates": "Passed"}}
+        cluster.spec = pinned(BETTER, **asked)
+        passes(cluster)
+        assert cluster.status.previous is None
+        [told] = [each for each in cluster.events if each.reason == Reason.GATES_NOT_PASSED]
+        assert_says(told.message, old, "not verified by the gates")
+        cluster.spec = pinned(GOOD, **asked)
+        until(cluster, lambda: cluster.traffic() == old)
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.gates
+        cluster.spec = pinned(BETTER, **asked)
+        until(cluster, lambda: cluster.traffic() == new)
+        passes(cluster)
+        assert cluster.status.previous is not None, "verified by the same gates, it stays"

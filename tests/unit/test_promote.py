@@ -108,4 +108,4 @@ def test_the_command_has_keys_for_each_store(
     assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr
     done = run({f"TO_{name}": value for name, value in WRITER.environment().items()})
     assert (done.returncode, done.stderr) == (0, "")
-    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is whole: 3 of its parts were copied")
+    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is whole: 4 of its parts were copied")

@@ -23,6 +23,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, VerificationCheck
 from finetune_api.stages import AdapterReport, AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
 from finetune_api.verification import WithdrawnPolicy
+from finetune_jobs.artifacts.gates import require_gates
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.adapters import Adapter
@@ -96,9 +97,9 @@ class Loader:
         self._left = {digest: since for digest, since in self._left.items() if digest not in known}
         for each in sorted(wanted.adapters, key=lambda each: not each.required):
             if each.required:
-                self._bring(each, wanted.withdrawn, limits)
+                self._bring(each, wanted, limits)
             else:
-                self._try(each, wanted.withdrawn, limits)
+                self._try(each, wanted, limits)
 
     def settle(self, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         """Make a server whose pod is ready serve what is wanted by now. Whatever goes wrong with an adapter is
@@ -119,9 +120,9 @@ class Loader:
             key = (each.name, each.digest)
             report = self._reports.get(key)
             if each.required and report is not None and report.state is not AdapterState.LOADED:
-                self._bring(each, wanted.withdrawn, limits)
+                self._bring(each, wanted, limits)
             elif report is None or (report.state is AdapterState.LOADING and self.clock() >= self._again.get(key, 0.0)):
-                self._try(each, wanted.withdrawn, limits)
+                self._try(each, wanted, limits)
         self._delete_files({each.digest for each in wanted.adapters})
 
     def reports(self) -> AdapterReports:
@@ -143,9 +144,9 @@ class Loader:
     def _who(self, name: str) -> str:
         return f"Its adapter {adapter_model(self.model, name)!r}"
 
-    def _try(self, each: WantedAdapter, policy: WithdrawnPolicy, limits: SelfCheckLimits) -> None:
+    def _try(self, each: WantedAdapter, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         try:
-            self._bring(each, policy, limits)
+            self._bring(each, wanted, limits)
         except StageError as error:
             log.warning("adapter %s is not loaded: %s", each.name, error.message)
             state = AdapterState.LOADING if error.retriable else AdapterState.FAILED
@@ -155,12 +156,14 @@ class Loader:
             said = f"Loading it crashed ({type(error).__name__})."
             self._report(each, AdapterState.FAILED, Reason.INTERNAL_ERROR, said)
 
-    def _bring(self, each: WantedAdapter, policy: WithdrawnPolicy, limits: SelfCheckLimits) -> None:
+    def _bring(self, each: WantedAdapter, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         """From the store to clients. Raises StageError."""
         self._left.pop(each.digest, None)
         adapter = self.fetch(each)
-        if not each.required and policy is WithdrawnPolicy.REFUSE:
-            require_standing(adapter.store, each.digest)
+        if not each.required:
+            if wanted.withdrawn is WithdrawnPolicy.REFUSE:
+                require_standing(adapter.store, each.digest)
+            require_gates(adapter.store, each.digest, wanted.gates, wanted.required_gates)
         if self._base and adapter.base.digest != self._base:
             raise StageError(
                 Reason.ADAPTERS_UNSUITABLE,

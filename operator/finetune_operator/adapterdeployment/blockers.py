@@ -25,6 +25,7 @@ from finetune_operator.blockers import (
 from finetune_operator.resources.drift import quantity
 from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
+from finetune_operator.tenancy.floor import floor_violation
 from finetune_operator.tenancy.verdict import tenancy_violation
 
 _OTHER_SIGNATURE: Final = "its signature was not checked with the keys of spec.policy"
@@ -36,6 +37,13 @@ def not_allowed(observed: ObservedDeployment) -> Blocker | None:
     """The platform's tenancy does not allow what the spec asks for."""
     settings, namespace = observed.settings, observed.owner.namespace
     return tenancy_blocker(tenancy_violation(settings.tenancy, settings.free_profiles, namespace, claims_of(observed)))
+
+
+def below_floor(observed: ObservedDeployment) -> Blocker | None:
+    """The spec asks less of a revision than the platform does. What serves keeps serving."""
+    spec, floors = observed.resource.spec, observed.settings.serving.verification_floors
+    violation = floor_violation(floors, observed.owner.namespace, spec.verification, spec.policy)
+    return Blocker(Reason.BELOW_VERIFICATION_FLOOR, violation, watched=True) if violation else None
 
 
 def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
@@ -133,6 +141,7 @@ def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     choice_unknown,
     not_allowed,
+    below_floor,
     name_conflict,
     pending_deletion,
     revision_unusable,

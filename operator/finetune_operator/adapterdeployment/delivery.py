@@ -113,6 +113,7 @@ def wanted_adapters(observed: ObservedDeployment, record: Record, adapters: Sequ
     """What the pods of a revision are told to serve; None: what they are started with."""
     if not loads_adapters(record.template):
         return None
+    policy = observed.resource.spec.policy
     return WantedAdapters(
         adapters=[
             WantedAdapter(
@@ -124,7 +125,9 @@ def wanted_adapters(observed: ObservedDeployment, record: Record, adapters: Sequ
             for each in standing(observed, record, adapters)
             if _counts(each)
         ],
-        withdrawn=observed.resource.spec.policy.withdrawn,
+        withdrawn=policy.withdrawn,
+        gates=policy.gates,
+        required_gates=policy.required_gates,
     )
 
 

@@ -9,6 +9,7 @@ from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS, given_b
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision import asked_gates
 from finetune_operator.adapterdeployment.revision_objects import serve
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target
@@ -69,5 +70,6 @@ def promote(
     """Verified and ready: the public Service now points to it."""
     serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, said, now)
     serving = serving.model_copy(update={"gap_starts_at": None, "canary": None})
+    serving = serving.model_copy(update={"gates": asked_gates(observed.resource.spec)})
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {said}"
     return RolloutStep(serving, actions=serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))

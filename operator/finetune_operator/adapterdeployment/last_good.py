@@ -14,11 +14,13 @@ from typing import Final, NamedTuple
 
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
+from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.candidate import given_back, in_state
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem, Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import is_as_the_spec_protects, spec_hash
+from finetune_operator.adapterdeployment.revision import asked_gates, is_as_the_spec_protects, spec_hash
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, is_as_recorded
+from finetune_operator.adapterdeployment.rollout import withdrawal
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, recorded_target
 from finetune_operator.blockers import Blocker
@@ -41,12 +43,37 @@ def kept(observed: ObservedDeployment) -> Kept | None:
     """The revision that served before, as long as its pods are what was proved: with the keys, too, that the spec asks
     for by now. One that asks clients for none never comes back by itself where the spec does."""
     previous = observed.resource.status.previous
-    if previous is None or not _keeps(observed):
+    if previous is None or not _keeps(observed) or barred(observed, previous):
         return None
     target = recorded_target(observed, previous)
     if target is None or not is_as_the_spec_protects(target.serving, observed.resource.spec):
         return None
     return Kept(previous, target) if is_as_recorded(observed, target.record) else None
+
+
+def barred(observed: ObservedDeployment, revision: RevisionStatus) -> str:
+    """Why the policy lets no traffic go back to a revision without another verification; empty: it does."""
+    policy, gates = observed.resource.spec.policy, asked_gates(observed.resource.spec)
+    if policy.withdrawn is WithdrawnPolicy.REFUSE and (said := withdrawal(observed, revision)):
+        return f"its artifact was {said}. spec.policy.withdrawn is {policy.withdrawn}."
+    if gates and revision.gates != gates:
+        return "it was not verified by the gates of spec.policy."
+    return ""
+
+
+def let_go(observed: ObservedDeployment, before: RevisionStatus | None, step: RolloutStep) -> tuple[Event, ...]:
+    """That pods do not stay, or no longer, because nothing may go back to them. ``before``: as in to_keep."""
+    left = observed.resource.status.previous
+    if before is not None and step.stable is not None and step.stable.revision != before.revision:
+        left = before if step.fallen is None else None
+    if left is None or not _keeps(observed) or not (said := barred(observed, left)):
+        return ()
+    message = (
+        f"The pods of revision {left.revision}, which served before, do not stay, and no traffic goes back to them: "
+        f"{said}"
+    )
+    reason = Reason.ARTIFACT_WITHDRAWN if withdrawal(observed, left) else Reason.GATES_NOT_PASSED
+    return (Event("Warning", reason, message),)
 
 
 def keep_left(observed: ObservedDeployment, previous: RevisionStatus, now: datetime) -> float:
@@ -147,7 +174,7 @@ def to_keep(
         if step.candidate and step.candidate.state is RevisionState.CANARY:
             return None  # while the Service names no revision, no third one may have pods
         return previous.revision
-    if step.fallen is not None or not _keeps(observed):
+    if step.fallen is not None or not _keeps(observed) or barred(observed, before):
         return None
     until = timestamp(now + timedelta(seconds=observed.resource.spec.keep_seconds))
     message = f"Its pods stay until {until}, so that the traffic can go back to them."

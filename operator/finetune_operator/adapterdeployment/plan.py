@@ -58,6 +58,7 @@ from finetune_operator.adapterdeployment.last_good import (
     is_over,
     keep_left,
     kept,
+    let_go,
     roll_back,
     to_keep,
     watched,
@@ -126,7 +127,8 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     else:
         step = _roll_out(observed, target, stable, now)
     endpoint = endpoint_state(observed, step.stable, now)
-    keep = to_keep(observed, stable, previous, step, now)
+    before = step.left or stable
+    keep = to_keep(observed, before, previous, step, now)
     rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now, keep, step.fallen)
     if rollout.lacks_room:
         rollout = replace(rollout, previous=None)
@@ -149,7 +151,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
             BUDGET: budget_actions(observed, step.stable.revision if step.stable else ""),
             ROUTE: route_actions(observed, step.stable, step.candidate),
         },
-        events=step.events + transition_events(observed.resource.status, status),
+        events=step.events + let_go(observed, before, step) + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
         blocked=step.blocked,
     )
@@ -269,7 +271,7 @@ def _roll_out(
     if candidate.state in (RevisionState.FAILED, RevisionState.WAITING, RevisionState.STOPPING):
         return RolloutStep(stable, candidate, keep, events, due_after)
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
-    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
+    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings, stable)
     proved = has_proved_itself(candidate)
     verification = None if proved else find_verification(observed, request, now)
     problem = candidate_problem(live, pods, now)
@@ -282,6 +284,7 @@ def _roll_out(
         return (fail if unfit.outlook is Outlook.FAIL else give_back)(stable, candidate, unfit, keep, now)
     if verification is not None and verification.succeeded:
         candidate = scored(verification.recorded(candidate), verification.verdict)
+        stable = stable and stable.model_copy(update={"withdrawn": verification.replaced_withdrawn})
     verified = proved or (verification is not None and verification.succeeded)
     if verified and stable is not None and takes_steps(observed, target, stable, candidate):
         closed = _closed_for(observed, target, candidate, verification, now)
@@ -296,7 +299,7 @@ def _roll_out(
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verified and enough and not closed:
         said = verification.verdict.message if verification is not None else "It has stood the steps of its canary."
-        return promote(observed, target, candidate, said, now)
+        return replace(promote(observed, target, candidate, said, now), left=stable)
     rejected = refused_for_long(observed, candidate, STALE_SECONDS if in_gap else may_start, pods, now)
     late = held_too_long(problem) or rejected or (verification.overdue if verification else None)
     if left == 0:

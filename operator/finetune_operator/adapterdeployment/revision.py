@@ -6,6 +6,7 @@ from typing import Final
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.hashing import digest, short, without_defaults
 from finetune_api.stages import Stage
+from finetune_api.verification import GatesPolicy
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.resources.pod import repository
@@ -62,6 +63,14 @@ def api_keys_secret(spec: AdapterDeploymentSpec) -> str:
 def is_as_the_spec_protects(serving: Serving, spec: AdapterDeploymentSpec) -> bool:
     """Whether a revision asks its artifact's signature, and its clients, for the keys that the spec asks for by now."""
     return serving.public_keys == accepted_keys(spec) and serving.api_keys_secret == api_keys_secret(spec)
+
+
+def asked_gates(spec: AdapterDeploymentSpec) -> str:
+    """Identity of the gates that the spec's policy asks for; empty: none."""
+    policy = spec.policy
+    if policy.gates is GatesPolicy.ANY and not policy.required_gates:
+        return ""
+    return digest([policy.gates, sorted(policy.required_gates)])
 
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:

@@ -22,6 +22,7 @@ from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map, source_of_limits
 from finetune_operator.resources.service import candidate_service, names_no_revision, public_service
+from finetune_operator.tenancy.floor import strictest
 
 
 def serve(
@@ -82,9 +83,10 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
     asked = target.is_asked or (target.source_blocker is not None and stays)
     if not has_self_check(target.record.template) or (live is not None and not asked):
         return ()
+    counts = strictest(observed.settings.serving.verification_floors, observed.owner.namespace, spec.verification)
     limits = SelfCheckLimits(
-        min_agreement_percent=spec.verification.min_agreement_percent,
-        max_distance=None if spec.verification.max_distance is None else float(spec.verification.max_distance),
+        min_agreement_percent=counts.min_agreement_percent,
+        max_distance=None if counts.max_distance is None else float(counts.max_distance),
         watch_seconds=_watch_seconds(observed),
     )
     labels = server_labels(observed.owner, target.revision)

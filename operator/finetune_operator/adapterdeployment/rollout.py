@@ -27,6 +27,12 @@ from finetune_operator.framework.conditions import ConditionType, parse_timestam
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
 
 
+def withdrawal(observed: ObservedDeployment, revision: RevisionStatus) -> str:
+    """What is known of the withdrawal of a revision's artifact; empty: nothing. Its pods were told when they fetched
+    it, and the verification of the next one has looked again."""
+    return revision.withdrawn or withdrawn(observed.server_pods(revision.revision))
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One reconciliation of an AdapterDeployment."""
@@ -121,7 +127,7 @@ class Rollout:
     @property
     def withdrawn(self) -> str:
         """What is known of the withdrawal of what serves; empty: nothing."""
-        return withdrawn(self.observed.server_pods(self.stable.revision)) if self.stable else ""
+        return withdrawal(self.observed, self.stable) if self.stable else ""
 
     @property
     def blocker(self) -> Blocker | None:

@@ -19,3 +19,6 @@ class RolloutStep:
     """As in Plan."""
     fallen: RevisionStatus | None = None
     """The revision from which the traffic is taken back, and why."""
+    left: RevisionStatus | None = None
+    """The one that served until this pass, with what its successor's verification found of it; None: as in the
+    status."""

@@ -5,12 +5,22 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.hashing import without_defaults
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION, SELF_CHECK_PORT
 from finetune_api.reasons import remedy
 from finetune_api.serving_status import RevisionStatus
-from finetune_api.stages import DOOR_SECONDS, LatencyObjectives, Params, Stage, StageInput, VerifyParams
+from finetune_api.stages import (
+    DOOR_SECONDS,
+    REPLACED_WITHDRAWN,
+    AdapterRef,
+    LatencyObjectives,
+    Params,
+    Stage,
+    StageInput,
+    VerifyParams,
+)
 from finetune_api.verification import duration_seconds
-from finetune_operator.adapterdeployment.adapters import judged
+from finetune_operator.adapterdeployment.adapters import judged, read_back
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
@@ -33,13 +43,22 @@ _PATIENCE: Final = timedelta(seconds=LONG_WAIT_SECONDS)
 """For how long its pod may wait for a node, while the candidate's holds a GPU."""
 _VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
 """The Job's exit code decides; its report may be lost with its pod."""
+_WORDS: Final = 512
+"""The API's limit for a mark's words; pods are not trusted to respect it."""
 _SHAPE: Final = PodShape(
     requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"}, scratch_size="1Gi"
 )
 
 
-def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, settings: Settings) -> StageRequest:
-    """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``."""
+def verify_request(
+    owner: Owner,
+    target: Target,
+    spec: AdapterDeploymentSpec,
+    settings: Settings,
+    stable: RevisionStatus | None = None,
+) -> StageRequest:
+    """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``, and not with
+    what serves until then (``stable``), of which it tells whether it was withdrawn."""
     asked = spec.verification
     serving = target.serving
     seconds = (600 + ANSWER_SECONDS * asked.most_samples) * max(1, len(serving.adapters))
@@ -53,6 +72,8 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         min_agreement_percent=asked.min_agreement_percent,
         timeout_seconds=seconds,
         withdrawn=spec.policy.withdrawn,
+        gates=spec.policy.gates,
+        required_gates=spec.policy.required_gates,
         api_keys_secret=target.serving.api_keys_secret,
         max_distance=None if asked.max_distance is None else float(asked.max_distance),
         detect_drop=None if asked.detect_drop is None else float(asked.detect_drop),
@@ -65,16 +86,20 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         door=service_url(owner, service, SELF_CHECK_PORT) if watches else "",
     )
     run = run_ref(owner, f"{target.revision}-{target.spec_hash[:6]}")
+    given = StageInput(
+        stage=Stage.VERIFY,
+        run=run,
+        storage=serving.storage,
+        artifact_uri=uri,
+        artifact_digest=digest,
+        params=Params(verify=params),
+    )
+    replaced = _replaced(stable, target)
+    told = params.model_copy(update={"replaced": replaced})
     return StageRequest(
         owner=owner,
-        input=StageInput(
-            stage=Stage.VERIFY,
-            run=run,
-            storage=serving.storage,
-            artifact_uri=uri,
-            artifact_digest=digest,
-            params=Params(verify=params),
-        ),
+        input=given.model_copy(update={"params": Params(verify=told)}),
+        identity=without_defaults(given) if replaced else None,
         image=settings.images.of(Stage.VERIFY),
         images=settings.images,
         proxy=settings.proxy,
@@ -85,6 +110,15 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         deadline_seconds=2 * seconds,
         retries=2,
     )
+
+
+def _replaced(stable: RevisionStatus | None, target: Target) -> list[AdapterRef]:
+    """The artifacts of what serves, as far as the verification can reach them: with the keys of its own store."""
+    if stable is None or stable.storage != target.serving.storage:
+        return []
+    if stable.adapters:
+        return [AdapterRef(name=each.name, uri=each.uri, digest=each.digest) for each in read_back(stable.adapters)]
+    return [AdapterRef(name="", uri=stable.artifact_uri, digest=stable.artifact_digest)] if stable.artifact_uri else []
 
 
 def _seconds(duration: str | None) -> float | None:
@@ -115,6 +149,12 @@ class Verification:
         """Whether it saw the policy in force that lets clients in."""
         result = self.verdict.result
         return self.succeeded and result is not None and DOOR_SECONDS in result.scalars
+
+    @property
+    def replaced_withdrawn(self) -> str:
+        """What it found of the withdrawal of what serves until now; empty: nothing."""
+        result = self.verdict.result
+        return result.scalars.get(REPLACED_WITHDRAWN, "")[:_WORDS] if result is not None else ""
 
     @property
     def failure(self) -> ServerProblem | None:

@@ -1,0 +1,203 @@
+"""How far right and wrong servers are from an evaluation, by precision: what the tolerances of verification rest on.
+
+SmolLM2-135M is tuned for 16 steps. Then its own texts are read by the same weights in other precisions (emulated: the
+output of every module is rounded), and by damaged ones. ``way`` is how far a server has gone towards wrong rotary
+positions, as verification computes it. Needs no GPU and no server; ``make test-vllm`` and the stand-in are for those.
+
+``--dataset``: a folder with train.jsonl and test.jsonl, as the stage prepare writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from finetune_api.training import Method
+from finetune_jobs.evaluation.distances import distance
+from finetune_jobs.evaluation.reference import Passage, make_passages, token_log_probs
+from finetune_jobs.modelling.loading import load_adapter
+from finetune_jobs.modelling.token_files import read_split
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.modelling.tuning import Tuning
+from hack.benchmarks.tuned import BATCH, load_unpacked, tune
+from hack.cluster.console import say
+from hack.cluster.layout import cache_directory
+from hack.models import ensure_smollm2
+
+STEPS = 16
+SHORT, LONG = 4, 1
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+THETAS = (0.7, 0.1)
+
+Likely = Sequence[list[float]]
+
+
+@contextmanager
+def rounded(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
+    """Round what every module puts out."""
+
+    def hook(_module: Any, _given: Any, output: Any) -> Any:
+        return output.to(dtype).float() if isinstance(output, torch.Tensor) else output
+
+    handles = [each.register_forward_hook(hook) for each in model.modules()] if dtype else []
+    try:
+        yield
+    finally:
+        for each in handles:
+            each.remove()
+
+
+@contextmanager
+def int8(model: Any, *, activations: bool = True) -> Iterator[None]:
+    """Weights in 8 bits with a scale for each row and, while it computes, activations in 8 bits with one a token."""
+
+    def pre(_module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        scale = given[0].abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / 127
+        return ((given[0] / scale).round() * scale, *given[1:])
+
+    layers = [each for each in model.model.layers.modules() if isinstance(each, torch.nn.Linear)]
+    kept = [each.weight.data for each in layers]
+    for each in layers:
+        scale = each.weight.data.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
+        each.weight.data = (each.weight.data / scale).round() * scale
+    handles = [each.register_forward_pre_hook(pre) for each in layers] if activations else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for each, weight in zip(layers, kept, strict=True):
+            each.weight.data = weight
+
+
+@contextmanager
+def lost_mlp(model: Any, layer: int) -> Iterator[None]:
+    """The MLP of a layer adds nothing."""
+    down = model.model.layers[layer].mlp.down_proj
+    kept = down.weight.data
+    down.weight.data = torch.zeros_like(kept)
+    try:
+        yield
+    finally:
+        down.weight.data = kept
+
+
+@contextmanager
+def turned(model: Any, factor: float) -> Iterator[None]:
+    """Multiply the rotary base."""
+    frequencies = model.model.rotary_emb.inv_freq
+    kept = frequencies.clone()
+    frequencies.mul_(factor ** -(torch.arange(len(kept)) / len(kept)))
+    try:
+        yield
+    finally:
+        frequencies.copy_(kept)
+
+
+def read(model: Any, passages: Sequence[Passage]) -> Likely:
+    """The log-probabilities of every text."""
+    return [token_log_probs(model, each.ids) for each in passages]
+
+
+def apart(left: Likely, right: Likely) -> float:
+    """Mean distance, in nats a token."""
+    return round(fmean(distance(a, b) for a, b in zip(left, right, strict=True)), 3)
+
+
+def way(artifact: Likely, straight: Likely, wrong: Likely, seen: Likely) -> float:
+    """The share of the way to wrong positions (least squares)."""
+    direction = [b - a for s, t in zip(straight, wrong, strict=True) for a, b in zip(s, t, strict=True)]
+    moved = [b - a for s, t in zip(artifact, seen, strict=True) for a, b in zip(s, t, strict=True)]
+    return round(sum(a * b for a, b in zip(direction, moved, strict=True)) / sum(a * a for a in direction), 2)
+
+
+def in_16_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
+    """Right and wrong servers of the weights as they are: short texts first, which cost little."""
+    layers = len(model.model.layers)
+    for kind, texts in (("short", short), ("long", long)):
+        right, by_dtype = read(model, texts), dict[str, Likely]()
+
+        def note(what: str, seen: Likely, kind: str = kind, right: Likely = right) -> None:
+            out[f"{name} 16 bits: {what}, {kind}"] = apart(right, seen)
+            say(f"{name} 16 bits: {what}, {kind}: {apart(right, seen)}")
+
+        for each, dtype in DTYPES.items():
+            with rounded(model, dtype):
+                by_dtype[each] = read(model, texts)
+            note(each, by_dtype[each])
+        out[f"{name} 16 bits: bfloat16 to float16, {kind}"] = apart(*by_dtype.values())
+        lost = range(layers)
+        if kind == "long":
+            lost = [min(lost, key=lambda layer: out[f"{name} 16 bits: MLP {layer} lost, short"])]
+        for layer in lost:
+            with lost_mlp(model, layer):
+                note(f"MLP {layer} lost", read(model, texts))
+        for factor in THETAS:
+            with turned(model, factor):
+                note(f"theta x {factor}", read(model, texts))
+
+
+def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
+    """Right and wrong servers of INT8, and how far each is on the way to wrong positions."""
+    texts = {"short": short, "long": long}
+    with int8(model, activations=False):
+        straight = {kind: read(model, each) for kind, each in texts.items()}
+        wrong: dict[tuple[str, float], Likely] = {}
+        for factor in THETAS:
+            with turned(model, factor):
+                wrong |= {(kind, factor): read(model, each) for kind, each in texts.items()}
+    for (kind, factor), likely in wrong.items():
+        out[f"{name} theta x {factor} moves, {kind}"] = apart(straight[kind], likely)
+    with int8(model):
+        artifact = {kind: read(model, each) for kind, each in texts.items()}
+        for precision, served in [(p, t) for t in (1.0, *THETAS) for p in DTYPES]:
+            with ExitStack() as stack:
+                stack.enter_context(turned(model, served))
+                stack.enter_context(rounded(model, DTYPES[precision]))
+                seen = {kind: read(model, each) for kind, each in texts.items()}
+            for kind in texts:
+                what = f"{name} {precision}, theta x {served}, {kind}"
+                out[what] = {
+                    "distance": apart(artifact[kind], seen[kind]),
+                    **{
+                        f"way to {factor}": way(artifact[kind], straight[kind], wrong[kind, factor], seen[kind])
+                        for factor in THETAS
+                    },
+                }
+                say(f"{what}: {out[what]}")
+
+
+def main(dataset: Path, out: Path) -> None:
+    """Measure, and write the figures."""
+    base, tuning = ensure_smollm2(cache_directory()), Tuning(method=Method.LORA)
+    tokenizer = load_tokenizer(base)
+    passages = make_passages(tokenizer, read_split(dataset, "test"), stop_token(base, tokenizer), 8192)
+    short = [each for each in passages if not each.long][:SHORT]
+    long = [each for each in passages if each.long][:LONG]
+    adapter, figures = out / "adapter", dict[str, Any]()
+    untuned = load_unpacked(base, tuning)
+    in_16_bits(untuned, "untuned", short, long, figures)
+    in_8_bits(untuned, "untuned INT8:", short, long, figures)
+    if not adapter.exists():
+        tune(base, read_split(dataset, "train")[: STEPS * BATCH], adapter, tuning)
+    model = load_adapter(untuned, adapter).merge_and_unload()
+    for each in model.parameters():
+        each.data = each.data.to(torch.bfloat16).float()  # as it is exported
+    in_16_bits(model, "tuned", short, long, figures)
+    in_8_bits(model, "tuned INT8:", short, long, figures)
+    (out / "server_distance.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    main(given.dataset, given.out)

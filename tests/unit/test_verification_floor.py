@@ -1,0 +1,142 @@
+"""The least that the platform lets AdapterDeployments ask of a revision, and what becomes of what asks for less."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
+from finetune_api.verification import Policy, Verification
+from finetune_jobs.verification.power import smallest_sample
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS
+from finetune_operator.settings import Settings
+from finetune_operator.tenancy.floor import VerificationFloor, floor_violation, strictest
+from tests.support.sentences import assert_says
+from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned
+
+pytestmark = pytest.mark.unit
+
+OURS, THEIRS = ("-----BEGIN PUBLIC KEY-----\n" + letter * 60 + "\n-----END PUBLIC KEY-----\n" for letter in "AB")
+LOOSE: dict[str, Any] = {"maxDistance": "9.999", "samples": 0, "minAgreementPercent": 1}
+"""What an auditor set, with withdrawn: Warn."""
+FLOOR: dict[str, Any] = {"maxDistance": "0.8", "samples": 50, "minAgreementPercent": 75, "withdrawn": "Refuse"}
+
+
+def floored(*floors: dict[str, Any]) -> Settings:
+    """Settings with these floors."""
+    made = [VerificationFloor.model_validate(each) for each in floors]
+    return SETTINGS.model_copy(update={"serving": SETTINGS.serving.model_copy(update={"verification_floors": made})})
+
+
+def violation(floor: dict[str, Any], verification: dict[str, Any], policy: dict[str, Any], where: str = "team") -> str:
+    """What one floor says of a spec."""
+    asked = Verification.model_validate(verification), Policy.model_validate(policy)
+    return floor_violation([VerificationFloor.model_validate(floor)], where, *asked)
+
+
+@pytest.mark.parametrize(
+    ("floor", "verification", "policy", "says"),
+    [
+        (FLOOR, {}, {}, ""),
+        ({}, LOOSE, {"withdrawn": "Warn"}, ""),
+        ({"namespaces": ["prod-*"], **FLOOR}, LOOSE, {"withdrawn": "Warn"}, ""),
+        ({"maxDistance": "0.8"}, {"maxDistance": "0.8"}, {}, ""),
+        ({"maxDistance": "0.8"}, {"maxDistance": "0.801"}, {}, "maxDistance is 0.801; it may be at most 0.8"),
+        ({"samples": 50}, {"samples": 49}, {}, "samples is 49; it must be at least 50"),
+        ({"samples": 91}, {"samples": 0, "detectDrop": "0.1"}, {}, ""),
+        ({"samples": 92}, {"detectDrop": "0.1"}, {}, "detectDrop is 0.1 … 91 test examples … at least 92"),
+        ({"detectDrop": "0.1"}, {"detectDrop": "0.05"}, {}, ""),
+        ({"detectDrop": "0.1"}, {"detectDrop": "0.2"}, {}, "detectDrop is 0.2; it may be at most 0.1"),
+        ({"detectDrop": "0.1"}, {}, {}, "detectDrop is not set; it may be at most 0.1"),
+        ({"minAgreementPercent": 75}, {"minAgreementPercent": 74}, {}, "minAgreementPercent is 74 … at least 75"),
+        ({"withdrawn": "Refuse"}, {}, {"withdrawn": "Warn"}, "withdrawn is Warn; it must be Refuse"),
+        ({"gates": "Passed"}, {}, {"gates": "Passed"}, ""),
+        ({"gates": "Passed"}, {}, {}, "spec.policy.gates is Any; it must be Passed"),
+        ({"requiredGates": ["recall", "leaks"]}, {}, {"requiredGates": ["recall"]}, "does not have 'leaks'"),
+        ({"signed": True}, {}, {}, "spec.policy.signature is not set"),
+        ({"signed": True}, {}, {"signature": {"publicKeys": [THEIRS]}}, ""),
+        ({"publicKeys": [OURS]}, {}, {}, "spec.policy.signature is not set"),
+        ({"publicKeys": [OURS]}, {}, {"signature": {"publicKeys": [OURS.strip()]}}, ""),
+        ({"publicKeys": [OURS]}, {}, {"signature": {"publicKeys": [OURS, THEIRS]}}, "publicKeys[1]: not one of"),
+    ],
+)
+def test_a_spec_against_a_floor(
+    floor: dict[str, Any], verification: dict[str, Any], policy: dict[str, Any], says: str
+) -> None:
+    found = violation(floor, verification, policy)
+    if says:
+        assert_says(found, *says.split(" … "), "namespace 'team'")
+    else:
+        assert found == ""
+
+
+def test_all_floors_of_a_namespace_count() -> None:
+    """Rules of tenancy are alternatives; of those one would pick the one without a floor."""
+    floors = [
+        VerificationFloor.model_validate(each) for each in ({"samples": 10}, {"namespaces": ["te*"], "samples": 40})
+    ]
+    assert_says(floor_violation(floors, "team", Verification(samples=20), Policy()), "at least 40")
+    assert floor_violation(floors, "other", Verification(samples=20), Policy()) == ""
+    both = floor_violation(floors, "team", Verification(samples=0), Policy())
+    assert_says(both, "at least 10", "at least 40")
+
+
+@pytest.mark.parametrize(
+    "floor", [{"samples": -1}, {"maxDistance": "much"}, {"gates": "Most"}, {"namespaces": []}, {"x": 1}]
+)
+def test_a_floor_that_makes_no_sense_is_refused(floor: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        VerificationFloor.model_validate(floor)
+
+
+@pytest.mark.parametrize("drop", ["0.01", "0.05", "0.1", "0.2", "0.33", "0.5", "0.99"])
+def test_the_fewest_examples_that_show_a_drop(drop: str) -> None:
+    """What the stage takes for the best case, an artifact that was always right."""
+    wanted = smallest_sample(1.0, float(drop), 1000)
+    assert Verification(detect_drop=drop).least_samples == (wanted or 1000)
+
+
+def test_what_asks_for_less_is_not_rolled_out() -> None:
+    cluster = ServingCluster(spec=pinned(GOOD), settings=floored(FLOOR))
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+    before = cluster.status.stable
+    cluster.spec = pinned(BETTER, verification=LOOSE, policy={"withdrawn": "Warn"})
+    cluster.settle()
+    assert condition(cluster.status, "Stalled") == ("True", Reason.BELOW_VERIFICATION_FLOOR)
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+    assert (cluster.status.stable, cluster.status.candidate) == (before, None)
+    assert len(cluster.objects[DEPLOYMENTS]) == 1
+    said = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
+    assert_says(
+        said, "maxDistance is 9.999", "at most 0.8", "samples is 0", "minAgreementPercent is 1", "withdrawn is Warn"
+    )
+    assert_says(said, "serving.verificationFloors")
+    cluster.spec = pinned(BETTER)
+    cluster.settle()
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+
+
+def test_pods_that_run_prove_themselves_by_no_less() -> None:
+    """The limits of the self-check follow the spec while pods run, also one that is not rolled out."""
+    cluster = ServingCluster(spec=pinned(GOOD), settings=floored(FLOOR))
+    cluster.settle()
+    cluster.spec = pinned(GOOD, verification=LOOSE)
+    cluster.settle()
+    limits = [
+        json.loads(text)
+        for each in cluster.objects[CONFIG_MAPS].values()
+        for text in each["data"].values()
+        if "minAgreementPercent" in text and '"params"' not in text
+    ]
+    assert limits
+    assert all(each.get("minAgreementPercent", 75) >= 75 for each in limits)
+    assert all((each.get("maxDistance") or 0) <= 0.8 for each in limits)
+    made = [VerificationFloor.model_validate(FLOOR)]
+    kept = strictest(made, "team", Verification.model_validate(LOOSE))
+    assert (kept.max_distance, kept.min_agreement_percent) == ("0.8", 75)
+    assert strictest(made, "team", Verification()).max_distance is None
+    assert strictest([], "team", Verification.model_validate(LOOSE)).max_distance == "9.999"
