@@ -93,7 +93,7 @@ def train(context: Context) -> StageOutput:
         message=message,
         folder=files.out,
         cut=trained.ending.reason is Reason.BUDGET_EXCEEDED,
-        tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes"),
+        tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes", "liger-kernel"),
     )
 
 
