@@ -83,6 +83,13 @@ class Packing(StrEnum):
     OFF = "Off"
 
 
+class Kernels(StrEnum):
+    """Whether a GPU computes normalisation, rotations and gates in one kernel each."""
+
+    AUTO = "Auto"
+    OFF = "Off"
+
+
 class Validation(ApiModel):
     """What the training is judged by while it runs."""
 
@@ -124,6 +131,9 @@ class Training(ApiModel):
     packing: Packing = Packing.AUTO
     """Auto: join the examples of a forward pass without padding, each attending to itself only, where the model allows
     it; the training is the same, and faster. Off: pad them."""
+    kernels: Kernels = Kernels.AUTO
+    """Auto: on a GPU, compute RMSNorm, rotary embeddings and SwiGLU or GeGLU in one kernel each, for model families
+    that are known and where a check on that GPU finds the same numbers; faster. Off: as PyTorch does."""
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """Rank r of the adapter."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune_api.training import EarlyStopping, Training
+from finetune_api.training import EarlyStopping, Kernels, Training
 from hack.benchmarks.result import Result
 from hack.cluster.console import say, step
 from hack.cluster.layout import cache_directory
@@ -80,6 +80,7 @@ class Workload:
     """Least ratio to TRL's rate."""
     dropout: str = "0.05"
     """On the adapter's input."""
+    kernels: Kernels = Kernels.AUTO
 
     @property
     def training(self) -> Training:
@@ -91,6 +92,7 @@ class Workload:
             epochs=50,
             max_length=MAX_LENGTH,
             dropout=self.dropout,
+            kernels=self.kernels,
             early_stopping=EarlyStopping.NEVER,
         )
 

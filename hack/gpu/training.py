@@ -17,6 +17,7 @@ from typing import Any
 from finetune_api.layout import MANIFEST, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.training import Training
+from finetune_jobs.fit.kernels import FAMILIES, listed
 from finetune_jobs.fit.memory import ON_GPU, gpu_step, peak_memory
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, skipped
@@ -48,6 +49,7 @@ def methods(bench: Bench) -> Iterator[Check]:
         ended = bench.run(bench.input_of(training, name.replace(" ", "-").lower()))
         yield _learnt(bench, name, ended)
         if bench.on_gpu:
+            yield _fused(name, ended)
             yield _memory(bench, name, training, ended)
 
 
@@ -109,6 +111,13 @@ def _learnt(bench: Bench, name: str, ended: Ended) -> Check:
     losses = bench.losses(ended)
     found = f"loss {losses[0]:.2f} → {losses[-1]:.2f}"
     return Check("train", name, found, f"≤ {FALL} × the first", losses[-1] <= FALL * losses[0])
+
+
+def _fused(name: str, ended: Ended) -> Check:
+    """All kernels of the model's family have passed their check on this card."""
+    wanted = listed(FAMILIES["qwen3"])
+    found = ended.result.scalars.get("kernels", "not said")
+    return Check("train", f"{name}, fused kernels", found, wanted, found == wanted)
 
 
 def _memory(bench: Bench, name: str, training: Training, ended: Ended) -> Check:

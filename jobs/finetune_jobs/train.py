@@ -19,7 +19,7 @@ from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime import commandline
-from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, earlier_result, run_stage
 from finetune_jobs.training import launcher
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ def train(context: Context) -> StageOutput:
         fetch_base_model(context, files.base)
     for warning in training_warnings(params.training) if team.first else ():
         log.warning("%s", warning)
-    team.join()
+    if not team.join(done=lambda: earlier_result(context) is not None):
+        return StageOutput(message="There is a result already: nothing to help with.")
     state = context.store.below(run_folder(given.run))
     with peers_needed(team):
         place = state.below(f"checkpoints/{given.input_key[:16]}")
@@ -92,7 +93,7 @@ def train(context: Context) -> StageOutput:
         message=message,
         folder=files.out,
         cut=trained.ending.reason is Reason.BUDGET_EXCEEDED,
-        tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes"),
+        tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes", "liger-kernel"),
     )
 
 

@@ -16,15 +16,15 @@ from tests.support.restricted import ended, pod, restricted_namespace
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SOURCE = Path(REPOSITORY, "hack", "gpu", "kernels.py")
-PARTS = 1 + 2 * 4
-"""The driver, and two kernels for four generations of cards."""
+PARTS = 1 + 14 * 4
+"""The driver, and fourteen kernels for four generations of cards: two of TRL's, twelve of Liger's."""
 
 
 def test_driver_and_kernels_compile_without_a_gpu(cluster: Kubectl) -> None:
     image = build_images(provider().images(), ["jobs"])["jobs"]
     with restricted_namespace("kernels") as kubectl:
         kubectl.apply(pod("kernels", image, "python", "-c", SOURCE.read_text()))
-        state = ended(kubectl, "kernels", 300)
+        state = ended(kubectl, "kernels", 500)
         lines = [json.loads(line) for line in kubectl("logs", "kernels").splitlines() if line.startswith("{")]
     assert [line for line in lines if "failed" in line] == []
     assert state["exitCode"] == 0

@@ -80,7 +80,7 @@ def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, 
     assert manifest.facts == second.result.scalars
     figures = {"steps", "trainLoss", "validationLoss", "tokens", "trainableParameters", "learningRate"}
     assert set(manifest.facts) == figures | {"batchSize", "gradientAccumulation", "ended"}
-    assert manifest.lineage.tools.keys() == {"torch", "transformers", "peft", "trl", "bitsandbytes"}
+    assert manifest.lineage.tools.keys() == {"torch", "transformers", "peft", "trl", "bitsandbytes", "liger-kernel"}
     config = json.loads(store.get(f"{folder}/adapter_config.json") or b"")
     assert config["base_model_name_or_path"] == store.uri(BASE)
     written = [entry.key for entry in store.list() if entry.key.startswith(("keys/", "models/", "runs/"))]

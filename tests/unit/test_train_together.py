@@ -204,6 +204,26 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_helpers_of_a_training_that_is_done_end_with_it(
+    base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+) -> None:
+    """The first process finds the result of this input and never listens: the other one looks for it too, in its pod
+    and in a pod of its own, instead of waiting until it is killed."""
+    training = settings(Method.LORA, max_steps=2, batch_size=2)
+    given = train_input(base, write_dataset(tmp_path / "dataset"), store, s3, training)
+    made = run_process(given, tmp_path, ADMIN, "--processes", "2")
+    assert made.code == ExitCode.OK, made.log
+
+    again = run_process(given, tmp_path, ADMIN, "--processes", "2")
+
+    assert (again.code, again.result.reused) == (ExitCode.OK, True), again.log
+    assert again.result.output_digest == made.result.output_digest
+    assert not any("is killed" in line["message"] for line in again.log)
+    alone = start_node(given, tmp_path / "pod-1", 1, free_port())
+    alone.communicate(timeout=600)  # an hour, if it waited for the first one
+    assert alone.returncode == ExitCode.OK
+
+
 def assert_as_alone(found: dict[str, torch.Tensor], folder: Path, base: Path) -> None:
     """The training moved all weights of ``base`` as in ``folder``, up to a twentieth and bfloat16's rounding: sums in
     another order turn a few of Adam's steps."""

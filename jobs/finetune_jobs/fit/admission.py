@@ -22,6 +22,7 @@ from finetune_jobs.fit.cost import CostForecast, forecast
 from finetune_jobs.fit.disk import WITH_MODEL, scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
 from finetune_jobs.fit.interruptions import interruption
+from finetune_jobs.fit.kernels import fused_kernels, listed
 from finetune_jobs.fit.memory import (
     FP32,
     GIB,
@@ -131,6 +132,8 @@ def admit(
         message += " There is room for all activations: none is computed twice."
     elif chosen.selective:
         message += " There is room for a part of the activations: the others are computed twice."
+    if kernels := fused_kernels(config, training):
+        message += f" {listed(kernels)} take one kernel each, if a check on the card passes."
     if roomier := _faster(shape, part, hardware):
         message += (
             f" LoRA over the base in 16 bits fits too ({_gib(roomier)}) and is mostly faster: it unpacks no weights."

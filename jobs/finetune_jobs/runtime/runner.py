@@ -156,7 +156,7 @@ def execute(
 ) -> StageResult:
     """The stage itself: reuse an earlier result of this input, or do the work and publish it. Raises StageError."""
     given = context.input
-    reused = _lookup(context)
+    reused = earlier_result(context)
     if reused is None:
         with around(context):
             made = work(context)
@@ -216,7 +216,8 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _lookup(context: Context) -> StageResult | None:
+def earlier_result(context: Context) -> StageResult | None:
+    """The result that stands for this input already, if the stage may use one."""
     given = context.input
     if given.stage not in PIPELINE or not given.reuse:
         return None

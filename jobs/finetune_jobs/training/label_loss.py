@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
+from finetune_jobs.fit.kernels import Kernel
 from finetune_jobs.training.collator import examples_in
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.team import ALONE
@@ -31,6 +32,8 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
     team = ALONE
     selective = False
     """Whether checkpointing of activations is to keep a part of them (``training.selective``)."""
+    kernels: tuple[Kernel, ...] | None = None
+    """The fused ones with which the model computes; None: none can run here."""
     order: StepOrder | None = None
     """Of the training examples; without one it is the trainer's own."""
     _uncounted: Any = 0

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,8 @@ GATHERING_SECONDS: Final = 3600.0
 SILENCE_SECONDS: Final = 900.0
 """How long a process waits for another's message or gradients: a node that lost power closes no connection."""
 _PAUSE: Final = 1.0
+_ASK_SECONDS: Final = 5.0
+"""Between two questions of a waiting process whether there is anything to do."""
 _LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
 """Texts of torch's errors when another process is gone."""
 
@@ -57,17 +59,18 @@ class Team:
         """Whether this process fetches what all of its pod read."""
         return self.local_rank == 0
 
-    def join(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Connect to the others; returns once all are connected. Raises StageError (PeerLost) if they are not in
-        time."""
+    def join(self, environment: Mapping[str, str] = os.environ, *, done: Callable[[], bool] = lambda: False) -> bool:
+        """Connect to the others; True once all are connected. False if the first process does not listen and ``done``
+        says that it never will, because there is nothing to do. Raises StageError (PeerLost) if they are not connected
+        in time."""
         if self.size == 1:
-            return
+            return True
         host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank)
         with peers_needed(self):
-            if not self.first:
-                _await(host, port, GATHERING_SECONDS)
+            if not self.first and not _await(host, port, GATHERING_SECONDS, done):
+                return False
             log.info("process %s of %s waits for the others at %s:%s", self.rank + 1, self.size, host, port)
             limit = timedelta(seconds=GATHERING_SECONDS)
             store = distributed.TCPStore(host, port, self.size, self.first, timeout=limit)
@@ -79,6 +82,7 @@ class Team:
                 timeout=timedelta(seconds=SILENCE_SECONDS),
             )
         log.info("all %s processes are connected", self.size)
+        return True
 
     def wait_for_first(self, done: str, environment: Mapping[str, str] = os.environ) -> None:
         """The first process says that it has ``done`` something, once; the others wait for that as long as for each
@@ -144,15 +148,21 @@ def peers_needed(team: Team) -> Iterator[None]:
         ) from error
 
 
-def _await(host: str, port: int, seconds: float) -> None:
-    """Wait until the first process listens: until then its pod's name has no address, and after a restart a new one."""
-    deadline = time.monotonic() + seconds
+def _await(host: str, port: int, seconds: float, done: Callable[[], bool]) -> bool:
+    """Wait until the first process listens: until then its pod's name has no address, and after a restart a new one.
+    False if it does not and ``done`` says so. That is not asked while it listens: it has begun, and needs the others.
+    """
+    deadline, next_question = time.monotonic() + seconds, 0.0
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"timed out waiting for {host}:{port}") from error
+            if time.monotonic() > next_question:
+                if done():
+                    return False
+                next_question = time.monotonic() + _ASK_SECONDS
             time.sleep(_PAUSE)
         else:
-            return
+            return True

@@ -25,6 +25,7 @@ from finetune_api.training import EarlyStopping, Method, Packing, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.interruptions import FLUSH_SECONDS
+from finetune_jobs.fit.kernels import Kernel, listed
 from finetune_jobs.fit.memory import ON_CPU, Step
 from finetune_jobs.fit.recipe import (
     MAX_GRAD_NORM,
@@ -47,6 +48,7 @@ from finetune_jobs.training.callbacks import FIRST, Checkpointing, Reporting
 from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
+from finetune_jobs.training.kernels import runnable, use_kernels
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
 from finetune_jobs.training.order import StepOrder
@@ -111,9 +113,12 @@ class Trained:
     batch: Batch
     """As it fitted the memory."""
     ending: Ending
+    kernels: tuple[Kernel, ...] | None = None
+    """The fused ones that were used; None: none can run here, as on a CPU."""
 
     def scalars(self) -> dict[str, str]:
         """The stage's scalars, as docs/reference/stages.md names them."""
+        kernels = {} if self.kernels is None else {"kernels": listed(self.kernels)}
         return {
             "steps": str(self.steps),
             "trainLoss": f"{self.train_loss:.4f}",
@@ -124,6 +129,7 @@ class Trained:
             "batchSize": str(self.batch.size),
             "gradientAccumulation": str(self.batch.passes),
             "ended": self.ending.reason.value,
+            **kernels,
         }
 
 
@@ -243,6 +249,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     ``batch`` is this process's part, ``step`` how it computes. Raises StageError (SpecInvalid) as ``adapter_config``.
     """
     train, validation, tokenizer = examples.train, examples.validation, examples.tokenizer
+    kernels = use_kernels(model, training, team)
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
     plan = schedule(training, model.num_parameters(), len(train), len(validation))
     lengths, together = token_counts(train), batch.size * team.size
@@ -273,6 +280,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and not step.rounded:
             parameter.data = parameter.data.float()
+    trainer.kernels = kernels if runnable() else None
     trainer.selective = step.selective
     if step.selective and not divided:  # which is asked once it is
         use_selective(trainer)
@@ -417,4 +425,5 @@ def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch) -> Tra
         ending=ending(
             state.log_history, state.global_step, state.max_steps, (state.best_global_step, state.best_metric)
         ),
+        kernels=trainer.kernels,
     )

@@ -1,0 +1,122 @@
+"""Fused kernels compute what the model does without them, or are not used. They run in Triton's interpreter, in
+processes of their own (``tests.support.interpreted``), one for several cases: starting takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
+
+from finetune_api.training import Kernels, Training
+from finetune_jobs.fit.kernels import FAMILIES, Kernel, fused_kernels, listed
+from finetune_jobs.training.kernels import runnable, use_kernels
+from hack.cluster.layout import REPOSITORY
+from tests.support.sentences import assert_says
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+PROGRAM: Final = "tests.support.interpreted"
+CLOSE: Final = 1e-5
+"""Two float32 passes of a small model, whose sums are in another order."""
+
+
+def interpreted(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
+    """What each case found."""
+    command = [sys.executable, "-m", PROGRAM, str(folder), *cases]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"case"')]
+    assert [each["case"] for each in found] == list(cases)
+    return {each.pop("case").partition(":")[2]: each for each in found}
+
+
+def assert_close(found: dict[str, Any]) -> None:
+    assert found["moved"] > 0
+    assert found["loss"] < CLOSE
+    assert found["gradients"] < CLOSE
+
+
+NORMS: Final = {"qwen3": 4, "gemma2": 4, "gemma3_text": 6}
+"""Normalisations of a layer that have a kernel, where they are not two. Those of OLMo's queries and keys have none."""
+
+
+@pytest.mark.parametrize("names", [[*FAMILIES][::2], [*FAMILIES][1::2]], ids=" ".join)
+def test_loss_and_gradients_of_each_family_are_the_plain_ones(names: Sequence[str], tmp_path: Path) -> None:
+    """Every layer has the kernels, nothing but the rotation changes for other models, and what is taken
+    away again leaves no trace."""
+    for name, found in interpreted(tmp_path, *(f"family:{name}" for name in names)).items():
+        assert_close(found)
+        assert found["norms"] == 2 * NORMS.get(name, 2) + 1, name
+        assert (found["gates"], found["changed"], found["asBefore"]) == (2, ["apply_rotary_pos_emb"], True), name
+
+
+def test_right_kernels_pass_the_check_and_wrong_ones_are_left_out(tmp_path: Path) -> None:
+    """One number of a row, a gradient, a compiler that fails: training goes on without that kernel, and says why."""
+    cases = (
+        "checked:llama",
+        "checked:qwen3",
+        "checked:gemma2",
+        "planted:forward",
+        "planted:backward",
+        "planted:compile",
+    )
+    found = interpreted(tmp_path, *cases)
+    for name in ("llama", "qwen3", "gemma2"):
+        faults = found[name]["faults"]
+        assert len(faults) == 6
+        assert set(faults.values()) == {""}, name
+
+    for what, used, says in (
+        ("forward", ["RMSNorm", "RoPE"], "without … kernel for SwiGLU … results are … from PyTorch's"),
+        ("backward", ["RMSNorm", "SwiGLU"], "without … kernel for RoPE … gradients are … from PyTorch's"),
+        ("compile", ["RoPE", "SwiGLU"], "without … kernel for RMSNorm … CompilationError: no such instruction"),
+    ):
+        assert found[what]["used"] == used
+        (told,) = found[what]["told"]
+        assert_says(told, *says.split(" … "))
+        assert_close(found[what])
+
+
+def test_a_training_has_the_same_loss_and_gradients_with_them(tmp_path: Path) -> None:
+    """Under adapters, on 4-bit weights, packed and padded; with checkpointing, of which the selective one keeps
+    products that are rotated later."""
+    cases = ("LoRA,packed,all", "QLoRA,padded,none", "LoRA,padded,part", "Full,packed,part")
+    for asked, found in interpreted(tmp_path, *(f"trained:{case}" for case in cases)).items():
+        assert_close(found)
+        assert found["used"] == [["RMSNorm", "RoPE", "SwiGLU"], []], asked
+        assert found["selective"] == asked.endswith("part")
+
+
+def test_a_cpu_never_uses_them() -> None:
+    rotation = modeling_llama.apply_rotary_pos_emb
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+
+    assert (use_kernels(model, Training()), runnable()) == ((), False)
+    assert modeling_llama.apply_rotary_pos_emb is rotation
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "found"),
+    [
+        ("llama", Training(), "RMSNorm, RoPE and SwiGLU"),
+        ("gemma2", Training(), "RMSNorm, RoPE and GeGLU"),
+        ("llama", Training(kernels=Kernels.OFF), "none"),
+        ("qwen3_moe", Training(), "none"),
+    ],
+)
+def test_which_are_tried(kind: str, training: Training, found: str) -> None:
+    assert listed(fused_kernels({"model_type": kind}, training)) == found
+
+
+def test_one_of_them_is_listed_alone() -> None:
+    assert (listed((Kernel.ROPE,)), listed((Kernel.ROPE, Kernel.SWIGLU))) == ("RoPE", "RoPE and SwiGLU")
