@@ -14,6 +14,7 @@
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 ``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
+``owners/<output name>.json``                   whose the name is, in all its channels, written once
 
 Every folder holds ``manifest.json``, written last.
 """
@@ -86,6 +87,12 @@ class Channel(StrEnum):
 def channel_object(output_name: str, channel: Channel = Channel.STABLE) -> str:
     """Pointer to the newest artifact of an output name, relative to the output URI."""
     return f"channels/{output_name}/{channel}.json"
+
+
+def owner_object(output_name: str) -> str:
+    """Whose an output name is, relative to the output URI. Not beside the channels, where readers of earlier versions
+    would take it for one."""
+    return f"owners/{output_name}.json"
 
 
 def provenance_object(artifact_digest: str, key_id: str) -> str:
@@ -207,5 +214,15 @@ class ChannelPointer(WireModel):
     schema_version: int = 1
     artifact_digest: str
     owner: RunRef
-    """Who published it; another FineTuneJob with this output name is refused."""
+    """Who published it. Of a name that earlier versions have published under, which has no NameOwner, this is whose it
+    is."""
     updated_at: Timestamp
+
+
+class NameOwner(WireModel):
+    """Content of ``owners/<output name>.json``."""
+
+    schema_version: int = 1
+    owner: RunRef
+    """Who published there first; another FineTuneJob with this output name is refused."""
+    claimed_at: Timestamp

@@ -310,7 +310,7 @@ def test_a_bad_key_publishes_nothing(
     assert error.value.reason is reason
     assert_says(error.value.message, *parts.split(" … "))
     assert "hunter2" not in error.value.message
-    assert [*store.list("artifacts"), *store.list("channels"), *store.list("keys/publish")] == []
+    assert [*store.list("artifacts"), *store.list("channels"), *store.list("owners"), *store.list("keys/publish")] == []
 
 
 def test_a_newer_manifest_is_not_guessed_at(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> None:
@@ -353,4 +353,4 @@ def test_of_jobs_that_race_for_a_name_one_wins(s3: SeaweedFS, store: Store, chai
     assert [number for number, error in enumerate(ends) if error is None] == [won]
     for error in filter(None, ends):
         assert error.reason is Reason.OUTPUT_NAME_CONFLICT
-        assert_says(error.message, "transactions/stable.json", f"belongs to FineTuneJob team-a/job-{won}")
+        assert_says(error.message, "owners/transactions.json", f"belongs to FineTuneJob team-a/job-{won}")
