@@ -9,6 +9,7 @@
 ``evaluations/<digest>/votes/by-<name>.json``   what a reviewer voted on its page, beside the folder's own files
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
+``artifacts/<digest>/provenance/unsigned.json`` the same without a key, which proves nothing
 ``artifacts/<digest>/pushes/<hash>.json``       a copy of it that is whole elsewhere, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
@@ -95,9 +96,13 @@ def owner_object(output_name: str) -> str:
     return f"owners/{output_name}.json"
 
 
+UNSIGNED: Final = "unsigned"
+"""In place of a key's id, which is 64 hexadecimal digits: nobody has signed."""
+
+
 def provenance_object(artifact_digest: str, key_id: str) -> str:
-    """The statement of an artifact's origin that a key has signed, relative to the output URI. No file of the folder:
-    it names the folder's digest, and says when and on what the artifact was made."""
+    """The statement of an artifact's origin that a key has signed, or nobody (``UNSIGNED``), relative to the output
+    URI. No file of the folder: it names the folder's digest, and says when and on what the artifact was made."""
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/provenance/{key_id}.json"
 
 
@@ -105,7 +110,12 @@ def push_object(artifact_digest: str, reference: str) -> str:
     """The note that an artifact is whole at another place, relative to the output URI; no file of the folder, which
     never changes."""
     name = hashlib.sha256(reference.encode()).hexdigest()
-    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/pushes/{name}.json"
+    return f"{pushes_folder(artifact_digest)}/{name}.json"
+
+
+def pushes_folder(artifact_digest: str) -> str:
+    """Where the notes of all copies of an artifact lie, relative to the output URI."""
+    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/pushes"
 
 
 def votes_folder(evaluation_digest: str) -> str:
@@ -139,6 +149,9 @@ class Withdrawal(WireModel):
     by: str
     """Who decided it."""
     withdrawn_at: Timestamp
+    models: list[str] = []
+    """Addresses of its model, as trained and as exported: known also when its files are erased. Empty: an earlier
+    version did not note them."""
 
 
 class PushRecord(WireModel):

@@ -26,6 +26,7 @@ from finetune_api.review import HumanReview, ReviewStatus
 from finetune_api.stages import PublishParams, Stage, StageResult
 from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
+from finetune_jobs.artifacts.ancestry import require_standing_base
 from finetune_jobs.artifacts.artifact import Answer, BaseRef, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, claim_name, read_channel
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, get_listed, require_manifest
@@ -289,6 +290,9 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     channel to which it belongs. Copies follow last: only who owns the name makes any."""
     given, digest = context.input, result.output_digest
     require_standing(context.store, digest)
+    if given.base_model_storage is None and given.storage == given.results_storage:
+        # Again, since hours have passed; a base in another store has its keys in the pod of resolve only.
+        require_standing_base(context.store.at, given.base_model_uri)
     output, channel = require(given.output, "output"), channel_of(result.scalars)
     attest(context.store, given, digest, signer_of(output))
     move_channel(context, digest, channel)

@@ -12,6 +12,7 @@ from finetune_api.layout import run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Params, Stage, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption
+from finetune_jobs.artifacts.ancestry import require_standing_base
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_name
 from finetune_jobs.artifacts.folders import read_record
 from finetune_jobs.artifacts.push import Copies
@@ -46,6 +47,7 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(0.3, "checking the sources")
     sources = inputs_digest(context.places, prepare.dataset)
     context.progress.report(0.6, "checking the base model")
+    require_standing_base(lambda uri: context.places.open(uri, given.base_model_storage), given.base_model_uri)
     model = model_of(context)
     context.progress.report(0.9, "looking for results to reuse")
     found = find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []

@@ -107,9 +107,7 @@ def test_a_name_that_earlier_versions_left_to_two_is_that_of_stable(
     assert owners(store) == {"stable": "team-a", "candidate": "team-a"}
 
 
-def test_a_name_is_given_away_by_deleting_what_the_message_names(
-    s3: SeaweedFS, store: Store, tmp_path: Path
-) -> None:
+def test_a_name_is_given_away_by_deleting_what_the_message_names(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     assert move(asked(s3, store, RUN), tmp_path, "1" * 64, Channel.STABLE) is None
     refused = move(asked(s3, store, ELSEWHERE), tmp_path, "2" * 64, Channel.STABLE)
     assert refused is not None

@@ -9,6 +9,8 @@ from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, Withdrawal, output_folder, withdrawn_object
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
+from finetune_jobs.artifacts.folders import read_manifest
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
@@ -40,8 +42,25 @@ def withdraw(store: Store, digest: str, mark: Withdrawal) -> Withdrawal:
         raise StageError(
             Reason.ARTIFACT_NOT_FOUND, f"{store.uri(folder)} contains no {MANIFEST}: nothing is published there."
         )
-    store.put_if_absent(withdrawn_object(digest), canonical_json(mark))
-    return read_withdrawal(store, digest) or mark
+    noted = mark.model_copy(update={"models": sorted(_models(store, digest))})
+    store.put_if_absent(withdrawn_object(digest), canonical_json(noted))
+    return read_withdrawal(store, digest) or noted
+
+
+def models_of(store: Store, digest: str) -> frozenset[str]:
+    """The addresses of a withdrawn artifact's model: as its mark says, or as its files do."""
+    mark = read_withdrawal(store, digest)
+    return frozenset(mark.models) if mark and mark.models else _models(store, digest)
+
+
+def _models(store: Store, digest: str) -> frozenset[str]:
+    folder = output_folder(Stage.PUBLISH, digest)
+    manifest, content = read_manifest(store, folder), store.get(f"{folder}/{MODEL_REF}")
+    if manifest is None:
+        return frozenset()
+    made = manifest.lineage.upstream
+    served = parse_json(content, ModelRef, store.uri(f"{folder}/{MODEL_REF}")).digest if content else ""
+    return frozenset({made.adapter, made.export, served} - {""})
 
 
 def require_standing(store: Store, digest: str) -> None:
