@@ -81,6 +81,13 @@ def test_what_is_not_published_cannot_be_withdrawn(store: Store) -> None:
     assert list(store.list("artifacts")) == []
 
 
+@pytest.mark.parametrize("broken", ["manifest.json", "model.json"])
+def test_a_damaged_artifact_can_be_withdrawn(store: Store, digest: str, broken: str) -> None:
+    store.put(f"{output_folder(Stage.PUBLISH, digest)}/{broken}", b"{")
+    assert withdraw(store, digest, MARK).models == []
+    assert read_withdrawal(store, digest) == MARK
+
+
 def test_a_mark_that_nobody_can_read_is_a_mark(store: Store, digest: str) -> None:
     store.put(withdrawn_object(digest), b"?")
     mark = read_withdrawal(store, digest)

@@ -3,18 +3,21 @@
 The folder itself never changes. The mark is written once; readers look for it where a rollout or a publication begins.
 """
 
+import logging
 from typing import Final
 
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, Withdrawal, output_folder, withdrawn_object
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
+from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.folders import read_manifest
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.s3 import Store
+
+log = logging.getLogger(__name__)
 
 MAX_WORDS: Final = 300
 """Longest quotation of a mark, in characters: it goes into messages of a status."""
@@ -54,12 +57,17 @@ def models_of(store: Store, digest: str) -> frozenset[str]:
 
 
 def _models(store: Store, digest: str) -> frozenset[str]:
+    """Nothing of files that cannot be read: they must not keep an artifact from being withdrawn."""
     folder = output_folder(Stage.PUBLISH, digest)
-    manifest, content = read_manifest(store, folder), store.get(f"{folder}/{MODEL_REF}")
-    if manifest is None:
+    try:
+        manifest, content = read_manifest(store, folder), store.get(f"{folder}/{MODEL_REF}")
+        served = parse_json(content, ModelRef, store.uri(f"{folder}/{MODEL_REF}")).digest if content else ""
+    except StageError as error:
+        if error.reason not in (Reason.ARTIFACT_CORRUPT, Reason.MANIFEST_NEWER):
+            raise
+        log.warning("which model the artifact has is unknown: %s", error.message)
         return frozenset()
-    made = manifest.lineage.upstream
-    served = parse_json(content, ModelRef, store.uri(f"{folder}/{MODEL_REF}")).digest if content else ""
+    made = manifest.lineage.upstream if manifest else Upstream()
     return frozenset({made.adapter, made.export, served} - {""})
 
 
