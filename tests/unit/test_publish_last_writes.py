@@ -101,7 +101,7 @@ def test_a_store_that_fails_at_a_last_write(
         run(given, tmp_path)
     assert fault.failed > 0
     assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
-    assert_says(error.value.message, store.uri(), "failed", "no free volumes left")
+    assert_says(error.value.message, store.uri(), "failed", "the store answered 500 InternalError")
     assert re.search(LAST_WRITES[write], error.value.message), "it names the object"
     nothing_half_published(store, list(LAST_WRITES).index(write), given)
 
