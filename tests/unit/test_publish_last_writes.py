@@ -140,10 +140,8 @@ def test_a_mark_that_cannot_be_written_is_none(
     store: Store, chain: Upstream, s3: SeaweedFS, endpoint: str, fault: Fault, tmp_path: Path
 ) -> None:
     digest = run(publish_input(s3, store, chain), tmp_path).output_digest
-    through, mark = (
-        Store.connect(Storage(endpoint=endpoint), store.uri()),
-        Withdrawal(reason="erasure request 4711", by="dpo", withdrawn_at="2026-03-01T12:00:00Z"),
-    )
+    through = Store.connect(Storage(endpoint=endpoint), store.uri())
+    mark = Withdrawal(reason="erasure request 4711", by="dpo", withdrawn_at="2026-03-01T12:00:00Z")
     fault.pattern = r"/withdrawn\.json"
     with pytest.raises(StageError) as error:
         withdraw(through, digest, mark)
