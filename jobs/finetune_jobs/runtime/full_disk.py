@@ -24,7 +24,7 @@ _UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 def full_disk(error: BaseException, scratch: Path, hardware: HardwareFacts | None = None) -> str:
     """What to say of a failure that comes from a full disk; empty for any other. ``scratch``: the stage's folder."""
     try:
-        disk = shutil.disk_usage(scratch)
+        disk, written = shutil.disk_usage(scratch), _written(scratch)
     except OSError:
         return f"The disk that holds {scratch} is full." if is_said(error) else ""
     if not is_said(error) and disk.free >= _NOTHING:
@@ -32,7 +32,7 @@ def full_disk(error: BaseException, scratch: Path, hardware: HardwareFacts | Non
     size = hardware.scratch_gib if hardware else 0
     return (
         f"The disk that holds {scratch} is full. It has {_amount(disk.total)}, of which {_amount(disk.free)} are "
-        f"free now; the files of this attempt take {_amount(_written(scratch))}"
+        f"free now; the files of this attempt take {_amount(written)}"
         f"{f', and its pod may have {size:g} GiB (scratchSize)' if size else ''}."
     )
 
