@@ -9,12 +9,14 @@
 ``evaluations/<digest>/votes/by-<name>.json``   what a reviewer voted on its page, beside the folder's own files
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
+``artifacts/<digest>/provenance/unsigned.json`` the same without a key, which proves nothing
 ``artifacts/<digest>/pushes/<hash>.json``       a copy of it that is whole elsewhere, beside the folder's own files
 ``artifacts/<digest>/gates/<hash>.json``        what the gates of a run said of it, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 ``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
+``owners/<output name>.json``                   whose the name is, in all its channels, written once
 
 Every folder holds ``manifest.json``, written last.
 """
@@ -90,9 +92,19 @@ def channel_object(output_name: str, channel: Channel = Channel.STABLE) -> str:
     return f"channels/{output_name}/{channel}.json"
 
 
+def owner_object(output_name: str) -> str:
+    """Whose an output name is, relative to the output URI. Not beside the channels, where readers of earlier versions
+    would take it for one."""
+    return f"owners/{output_name}.json"
+
+
+UNSIGNED: Final = "unsigned"
+"""In place of a key's id, which is 64 hexadecimal digits: nobody has signed."""
+
+
 def provenance_object(artifact_digest: str, key_id: str) -> str:
-    """The statement of an artifact's origin that a key has signed, relative to the output URI. No file of the folder:
-    it names the folder's digest, and says when and on what the artifact was made."""
+    """The statement of an artifact's origin that a key has signed, or nobody (``UNSIGNED``), relative to the output
+    URI. No file of the folder: it names the folder's digest, and says when and on what the artifact was made."""
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/provenance/{key_id}.json"
 
 
@@ -100,7 +112,12 @@ def push_object(artifact_digest: str, reference: str) -> str:
     """The note that an artifact is whole at another place, relative to the output URI; no file of the folder, which
     never changes."""
     name = hashlib.sha256(reference.encode()).hexdigest()
-    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/pushes/{name}.json"
+    return f"{pushes_folder(artifact_digest)}/{name}.json"
+
+
+def pushes_folder(artifact_digest: str) -> str:
+    """Where the notes of all copies of an artifact lie, relative to the output URI."""
+    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/pushes"
 
 
 def votes_folder(evaluation_digest: str) -> str:
@@ -154,6 +171,9 @@ class Withdrawal(WireModel):
     by: str
     """Who decided it."""
     withdrawn_at: Timestamp
+    models: list[str] = []
+    """Addresses of its model, as trained and as exported: known also when its files are erased. Empty: an earlier
+    version did not note them."""
 
 
 class PushRecord(WireModel):
@@ -229,5 +249,15 @@ class ChannelPointer(WireModel):
     schema_version: int = 1
     artifact_digest: str
     owner: RunRef
-    """Who published it; another FineTuneJob with this output name is refused."""
+    """Who published it. Of a name that earlier versions have published under, which has no NameOwner, this is whose it
+    is."""
     updated_at: Timestamp
+
+
+class NameOwner(WireModel):
+    """Content of ``owners/<output name>.json``."""
+
+    schema_version: int = 1
+    owner: RunRef
+    """Who published there first; another FineTuneJob with this output name is refused."""
+    claimed_at: Timestamp

@@ -299,7 +299,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.EXPORT_MISMATCH: "To export again, set spec.rerun to a new value; the training is reused. If it happens again, choose another spec.export.format, and report it.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_NOT_FOUND: "Make sure that nobody deletes objects below spec.output.uri, then set spec.rerun to a new value to make the result again.",
-    Reason.ARTIFACT_WITHDRAWN: "Train on other data: equal input gives the withdrawn artifact again. If the mark was a mistake, delete withdrawn.json in its folder, then set spec.rerun to a new value.",
+    Reason.ARTIFACT_WITHDRAWN: "Train on other data: equal input gives the withdrawn artifact again; or, where it is the base model's, on another base model. If the mark was a mistake, delete withdrawn.json in its folder, then set spec.rerun to a new value.",
     Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that wrote it in the chart's values, then set spec.rerun to a new value; or name another spec.output.uri.",
     Reason.KEY_UNUSABLE: "Put a private key in PEM without a password (Ed25519 or ECDSA P-256) into the Secret that spec.output.signing names, then set spec.rerun to a new value.",
     Reason.TEACHER_UNAVAILABLE: "Check the URL of the teacher or other model, its limits and the network policies, then set spec.rerun to a new value; the answers so far are kept.",

@@ -26,8 +26,9 @@ from finetune_api.review import HumanReview, ReviewStatus
 from finetune_api.stages import PublishParams, Stage, StageResult
 from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
+from finetune_jobs.artifacts.ancestry import require_standing_base
 from finetune_jobs.artifacts.artifact import Answer, BaseRef, Metrics, ModelRef
-from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
+from finetune_jobs.artifacts.channel import channel_of, claim_name, read_channel
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, get_listed, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.gates import record_gates
@@ -268,10 +269,11 @@ def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
 def move_channel(context: Context, digest: str, channel: Channel = Channel.STABLE) -> None:
     """Point the output name to an artifact, unless the name belongs to another FineTuneJob.
 
-    Raises StageError: OutputNameConflict, S3Unreachable (retriable) when another writer was faster.
+    Raises StageError: OutputNameConflict, S3Unreachable (retriable) when another run of this one was faster.
     """
     store, run = context.store, context.input.run
     name = require(context.input.output, "output").name
+    claim_name(store, name, run, now())
     content = canonical_json(ChannelPointer(artifact_digest=digest, owner=run, updated_at=now()))
     path = channel_object(name, channel)
     found = read_channel(store, name, channel)
@@ -279,11 +281,8 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
         moved = store.put_if_absent(path, content)
     else:
         standing, etag = found
-        require_owner(store.uri(path), standing, run)
         moved = standing.artifact_digest == digest or store.replace(path, content, etag)
     if not moved:
-        if faster := read_channel(store, name):
-            require_owner(store.uri(path), faster[0], run)
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
@@ -293,6 +292,9 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     only who owns the name makes any."""
     given, digest = context.input, result.output_digest
     require_standing(context.store, digest)
+    if given.base_model_storage is None and given.storage == given.results_storage:
+        # Again, since hours have passed; a base in another store has its keys in the pod of resolve only.
+        require_standing_base(context.store.at, given.base_model_uri)
     output, channel = require(given.output, "output"), channel_of(result.scalars)
     record_gates(context.store, require(given.params.publish, "params.publish"), result)
     attest(context.store, given, digest, signer_of(output))

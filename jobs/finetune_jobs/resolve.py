@@ -8,11 +8,12 @@ import logging
 import uuid
 from typing import Final
 
-from finetune_api.layout import Channel, channel_object, run_folder
+from finetune_api.layout import run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Params, Stage, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption
-from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
+from finetune_jobs.artifacts.ancestry import require_standing_base
+from finetune_jobs.artifacts.channel import channel_of, read_channel, require_name
 from finetune_jobs.artifacts.folders import read_record
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.withdrawal import read_withdrawal
@@ -39,13 +40,14 @@ def resolve(context: Context) -> StageOutput:
     _require_goals(given.params)
     context.progress.report(0, "checking the output")
     store.require_bucket()
-    _require_name(context)
+    require_name(store, require(given.output, "output").name, given.run)
     if given.params.publish and (judge := given.params.publish.judge):
         require_judge(judge, given.run, require(given.output, "output").name, given.base_model_uri)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
     context.progress.report(0.3, "checking the sources")
     sources = inputs_digest(context.places, prepare.dataset)
     context.progress.report(0.6, "checking the base model")
+    require_standing_base(lambda uri: context.places.open(uri, given.base_model_storage), given.base_model_uri)
     model = model_of(context)
     context.progress.report(0.9, "looking for results to reuse")
     found = find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
@@ -136,13 +138,6 @@ def _unsupported(store: Store, header: str) -> StageError:
         Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED,
         f"The store of {store.uri()} ignores {header} on PUT: two runs could overwrite each other's results.",
     )
-
-
-def _require_name(context: Context) -> None:
-    name = require(context.input.output, "output").name
-    for channel in Channel:
-        if found := read_channel(context.store, name, channel):
-            require_owner(context.store.uri(channel_object(name, channel)), found[0], context.input.run)
 
 
 def find_results(context: Context, upstream: Upstream) -> list[Found]:

@@ -1,7 +1,8 @@
-"""Command trace: which models contain a data set. It reads manifests, channels and marks, and no model.
+"""Command trace: which models contain a data set. It reads manifests, channels, marks and notes of pushes, no model.
 
-The answer comes from what every manifest says of its upstream. Of two FineTuneJobs that arrive at the same model, its
-manifest names the first; each has an artifact of its own, whose card names it.
+The answer comes from what every manifest says of its upstream: the data set, its sources, and the base model, which may
+be a model that contains them. Of two FineTuneJobs that arrive at the same model, its manifest names the first; each has
+an artifact of its own, whose card names it.
 """
 
 import json
@@ -11,10 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, output_folder
+from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, PushRecord, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
+from finetune_jobs.artifacts.ancestry import is_copy, published_model
 from finetune_jobs.artifacts.folders import read_manifest
+from finetune_jobs.artifacts.push import read_pushes
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
@@ -22,8 +25,14 @@ from finetune_jobs.runtime.tools import open_store, parser, run_command
 from finetune_jobs.store.s3 import Store
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
-_PLACES: Final = ("models", "evaluations", "artifacts")
-"""Folders whose manifests are read; a data set itself is asked for by name."""
+_PLACES: Final = ("datasets", "models", "evaluations", "artifacts")
+"""Folders whose manifests are read."""
+
+
+Made = Sequence[tuple[str, Manifest]]
+"""Folders with their manifests."""
+Pushed = Sequence[tuple[PushRecord, str]]
+"""Copies on hubs and in registries, with the digest of the artifact."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,20 @@ class Descendant:
     job: str
     """The FineTuneJob that made it, as namespace/name."""
     created_at: str
+    through: str = ""
+    """The base model by which the data are in it; empty: it was trained on them itself."""
     withdrawn: str = ""
     """Of an artifact: its mark in words; empty without one."""
+    copies: tuple[PushRecord, ...] = ()
+    """Of an artifact: where it was pushed to."""
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        said = {"stage": self.stage.value, "digest": self.digest, "uri": self.uri, "job": self.job}
-        return said | {"createdAt": self.created_at} | ({"withdrawn": self.withdrawn} if self.withdrawn else {})
+        said: dict[str, Any] = {"stage": self.stage.value, "digest": self.digest, "uri": self.uri, "job": self.job}
+        said["createdAt"] = self.created_at
+        copies = [{"to": each.to, "digest": each.digest, "pushedAt": each.pushed_at} for each in self.copies]
+        known = {"throughModel": self.through, "withdrawn": self.withdrawn, "copies": copies}
+        return said | {name: value for name, value in known.items() if value}
 
 
 @dataclass(frozen=True)
@@ -62,10 +78,12 @@ class Channel:
 class Trace:
     """The answer."""
 
-    dataset: str
+    asked: str
+    """The digest of a data set, or of the sources of several."""
     uri: str
-    published: bool
-    """Whether the data set itself still stands in the store."""
+    """Of a data set with this digest."""
+    datasets: tuple[str, ...]
+    """The digests of those that still stand in the store."""
     found: tuple[Descendant, ...]
     channels: tuple[Channel, ...]
 
@@ -77,7 +95,8 @@ class Trace:
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {
-            "dataset": {"digest": self.dataset, "uri": self.uri, "published": self.published},
+            "dataset": {"digest": self.asked, "uri": self.uri, "published": bool(self.datasets)},
+            "datasets": list(self.datasets),
             "artifacts": [each.as_json() for each in self.found if each.stage is Stage.PUBLISH],
             "models": [each.as_json() for each in self.found if each.stage is not Stage.PUBLISH],
             "channels": [each.as_json() for each in self.channels],
@@ -85,44 +104,82 @@ class Trace:
         }
 
 
-def trace(store: Store, dataset: str) -> Trace:
-    """What below a results' root contains the data set. Raises StageError: SpecInvalid for what is no digest,
-    ArtifactCorrupt and ManifestNewer for a manifest that cannot be read: an answer without it would not be whole."""
-    if not _ADDRESS.fullmatch(dataset):
+def trace(store: Store, asked: str) -> Trace:
+    """What below a results' root contains a data set, or the sources with this digest, of which there may be several
+    data sets. Raises StageError: SpecInvalid for what is no digest, ArtifactCorrupt and ManifestNewer for a manifest
+    that cannot be read: an answer without it would not be whole."""
+    if not _ADDRESS.fullmatch(asked):
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{dataset!r} is no digest of a data set: 64 hexadecimal digits, as in status.dataset.digest.",
+            f"{asked!r} is no digest of a data set: 64 hexadecimal digits, as in status.dataset.digest; or of its "
+            "sources, as in status.run.sourceDigest.",
         )
-    found = tuple(sorted(_containing(store, dataset), key=lambda each: (each.stage, each.created_at)))
+    made = list(_manifests(store))
+    pushed = _pushed(store, made)
+    found = [_described(store, *each, pushed) for each in _containing(made, asked, pushed)]
     artifacts = {each.digest for each in found if each.stage is Stage.PUBLISH}
-    place = output_folder(Stage.PREPARE, dataset)
     return Trace(
-        dataset=dataset,
-        uri=store.uri(place),
-        published=store.exists(f"{place}/{MANIFEST}"),
-        found=found,
+        asked=asked,
+        uri=store.uri(output_folder(Stage.PREPARE, asked)),
+        datasets=tuple(sorted(each.content_digest() for _, each in made if _is_dataset(each, asked))),
+        found=tuple(sorted(found, key=lambda each: (each.stage, each.created_at))),
         channels=tuple(each for each in _channels(store) if each.artifact in artifacts),
     )
 
 
-def _containing(store: Store, dataset: str) -> Iterator[Descendant]:
-    for folder, manifest in _manifests(store):
-        if manifest.lineage.upstream.dataset != dataset:
-            continue
-        digest, run = manifest.content_digest(), manifest.lineage.run
-        mark = read_withdrawal(store, digest) if manifest.stage is Stage.PUBLISH else None
-        yield Descendant(
-            stage=manifest.stage,
-            digest=digest,
-            uri=store.uri(folder),
-            job=_name(run) if run else "",
-            created_at=manifest.lineage.created_at,
-            withdrawn=in_words(mark) if mark else "",
-        )
+def _is_dataset(manifest: Manifest, asked: str) -> bool:
+    return manifest.stage is Stage.PREPARE and asked in (manifest.content_digest(), manifest.lineage.upstream.source)
+
+
+def _containing(made: Made, asked: str, pushed: Pushed) -> Iterator[tuple[str, Manifest, str]]:
+    """Folder, manifest and, where it is not the data set itself, the base model that brought the data in (pure).
+
+    What is trained on a model that contains the data contains them too, and so on; so this is repeated until nothing is
+    added."""
+    models, left = set[str](), [each for each in made if each[1].stage is not Stage.PREPARE]
+    added = True
+    while added:
+        added = False
+        for folder, manifest in list(left):
+            history = manifest.lineage
+            base = history.base_model_uri if _bases(history.base_model_uri, pushed) & models else ""
+            if asked not in (history.upstream.dataset, history.upstream.source) and not base:
+                continue
+            left.remove((folder, manifest))
+            models |= {manifest.content_digest(), history.upstream.adapter, history.upstream.export} - {""}
+            added = True
+            yield folder, manifest, "" if asked in (history.upstream.dataset, history.upstream.source) else base
+
+
+def _bases(uri: str, pushed: Pushed) -> set[str]:
+    """The addresses of a base model that FineTuneJobs have made: that in its URI, or of what was pushed there."""
+    known = published_model(uri)
+    return {known[2]} if known else {digest for record, digest in pushed if is_copy(uri, record)}
+
+
+def _pushed(store: Store, made: Made) -> Pushed:
+    """Every copy, with the digest of what it is a copy of."""
+    artifacts = [each.content_digest() for _, each in made if each.stage is Stage.PUBLISH]
+    return [(record, digest) for digest in artifacts for record in read_pushes(store, digest)]
+
+
+def _described(store: Store, folder: str, manifest: Manifest, through: str, pushed: Pushed) -> Descendant:
+    digest, run, published = manifest.content_digest(), manifest.lineage.run, manifest.stage is Stage.PUBLISH
+    mark = read_withdrawal(store, digest) if published else None
+    return Descendant(
+        stage=manifest.stage,
+        digest=digest,
+        uri=store.uri(folder),
+        job=_name(run) if run else "",
+        created_at=manifest.lineage.created_at,
+        through=through,
+        withdrawn=in_words(mark) if mark else "",
+        copies=tuple(record for record, artifact in pushed if artifact == digest and published),
+    )
 
 
 def _manifests(store: Store) -> Iterator[tuple[str, Manifest]]:
-    """Every published folder but data sets."""
+    """Every published folder."""
     for place in _PLACES:
         for entry in store.list(place):
             if entry.key.endswith(f"/{MANIFEST}"):
@@ -148,23 +205,33 @@ def as_table(answer: Trace) -> str:
     channels: dict[str, list[str]] = {}
     for each in answer.channels:
         channels.setdefault(each.artifact, []).append(each.name)
-    rows = [("STAGE", "DIGEST", "JOB", "CHANNELS", "WITHDRAWN")]
+    rows = [("STAGE", "DIGEST", "JOB", "CHANNELS", "THROUGH", "WITHDRAWN")]
     rows += [
         (
             each.stage.value,
             each.digest[:12],
             each.job or "-",
             ", ".join(sorted(channels.get(each.digest, []))) or "-",
+            _short(each.through) or "-",
             each.withdrawn or "-",
         )
         for each in answer.found
     ]
-    here = "still in the store" if answer.published else "no longer in the store"
-    head = f"Data set {answer.dataset[:12]} ({here}): "
+    others = [each[:12] for each in answer.datasets if each != answer.asked]
+    name = f"Sources {answer.asked[:12]} of {', '.join(others)}" if others else f"Data set {answer.asked[:12]}"
+    here = "still in the store" if answer.datasets else "no longer in the store"
+    head = f"{name} ({here}): "
     if not answer.found:
         return f"{head}no model below this URI contains it."
     count = sum(each.stage is Stage.PUBLISH for each in answer.found)
-    return f"{head}{count} published artifact{'' if count == 1 else 's'}.\n" + "\n".join(_aligned(rows))
+    copies = [f"Copy of {each.digest[:12]}: {to.to} ({to.digest})" for each in answer.found for to in each.copies]
+    lines = [f"{head}{count} published artifact{'' if count == 1 else 's'}.", *_aligned(rows), *copies]
+    return "\n".join(lines)
+
+
+def _short(base: str) -> str:
+    known = published_model(base)
+    return known[2][:12] if known else base
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
@@ -177,7 +244,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """``python -m finetune_jobs.trace``"""
     options = parser("trace", "Says which models, artifacts, channels and FineTuneJobs contain a data set.")
     options.add_argument("--uri", required=True, metavar="URI", help="a FineTuneJob's spec.output.uri")
-    options.add_argument("--dataset", required=True, metavar="DIGEST", help="as in status.dataset.digest")
+    options.add_argument(
+        "--dataset",
+        required=True,
+        metavar="DIGEST",
+        help="as in status.dataset.digest, or of its sources, as in status.run.sourceDigest",
+    )
     options.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = options.parse_args(argv)
 

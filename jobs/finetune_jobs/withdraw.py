@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from finetune_api.layout import Withdrawal, output_folder
 from finetune_api.stages import Stage
+from finetune_jobs.artifacts.push import read_pushes
 from finetune_jobs.artifacts.withdrawal import in_words, withdraw
 from finetune_jobs.runtime.runner import now
 from finetune_jobs.runtime.tools import open_store, parser, run_command, split_artifact
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         standing = withdraw(store, digest, Withdrawal(reason=given.reason, by=given.by, withdrawn_at=now()))
         place = store.uri(output_folder(Stage.PUBLISH, digest))
         sys.stdout.write(f"{place} is {in_words(standing)}\n")
+        for copy in read_pushes(store, digest):
+            sys.stdout.write(f"Not reached, delete it there: {copy.to} ({copy.digest}), pushed {copy.pushed_at[:10]}\n")
 
     run_command(work)
 

@@ -1,4 +1,5 @@
-"""A proxy before a real S3 server that drops headers, as stores do that do not know them.
+"""A proxy before a real S3 server that drops headers, as stores do that do not know them, or fails writes, as one does
+that has no room left.
 
 A signature covers those headers, so each request is signed again with the server's own keys.
 """
@@ -6,7 +7,7 @@ A signature covers those headers, so each request is signed again with the serve
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,9 +21,19 @@ CONDITIONS = ("if-none-match", "if-match")
 _OF_THE_CONNECTION = frozenset({"authorization", "host", "connection", "x-amz-date", "content-length"})
 
 
+_FULL = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>no free volumes left</Message></Error>"
+
+
+def _nothing(_path: str) -> bool:
+    return False
+
+
 @contextmanager
-def forgetful(endpoint: str, user: User, ignores: Sequence[str] = CONDITIONS) -> Iterator[str]:
-    """Endpoint of a store that ignores some headers, in lower case, in front of the one at ``endpoint``."""
+def forgetful(
+    endpoint: str, user: User, ignores: Sequence[str] = CONDITIONS, fails: Callable[[str], bool] = _nothing
+) -> Iterator[str]:
+    """Endpoint of a store that ignores some headers, in lower case, in front of the one at ``endpoint``; and fails the
+    writes of the paths for which ``fails`` is true."""
     dropped = _OF_THE_CONNECTION | set(ignores)
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,6 +41,9 @@ def forgetful(endpoint: str, user: User, ignores: Sequence[str] = CONDITIONS) ->
 
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == "PUT" and fails(self.path):
+                self._answer(500, {"Content-Type": "application/xml"}, _FULL)
+                return
             headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
             signed = AWSRequest(self.command, endpoint + self.path, headers, body)
             S3SigV4Auth(Credentials(user.key, user.secret), "s3", "us-east-1").add_auth(signed)

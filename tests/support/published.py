@@ -53,10 +53,13 @@ def answer(number: int) -> Answer:
     return Answer(messages=messages, **texts, max_tokens=8, prompt_tokens=30)
 
 
-def put_upstream(store: Store, folder: Path, rows: bytes = b"{}\n", **lineage: Any) -> Upstream:
-    """Outputs of all stages before publish, of a data set with these ``rows``; ``lineage`` says how they were made."""
+def put_upstream(
+    store: Store, folder: Path, rows: bytes = b"{}\n", *, source: str = "5" * 64, base: str = BASE, **lineage: Any
+) -> Upstream:
+    """Outputs of all stages before publish, of a data set with these ``rows`` and a base model; ``lineage`` says how
+    they were made."""
     folder.mkdir(parents=True)
-    chain = Upstream(source="5" * 64, model="6" * 64)
+    chain = Upstream(source=source, model="6" * 64)
 
     def put(stage: Stage, files: dict[str, bytes], **facts: str) -> None:
         nonlocal chain
@@ -64,7 +67,7 @@ def put_upstream(store: Store, folder: Path, rows: bytes = b"{}\n", **lineage: A
         made.mkdir()
         for name, content in files.items():
             (made / name).write_bytes(content)
-        history = Lineage(run=RUN, upstream=chain, base_model_uri=BASE, **lineage)
+        history = Lineage(run=RUN, upstream=chain, base_model_uri=base, **lineage)
         chain = chain.with_output(stage, publish_folder(store, made, stage, facts=facts, lineage=history))
 
     put(Stage.PREPARE, {"train.jsonl": rows}, rowsTrain="320", labels="2")

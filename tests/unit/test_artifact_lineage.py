@@ -19,6 +19,7 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.cards import power_watts
 from finetune_api.layout import (
     MANIFEST,
+    UNSIGNED,
     ChannelPointer,
     Lineage,
     Manifest,
@@ -33,6 +34,7 @@ from finetune_jobs.artifacts.artifact import METRICS, MODEL_REF
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, require_manifest
 from finetune_jobs.artifacts.provenance import ADDRESS, PREDICATE_TYPE, STATEMENT_TYPE
+from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.signing import NotSignedError, load_public_key, unseal
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.publish import move_channel, publish, sign_move_and_push
@@ -190,6 +192,26 @@ def test_a_key_signs_where_the_artifact_comes_from(
         unseal(content, [load_public_key(public_pem(new_key(kind)), "another")])
 
 
+def test_without_a_key_the_origin_is_said_and_proves_nothing(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    """It is what a key would have signed, and no policy that asks for a signature takes it for one."""
+    given = publish_input(s3, store, chain, image="registry/data@sha256:def")
+    digest = run(given, tmp_path).output_digest
+    place = provenance_object(digest, UNSIGNED)
+    said = json.loads(store.get(place) or b"")
+    assert (said["_type"], said["predicateType"]) == (STATEMENT_TYPE, PREDICATE_TYPE)
+    assert said["subject"][0]["digest"] == {ADDRESS: digest}
+    details = said["predicate"]["runDetails"]
+    assert details["finetune_stages"]["train"]["image"] == "registry/jobs@sha256:abc"
+    first = store.get(place)
+    run(given, tmp_path)
+    assert store.get(place) == first, "written once"
+    with pytest.raises(StageError) as error:
+        require_signature(store, digest, [public_pem(new_key())])
+    assert error.value.reason is Reason.SIGNATURE_MISSING
+
+
 def falling_back(store: Store, chain: Upstream, folder: Path) -> tuple[Upstream, str]:
     """The chain with an evaluation that chose another format than the first, and the address of that format."""
     other, evaluation = folder / "merged", folder / "evaluation"
@@ -237,7 +259,7 @@ def test_what_is_served_is_read_from_what_the_artifacts_manifest_lists(
     with pytest.raises(StageError, match=r"model\.json is not the one that its manifest lists") as error:
         run(publish_input(s3, store, chain, signed=True), tmp_path)
     assert error.value.reason is Reason.ARTIFACT_CORRUPT
-    assert not list(store.list(f"artifacts/{digest}/provenance"))
+    assert [each.key for each in store.list(f"artifacts/{digest}/provenance")] == ["unsigned.json"]
 
 
 def test_another_key_signs_the_same_artifact(
@@ -254,7 +276,7 @@ def test_another_key_signs_the_same_artifact(
         keys.add(given.input_key)
     (digest,) = digests
     assert len(keys) == 2
-    assert len(list(store.list(f"artifacts/{digest}/provenance"))) == 2
+    assert len(list(store.list(f"artifacts/{digest}/provenance"))) == 3
 
 
 def test_another_reference_is_another_input(s3: SeaweedFS, store: Store, chain: Upstream) -> None:
@@ -310,7 +332,7 @@ def test_a_bad_key_publishes_nothing(
     assert error.value.reason is reason
     assert_says(error.value.message, *parts.split(" … "))
     assert "hunter2" not in error.value.message
-    assert [*store.list("artifacts"), *store.list("channels"), *store.list("keys/publish")] == []
+    assert [*store.list("artifacts"), *store.list("channels"), *store.list("owners"), *store.list("keys/publish")] == []
 
 
 def test_a_newer_manifest_is_not_guessed_at(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> None:
@@ -353,4 +375,4 @@ def test_of_jobs_that_race_for_a_name_one_wins(s3: SeaweedFS, store: Store, chai
     assert [number for number, error in enumerate(ends) if error is None] == [won]
     for error in filter(None, ends):
         assert error.reason is Reason.OUTPUT_NAME_CONFLICT
-        assert_says(error.message, "transactions/stable.json", f"belongs to FineTuneJob team-a/job-{won}")
+        assert_says(error.message, "owners/transactions.json", f"belongs to FineTuneJob team-a/job-{won}")

@@ -67,8 +67,9 @@ def serving_input(s3: SeaweedFS, store: Store, digest: str, stage: Stage, **para
 
 def test_the_first_mark_stands(store: Store, digest: str) -> None:
     assert read_withdrawal(store, digest) is None
-    assert withdraw(store, digest, MARK) == MARK
-    assert withdraw(store, digest, MARK.model_copy(update={"reason": "other"})) == MARK
+    noted = withdraw(store, digest, MARK)
+    assert noted == MARK.model_copy(update={"models": noted.models})
+    assert withdraw(store, digest, MARK.model_copy(update={"reason": "other"})) == noted
     assert in_words(MARK) == SAID
     assert len(in_words(MARK.model_copy(update={"reason": "x" * 5000}))) <= MAX_WORDS
 
@@ -78,6 +79,13 @@ def test_what_is_not_published_cannot_be_withdrawn(store: Store) -> None:
         withdraw(store, "0" * 64, MARK)
     assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
     assert list(store.list("artifacts")) == []
+
+
+@pytest.mark.parametrize("broken", ["manifest.json", "model.json"])
+def test_a_damaged_artifact_can_be_withdrawn(store: Store, digest: str, broken: str) -> None:
+    store.put(f"{output_folder(Stage.PUBLISH, digest)}/{broken}", b"{")
+    assert withdraw(store, digest, MARK).models == []
+    assert read_withdrawal(store, digest) == MARK
 
 
 def test_a_mark_that_nobody_can_read_is_a_mark(store: Store, digest: str) -> None:

@@ -340,7 +340,7 @@ def test_an_output_name_has_one_owner(
     with pytest.raises(StageError) as error:
         move_channel(context(asked, tmp_path), "1" * 64)
     assert error.value.reason is Reason.OUTPUT_NAME_CONFLICT
-    assert_says(error.value.message, "transactions/stable.json", "FineTuneJob team-a/transactions")
+    assert_says(error.value.message, "owners/transactions.json", "FineTuneJob team-a/transactions")
 
 
 def test_golden_prompts_tell_and_cover_the_labels() -> None:

@@ -208,7 +208,7 @@ def _other_owner(store: Store) -> None:
             _other_owner,
             Reason.OUTPUT_NAME_CONFLICT,
             "{place}/out/channels/transactions/stable.json … FineTuneJob team-b/cards, … team-a/transactions may not … "
-            "gone for good, delete this object",
+            "gone for good, delete {place}/out/owners/transactions.json and what is below … /out/channels/transactions",
         ),
     ],
 )

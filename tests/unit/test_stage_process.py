@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 @pytest.mark.parametrize(
     ("stage", "user", "message"),
     [
-        (Stage.RESOLVE, STRANGER, "reading {place}/out/channels/transactions/stable.json failed: "),
+        (Stage.RESOLVE, STRANGER, "reading {place}/out/owners/transactions.json failed: "),
         (Stage.RESOLVE, READER, "conditional put of {place}/out/runs/transactions/0b8a/probe-"),
         (Stage.PREPARE, READER, "writing {place}/out/datasets/"),
     ],

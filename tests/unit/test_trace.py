@@ -77,8 +77,8 @@ def test_a_data_set_may_be_gone_and_its_models_still_be_there(s3: SeaweedFS, sto
     store.delete(f"{output_folder(Stage.PREPARE, chain.dataset)}/{MANIFEST}")
     table = as_table(trace(store, chain.dataset)).splitlines()
     assert table[0] == f"Data set {chain.dataset[:12]} (no longer in the store): 1 published artifact."
-    assert table[1].split() == ["STAGE", "DIGEST", "JOB", "CHANNELS", "WITHDRAWN"]
-    assert ["publish", digest[:12], "team-a/cards", "cards/stable", "-"] in [line.split() for line in table]
+    assert table[1].split() == ["STAGE", "DIGEST", "JOB", "CHANNELS", "THROUGH", "WITHDRAWN"]
+    assert ["publish", digest[:12], "team-a/cards", "cards/stable", "-", "-"] in [line.split() for line in table]
     assert_says(as_table(trace(store, "0" * 64)), "no longer in the store", "no model below this URI contains it.")
 
 

@@ -1,4 +1,5 @@
-"""Where an artifact comes from: an in-toto statement with SLSA provenance, signed, beside the artifact's folder.
+"""Where an artifact comes from: an in-toto statement with SLSA provenance beside the artifact's folder, signed if there
+is a key.
 
 Formats: https://github.com/in-toto/attestation (Statement v1) and https://slsa.dev/spec/v1.0/provenance. Its subjects
 are the artifact by its content address, and each of its files. What no address holds stands here: who made each part,
@@ -13,7 +14,7 @@ from securesystemslib.signer import CryptoSigner
 
 from finetune_api.access import without_access
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import Lineage, Manifest, output_folder, provenance_object
+from finetune_api.layout import UNSIGNED, Lineage, Manifest, output_folder, provenance_object
 from finetune_api.stages import PIPELINE, Stage, StageInput, Upstream
 from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.folders import get_listed, require_manifest
@@ -38,13 +39,12 @@ _OUTPUTS: Final[Mapping[Stage, str]] = {
 
 
 def attest(store: Store, given: StageInput, digest: str, signer: CryptoSigner | None) -> None:
-    """Sign where a published artifact comes from, unless this key has done so before; nothing without a key.
+    """Say where a published artifact comes from, signed with the key; without one, as the plain statement, which proves
+    nothing. Once for each key, and once without.
 
     Raises StageError: ArtifactNotFound, ArtifactCorrupt, ManifestNewer.
     """
-    if signer is None:
-        return
-    place = provenance_object(digest, signer.public_key.keyid)
+    place = provenance_object(digest, signer.public_key.keyid if signer else UNSIGNED)
     if store.exists(place):
         return
     folder = output_folder(Stage.PUBLISH, digest)
@@ -56,7 +56,8 @@ def attest(store: Store, given: StageInput, digest: str, signer: CryptoSigner | 
         stage: require_manifest(store, output_folder(stage, getattr(chain, field))) for stage, field in _OUTPUTS.items()
     }
     made[Stage.PUBLISH] = published
-    store.put_if_absent(place, seal(canonical_json(statement(given, digest, chain, made)), signer))
+    said = canonical_json(statement(given, digest, chain, made))
+    store.put_if_absent(place, seal(said, signer) if signer else said)
 
 
 def statement(given: StageInput, digest: str, chain: Upstream, made: Mapping[Stage, Manifest]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import Channel, Manifest, PushRecord, output_folder, push_object
+from finetune_api.layout import Channel, Manifest, PushRecord, output_folder, push_object, pushes_folder
 from finetune_api.push import HubTarget, OciTarget
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
@@ -102,6 +102,14 @@ class Copies:
         path = push_object(self.digest, target.reference(self.digest))
         content = self.store.get(path)
         return None if content is None else parse_json(content, PushRecord, self.store.uri(path))
+
+
+def read_pushes(store: Store, digest: str) -> list[PushRecord]:
+    """The copies of an artifact that were noted, by their places."""
+    place = pushes_folder(digest)
+    paths = [f"{place}/{entry.key}" for entry in store.list(place)]
+    found = [parse_json(content, PushRecord, store.uri(path)) for path in paths if (content := store.get(path))]
+    return sorted(found, key=lambda each: each.to)
 
 
 def _packed(store: Store, name: str, digest: str) -> Packed:

@@ -77,7 +77,7 @@ _WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
     Stage.PUBLISH: (
         "Combines data set, model and evaluation into an artifact and points its output name's channel to it.",
         "the manifests of all stages before",
-        "artifacts/<digest>/, channels/<output name>/",
+        "artifacts/<digest>/, channels/<output name>/, owners/<output name>.json",
     ),
     Stage.FETCH: (
         "Downloads an artifact's model to a server's folder and verifies every file.",

@@ -8,7 +8,6 @@ with the record that lets the next run with the same input skip the work. Failur
 """
 
 import argparse
-import errno
 import logging
 import os
 import resource
@@ -16,8 +15,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -45,6 +44,7 @@ from finetune_jobs.artifacts import folders, retention
 from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime import commandline, logs
+from finetune_jobs.runtime.full_disk import full_disk, is_said
 from finetune_jobs.runtime.stage_input import read_input
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
@@ -289,7 +289,8 @@ def _guarded(
             cache = Path(options.model_cache) if options.model_cache else None
             folders = {"scratch": Path(scratch), "models": Path(options.models), "metrics": Path(options.metrics)}
             context = Context(given, store, places, progress, **folders, stopping=stopping, model_cache=cache)
-            return run(context), ExitCode.OK
+            with _naming_a_full_disk(context):
+                return run(context), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)
         found = failure(stage, error.reason, error.message)
@@ -298,7 +299,7 @@ def _guarded(
         return failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
     except Exception as error:
         log.exception("the stage crashed")
-        if _is_disk_full(error):
+        if is_said(error):  # outside of the work: the scratch folder cannot even be made
             text = f"The disk that holds {tempfile.gettempdir()} is full."
             return failure(stage, Reason.SCRATCH_FULL, text), ExitCode.RETRIABLE
         text = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
@@ -318,13 +319,18 @@ def _exit_code(error: StageError) -> ExitCode:
     return ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an exception comes from a full disk; closing the unwritten file may have raised another one."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+@contextmanager
+def _naming_a_full_disk(context: Context) -> Iterator[None]:
+    """Within the scratch folder's life: afterwards the disk may have room again."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        if text := full_disk(error, context.scratch, context.input.hardware):
+            log.exception("the disk is full")
+            raise StageError(Reason.SCRATCH_FULL, text, retriable=True) from error
+        raise
 
 
 def failure(stage: Stage, reason: Reason, message: str) -> StageResult:

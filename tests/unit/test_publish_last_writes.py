@@ -1,0 +1,151 @@
+"""A store that fails at one of publish's last writes: a clear reason, nothing half published, and a retry completes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from finetune_api.layout import Channel, Withdrawal, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
+from finetune_api.storage import Storage
+from finetune_jobs.artifacts.channel import read_channel
+from finetune_jobs.artifacts.folders import read_record, require_manifest
+from finetune_jobs.artifacts.signature import require_signature
+from finetune_jobs.artifacts.withdrawal import read_withdrawal, withdraw
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.publish import publish, sign_move_and_push
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
+from tests.support.forgetful_store import forgetful
+from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input, put_upstream
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.sentences import assert_says
+from tests.support.stages import context
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+LAST_WRITES: Final = {
+    "a file": r"/artifacts/[0-9a-f]{64}/README\.md",
+    "the manifest": r"/artifacts/[0-9a-f]{64}/manifest\.json",
+    "the record": r"/keys/publish/",
+    "the signature": r"/artifacts/[0-9a-f]{64}/provenance/",
+    "the name": r"/owners/transactions\.json",
+    "the channel": r"/channels/transactions/stable\.json",
+}
+"""In the order in which publish makes them."""
+
+
+class Fault:
+    """Which writes fail, while a test wants it."""
+
+    def __init__(self) -> None:
+        self.pattern = ""
+        self.failed = 0
+
+    def __call__(self, path: str) -> bool:
+        fails = bool(self.pattern and re.search(self.pattern, path))
+        self.failed += fails
+        return fails
+
+
+@pytest.fixture
+def fault() -> Fault:
+    return Fault()
+
+
+@pytest.fixture
+def endpoint(s3: SeaweedFS, fault: Fault) -> Iterator[str]:
+    """A store that fails as ``fault`` says, in front of the real one."""
+    with forgetful(s3.endpoint, ADMIN, ignores=(), fails=fault) as url:
+        yield url
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    """The real one."""
+    return Store.connect(s3.storage, place)
+
+
+@pytest.fixture
+def chain(store: Store, tmp_path: Path) -> Upstream:
+    return put_upstream(store, tmp_path / "made")
+
+
+def content(store: Store) -> dict[str, str]:
+    """Every object with its ETag."""
+    return {each.key: each.etag for each in store.list()}
+
+
+@pytest.mark.parametrize("write", LAST_WRITES)
+def test_a_store_that_fails_at_a_last_write(
+    s3: SeaweedFS,
+    store: Store,
+    chain: Upstream,
+    endpoint: str,
+    fault: Fault,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: str,
+) -> None:
+    key = new_key()
+    monkeypatch.setenv(KEY.variable, private_pem(key))
+    given = publish_input(s3, store, chain, signed=True)
+    given = given.model_copy(update={"storage": Storage(endpoint=endpoint)})
+    fault.pattern = LAST_WRITES[write]
+    with pytest.raises(StageError) as error:
+        run(given, tmp_path)
+    assert fault.failed > 0
+    assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
+    assert_says(error.value.message, store.uri(), "failed", "the store answered 500 InternalError")
+    assert re.search(LAST_WRITES[write], error.value.message), "it names the object"
+    nothing_half_published(store, list(LAST_WRITES).index(write), given)
+
+    fault.pattern, before = "", content(store)
+    made = run(given, tmp_path)
+    digest = made.output_digest
+    require_manifest(store, output_folder(Stage.PUBLISH, digest))
+    require_signature(store, digest, [public_pem(key)])
+    pointer = read_channel(store, "transactions")
+    assert pointer is not None
+    assert pointer[0].artifact_digest == digest
+    after = content(store)
+    assert {name: after[name] for name in before if not name.endswith("index.html")} == {
+        name: tag for name, tag in before.items() if not name.endswith("index.html")
+    }, "nothing was overwritten"
+    assert run(given, tmp_path).reused
+
+
+def run(given: StageInput, folder: Path) -> StageResult:
+    return execute(context(given, folder), publish, after=sign_move_and_push)
+
+
+def nothing_half_published(store: Store, failed: int, given: StageInput) -> None:
+    """Whatever comes after the write that failed is not there: readers find the artifact whole, or none."""
+    order = list(LAST_WRITES)
+    digests = {key.split("/")[1] for key in content(store) if re.match(r"artifacts/.*manifest\.json$", key)}
+    assert len(digests) == (failed > order.index("the manifest"))
+    key = input_key(Stage.PUBLISH, given.upstream, given.params)
+    assert (read_record(store, Stage.PUBLISH, key) is not None) == (failed > order.index("the record"))
+    signed = [key for key in content(store) if "/provenance/" in key]
+    assert bool(signed) == (failed > order.index("the signature"))
+    assert [read_channel(store, "transactions", channel) for channel in Channel] == [None, None]
+
+
+def test_a_mark_that_cannot_be_written_is_none(
+    store: Store, chain: Upstream, s3: SeaweedFS, endpoint: str, fault: Fault, tmp_path: Path
+) -> None:
+    digest = run(publish_input(s3, store, chain), tmp_path).output_digest
+    through = Store.connect(Storage(endpoint=endpoint), store.uri())
+    mark = Withdrawal(reason="erasure request 4711", by="dpo", withdrawn_at="2026-03-01T12:00:00Z")
+    fault.pattern = r"/withdrawn\.json"
+    with pytest.raises(StageError) as error:
+        withdraw(through, digest, mark)
+    assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
+    assert read_withdrawal(store, digest) is None
+    fault.pattern = ""
+    assert withdraw(through, digest, mark).by == "dpo"
