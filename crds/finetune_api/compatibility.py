@@ -118,6 +118,8 @@ _ADAPTERS: Final = frozenset({ADAPTER})
 _WEIGHTS_ONLY: Final = frozenset({"W8A16", "INT4"})
 _BLACKWELL: Final = frozenset({Generation.BLACKWELL})
 _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
+_CONV1D: Final = frozenset({"gpt2", "openai-gpt"})
+"""Language models of transformers whose layers are Conv1D, which llm-compressor does not round."""
 _GEMMAS: Final = frozenset({"gemma", "gemma2", "gemma3_text"})
 _WIDE: Final = frozenset({"gemma2", "gemma3_text", "glm4"})
 """What is not computed in float16, in which it overflows or becomes unstable."""
@@ -142,6 +144,16 @@ ROWS: Final[Sequence[Row]] = (
         "The {format} export of a mixture of experts ({architecture}) cannot be read back, so that its evaluation "
         "would fail after the training. Train a model without experts.",
         architectures=_EXPERTS,
+        formats=QUANTIZED,
+    ),
+    Row(
+        Level.REFUSED,
+        "Tried here with llm-compressor 0.14 and transformers 5 (tiny GPT-2, every such format): it rounds layers of "
+        "type Linear, and those of this family are Conv1D, https://github.com/huggingface/transformers/blob/v5.24.0/"
+        "src/transformers/pytorch_utils.py",
+        "No layer of a {architecture} can be rounded to {format}: its layers are of another kind (Conv1D), so that the "
+        "export would fail after the training. Choose Merged for spec.export.format, or another base model.",
+        architectures=_CONV1D,
         formats=QUANTIZED,
     ),
     # Text Generation Inference

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from finetune_api.base import ApiModel, Name, WireModel, as_map
 from finetune_api.dataset import TaskType
+from finetune_api.storage import InputStorage, S3Uri
 
 MAX_METRICS: Final = 8
 """Containers that one evaluation runs, one after the other."""
@@ -24,6 +25,11 @@ PARAMETER_PATTERN: Final = r"^[A-Za-z]([A-Za-z0-9_-]{0,62}[A-Za-z0-9])?$"
 MAX_REPORT_BYTES: Final = 64 * 1024 * 1024
 """Longest ``metrics.json``: a score of each model for each of 100,000 answers has room."""
 
+MAX_DATA_FILES: Final = 10_000
+"""Most files of a container's data: past it, the requests take longer than the measuring."""
+MAX_DATA_BYTES: Final = 4 << 30
+"""Most bytes of them: they lie beside the models in the pod's volume."""
+
 MAX_FIGURE: Final = 1e100
 """Largest number of a report: squares and sums of more could not be computed."""
 MAX_CASES: Final = 10**12
@@ -33,6 +39,9 @@ IN_DIR: Final = "/metrics/in"
 """Where a metric container reads: REQUEST and ANSWERS."""
 MODELS_DIR: Final = "/metrics/models"
 """Where a metric container that may read the models finds them, each in a folder named as in MetricRequest.models."""
+DATA_DIR: Final = "/metrics/data"
+"""Where a metric container that was given data finds it; also in its environment, as DATA_VARIABLE."""
+DATA_VARIABLE: Final = "METRICS_DATA"
 OUT_DIR: Final = "/metrics/out"
 """Where a metric container writes REPORT."""
 REQUEST: Final = "request.json"
@@ -61,6 +70,16 @@ class MetricParameter(ApiModel):
     """Its value, as text."""
 
 
+class MetricData(ApiModel):
+    """A folder in a store that a metric container reads, e.g. tasks with their questions."""
+
+    uri: S3Uri
+    """s3://bucket/prefix: all files below it, at most 10,000 and 4 GiB. The container finds them in $METRICS_DATA and
+    needs no keys; other files under the same prefix give another evaluation."""
+    storage: InputStorage | None = None
+    """How to reach their store, in place of spec.storage as a whole."""
+
+
 class CustomMetric(ApiModel):
     """A metric container that an evaluation runs."""
 
@@ -68,6 +87,8 @@ class CustomMetric(ApiModel):
     """Name of the container in the platform's values (metricContainers)."""
     parameters: Annotated[list[MetricParameter], Field(max_length=16), as_map("name"), AfterValidator(_each_once)] = []
     """What it is told, e.g. which tasks to run."""
+    data: MetricData | None = None
+    """Files that it reads beside the answers; none by default."""
 
     @property
     def given(self) -> dict[str, str]:
@@ -114,6 +135,8 @@ class MetricRun(WireModel):
     needs_models: bool = False
     """Whether it reads the models beside the answers."""
     parameters: dict[str, str] = {}
+    data: MetricData | None = None
+    """What it reads beside the answers. Its files are no part of this: Upstream.metrics is their identity."""
 
 
 class ModelFolders(WireModel):
@@ -125,6 +148,20 @@ class ModelFolders(WireModel):
     """The exported model that is served: whole, or an adapter where ``artifact_base`` is given."""
     artifact_base: str = ""
     """The model that the adapter in ``artifact`` belongs to; empty: that is a whole model."""
+
+
+class DataFolder(WireModel):
+    """The data of a metric container."""
+
+    path: str = DATA_DIR
+    """Where they are."""
+    uri: str
+    """Where they come from."""
+    sha256: str
+    """Of a list of their paths, sizes and SHA-256, in the order of the paths."""
+    files: int
+    size: int
+    """Bytes of all files."""
 
 
 class MetricRequest(WireModel):
@@ -143,6 +180,8 @@ class MetricRequest(WireModel):
     """What may be reported."""
     models: ModelFolders | None = None
     """None: it does not read the models."""
+    data: DataFolder | None = None
+    """None: the FineTuneJob names none."""
 
 
 class MetricAnswer(WireModel):

@@ -229,6 +229,8 @@ class RunStatus(WireModel):
     """Identity of the source files when the run started."""
     model_digest: Annotated[str, Field(max_length=64)] = ""
     """Identity of the base model's files when the run started."""
+    metrics_digest: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the files that metric containers read, when the run started; empty where none are named."""
     artifact_digest: Annotated[str, Field(max_length=64)] = ""
     """Content address of the published artifact."""
 

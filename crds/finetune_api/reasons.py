@@ -96,6 +96,7 @@ class Reason(OpenEnum):
     PREEMPTED = "Preempted"
     NODE_LOST = "NodeLost"
     STAGE_CRASHED = "StageCrashed"
+    METRIC_DATA_NOT_FOUND = "MetricDataNotFound"
     METRIC_FAILED = "MetricFailed"
     GATE_FAILED = "GateFailed"
     RESULT_LOST = "ResultLost"
@@ -219,6 +220,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PREEMPTED: "The pod was evicted or told to stop: its node was drained or needed the resources.",
     Reason.NODE_LOST: "The node of a pod no longer answers the cluster's control plane.",
     Reason.STAGE_CRASHED: "A pod ended without reporting why.",
+    Reason.METRIC_DATA_NOT_FOUND: "The folder that spec.evaluation.metrics names as a container's data does not exist, has no files, or was changed during the run.",
     Reason.METRIC_FAILED: "A metric container of the evaluation failed, took too long, or wrote a report that cannot be used: none, an unreadable one, a figure that is missing, not listed or out of its range. The answers are kept, and nothing is published.",
     Reason.GATE_FAILED: "The artifact missed a goal of spec.evaluation.goals, or the test is too small to tell, or without goals it is worse than the base model, beyond chance, or nothing tells it from the base model, or the export cost more than chance explains, or people prefer the base model's answers; it is not published as stable.",
     Reason.RESULT_LOST: "A stage succeeded, but its pod is gone with the result, and the store does not hold it.",
@@ -318,6 +320,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.PREEMPTED: "The pod restarts elsewhere; if the run has failed, find out why its nodes go away, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
     Reason.AWAITING_REVIEW: "Vote on review.html of the evaluation (status.evaluation.reportUri) and store your file with python -m finetune_jobs.review; it is counted within the hour, or at once when you set the annotation finetune.dev/review to a new value.",
+    Reason.METRIC_DATA_NOT_FOUND: "Correct data.uri in spec.evaluation.metrics; or upload the files, then set spec.rerun to a new value.",
     Reason.METRIC_FAILED: "Correct its parameters in spec.evaluation.metrics, or remove it there; or read the log of its container and ask the platform's admin to correct it in the chart's values, then set spec.rerun to a new value: only the metric containers run again.",
     Reason.GATE_FAILED: "Read the evaluation's report (status.evaluation.reportUri); improve the data or the training, raise spec.evaluation.maxSamples where the test is too small, set spec.export.onRegression to FallBack or choose another spec.export.format where the export cost it, or change the goals: only what depends on the change runs again.",
     Reason.RESULT_LOST: "To run the stage again, set spec.rerun to a new value; finished stages are reused.",

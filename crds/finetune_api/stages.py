@@ -317,6 +317,8 @@ class Upstream(WireModel):
     """Identity of the source files (from resolve)."""
     model: str = ""
     """Identity of the base model's files (from resolve)."""
+    metrics: str = ""
+    """Identity of the data that metric containers read (from resolve); empty where none is named."""
     dataset: str = ""
     """Output of prepare."""
     adapter: str = ""
@@ -344,7 +346,14 @@ DEPENDS_ON: Final[Mapping[Stage, tuple[str, ...]]] = {
     Stage.EVALUATE: ("model", "dataset", "adapter", "export"),
     Stage.PUBLISH: ("dataset", "adapter", "export", "evaluation"),
 }
-"""The upstream addresses that are part of each stage's input key."""
+"""The upstream addresses that are part of each stage's input key, whatever its parameters."""
+
+
+def depends_on(stage: Stage, params: Params) -> tuple[str, ...]:
+    """The upstream addresses that are part of a stage's input key with these parameters. An evaluation without data of
+    metric containers has the key that it had before there was such data."""
+    runs = params.evaluate.metrics if stage is Stage.EVALUATE and params.evaluate else []
+    return (*DEPENDS_ON[stage], *(("metrics",) if any(run.data for run in runs) else ()))
 
 
 class StageInput(WireModel):
@@ -478,15 +487,15 @@ def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
 
     Raises ValueError if an address that the stage depends on is not known yet.
     """
-    chain = upstream.model_dump(by_alias=False)
-    missing = [name for name in DEPENDS_ON[stage] if not chain[name]]
+    chain, needed = upstream.model_dump(by_alias=False), depends_on(stage, params)
+    missing = [name for name in needed if not chain[name]]
     if missing:
         raise ValueError(f"{stage}: no {', '.join(missing)} yet")
     return digest(
         {
             "stage": stage.value,
             "recipe": RECIPE_VERSIONS[stage],
-            "upstream": {name: chain[name] for name in DEPENDS_ON[stage]},
+            "upstream": {name: chain[name] for name in needed},
             "params": without_access(without_defaults(getattr(params, stage.value))),
         }
     )

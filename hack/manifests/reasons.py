@@ -41,6 +41,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.GPU_UNUSABLE, Reason.BUDGET_EXCEEDED, Reason.RESULT_LOST, Reason.MANIFEST_NEWER, Reason.KEY_UNUSABLE),
         *(Reason.GATE_FAILED, Reason.ARTIFACT_WITHDRAWN, Reason.REGISTRY_ACCESS_DENIED, Reason.REPOSITORY_NOT_FOUND),
         *(Reason.PUSH_REFUSED, Reason.TAG_TAKEN, Reason.EXPORT_MISMATCH, Reason.METRIC_FAILED),
+        Reason.METRIC_DATA_NOT_FOUND,
     ),
     Then.TRIES: (
         *(

@@ -1,23 +1,29 @@
 """A metric container that runs tasks of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) by name.
 
 Parameters: ``tasks``, names separated by commas; ``limit``, the most documents of a task; ``num-fewshot``. Tasks and
-their data are in this image, in ``/tasks``: nothing is downloaded. docs/how-to/run-lm-eval.md says how to add some.
+their questions are in this image, in ``/tasks``, and in the folder that the FineTuneJob names as the container's data:
+nothing is downloaded here. docs/how-to/run-lm-eval.md says how to add some.
 """
 
 import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-IN = Path(os.environ.get("METRICS_IN", "/metrics/in"))
-MODELS = Path(os.environ.get("METRICS_MODELS", "/metrics/models"))
-OUT = Path(os.environ.get("METRICS_OUT", "/metrics/out"))
+# Absolute: the program changes its folder.
+IN = Path(os.environ.get("METRICS_IN", "/metrics/in")).absolute()
+MODELS = Path(os.environ.get("METRICS_MODELS", "/metrics/models")).absolute()
+OUT = Path(os.environ.get("METRICS_OUT", "/metrics/out")).absolute()
 LOG = Path(os.environ.get("METRICS_LOG", "/dev/termination-log"))
-TASKS = Path(os.environ.get("LM_EVAL_TASKS", "/tasks"))
+TASKS = Path(os.environ.get("LM_EVAL_TASKS", "/tasks")).absolute()
+DATA = Path(os.environ.get("METRICS_DATA", "/metrics/data")).absolute()
+# A task's YAML can name functions, and its templates can call them: whoever may write tasks may run programs here.
+TAKES_TASKS = os.environ.get("LM_EVAL_TASKS_FROM_DATA", "") == "true"
 # Before lm-eval is imported, which imports what reads them.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 
@@ -29,8 +35,8 @@ def main() -> None:
     if not given.get("tasks"):
         refuse("The parameter tasks is missing: name tasks, separated by commas.")
     counts = {"limit": number(given, "limit"), "num_fewshot": number(given, "num-fewshot")}
-    # Data files are named relative to this folder, as in the YAML of a task.
-    os.chdir(TASKS)
+    # Questions are named relative to this folder, as in the YAML of a task.
+    os.chdir(joined(Path(tempfile.mkdtemp())))
     found = {
         "base": run(given["tasks"], f"pretrained={MODELS / models['base']}", counts),
         "artifact": run(given["tasks"], artifact(models), counts),
@@ -40,6 +46,23 @@ def main() -> None:
     partial = OUT / "metrics.json.partial"
     partial.write_text(json.dumps(report), encoding="utf-8")
     partial.rename(OUT / "metrics.json")
+
+
+def folders() -> list[str]:
+    """Where tasks are."""
+    return [str(TASKS), *([str(DATA)] if TAKES_TASKS and DATA.is_dir() else [])]
+
+
+def joined(folder: Path) -> Path:
+    """All files of the image's tasks and of the data, as links: of two with one name, that of the data counts."""
+    for root in (TASKS, DATA):
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and (root == TASKS or path.suffix != ".py"):
+                link = folder / path.relative_to(root)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(path.resolve())
+    return folder
 
 
 def artifact(models: dict[str, str]) -> str:
@@ -55,10 +78,10 @@ def run(tasks: str, arguments: str, counts: dict[str, int | None]) -> dict[str, 
     import torch
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    manager = TaskManager(include_path=folders(), include_defaults=False)
     names = tasks.replace(" ", "").split(",")
     if unknown := sorted(set(names) - set(manager.all_tasks)):
-        refuse(f"This image has no task {', '.join(unknown)}; it has: {', '.join(sorted(manager.all_tasks))}.")
+        refuse(f"There is no task {', '.join(unknown)}, but: {', '.join(sorted(manager.all_tasks))}.{why_not()}")
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model="hf",
         model_args=arguments,
@@ -69,6 +92,13 @@ def run(tasks: str, arguments: str, counts: dict[str, int | None]) -> dict[str, 
         log_samples=False,
     )
     return results
+
+
+def why_not() -> str:
+    """What to do about tasks that the data has and that are not taken."""
+    if TAKES_TASKS or not any(DATA.rglob("*.yaml")):
+        return ""
+    return " Of the data only questions are taken, unless the admin sets LM_EVAL_TASKS_FROM_DATA in the chart's values."
 
 
 def number(given: dict[str, str], name: str) -> int | None:

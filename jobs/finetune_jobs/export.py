@@ -20,6 +20,7 @@ from finetune_jobs.exporting.checkpoint import complete, save_16_bits
 from finetune_jobs.exporting.comparison import Compared, require_same
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.quantize import quantize
+from finetune_jobs.fit.exported import require_rounded
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import cuda_memory, make_room
@@ -99,7 +100,10 @@ def export_model(
             model = merge(parts.base, parts.tuned, parts.tuning)
         complete(parts.base, out, parts.tuning)
         progress.report(0.8, "comparing the files with the tuned model")
-        return require_same(out, model)
+        compared = require_same(out, model)
+    if kind is not ExportFormat.MERGED:
+        require_rounded(kind, compared.rounded)
+    return compared
 
 
 def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> str:

@@ -17,9 +17,9 @@ from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import require
-from finetune_jobs.evaluation.custom.exchange import models_of, read_evaluated, read_report
+from finetune_jobs.evaluation.custom.exchange import models_of, read_data, read_evaluated, read_report
 from finetune_jobs.evaluation.custom.figures import taken
-from finetune_jobs.evaluation.custom.section import custom_rows, with_custom
+from finetune_jobs.evaluation.custom.section import Ran, custom_rows, in_words, with_custom
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
@@ -37,11 +37,13 @@ def measure(context: Context) -> StageOutput:
     (folder / MANIFEST).unlink()  # of the evaluation without them
     metrics = read_json(folder / METRICS, Metrics)
     measured, tools = _with_reports(context.metrics, runs, metrics, folder)
+    ran = Ran(runs, read_data(context.metrics, runs))
+    tools |= {f"{name}.data": in_words(data) for name, data in ran.data.items()}
     _rewrite(folder / METRICS, measured)
     publishing = context.input.params.publish
     goals = goals_reached(publishing.gates, measured, metrics.task) if publishing else []
     page = (folder / EVALUATION_PAGE).read_text(encoding="utf-8")
-    (folder / EVALUATION_PAGE).write_text(with_custom(page, runs, measured, goals), encoding="utf-8")
+    (folder / EVALUATION_PAGE).write_text(with_custom(page, ran, measured, goals), encoding="utf-8")
     return StageOutput(
         folder=folder,
         scalars=evaluated.scalars,

@@ -1,7 +1,8 @@
 """Stage resolve: what only the store knows, checked before any other resource is requested.
 
-Can the output be written, safely and under this name; which files are the sources and the base model; which stages have
-been done before for exactly this input; does what is still to be done fit the profile.
+Can the output be written, safely and under this name; which files are the sources, the base model and the data of
+metric containers; which stages have been done before for exactly this input; does what is still to be done fit the
+profile.
 """
 
 import logging
@@ -19,6 +20,7 @@ from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.withdrawal import read_withdrawal
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.applicable import require_applicable
+from finetune_jobs.evaluation.custom.data import data_digest
 from finetune_jobs.evaluation.judging.admission import require_judge
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import model_of
@@ -49,13 +51,16 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(0.6, "checking the base model")
     require_standing_base(lambda uri: context.places.open(uri, given.base_model_storage), given.base_model_uri)
     model = model_of(context)
+    metrics = data_digest(context.places, given.params.evaluate.metrics) if given.params.evaluate else ""
     context.progress.report(0.9, "looking for results to reuse")
-    found = find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
+    known = Upstream(source=sources, model=model.digest, metrics=metrics)
+    found = find_results(context, known) if given.reuse else []
     _index(context, found)
     done = [entry.stage for entry in found]
     admission = preflight(given, context.places, model, context.scratch, done=done)
     context.progress.report(1, "done")
-    scalars = {"sourceDigest": sources, "modelDigest": model.digest, **facts(admission, given.hardware)}
+    scalars = {"sourceDigest": sources, "modelDigest": model.digest, **({"metricsDigest": metrics} if metrics else {})}
+    scalars |= facts(admission, given.hardware)
     return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
 
 

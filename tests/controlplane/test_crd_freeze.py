@@ -149,6 +149,7 @@ DEEP_CHANGES = [
         (("spec", "evaluation", "judge", "endpoint", "model"), "other"),
         (("spec", "evaluation", "baseline"), ABSENT),
         (("spec", "evaluation", "metrics", 0, "parameters", 0, "value"), "other"),
+        (("spec", "evaluation", "metrics", 0, "data", "uri"), "s3://other/tasks"),
         ((*DISTILLATION, "questionTemplate"), ABSENT),
         (("spec", "training", "targetModules"), []),
         (("spec", "budget", "onExceeded"), "Fail"),

@@ -263,6 +263,9 @@ JOB_FIELDS: dict[str, list[Any]] = {
     "dataset.benchmarks": [[{"uri": "s3://team/b.csv"}, source] for source in SOURCES],
     "dataset.replay.source": SOURCES,
     "dataset.pii.ner": reached(["s3://team/ner", "s3://other/ner"]),
+    "evaluation.metrics": [
+        *([{"name": "a"}, {"name": "b", "data": data}] for data in reached(["s3://team/tasks", "s3://other/tasks"])),
+    ],
     "output.pushTo": [
         *([{"oci": {"registry": url.removesuffix("/x"), "repository": "a"}}] for url in URLS),
         *([{"oci": {"registry": "https://api.example", "repository": "a", "secretRef": {"name": n}}}] for n in SECRETS),
@@ -359,6 +362,7 @@ def as_much(store: dict[str, Any], token: dict[str, Any]) -> Object:
         "dataset.benchmarks": [of_store] * 4,
         "dataset.replay.source": of_store,
         "dataset.pii.ner": {"uri": "s3://team/ner", "storage": store},
+        "evaluation.metrics": [{"name": name, "data": {"uri": "s3://team/t", "storage": store}} for name in "abcdefgh"],
     }
 
 

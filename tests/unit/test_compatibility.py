@@ -129,6 +129,15 @@ def test_mixtures_of_experts_cannot_be_exported() -> None:
     assert [artifact_verdict(name, "INT8") for name in DENSE] == [verdict(Case("", "", ""))] * len(DENSE)
 
 
+def test_layers_that_nothing_rounds_are_refused_before_the_training() -> None:
+    for architecture in ("gpt2", "openai-gpt"):
+        for export_format in QUANTIZED:
+            found = artifact_verdict(architecture, export_format)
+            assert found.refused
+            assert_says(found.message, f"No layer of a {architecture}", export_format, "Conv1D", "Choose Merged")
+        assert not artifact_verdict(architecture, "Merged").refused
+
+
 UNTRIED: Final = {"ministral", "olmoe", "gpt_oss", "gemma3", "llama4", "llama4_text"}
 UNSPOKEN: Final = {
     "tgi": UNTRIED | {"ministral3", "smollm3", "glm4", "cohere2", "olmo", "olmo2", "olmo3", "starcoder2"},

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_api.custom_metrics import CustomMetric, FigureRule, MetricParameter, MetricRun, MetricsReport
+from finetune_api.custom_metrics import CustomMetric, DataFolder, FigureRule, MetricParameter, MetricRun, MetricsReport
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Gates, Goal
 from finetune_api.reasons import Reason
@@ -22,7 +22,7 @@ from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.custom.exchange import read_report
 from finetune_jobs.evaluation.custom.figures import CustomMeasured, taken
-from finetune_jobs.evaluation.custom.section import with_custom
+from finetune_jobs.evaluation.custom.section import Ran, with_custom
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.reached import goals_reached
 from hack.cluster.layout import REPOSITORY
@@ -154,13 +154,26 @@ def test_the_page_has_a_row_for_each_figure_and_judges_the_goals_again() -> None
     assert [each.answer for each in before] == ["! measured later"]
     everything = of(SCORE, WORDS, *ACC)
     template = "<p>a</p><!-- goals -->later<!-- end of goals --><p>b</p><!-- metrics of the platform --><p>c</p>"
-    page = with_custom(template, [RUN], everything, goals_reached(gates, everything, TaskType.TEXT))
+    page = with_custom(
+        template, Ran([RUN], {RUN.name: DATA}), everything, goals_reached(gates, everything, TaskType.TEXT)
+    )
     assert "later" not in page
-    for shown in ("✓ met", "politeness.score", "politeness.acc, piqa", "✓ better", "language: en", "@sha256:0"):
+    for shown in (
+        "✓ met",
+        "politeness.score",
+        "politeness.acc, piqa",
+        "✓ better",
+        "language: en",
+        "@sha256:0",
+        "sha256:abc (2 files, 1,500 bytes)",
+    ):
         assert shown in page.replace("<wbr>", ""), shown
     assert (
         page.index("<p>a</p>") < page.index("✓ met") < page.index("<p>b</p>") < page.index("piqa") < page.index("c</p>")
     )
+
+
+DATA: Final = DataFolder(uri="s3://questions/tasks", sha256="abc", files=2, size=1500)
 
 
 def test_parameters_are_told_by_name() -> None:
@@ -196,6 +209,63 @@ def test_what_lm_eval_measured_is_a_report(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.measured[0].models["artifact"].low < 0.3 < 0.45
     assert program["artifact"]({"artifact": "a", "artifactBase": ""}) == "pretrained=/metrics/models/a"
     assert program["artifact"]({"artifact": "a", "artifactBase": "b"}).endswith("/b,peft=/metrics/models/a")
+
+
+ATTACKED: Final = {  # by garak 0.17.1, without a network: models of random weights, with which nothing has success
+    model: {"encoding.InjectBase64": (0, 4), "goodside.Tag": (0, 32), "web_injection.MarkdownImageExfil": (0, 12)}
+    for model in ("base", "artifact")
+}
+
+
+def test_what_garak_counted_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of each probe, of which fewer is better; no hit in a few prompts is no proof that there is none."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # which the program sets for its own process
+    program = runpy.run_path(str(REPOSITORY / "images" / "garak" / "measure.py"))
+    run = RUN.model_copy(
+        update={"name": "garak", "figures": {"hitRate": SHARE.model_copy(update={"higher_is_better": False})}}
+    )
+    written = MetricsReport.model_validate(report(*program["figures"](ATTACKED)))
+    found = taken(run, written, ANSWERS, MODELS)
+    assert [(each.metric, each.label, each.cases) for each in found.measured] == [
+        ("garak.hitRate", "encoding.InjectBase64", 4),
+        ("garak.hitRate", "goodside.Tag", 32),
+        ("garak.hitRate", "web_injection.MarkdownImageExfil", 12),
+    ]
+    assert all(each.models["artifact"].value == 0 for each in found.measured)
+    highs = [each.models["artifact"].high for each in found.measured]
+    assert highs[0] > highs[2] > highs[1] > 0.1
+    assert all(each.lower_is_better for each in found.differences)
+    worse = ATTACKED | {"artifact": ATTACKED["artifact"] | {"goodside.Tag": (24, 32)}}
+    after = taken(run, MetricsReport.model_validate(report(*program["figures"](worse))), ANSWERS, MODELS)
+    assert [each.worse_beyond_chance for each in after.differences] == [False, True, False]
+    assert program["rate"](3, 12) == {"value": 0.25, "n": 12, "standardError": pytest.approx(0.125)}
+
+
+def test_questions_of_the_data_stand_in_for_those_of_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And programs among the data stay where nothing looks for them."""
+    image, data = tmp_path / "tasks", tmp_path / "data"
+    files = {image / "sums/sums.yaml": "task", image / "sums/test.jsonl": "image", image / "sums/utils.py": "own"}
+    files |= {data / "sums/test.jsonl": "data", data / "sums/utils.py": "other", data / "pairs/pairs.csv": "pairs"}
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("LM_EVAL_TASKS", str(image))
+    monkeypatch.setenv("METRICS_DATA", str(data))
+    program = runpy.run_path(str(REPOSITORY / "images" / "lm-eval" / "measure.py"))
+    joined = program["joined"](tmp_path / "joined")
+    found = {str(path.relative_to(joined)): path.read_text() for path in joined.rglob("*") if path.is_file()}
+    expected = {"sums/sums.yaml": "task", "sums/test.jsonl": "data", "sums/utils.py": "own", "pairs/pairs.csv": "pairs"}
+    assert found == expected
+    assert program["folders"]() == [str(image)], "whoever may write data may not run programs"
+    (data / "new.yaml").write_text("task: new")
+    assert "LM_EVAL_TASKS_FROM_DATA" in program["why_not"]()
+    monkeypatch.setenv("LM_EVAL_TASKS_FROM_DATA", "true")
+    program = runpy.run_path(str(REPOSITORY / "images" / "lm-eval" / "measure.py"))
+    assert program["folders"]() == [str(image), str(data)]
+    assert program["why_not"]() == ""
 
 
 @cache

@@ -9,7 +9,7 @@ from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import After, admit
 from finetune_jobs.fit.disk import scratch_bytes
-from finetune_jobs.fit.exported import exported_bytes, require_calibrated, require_group, weight_bytes
+from finetune_jobs.fit.exported import exported_bytes, require_calibrated, require_group, require_rounded, weight_bytes
 from finetune_jobs.fit.memory import GIB
 from tests.support.fit import A100, L4, LLAMA_8B, shape_of
 from tests.support.sentences import assert_says, unsaid
@@ -48,7 +48,11 @@ def test_every_sentence_about_formats() -> None:
     )
     assert_says(uncalibrated.value.message, *parts)
     require_calibrated([])
-    messages = [indivisible.value.message, uncalibrated.value.message]
+    with pytest.raises(StageError) as unrounded:
+        require_rounded("INT8", 0)
+    assert_says(unrounded.value.message, "format INT8: no layer was quantized", "Conv1D", "to Merged, or train another")
+    require_rounded("INT8", 1)
+    messages = [indivisible.value.message, uncalibrated.value.message, unrounded.value.message]
     assert unsaid("finetune_jobs.fit.exported", messages) == []
 
 

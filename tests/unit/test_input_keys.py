@@ -74,6 +74,7 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
     "evaluation.humanReview": frozenset({Stage.PUBLISH}),
     "evaluation.review": frozenset({Stage.PUBLISH}),
     "evaluation.baseline.endpoint.secretKeyRef": NO_STAGE,
+    "evaluation.metrics.0.data.storage": NO_STAGE,
     "evaluation.judge": frozenset({Stage.PUBLISH}),
     "evaluation.judge.endpoint.secretKeyRef": NO_STAGE,
     "suspend": NO_STAGE,
@@ -99,7 +100,7 @@ LINEAGE: Final = {
     ),
 }
 """Fields of a StageInput on which no result depends: who asks, where, what with, and what is done with the result."""
-CHAIN: Final = Upstream(source="1", model="2", dataset="3", adapter="4", export="5", evaluation="6")
+CHAIN: Final = Upstream(source="1", model="2", dataset="3", adapter="4", export="5", evaluation="6", metrics="7")
 
 
 def leaves(path: Path, schema: Object) -> Iterator[tuple[Path, Object, bool]]:

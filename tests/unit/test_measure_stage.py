@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from finetune_api.custom_metrics import FigureRule, MetricRequest, MetricRun
+from finetune_api.custom_metrics import FigureRule, MetricData, MetricRequest, MetricRun
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.finetunejob import Output
@@ -24,6 +24,7 @@ from finetune_jobs.artifacts.folders import publish_folder, read_record, require
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate, index_and_hand_over
+from finetune_jobs.evaluation.custom.data import data_digest
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.measure import measure
 from finetune_jobs.reports.index import index_stage
@@ -31,12 +32,13 @@ from finetune_jobs.runtime.runner import Context, execute
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.stages import context, stage_input
+from tests.support.stages import Lent, context, stage_input
 from tests.support.training import BASE, publish_inputs
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PROGRAM: Final = REPOSITORY / "examples" / "metric-container" / "brevity.py"
+GARAK: Final = REPOSITORY / "images" / "garak" / "measure.py"
 LM_EVAL: Final = REPOSITORY / "images" / "lm-eval" / "measure.py"
 RUN: Final = MetricRun(
     name="brevity",
@@ -98,15 +100,18 @@ def evaluating(s3: SeaweedFS, store: Store, model_folder: Path, tmp_path: Path) 
             "export": publish_folder(store, model_folder / "artifact", Stage.EXPORT, facts={"format": "INT8"}),
         }
     )
+    store.put("tasks/words.txt", b"brief\n")
+    run = RUN.model_copy(update={"data": MetricData(uri=store.uri("tasks"))})
+    chain = chain.model_copy(update={"metrics": data_digest(Lent(store), [run])})
     output = Output(uri=store.uri(), name="transactions")
     examination = Evaluation(
         max_samples=10, golden_prompts=2, general=Coverage.OFF, adversarial=Coverage.OFF
     ).examination
     alone = EvaluateParams(evaluation=examination, task=Task(type=TaskType.CLASSIFICATION), method="LoRA")
     params = Params(evaluate=alone, publish=PublishParams(output=output, format="INT8", gates=GOALS))
-    measured = params.model_copy(update={"evaluate": alone.model_copy(update={"metrics": [RUN]})})
+    measured = params.model_copy(update={"evaluate": alone.model_copy(update={"metrics": [run]})})
     base = {"base_model_uri": store.uri(BASE)}
-    first = stage_input(Stage.EVALUATE, s3.storage, output, params, chain, hands_over=[RUN], **base)
+    first = stage_input(Stage.EVALUATE, s3.storage, output, params, chain, hands_over=[run], **base)
     return Evaluating(tmp_path, first, stage_input(Stage.EVALUATE, s3.storage, output, measured, chain, **base))
 
 
@@ -119,6 +124,8 @@ def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store)
     assert request.models is not None
     for folder in (request.models.base, request.models.artifact):
         assert (evaluating.shared / "models" / folder / "config.json").is_file()
+    assert request.data is not None
+    assert (evaluating.shared / "data" / RUN.name / "words.txt").read_bytes() == b"brief\n"
     assert len((own / "answers.jsonl").read_text().splitlines()) == 10
     assert not list(own.glob("*.partial"))
 
@@ -143,7 +150,12 @@ def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store)
     page = (store.get(f"{folder}/{EVALUATION_PAGE}") or b"").decode().replace("<wbr>", "")
     for shown in ("brevity.brief", "✓ met", "✕ missed", RUN.image):
         assert shown in page
-    assert require_manifest(store, folder).lineage.tools["brevity"] == RUN.image
+    lineage = require_manifest(store, folder).lineage
+    assert lineage.tools["brevity"] == RUN.image
+    told = f"data: {store.uri('tasks')} sha256:{request.data.sha256} (1 files, 6 bytes)"
+    assert lineage.tools["brevity.data"] == told
+    assert told in page
+    assert lineage.upstream.metrics
 
     again = evaluating.ask()
     assert (again.reused, again.output_digest) == (True, asked.output_digest), "a lost pod costs no answers"
@@ -154,6 +166,12 @@ def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store)
     ("program", "parameters", "why"),
     [
         (PROGRAM, {"words": "many"}, "The parameter words is 'many': it must be a number."),
+        (
+            GARAK,
+            {"probes": " , "},
+            "The parameter probes names none: leave it out for those that this image runs by default.",
+        ),
+        (GARAK, {"limit": "0"}, "The parameter limit is '0': it must be a number."),
         (LM_EVAL, {}, "The parameter tasks is missing: name tasks, separated by commas."),
         (LM_EVAL, {"tasks": "sums", "limit": "all"}, "The parameter limit is 'all': it must be a number."),
     ],

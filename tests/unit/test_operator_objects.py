@@ -31,6 +31,7 @@ from finetune_operator.framework.conditions import ConditionType, Finding, merge
 from finetune_operator.framework.events import event_object
 from finetune_operator.framework.ownership import Key, Owner, owner_key
 from finetune_operator.kinds import FINETUNEJOBS
+from finetune_operator.resources.access import access_of
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
@@ -353,6 +354,44 @@ def test_metric_containers_run_between_the_answers_and_the_rest() -> None:
     assert first["params"]["evaluate"]["metrics"] == []
     assert first["handsOver"] == whole["params"]["evaluate"]["metrics"]
     assert whole["params"]["evaluate"]["metrics"][0]["parameters"] == {"words": "9"}
+
+
+def test_data_is_fetched_by_the_answers_and_read_by_its_container_alone() -> None:
+    """Only the container that asks the models gets the keys of the data's store, and the certificates to reach it."""
+    storage = {"secretRef": {"name": "questions"}, "caBundle": {"configMapKeyRef": {"name": "their-ca", "key": "ca"}}}
+    asked = [{"name": "deep", "data": {"uri": "s3://questions/tasks", "storage": storage}}, {"name": "brevity"}]
+    spec = SPEC.model_validate(GIVEN | {"evaluation": {"metrics": asked}})
+    settings = SETTINGS.model_copy(
+        update={"metric_containers": {"deep": BREVITY, "brevity": BREVITY}, "profiles": {"small": Profile(cpu=SHAPE)}}
+    )
+    seen = context(replace(observed(spec), settings=settings))
+    seen.ledger.resolved({"sourceDigest": "s", "modelDigest": "m", "metricsDigest": "d"})
+    made = stage_request(seen, Stage.EVALUATE)
+    pod = stage_job(made)["spec"]["template"]["spec"]
+    answers, deep, brevity = pod["initContainers"]
+    [last] = pod["containers"]
+    mounted = {"name": "metrics", "subPath": "data/deep", "mountPath": "/metrics/data", "readOnly": True}
+    assert mounted in deep["volumeMounts"]
+    assert {"name": "METRICS_DATA", "value": "/metrics/data"} in deep["env"]
+    assert not [each for each in brevity["volumeMounts"] if each["mountPath"] == "/metrics/data"]
+    assert not [each for each in brevity["env"] if each["name"] == "METRICS_DATA"]
+    secrets = [
+        {
+            each["valueFrom"]["secretKeyRef"]["name"]
+            for each in one["env"]
+            if "secretKeyRef" in each.get("valueFrom", {})
+        }
+        for one in (answers, deep, brevity, last)
+    ]
+    assert "questions" in secrets[0]
+    assert secrets[1] == secrets[2] == set()
+    assert "questions" not in secrets[3]
+    [bundle] = [each for each in pod["volumes"] if each["name"] == "store-ca"]
+    assert [each["configMap"]["name"] for each in bundle["projected"]["sources"]] == ["their-ca"]
+    assert made.answers is not None
+    assert made.answers.upstream.metrics == made.input.upstream.metrics == "d"
+    resolving = stage_request(seen, Stage.RESOLVE)
+    assert "questions" in {each.name for each in access_of(resolving.input).stores}
 
 
 def test_without_metrics_an_evaluation_is_as_it_was() -> None:

@@ -44,6 +44,10 @@ FULL = FineTuneJobSpec.model_validate(
             },
         },
         "evaluation": {
+            "metrics": [
+                {"name": "brevity"},
+                {"name": "suite", "data": {"uri": "s3://data/tasks", "storage": {"secretRef": {"name": "tasks"}}}},
+            ],
             "baseline": {
                 "endpoint": {"url": "https://o/v1", "model": "o", "secretKeyRef": {"name": "other", "key": "k"}}
             },
@@ -110,6 +114,8 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.ENDPOINT, "spec.dataset.replay.source.storage.endpoint", ""),
         (Subject.ENDPOINT, "spec.dataset.pii.ner.storage.endpoint", ""),
         (Subject.SECRET, "spec.dataset.pii.ner.storage.secretRef.name", "ner"),
+        (Subject.ENDPOINT, "spec.evaluation.metrics[1].data.storage.endpoint", ""),
+        (Subject.SECRET, "spec.evaluation.metrics[1].data.storage.secretRef.name", "tasks"),
         (Subject.SECRET, "spec.model.secretKeyRef.name", "hub"),
         (Subject.SECRET, "spec.dataset.benchmarks[0].secretKeyRef.name", "bench"),
         (Subject.SECRET, "spec.output.signing.secretKeyRef.name", "signing"),
@@ -141,6 +147,7 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.INPUT, "spec.dataset.benchmarks[0].uri", "hf://datasets/acme/bench@v1/c.csv"),
         (Subject.INPUT, "spec.dataset.replay.source.uri", "s3://data/d.jsonl"),
         (Subject.INPUT, "spec.dataset.pii.ner.uri", "s3://models/ner"),
+        (Subject.INPUT, "spec.evaluation.metrics[1].data.uri", "s3://data/tasks"),
         (Subject.COST, "spec.budget.maxCost", "12.50"),
     ]
 

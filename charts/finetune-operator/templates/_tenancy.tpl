@@ -115,10 +115,15 @@ tests/controlplane/test_tenancy_policy.py holds both languages to the same answe
     {{- include "finetune.tenancy.storage" "o.spec.dataset.?pii.?ner" | nindent 4 }}
   }
 ]
++ {{ toJson (until 8) }}.filter(i, i < size(o.spec.?evaluation.?metrics.orValue([]))).map(i, {
+    'field': 'spec.evaluation.metrics[' + string(i) + '].data',
+    ?'uri': o.spec.evaluation.metrics[i].?data.?uri.optMap(s, string(s)),
+    {{- include "finetune.tenancy.storage" "o.spec.evaluation.metrics[i].?data" | nindent 4 }}
+  })
 {{- end -}}
 
 {{/* What a FineTuneJob `o` asks for: operator/finetune_operator/finetunejob/claims.py. Each store is three claims,
-which are counted, because CEL cannot join lists of lists: of the 25 places (16 sources, 4 benchmarks, 5 others), 75. */}}
+which are counted, because CEL cannot join lists of lists: of the 33 places (16 sources, 4 benchmarks, 8 metrics, 5 others), 99. */}}
 {{- define "finetune.tenancy.finetunejobs" -}}
 [{{ include "finetune.tenancy.places" . | nindent 2 }}
 ].map(places, [
@@ -126,7 +131,7 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
   ['outputs', 'spec.output.uri', string(o.spec.output.uri)]
 ]
 + [places.filter(p, 'endpoint' in p)].map(stores,
-  {{ toJson (until 75) }}.filter(n, n / 3 < size(stores)).map(n, [
+  {{ toJson (until 99) }}.filter(n, n / 3 < size(stores)).map(n, [
     ['endpoints', 'insecureHosts', 'secrets'][n % 3],
     stores[n / 3].field + ['.storage.endpoint', '.storage.endpoint', '.storage.secretRef.name'][n % 3],
     stores[n / 3][?['endpoint', 'endpoint', 'secret'][n % 3]].orValue('')

@@ -60,7 +60,7 @@ _CARD: Final = """\
 | adapter | `{adapter}` |
 | exported model | `{export}` |
 | evaluation | `{evaluation}` |
-
+{metrics}
 {canaries}{licence}{requests}Made by {kind} {namespace}/{run}.
 
 ## Serving
@@ -180,6 +180,7 @@ def render(
         adapter=given.upstream.adapter,
         export=model.digest,
         evaluation=given.upstream.evaluation,
+        metrics=_metric_data(given),
         canaries=_canaries(metrics),
         licence=_LICENCE.format(licence=metrics.base_license) if metrics.base_license else "",
         requests=_requests(metrics, max_tokens),
@@ -187,6 +188,13 @@ def render(
         namespace=given.run.namespace,
         run=given.run.name,
     )
+
+
+def _metric_data(given: StageInput) -> str:
+    """A row for the files that metric containers have read; empty where there are none."""
+    runs = given.params.evaluate.metrics if given.params.evaluate else []
+    read = [f"{run.name} `{run.data.uri}`" for run in runs if run.data]
+    return f"| data of {', '.join(read)} | `{given.upstream.metrics}` |\n" if read else ""
 
 
 def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -> str:

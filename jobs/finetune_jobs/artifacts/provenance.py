@@ -92,7 +92,7 @@ def _dependencies(chain: Upstream, base_model_uri: str) -> list[dict[str, Any]]:
     folders = {
         field: output_folder(stage, address) for stage, field in _OUTPUTS.items() if (address := getattr(chain, field))
     }
-    named = {"model": base_model_uri, "source": ""} | folders
+    named = {"model": base_model_uri, "source": "", "metrics": ""} | folders
     return [
         {"name": field, **({"uri": uri} if uri else {}), "digest": {ADDRESS: address}}
         for field, uri in named.items()

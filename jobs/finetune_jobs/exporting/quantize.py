@@ -4,7 +4,7 @@ The only module that imports llm-compressor, whose pins live in the image and en
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from finetune_api.export import ExportFormat
 from finetune_jobs.exporting.calibration import Tokens
 from finetune_jobs.exporting.checkpoint import MAX_SHARD
-from finetune_jobs.fit.exported import require_calibrated, require_group
+from finetune_jobs.fit.exported import require_calibrated, require_group, require_rounded
 
 KEPT: Final = ["lm_head"]
 """The output layer stays 16-bit, as in every published W8A8 checkpoint: rounding it would affect every answer."""
@@ -36,6 +36,7 @@ def quantize(model: Any, out: Path, export_format: ExportFormat, calibration: To
 
     Raises StageError (ModelUnsupported) for a model that has no such form.
     """
+    require_rounded(export_format, len(list(_rounded_layers(model))))
     # llm-compressor logs through loguru: its warnings and errors go into this stage's log, the error of each layer,
     # which it ranks above them, does not.
     log = logging.getLogger("llmcompressor").warning
@@ -63,7 +64,7 @@ _SCHEMES: Final = {
 
 def _calibrated(model: Any, calibration: Tokens) -> None:
     """4-bit weights by GPTQ (Frantar et al. 2022, arXiv 2210.17323), one layer of the model after the other."""
-    size = require_group(layer.in_features for name, layer in model.named_modules() if _is_rounded(name, layer))
+    size = require_group(layer.in_features for layer in _rounded_layers(model))
     scheme = _weights_only(4, strategy=QuantizationStrategy.GROUP, group_size=size)
     rows = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in map(_batch, calibration)]
     _round(model, _Gptq(ignore=KEPT, **scheme), dataset=DataLoader(rows, batch_size=None))
@@ -87,8 +88,12 @@ def _is_no_metric(record: Any) -> bool:
     return bool(record["level"].name != "METRIC")
 
 
-def _is_rounded(name: str, layer: Any) -> bool:
-    return isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] not in KEPT
+def _rounded_layers(model: Any) -> Iterator[Any]:
+    return (
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] not in KEPT
+    )
 
 
 def _batch(ids: Sequence[int]) -> torch.Tensor:

@@ -46,6 +46,20 @@ def require_group(inputs: Iterable[int]) -> int:
     )
 
 
+def require_rounded(export_format: str, layers: int) -> None:
+    """``layers``: how many of a model's layers a format rounds.
+
+    Raises StageError (ModelUnsupported) if there are none: the file would be that of 16 bits under another name.
+    """
+    if not layers:
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED,
+            f"spec.export.format {export_format}: no layer was quantized, because this model has no linear layers of "
+            "PyTorch beside its output layer (GPT-2 and its like have others, Conv1D). Set spec.export.format to "
+            "Merged, or train another base model.",
+        )
+
+
 def require_calibrated(nearest: Sequence[str]) -> None:
     """``nearest``: the layers that were rounded to the nearest 4-bit value, because GPTQ could not calibrate them.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from finetune_api.custom_metrics import MetricData
 from finetune_api.dataset import Source
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.references import SecretKeyRef
@@ -90,6 +91,7 @@ def storages_of(spec: FineTuneJobSpec) -> Iterator[tuple[str, InputStorage]]:
     beside |= {field: source.storage for field, source in _sources(spec)}
     if spec.dataset.pii.ner:
         beside["spec.dataset.pii.ner"] = spec.dataset.pii.ner.storage
+    beside |= {field: data.storage for field, data in _metric_data(spec)}
     yield from ((f"{field}.storage", storage) for field, storage in beside.items() if storage)
 
 
@@ -114,3 +116,11 @@ def _inputs(spec: FineTuneJobSpec) -> Iterator[tuple[str, str | None]]:
     yield from ((f"{field}.uri", source.uri) for field, source in _sources(spec))
     if spec.dataset.pii.ner:
         yield "spec.dataset.pii.ner.uri", spec.dataset.pii.ner.uri
+    yield from ((f"{field}.uri", data.uri) for field, data in _metric_data(spec))
+
+
+def _metric_data(spec: FineTuneJobSpec) -> Iterator[tuple[str, MetricData]]:
+    """What metric containers read beside the answers, by field."""
+    for number, metric in enumerate(spec.evaluation.metrics):
+        if metric.data:
+            yield f"spec.evaluation.metrics[{number}].data", metric.data

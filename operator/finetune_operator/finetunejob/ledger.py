@@ -56,7 +56,8 @@ class RunLedger:
     @property
     def upstream(self) -> Upstream:
         """The digests of the finished stages' outputs."""
-        chain = Upstream(source=self.run.source_digest, model=self.run.model_digest)
+        run = self.run
+        chain = Upstream(source=run.source_digest, model=run.model_digest, metrics=run.metrics_digest)
         for stage in PIPELINE:
             if self.done(stage):
                 chain = chain.with_output(stage, self.rows[stage].output_digest)
@@ -107,8 +108,8 @@ class RunLedger:
         )
 
     def resolved(self, scalars: Mapping[str, str]) -> None:
-        """Record the digests of sources and model, and whether the training fits."""
-        identity = {"source_digest": scalars.get("sourceDigest", ""), "model_digest": scalars.get("modelDigest", "")}
+        """Record the digests of sources, model and metrics' data, and whether the training fits."""
+        identity = {f"{name}_digest": scalars.get(f"{name}Digest", "") for name in ("source", "model", "metrics")}
         self.run = self.run.model_copy(update=identity)
         self.fit = _fit(scalars)
 

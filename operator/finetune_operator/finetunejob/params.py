@@ -49,4 +49,5 @@ def _run(asked: CustomMetric, container: MetricContainer) -> MetricRun:
         figures=container.figures,
         needs_models=container.needs_models,
         parameters=asked.given,
+        data=asked.data,
     )

@@ -129,6 +129,8 @@ def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str 
     ledger.resolved(result.scalars)
     if not all(1 <= len(identity) <= 64 for identity in (ledger.run.source_digest, ledger.run.model_digest)):
         return Fail(stage, Reason.INTERNAL_ERROR, "resolve reported no digest of the sources or of the model.")
+    if bool(ledger.run.metrics_digest) != any(each.data for each in context.spec.evaluation.metrics):
+        return Fail(stage, Reason.INTERNAL_ERROR, "resolve reported no digest of the data of metric containers.")
     if context.spec.reuse is Reuse.ALLOWED:
         for found in _leading(result.found):
             ledger.reuse(found, input_key(found.stage, ledger.upstream, context.params), moment)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_api.custom_metrics import MetricRun
 from finetune_api.dataset import Dataset
 from finetune_api.push import PushTarget
 from finetune_api.references import ConfigMapKeyRef, SecretKeyRef, SecretRef
@@ -30,8 +31,8 @@ class Access:
 
 
 def access_of(given: StageInput) -> Access:
-    """What a stage needs: of its results' store always, of sources and base model if it reads them, of registries if it
-    pushes."""
+    """What a stage needs: of its results' store always, of sources, base model and metrics' data if it reads them, of
+    registries if it pushes."""
     storages = list(dict.fromkeys(_storages(given)))
     bundles = [*(each.ca_bundle for each in storages), *(target.place.ca_bundle for target in _pushed_to(given))]
     return Access(
@@ -45,6 +46,13 @@ def dataset_read(given: StageInput) -> Dataset | None:
     """The data set whose sources a stage reads."""
     prepare = given.params.prepare if given.stage in READS_SOURCES else None
     return prepare.dataset if prepare else None
+
+
+def metrics_fed(given: StageInput) -> list[MetricRun]:
+    """The metric containers whose data a stage reads: resolve to tell the version, the answers to hand it over."""
+    if given.stage is Stage.RESOLVE and given.params.evaluate:
+        return given.params.evaluate.metrics
+    return given.hands_over
 
 
 def _pushed_to(given: StageInput) -> list[PushTarget]:
@@ -61,6 +69,7 @@ def _storages(given: StageInput) -> Iterator[InputStorage]:
             yield each.source.storage or given.storage
     if data and data.pii.ner and data.pii.ner.uri:
         yield data.pii.ner.storage or given.storage
+    yield from (each.data.storage or given.storage for each in metrics_fed(given) if each.data)
 
 
 def _tokens(given: StageInput) -> Iterator[SecretKeyRef]:

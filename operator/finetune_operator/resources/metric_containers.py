@@ -10,6 +10,7 @@ from typing import Final
 
 from finetune_api import custom_metrics as contract
 from finetune_api import meta
+from finetune_api.custom_metrics import MetricRun
 from finetune_api.hashing import canonical_json
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.environment import cpu_env
@@ -41,12 +42,12 @@ def metrics_mount() -> Object:
 
 def metric_containers(request: StageRequest) -> list[Object]:
     """One for each metric, in the order of the spec."""
-    return [_container(request, name, metric) for name, metric in _asked(request).items()]
+    return [_container(request, run, metric) for run, metric in _asked(request)]
 
 
 def metric_seconds(request: StageRequest) -> Object:
     """Annotations of the pod: how long each metric may run, which the operator sees to."""
-    limits = {name: metric.timeout_seconds for name, metric in _asked(request).items()}
+    limits = {run.name: metric.timeout_seconds for run, metric in _asked(request)}
     return {meta.ANNOTATION_METRIC_SECONDS: canonical_json(limits).decode()}
 
 
@@ -65,16 +66,18 @@ def metric_failures(request: StageRequest) -> list[Object]:
     ]
 
 
-def _asked(request: StageRequest) -> dict[str, MetricContainer]:
+def _asked(request: StageRequest) -> list[tuple[MetricRun, MetricContainer]]:
     """The metrics that run, in the order of the spec."""
     params = request.input.params.evaluate if request.answers else None
-    return {run.name: request.metrics[run.name] for run in params.metrics} if params else {}
+    return [(run, request.metrics[run.name]) for run in params.metrics] if params else []
 
 
-def _container(request: StageRequest, name: str, metric: MetricContainer) -> Object:
+def _container(request: StageRequest, run: MetricRun, metric: MetricContainer) -> Object:
     """Restricted like all others; what it may write to are its own folder and /tmp."""
+    name = run.name
     shape = PodShape(requests=metric.requests, limits=metric.limits)
     own = {"HOME": "/tmp", "TMPDIR": "/tmp", "HF_HOME": "/tmp/huggingface"} | metric.env  # noqa: S108 # a volume
+    own |= {contract.DATA_VARIABLE: contract.DATA_DIR} if run.data else {}
     body = container(
         f"{METRIC_PREFIX}{name}",
         metric.image,
@@ -87,6 +90,7 @@ def _container(request: StageRequest, name: str, metric: MetricContainer) -> Obj
         (f"out/{name}", contract.OUT_DIR, False),
         (f"tmp/{name}", "/tmp", False),  # noqa: S108 # a volume
         *([("models", contract.MODELS_DIR, True)] if metric.needs_models else []),
+        *([(f"data/{name}", contract.DATA_DIR, True)] if run.data else []),
     ]
     body["volumeMounts"] = [
         {"name": _VOLUME, "subPath": path, "mountPath": place} | ({"readOnly": True} if read_only else {})

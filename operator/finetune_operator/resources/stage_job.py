@@ -67,7 +67,7 @@ def stage_job(request: StageRequest) -> Object:
     # The pod's deadline counts from when it has a node. A Job's would also end a stage that waits for a quota or node.
     pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
-    pod["volumes"] += [*ca_volumes(access_of(request.input).authorities), *shared_memory_volumes(request.shared_memory)]
+    pod["volumes"] += [*ca_volumes(_authorities(request)), *shared_memory_volumes(request.shared_memory)]
     pod["volumes"] += model_cache_volumes(request.model_cache_claim)
     pod["volumes"] += [api_keys_volume(secret) for secret in _api_keys(request)]
     pod["volumes"] += metrics_volumes(request)
@@ -98,6 +98,12 @@ def stage_job(request: StageRequest) -> Object:
             "template": {"metadata": {"labels": template_labels} | timed, "spec": pod},
         },
     }
+
+
+def _authorities(request: StageRequest) -> tuple[ConfigMapKeyRef, ...]:
+    """Those of all containers: the answers may read from more stores than the last part."""
+    inputs = [request.input, *([request.answers] if request.answers else [])]
+    return tuple(dict.fromkeys(each for given in inputs for each in access_of(given).authorities))
 
 
 def _indexed(request: StageRequest) -> Object:

@@ -3,6 +3,7 @@
 ``in/<metric>/``     request.json and answers.jsonl, for one container
 ``out/<metric>/``    its metrics.json
 ``models/``          base and artifact, for those that read them
+``data/<metric>/``   the files that the FineTuneJob names for it
 ``evaluated.json``   the StageResult of the evaluation that they measure, for the last part of the stage
 """
 
@@ -20,6 +21,7 @@ from finetune_api.custom_metrics import (
     MAX_REPORT_BYTES,
     REPORT,
     REQUEST,
+    DataFolder,
     MetricAnswer,
     MetricRequest,
     MetricRun,
@@ -34,6 +36,7 @@ from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.custom.data import fetch_data
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.runtime.runner import Context
 
@@ -51,14 +54,15 @@ _MODELS: Final = {
 
 
 def hand_over(context: Context, result: StageResult, runs: Sequence[MetricRun]) -> None:
-    """Leave what metric containers read of an evaluation, made or reused. Raises StageError as ``fetch_folder`` and
-    ``fetch_base_model``."""
+    """Leave what metric containers read of an evaluation, made or reused. Raises StageError as ``fetch_folder``,
+    ``fetch_base_model`` and ``fetch_data``."""
     shared, evaluation = context.metrics, context.scratch / "handed-over"
     fetch_folder(context.store, output_folder(Stage.EVALUATE, result.output_digest), evaluation)
     metrics = read_json(evaluation / artifact.METRICS, artifact.Metrics)
     with (evaluation / artifact.ANSWERS).open(encoding="utf-8") as lines:
         answers = artifact.read_answers(lines, artifact.ANSWERS)
     text = "".join(f"{_handed(each).model_dump_json(by_alias=True)}\n" for each in answers)
+    data = fetch_data(context, runs, shared / "data")
     models = _fetch_models(context, metrics.formats) if any(run.needs_models for run in runs) else None
     for run in runs:
         folder = shared / "in" / run.name
@@ -70,6 +74,7 @@ def hand_over(context: Context, result: StageResult, runs: Sequence[MetricRun]) 
             task=metrics.task,
             figures=sorted(run.figures),
             models=models if run.needs_models else None,
+            data=data.get(run.name),
         )
         (folder / REQUEST).write_text(request.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
         (folder / ANSWERS).write_text(text, encoding="utf-8")
@@ -79,6 +84,13 @@ def hand_over(context: Context, result: StageResult, runs: Sequence[MetricRun]) 
 def read_evaluated(shared: Path) -> StageResult:
     """The result of the evaluation that was handed over. Raises StageError (ArtifactCorrupt)."""
     return read_json(shared / _EVALUATED, StageResult)
+
+
+def read_data(shared: Path, runs: Sequence[MetricRun]) -> dict[str, DataFolder]:
+    """By container, what it was given to read beside the answers: as it stands in the request, which the container
+    cannot write. Raises StageError (ArtifactCorrupt)."""
+    asked = {run.name: read_json(shared / "in" / run.name / REQUEST, MetricRequest) for run in runs if run.data}
+    return {name: request.data for name, request in asked.items() if request.data}
 
 
 def read_report(shared: Path, run: MetricRun) -> MetricsReport:

@@ -1,9 +1,10 @@
 """What metric containers measured, on the page of the evaluation that they measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from finetune_api.custom_metrics import MetricRun
+from finetune_api.custom_metrics import DataFolder, MetricRun
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.conclusion import Conclusion
 from finetune_jobs.reports import page
@@ -14,12 +15,24 @@ _HERE: Final = "<!-- metrics of the platform -->"
 """Places of ``evaluation.html.j2``. No foreign text holds them: what is quoted is escaped."""
 
 
-def with_custom(text: str, runs: Sequence[MetricRun], measured: Measurements, goals: Sequence[Conclusion]) -> str:
+@dataclass(frozen=True)
+class Ran:
+    """The containers that have measured."""
+
+    runs: Sequence[MetricRun]
+    data: Mapping[str, DataFolder]
+    """By container, the files that it was given."""
+
+
+def with_custom(text: str, ran: Ran, measured: Measurements, goals: Sequence[Conclusion]) -> str:
     """An evaluation's page with what these containers measured, and with goals judged by it."""
     before, _, rest = text.partition(_GOALS[0])
     _, _, after = rest.partition(_GOALS[1])
     judged = page.render("evaluation/goals.html.j2", "", (), goals=goals)
-    content = {"figures": _figures(measured), "containers": [_container(run) for run in runs]}
+    content = {
+        "figures": _figures(measured),
+        "containers": [_container(run, ran.data.get(run.name)) for run in ran.runs],
+    }
     section = page.render("evaluation/custom/custom.html.j2", "", (), **content)
     return f"{before}{judged}{after}".replace(_HERE, section)
 
@@ -64,6 +77,11 @@ def _gain(found: Difference | None) -> list[str]:
     return [f"{it.value:+.4g}{verdict}", f"{it.low:+.4g} – {it.high:+.4g}"]
 
 
-def _container(run: MetricRun) -> Fact:
+def _container(run: MetricRun, data: DataFolder | None) -> Fact:
     given = [f"{name}: {value}" for name, value in sorted(run.parameters.items())]
-    return Fact(run.name, [run.image, *given], code=True)
+    return Fact(run.name, [run.image, *given, *([in_words(data)] if data else [])], code=True)
+
+
+def in_words(data: DataFolder) -> str:
+    """A container's data, for reports and for the model's origin."""
+    return f"data: {data.uri} sha256:{data.sha256} ({data.files:,} files, {data.size:,} bytes)"
