@@ -1,7 +1,7 @@
 """What an evaluation found: the scalars and the summary of the stage, and ``metrics.json`` for programs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
@@ -9,6 +9,7 @@ from finetune_api.goals import Metric, main_metric
 from finetune_jobs.artifacts.measurements import ELSEWHERE, Automation, Difference, Distances, Measurements
 from finetune_jobs.evaluation.estimates import measure, metrics_of
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
+from finetune_jobs.evaluation.shares import measure_matching, measure_shares
 from finetune_jobs.evaluation.tasks import right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods
 
@@ -89,7 +90,7 @@ class Evaluated:
         of each example whether it holds placeholders."""
         right, likely = right_for(task), probabilities or Probabilities()
         asked = {model: answers[model] for model in MODELS if model in answers}
-        measured = measure(task, truth, asked, labels, likely.expected)
+        measured = measure(task, truth, asked, labels, likely.expected).with_more(measure_shares(task, truth, asked))
         return cls(
             task,
             truth,
@@ -100,6 +101,12 @@ class Evaluated:
             _scored_apart(task, truth, answers, labels, masked),
             measured.model_copy(update={"automation": list(likely.automation), "distances": list(likely.distances)}),
         )
+
+    def matched(self, problem_of: Callable[[Any], str]) -> "Evaluated":
+        """With the share of answers that match a schema; ``problem_of`` says which rule of it a value breaks."""
+        asked = {model: self.answers[model] for model in self.scores}
+        found = measure_matching(self.truth, asked, problem_of)
+        return replace(self, measurements=self.measurements.with_more(found))
 
     @property
     def export_difference(self) -> Difference:
