@@ -374,3 +374,6 @@ class Task(ApiModel):
     """Classification: the whole answer is one label. Extraction: the answer is JSON. Text: anything else."""
     labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500), *AS_SET] = []
     """Allowed labels of a classification; a row with any other label is invalid. By default, the labels in the data."""
+    answer_schema: Annotated[str | None, Field(min_length=1, max_length=8192)] = None
+    """JSON Schema (draft 2020-12) as text, of an Extraction's answers: the evaluation measures which share matches it
+    (goal validSchema). Rows are not held to it."""

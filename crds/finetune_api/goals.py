@@ -36,6 +36,12 @@ class Metric(StrEnum):
     EXACT_MATCH = "exactMatch"
     CHRF = "chrf"
     PERPLEXITY = "perplexity"
+    VALID_JSON = "validJson"
+    VALID_SCHEMA = "validSchema"
+    TOOL_USE = "toolUse"
+    TOOL_NAME = "toolName"
+    TOOL_ARGUMENTS = "toolArguments"
+    TOOL_FIELDS = "toolFields"
     AUTOMATION = "automation"
     FORGETTING = "forgetting"
     SAFETY_LOSS = "safetyLoss"
@@ -50,6 +56,8 @@ class Metric(StrEnum):
 
 OF_TEXT: Final = (Metric.EXACT_MATCH, Metric.CHRF, Metric.PERPLEXITY)
 """Metrics of free text alone."""
+OF_CALLS: Final = (Metric.TOOL_USE, Metric.TOOL_NAME, Metric.TOOL_ARGUMENTS, Metric.TOOL_FIELDS)
+"""Metrics of calls of tools."""
 COMPARED: Final = (
     Metric.ACCURACY,
     Metric.F1,
@@ -57,6 +65,9 @@ COMPARED: Final = (
     Metric.RECALL,
     Metric.EXACT_MATCH,
     Metric.CHRF,
+    Metric.VALID_JSON,
+    Metric.VALID_SCHEMA,
+    *OF_CALLS,
 )
 """Metrics of the artifact and of the base model on the same examples."""
 OF_GENERAL: Final = (Metric.FORGETTING,)
@@ -81,8 +92,8 @@ _LOW_STAYS_LOW: Final = Rule(
 )
 _NOT_COMPARED: Final = Rule(
     f"!has(self.improveOverBase) || self.metric in {_names((*COMPARED, Metric.CUSTOM))}",
-    "improveOverBase goes with accuracy, f1, precision, recall, exactMatch, chrf and custom; set atLeast or atMost "
-    "instead",
+    "improveOverBase goes with accuracy, f1, precision, recall, exactMatch, chrf, validJson, validSchema, "
+    "toolUse, toolName, toolArguments, toolFields and custom; set atLeast or atMost instead",
 )
 _CUSTOM_ONLY: Final = Rule(
     "self.metric == 'custom' || !has(self.custom)",
@@ -151,6 +162,13 @@ class Goal(ApiModel):
     Of free text, which has no accuracy: exactMatch, the share of answers with the very words that are expected; chrf,
     the share of characters in a row that answer and expected answer have in common; perplexity, how unlikely the model
     finds the expected answers, 1 and more, lower is better.
+
+    validJson: of an Extraction, the share of answers that are JSON; validSchema, of those that match
+    spec.task.answerSchema.
+
+    Of data whose right answers call tools: toolUse, the share of answers that call a tool where that is right and none
+    where it is not; and of the answers that should call, toolName, the share that calls the right tools, toolArguments,
+    the share with the right arguments too, and toolFields, the F1 of single fields of the arguments.
 
     automation: the share of answers that need no person, since those with at least a published probability are right as
     often as atPrecision says.

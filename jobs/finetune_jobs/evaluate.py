@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
@@ -34,7 +35,7 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
-from finetune_jobs.evaluation.applicable import require_classes
+from finetune_jobs.evaluation.applicable import SCHEMA, require_classes
 from finetune_jobs.evaluation.asking import (
     Paper,
     ServedAnswers,
@@ -54,7 +55,6 @@ from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
-from finetune_jobs.evaluation.lenient import read
 from finetune_jobs.evaluation.measurable import Askable, require_measurable
 from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
 from finetune_jobs.evaluation.reached import goals_reached
@@ -76,12 +76,14 @@ from finetune_jobs.modelling.loading import (
     make_room,
     unpacked,
 )
+from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.text.placeholders import holds_placeholder
+from finetune_jobs.text.schemas import schema_check
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def evaluate(context: Context) -> StageOutput:
     fall_back = params.on_regression is OnRegression.FALL_BACK
     other = params.evaluation.baseline
     elsewhere = asker(context.store, given.run, other, context.progress, context.stopping) if other else None
-    setting = Setting(params.task.type, params.evaluation, fall_back, elsewhere)
+    setting = Setting(params.task.type, params.evaluation, fall_back, elsewhere, params.task.answer_schema or "")
     evaluated = evaluate_models(files, tuning, setting, context.progress, about)
     write_review(out, given.run, about.subject.identity)
     return StageOutput(
@@ -201,6 +203,8 @@ class Setting:
     """Whether another format is the artifact if the first is worse than the tuned model."""
     elsewhere: Callable[[Paper], list[str]] | None = None
     """Asks the model of spec.evaluation.baseline; None: there is none."""
+    answer_schema: str = ""
+    """JSON Schema that answers are to match; empty: there is none."""
 
 
 def evaluate_models(
@@ -222,7 +226,7 @@ def evaluate_models(
     paper = set_paper(files.base, files.dataset, tuning, task, evaluation)
     tokenizer = paper.tokenizer
     told = setting.elsewhere(paper) if setting.elsewhere else None  # first: what it does not answer costs no GPU
-    others = {ELSEWHERE: [read(task, text, paper.labels) for text in told]} if told else {}
+    others = {ELSEWHERE: paper.taken(told)} if told else {}
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
         said: dict[str, ServedAnswers] = {}
@@ -234,8 +238,8 @@ def evaluate_models(
     found = {
         name: Evaluated.of(
             task,
-            paper.truth,
-            {**heard.answers, **others, "artifact": [each.text for each in served.answers]},
+            paper.read(paper.truth),
+            paper.read_all({**heard.answers, **others, "artifact": [each.text for each in served.answers]}),
             paper.labels,
             Rows([holds_placeholder(example.messages) for example in paper.examples], paper.groups),
             Probabilities(
@@ -246,6 +250,9 @@ def evaluate_models(
         )
         for name, served in said.items()
     }
+    if setting.answer_schema:
+        problem_of = schema_check(setting.answer_schema, SCHEMA)
+        found = {name: each.matched(problem_of, paper.groups) for name, each in found.items()}
     evaluated = choose(found, fall_back=setting.fall_back)
     served = said[evaluated.format]
     digests = {each.format: each.digest for each in files.exported}
@@ -344,10 +351,13 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
     for e, right, artifact, wordy, other, base, few_shot, constrained, tuned in zip(
         paper.examples, paper.truth, served.answers, heard.wordy or none, heard.elsewhere or none, *named, strict=True
     ):
+        prompt, ids = _sent(tokenizer, e, thoughts=thoughts)
         yield Answer(
             messages=e.prompt,
             tools=e.tools,
             group=e.group,
+            prompt=prompt,
+            calls=paper.calls,
             label=right,
             base=base,
             few_shot=few_shot,
@@ -358,11 +368,19 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
             artifact=artifact.text,
             max_tokens=limit,
             thoughts=marks,
-            prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=thoughts)),
+            prompt_tokens=len(ids),
             # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
             stopped=not marks and len(chat.answer_ids(tokenizer, artifact.text)) < limit - 1,
             log_probability=artifact.log_probability if paper.checked is not None else None,
         )
+
+
+def _sent(tokenizer: Any, example: Conversation, *, thoughts: bool) -> tuple[str, list[int]]:
+    """What a server is sent instead of the messages, and the tokens of the prompt. Nothing, where it renders the chat
+    as it was trained; one about tools it would not: each server does that in its own way."""
+    ids = chat.prompt_ids(tokenizer, example.prompt, example.tools, thoughts=thoughts)
+    about_tools = example.tools or any(each["role"] == "tool" or each.get("tool_calls") for each in example.prompt)
+    return chat.as_sent(tokenizer, ids) if about_tools else ("", ids)
 
 
 def index_and_hand_over(context: Context, result: StageResult) -> StageResult:

@@ -58,13 +58,14 @@ def publish(context: Context) -> StageOutput:
     signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
     params = require(context.input.params.publish, "params.publish")
-    # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
-    answers = [answer for answer in asked if not answer.tools]
+    # Servers render tools each in their own way: such a prompt is sent as text, which an evaluation of an earlier
+    # version did not write down.
+    answers = [answer for answer in asked if answer.prompt or not answer.tools]
     if not answers:
         raise StageError(
             Reason.DATASET_INVALID,
-            "Every test example calls tools, so none can be compared with a server's answers. Add examples that are "
-            "answered with text.",
+            "Every test example has tools, and an earlier version evaluated them, without the prompts as text by which "
+            "a server is asked. Set spec.rerun to a new value to evaluate again.",
         )
     served = _served(context, metrics)
     recorded = context.scratch / "evaluation" / artifact.REFERENCE

@@ -225,7 +225,7 @@ def _read_promise(context: Context, store: Store, digest: str, params: VerifyPar
     fetch_folder(store, place, folder)
     promise = read_promise(folder, store.uri(place))
     right = right_for(promise.task)
-    rights = [right(each.label, each.artifact) for each in promise.sample]
+    rights = [right(each.read(each.label), each.read(each.artifact)) for each in promise.sample]
     size = size_sample(rights, params.samples, params.detect_drop)
     return replace(
         promise,

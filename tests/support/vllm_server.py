@@ -117,6 +117,11 @@ class VllmContract:
         [choice] = answer.pop("choices")
         head = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
         with self._counted():
+            if "text" in choice:
+                yield head | {"choices": [choice | {"finish_reason": None}]}
+                yield head | {"choices": [choice | {"text": ""}]}
+                yield head | {"choices": [], "usage": answer["usage"]}
+                return
             for part in ({"role": "assistant", "content": ""}, {"content": choice["message"]["content"]}):
                 yield head | {"choices": [{"index": 0, "delta": part, "finish_reason": None}]}
             yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
@@ -153,6 +158,11 @@ class VllmContract:
     def _completion(self, body: Json) -> Json:
         choice: Json = {"index": 0, "text": "x", "finish_reason": "length"}
         lora = self.loras.get(body["model"])
+        for known in (lora or self).answers:
+            if known.prompt and known.prompt == body["prompt"]:
+                choice |= {"text": known.artifact, "finish_reason": "stop" if known.stopped else "length"}
+                usage = {"prompt_tokens": known.prompt_tokens, "completion_tokens": 1}
+                return {"id": "", "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
         for text in (lora or self).references:
             if text.text == body["prompt"]:
                 pairs = zip(text.ids[1:], text.artifact, strict=True)

@@ -38,7 +38,7 @@ TABLES: Final = {
     ],
     "test_messages_distillation": [
         *("distillation.distil", "distillation.filters", "inquiry.answers", "inquiry.answer_collector"),
-        *("inquiry.pace", "inquiry.chat_model"),
+        *("inquiry.pace", "inquiry.chat_model", "text.schemas"),
     ],
     "test_messages_models": [
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),

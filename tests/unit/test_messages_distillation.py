@@ -141,6 +141,7 @@ def the_end() -> str:
 MODULES = [
     *("distillation.distil", "distillation.filters"),
     *("inquiry.answers", "inquiry.answer_collector", "inquiry.pace", "inquiry.chat_model"),
+    "text.schemas",
 ]
 
 

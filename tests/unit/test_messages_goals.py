@@ -64,7 +64,30 @@ OF_TEXTS: Final[list[tuple[Task, dict[str, Any], str]]] = [
     ),
 ]
 JUDGE: Final = Judge.model_validate({"endpoint": {"url": "http://judge/v1", "model": "large"}})
+OF_JSON: Final[list[tuple[Task, dict[str, Any], str]]] = [
+    (
+        Task(type=TaskType.TEXT),
+        {"metric": "validJson", "atLeast": "0.9"},
+        "spec.evaluation.goals[0] … validJson … extractions only … Text … spec.task.type to Extraction",
+    ),
+    (
+        Task(),
+        {"metric": "validSchema", "improveOverBase": "0.1"},
+        "spec.evaluation.goals[0] … validSchema … extractions only … Classification",
+    ),
+    (
+        Task(type=TaskType.EXTRACTION),
+        {"metric": "validSchema", "atLeast": "0.9"},
+        "spec.evaluation.goals[0] … no schema: set spec.task.answerSchema … validJson",
+    ),
+    (
+        Task(type=TaskType.TEXT, answer_schema="{}"),
+        {"metric": "f1", "atLeast": "0.9"},
+        "spec.task.answerSchema … Extraction … the task is Text … remove answerSchema",
+    ),
+]
 REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
+    *OF_JSON,
     (
         Task(type=TaskType.TEXT),
         {"metric": "automation", "atLeast": "0.4"},

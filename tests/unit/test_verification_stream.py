@@ -35,6 +35,10 @@ USAGE, DONE = b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n', b"dat
 SEPARATED = 'data: {"choices":[{"delta":{"content":"a\u2028b"},"finish_reason":"stop"}]}\n'.encode()
 """Raw in JSON what ends a line in other texts."""
 OVERLOADED = b'data: {"error":{"message":"Model is overloaded","http_status_code":429}}\n\n'
+COMPLETION = b'data: {"choices":[{"index":0,"text":"Hel","finish_reason":""}]}\n\n'
+ENDED = b'data: {"choices":[{"index":0,"text":"<|im_end|>","finish_reason":"eos_token"}]}\n\n'
+"""TGI's last event of a completion has the text of the token that ends it."""
+CUT = b'data: {"choices":[{"index":0,"text":"lo","finish_reason":"length"}]}\n\n'
 FAILED = b'data: {"error":"Request failed during generation"}\n\n'
 
 
@@ -49,6 +53,8 @@ FAILED = b'data: {"error":"Request failed during generation"}\n\n'
         ([b": ping\n\nevent: message\n", HELLO, LAST, b"data:[DONE]"], "Hel", ""),
         ([SEPARATED, DONE], "a\u2028b", ""),
         ([LAST, DONE, event(content="after the end")], "", ""),
+        ([COMPLETION, ENDED, DONE], "Hel", ""),
+        ([COMPLETION, CUT, DONE], "Hello", ""),
         ([HELLO, REST], "Hello", "ends without [DONE]"),
         ([HELLO, LAST], "Hel", "ends without [DONE]"),
         ([], "", "ends without [DONE]"),

@@ -8,8 +8,9 @@ from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.verification.checks import make_checks
+from finetune_jobs.verification.checks import Counts, count, make_checks
 from finetune_jobs.verification.engine import Limits
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.vllm import VllmServer
@@ -188,3 +189,52 @@ def test_a_right_server_passes_every_check_that_its_record_allows() -> None:
     streams = [each for each in server.seen if each.get("stream")]
     assert [each["model"] for each in streams] == ["demo"] * 6
     assert server.at_once > 1
+
+
+HERMES = CallFormat(begin="<tool_call>", name_key="name", arguments_key="arguments")
+CALL, OTHER = '<tool_call>{"name": "f", "arguments": {"a": 1}}', '<tool_call>{"name": "f", "arguments": {"a": 2}}'
+CALLING = [
+    each.model_copy(
+        update={
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "prompt": f"<|im_start|>{number}",
+            "calls": HERMES,
+            "label": '<tool_call>\n{"arguments": {"a": 1}, "name": "f"}',
+            "artifact": CALL,
+        }
+    )
+    for number, each in enumerate(ANSWERS)
+]
+
+
+def test_a_prompt_with_tools_is_sent_as_text() -> None:
+    """The server renders nothing, and needs no parser: it is asked for the call as the model writes it."""
+    promise = Promise(CALLING, CALLING, [TEXT], TaskType.TEXT, "INT8")
+    with running(VllmContract(ROOT, answers=CALLING, references=[TEXT])) as server:
+        server_side = client(server)
+        observed = observe(server_side, promise, server_side.served().limits, lambda *_: None)
+    assert [reply.text for reply in observed.golden_replies] == [CALL] * 3
+    assert [reply.stopped for reply in observed.golden_replies] == [True, True, False]
+    assert [(each.text, each.fault) for each in observed.streams] == [(CALL, "")] * 6
+    assert seen_paths(server) == {"/v1/completions": 14}
+    assert not any("tools" in each or "messages" in each for each in server.seen)
+    assert count(observed) == Counts(samples=3, correct=3, expected=3, losses=0, wins=0)
+    checks = {check.name: check.outcome for check in make_checks(observed, 75)}
+    assert CheckOutcome.FAILED not in checks.values()
+    assert checks["promptTokens"] is CheckOutcome.PASSED
+
+
+def test_another_call_than_the_right_one_is_a_loss() -> None:
+    wrong = [each.model_copy(update={"artifact": OTHER}) for each in CALLING]
+    promise = Promise(CALLING, CALLING, [TEXT], TaskType.TEXT, "INT8")
+    with running(VllmContract(ROOT, answers=wrong, references=[TEXT])) as server:
+        server_side = client(server)
+        observed = observe(server_side, promise, server_side.served().limits, lambda *_: None)
+    assert count(observed) == Counts(samples=3, correct=0, expected=3, losses=3, wins=0)
+
+
+def test_a_completion_that_cannot_be_read_is_no_answer() -> None:
+    with running(VllmContract(ROOT, answers=CALLING, without="text")) as server:
+        made = client(server)
+        with pytest.raises(StageError, match=r"/v1/completions gives no details of a prompt \(KeyError\)"):
+            made.answer(CALLING[0].model_copy(update={"prompt": "another"}))

@@ -10,6 +10,7 @@ from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
+from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.base.documents import parse_json
@@ -59,6 +60,11 @@ class Answer(WireModel):
     """The tools that the prompt allows."""
     group: str = ""
     """The same for examples that are alike; empty: it stands for itself."""
+    prompt: str = ""
+    """The prompt as text, as the template renders it: what a server is sent where it would render a chat with tools in
+    its own way. Empty: it is sent the messages."""
+    calls: CallFormat | None = None
+    """How the answers call tools; None: they call none, or in a form that is not known."""
     label: str
     """The right answer."""
     base: str
@@ -86,6 +92,10 @@ class Answer(WireModel):
     log_probability: float | None = None
     """How likely the artifact found its own answer: the sum of the natural logarithms of its tokens' probabilities,
     without the token that ends it; None: not measured."""
+
+    def read(self, text: str) -> str:
+        """What one of the answers means: calls of tools whatever the form, a text as it is."""
+        return self.calls.canonical(text) if self.calls else text
 
     @property
     def distinguishes_base(self) -> bool:

@@ -32,8 +32,9 @@ class MeasuredMetric(WireModel):
     """One metric of every model, on the same rows."""
 
     metric: str
-    """accuracy, precision, recall or f1; of texts exactMatch, chrf and perplexity too, and no accuracy. What a metric
-    container measured has its name before it, with a dot."""
+    """accuracy, precision, recall or f1; of texts exactMatch, chrf and perplexity too, and no accuracy. Of calls of
+    tools toolUse and three more, of extractions validJson. What a metric container measured has its name before it,
+    with a dot."""
     label: str = ""
     """The class that it is about, or the part of a metric container's figure; empty: all rows."""
     cases: int
@@ -147,6 +148,11 @@ class Measurements(WireModel):
     the probability of its answer is not known."""
     distances: list[Distances] = []
     """Of short and of long texts; empty: an earlier version did not measure them."""
+
+    def with_more(self, other: "Measurements") -> "Measurements":
+        """These, and what was measured of the same rows beside them."""
+        update = {"measured": [*self.measured, *other.measured], "differences": [*self.differences, *other.differences]}
+        return self.model_copy(update=update)
 
     def automated(self, precision: float) -> Automation | None:
         """What needs no person at a precision; None if that was not measured."""

@@ -27,6 +27,16 @@ _MEASURES: Final = {
 }
 """The measures of all tasks, each with the hub's name for it."""
 
+_SHARES: Final = {
+    "validJson": "valid_json",
+    "validSchema": "valid_schema",
+    "toolUse": "tool_use",
+    "toolName": "tool_name",
+    "toolArguments": "tool_arguments",
+    "toolFields": "tool_fields_f1",
+}
+"""Those that only some data have."""
+
 _WHO: Final = ("base", "tuned", "artifact")
 """The models of the scores' columns."""
 
@@ -150,6 +160,7 @@ def render(
         for m in _MEASURES
         if f"{m}Artifact" in scores
     ]
+    rows += _shares(metrics)
     rows += _custom(metrics)
     training = given.params.train.training if given.params.train else None
     name = given.output.name if given.output else given.run.name
@@ -197,6 +208,14 @@ def _metric_data(given: StageInput) -> str:
     return f"| data of {', '.join(read)} | `{given.upstream.metrics}` |\n" if read else ""
 
 
+def _shares(metrics: Metrics) -> list[str]:
+    found = [it for measure in _SHARES if metrics.measurements and (it := metrics.measurements.of(measure))]
+    return [
+        f"| {it.metric} | {' | '.join(f'{it.models[who].value:.4f}' if who in it.models else '–' for who in _WHO)} |"
+        for it in found
+    ]
+
+
 def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -> str:
     """What the hub reads of a card, as YAML: origin, licence, and the artifact's scores (``model-index``)."""
     sources = given.params.prepare.dataset.sources if given.params.prepare else []
@@ -213,7 +232,7 @@ def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -
             metric_name=f"{measure} of the artifact",
             metric_args={"interval95": [round(found.low, 4), round(found.high, 4)]},
         )
-        for measure, on_the_hub in _MEASURES.items()
+        for measure, on_the_hub in (_MEASURES | _SHARES).items()
         if (found := _artifact(metrics, measure))
     ]
     results += [

@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import Any, Final
 
 from finetune_api.distillation import AnswerDuplicates, Distillation, Refusals
-from finetune_api.reasons import Reason
-from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.prompts import Prompt
 from finetune_jobs.examples.shapes import shape
 from finetune_jobs.inquiry.answers import CUT, FILTERED, REFUSED, ModelAnswer, without_fence
 from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.text.schemas import schema_check
 
 Near = Callable[[str], bool]
 """Whether an answer is nearly the same as one that it was asked about before."""
 
+_SCHEMA: Final = "spec.dataset.distillation.answerSchema"
 ANSWER: Final = "answer"
 """Field of the faults of answers."""
 
@@ -44,7 +44,7 @@ class AnswerRules:
         """Raises StageError (SpecInvalid) for a schema that is none."""
         self._config = config
         self._near = near
-        self._schema_problem = _schema_check(config.answer_schema) if config.answer_schema else None
+        self._schema_problem = schema_check(config.answer_schema, _SCHEMA) if config.answer_schema else None
         self._seen: set[bytes] = set()
 
     def judge(self, answer: ModelAnswer, prompt: Prompt) -> str | Fault:
@@ -106,37 +106,6 @@ def is_refusal(text: str) -> bool:
     """Whether an answer starts like a refusal."""
     begin = " ".join(text[:200].replace("’", "'").casefold().split())
     return _REFUSAL.match(begin) is not None
-
-
-def _schema_check(schema: str) -> Callable[[Any], str]:
-    """A function that says which rule of the schema a value breaks, if any. Raises StageError (SpecInvalid).
-
-    References are only followed within the schema: nothing is ever loaded from elsewhere.
-    """
-    import jsonschema
-    import referencing.exceptions
-
-    try:
-        parsed = json.loads(schema)
-        jsonschema.Draft202012Validator.check_schema(parsed)
-    except (ValueError, RecursionError) as error:
-        raise _wrong_schema(f"is not JSON: {str(error)[:80]}") from None
-    except jsonschema.SchemaError as error:
-        raise _wrong_schema(f"is not a JSON Schema: {error.json_path}: {error.message[:200]}") from None
-    validator = jsonschema.Draft202012Validator(parsed, registry=referencing.Registry())
-
-    def problem_of(value: Any) -> str:
-        try:
-            broken = jsonschema.exceptions.best_match(validator.iter_errors(value))
-        except referencing.exceptions.Unresolvable as error:
-            raise _wrong_schema(f"refers to {error.ref!r}, which it does not define") from None
-        return "/".join(map(str, broken.absolute_schema_path)) if broken else ""
-
-    return problem_of
-
-
-def _wrong_schema(problem: str) -> StageError:
-    return StageError(Reason.SPEC_INVALID, f"spec.dataset.distillation.answerSchema {problem}.")
 
 
 def _fault(kind: str, problem: str) -> Fault:

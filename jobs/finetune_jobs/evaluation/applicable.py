@@ -17,17 +17,26 @@ from finetune_jobs.base.wording import did_you_mean, shorten
 from finetune_jobs.evaluation.behaviour.exposure import least_memorisation
 from finetune_jobs.evaluation.behaviour.items import RATES, sets_for
 from finetune_jobs.evaluation.metrics import Z_95, wilson
+from finetune_jobs.text.schemas import schema_check
 
+SCHEMA: Final = "spec.task.answerSchema"
 OF_ONE_CLASS: Final = (Metric.F1, Metric.PRECISION, Metric.RECALL)
 """Metrics that one class has."""
+
+
+OF_JSON: Final = (Metric.VALID_JSON, Metric.VALID_SCHEMA)
+"""Metrics of extractions alone."""
+_SHARES: Final = (*OF_JSON, Metric.TOOL_USE, Metric.TOOL_NAME, Metric.TOOL_ARGUMENTS)
+"""Shares of rows beside those of the task itself."""
 
 
 def require_applicable(
     gates: Gates, task: Task, asked: Examination, canaries: int | None = None, judge: Judge | None = None
 ) -> None:
-    """Raises StageError (SpecInvalid) for a goal that means nothing for this task, that names a label that is not
-    allowed, or that even a faultless model would not reach with so few questions. ``canaries``: as many are
-    planted. ``judge``: who compares answers."""
+    """Raises StageError (SpecInvalid) for a schema that is none, and for a goal that means nothing for this task, that
+    names a label that is not allowed, or that even a faultless model would not reach with so few questions.
+    ``canaries``: as many are planted. ``judge``: who compares answers."""
+    _require_schema(task)
     for number, goal in enumerate(gates.goals):
         place = f"spec.evaluation.goals[{number}]"
         if goal.metric is Metric.CUSTOM:
@@ -39,6 +48,18 @@ def require_applicable(
             _require_pairs(place, goal, asked, judge)
     if task.labels:
         require_classes(gates, task.labels)
+
+
+def _require_schema(task: Task) -> None:
+    if task.answer_schema is None:
+        return
+    if task.type is not TaskType.EXTRACTION:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{SCHEMA} goes with the type Extraction, whose answers are JSON, and the task is {task.type.value}. Set "
+            "spec.task.type to Extraction, or remove answerSchema.",
+        )
+    schema_check(task.answer_schema, SCHEMA)
 
 
 def require_classes(gates: Gates, labels: Sequence[str]) -> None:
@@ -72,6 +93,18 @@ def _require_meaning(place: str, goal: Goal, task: Task) -> None:
             Reason.SPEC_INVALID,
             f"{place} is about {goal.metric}, which is measured of texts only, and the task is {task.type.value}. Set "
             "metric to accuracy or f1, or set spec.task.type to Text.",
+        )
+    if goal.metric in OF_JSON and task.type is not TaskType.EXTRACTION:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is about {goal.metric}, which is measured of extractions only, and the task is "
+            f"{task.type.value}. Remove the goal, or set spec.task.type to Extraction.",
+        )
+    if goal.metric is Metric.VALID_SCHEMA and task.answer_schema is None:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is about validSchema, and there is no schema: set spec.task.answerSchema, or set metric to "
+            "validJson.",
         )
     if goal.class_name is None:
         return
@@ -156,7 +189,7 @@ def _wanted(goal: Goal) -> Iterator[tuple[str, str]]:
 def _flawless(goal: Goal, field: str, wanted: float) -> int:
     """At least so many answers without a fault have an interval at ``wanted`` or above; 0 where none is known: the
     intervals of means over classes or rows, and of differences, are drawn (``estimates``)."""
-    shares = (Metric.ACCURACY, Metric.EXACT_MATCH, Metric.AUTOMATION)
+    shares = (Metric.ACCURACY, Metric.EXACT_MATCH, Metric.AUTOMATION, *_SHARES)
     of_a_share = goal.metric in shares or goal.class_name is not None
     if field == "improveOverBase" or not of_a_share:
         return 0

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
+from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.automation import Weighed, automate
@@ -36,6 +37,7 @@ from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.calls import find_format
 from finetune_jobs.modelling.canaries import Canary, read_canaries
 from finetune_jobs.modelling.token_files import Conversation, iterate_split, longest_thoughts, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -75,6 +77,20 @@ class Paper:
     passages: Sequence[Passage]
     expected: Sequence[Given]
     """The right answers as tokens, with what stands before them; empty: how likely they are is not asked."""
+    calls: CallFormat | None = None
+    """How the template writes calls of tools; None: no example is about tools, or they cannot be read."""
+
+    def read(self, texts: Sequence[str]) -> list[str]:
+        """What answers mean: calls of tools whatever the form, texts as they are."""
+        return [self.calls.canonical(text) if self.calls else text for text in texts]
+
+    def read_all(self, answers: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """The same of the answers of each model."""
+        return {model: self.read(texts) for model, texts in answers.items()}
+
+    def taken(self, texts: Sequence[str]) -> list[str]:
+        """Answers of a model that was not tuned as a person would take them; a call is no answer with words around."""
+        return [text if self.calls and self.calls.read(text) else read(self.task, text, self.labels) for text in texts]
 
     @property
     def groups(self) -> Groups | None:
@@ -100,6 +116,7 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         [chat.answer_text(tokenizer, each.messages, stop, each.tools, thoughts=tuning.thoughts) for each in rows]
         for rows in (examples, checked)
     )
+    about_tools = any(each.tools or each.messages[-1].get("tool_calls") for each in (*examples, *checked))
     limit = answer_limit(tokenizer, [*labels, *truth, *checked_truth])
     questions = Questions(
         [example.prompt for example in examples],
@@ -125,6 +142,7 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         canaries=read_canaries(dataset),
         passages=make_passages(tokenizer, examples, stop, longest_text(base), thoughts=tuning.thoughts),
         expected=[_given(tokenizer, each, stop, tuning) for each in examples] if task is TaskType.TEXT else [],
+        calls=find_format(tokenizer, stop, thoughts=tuning.thoughts) if about_tools else None,
     )
 
 
@@ -157,7 +175,7 @@ def ask_base(model: Any, paper: Paper, progress: Progress) -> tuple[dict[str, li
     wordy = [each.text for each in said]
     found = {
         "base": [cut(tokenizer, each, questions.limit) for each in said],
-        "verbose": [read(paper.task, text, paper.labels) for text in wordy],
+        "verbose": paper.taken(wordy),
     }
     if paper.shots:
         report = progress.part(0.2, 0.25, "base model, shown examples")
@@ -226,12 +244,15 @@ def automation_of(paper: Paper, served: ServedAnswers) -> list[Automation]:
     """What needs no person; nothing, if no validation examples were asked."""
     right = right_for(paper.task)
 
+    def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:
+        said = paper.read([answer.text for answer in answers])
+        rows = zip(paper.read(truth), answers, said, strict=True)
+        return [Weighed(answer.log_probability, right(wanted, text)) for wanted, answer, text in rows]
+
     if paper.checked is None:
         return []
-    checked, answered = (
-        [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
-        for truth, answers in ((paper.checked_truth, served.checked), (paper.truth, served.answers))
-    )
+    answered = weighed(paper.truth, served.answers)
     return automate(
-        checked, [replace(each, group=row.group) for each, row in zip(answered, paper.examples, strict=True)]
+        weighed(paper.checked_truth, served.checked),
+        [replace(each, group=row.group) for each, row in zip(answered, paper.examples, strict=True)],
     )

@@ -26,7 +26,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_jobs.artifacts.measurements import ELSEWHERE, Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.metrics import LabelScores, Scores, compare, wilson
-from finetune_jobs.evaluation.tasks import overlap_for, right_for, score_task
+from finetune_jobs.evaluation.tasks import call_overlap, calls_tools, overlap_for, right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods, chrf
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -109,6 +109,38 @@ def measure(
     return Measurements(rows=len(truth), measured=[*overall, *each], differences=differences)
 
 
+def measure_rows(metric: str, values: Mapping[str, Sequence[float]]) -> Measurements:
+    """A metric that is a mean of values of rows, 0 to 1, by model, and the differences of PAIRS. A share of rows, which
+    has no other values than 0 and 1, has Wilson's interval."""
+    rows = len(next(iter(values.values())))
+    table = np.array([list(each) for each in values.values()]).T
+    drawn = _draw(_with_imaginary(table, 1), [metric], len(values), 0)[metric]
+    columns = {model: number for number, model in enumerate(values)}
+    is_share = bool(((table == 0) | (table == 1)).all())
+    models: dict[str, Figure] = {}
+    for model, each in values.items():
+        mean = fmean(each)
+        low, high = wilson(sum(each), rows)
+        models[model] = (
+            Figure(value=mean, low=low, high=high) if is_share else _interval(mean, drawn[:, columns[model]])
+        )
+    differences = [
+        Difference(
+            metric=metric,
+            model=first,
+            against=second,
+            estimate=_interval(
+                models[first].value - models[second].value, drawn[:, columns[first]] - drawn[:, columns[second]]
+            ),
+        )
+        for first, second in PAIRS
+        if {first, second} <= values.keys()
+    ]
+    return Measurements(
+        rows=rows, measured=[MeasuredMetric(metric=metric, cases=rows, models=models)], differences=differences
+    )
+
+
 def metrics_of(task: TaskType) -> tuple[str, ...]:
     """What is measured of the answers to a task."""
     return OF_TEXT if task is TaskType.TEXT else METRICS
@@ -124,8 +156,13 @@ def _overall(metric: str, scores: Mapping[str, Scores], draws: Mapping[str, Floa
     return found
 
 
+def nearness(truth: str, answer: str) -> float:
+    """chrF of texts. Calls of tools are no texts: what they have in common are names and arguments."""
+    return call_overlap(truth, answer).f1 if calls_tools(truth, answer) else chrf(truth, answer)
+
+
 def _overall_chrf(truth: Sequence[str], answers: Mapping[str, Sequence[str]], drawn: Floats) -> MeasuredMetric:
-    means = {model: fmean(map(chrf, truth, given)) for model, given in answers.items()}
+    means = {model: fmean(map(nearness, truth, given)) for model, given in answers.items()}
     models = {model: _interval(mean, drawn[:, number]) for number, (model, mean) in enumerate(means.items())}
     return MeasuredMetric(metric=Metric.CHRF.value, cases=len(truth), models=models)
 
@@ -158,13 +195,10 @@ def _label_estimate(metric: str, row: LabelScores, cases: int) -> Figure:
 
 def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]], known: Sequence[str]) -> _Cells:
     """Rows that agree in everything that counts are one cell: of many rows of a classification, few are distinct."""
+    if task is not TaskType.CLASSIFICATION:
+        return _with_imaginary(row_values(task, truth, answers), len(metrics_of(task)))
     patterns = np.array(list(product((0.0, 1.0), repeat=len(answers))))
     share = IMAGINARY / len(patterns)
-    if task is not TaskType.CLASSIFICATION:
-        values = row_values(task, truth, answers)
-        right = np.concatenate([values, np.tile(patterns, len(metrics_of(task)))])
-        weights = np.concatenate([np.ones(len(truth)), np.full(len(patterns), share)])
-        return _Cells(weights, right, np.empty(0, int), np.empty((0, len(answers)), int))
     numbers = {label: number for number, label in enumerate(known)}
     rows = np.array(
         [[numbers[t], *(numbers.get(a, len(known)) for a in given)] for t, *given in zip(truth, *answers, strict=True)]
@@ -180,6 +214,15 @@ def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]
     return _Cells(weights, (given == labels[:, None]).astype(float), labels, given)
 
 
+def _with_imaginary(values: Floats, metrics: int) -> _Cells:
+    """Rows with (rows, metrics × models) values that are no classes."""
+    models = values.shape[1] // metrics
+    patterns = np.array(list(product((0.0, 1.0), repeat=models)))
+    right = np.concatenate([values, np.tile(patterns, metrics)])
+    weights = np.concatenate([np.ones(len(values)), np.full(len(patterns), IMAGINARY / len(patterns))])
+    return _Cells(weights, right, np.empty(0, int), np.empty((0, models), int))
+
+
 def row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
     """(rows, metrics × models): accuracy of each model, precision of each model, and so on."""
     right, overlap = right_for(task), overlap_for(task)
@@ -187,7 +230,7 @@ def row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[
     columns = [[float(right(t, a)) for t, a in zip(truth, given, strict=True)] for given in answers]
     columns += [[getattr(each, metric) for each in given] for metric in METRICS[1:] for given in overlaps]
     if task is TaskType.TEXT:
-        columns += [list(map(chrf, truth, given)) for given in answers]
+        columns += [list(map(nearness, truth, given)) for given in answers]
     return np.array(columns).T
 
 

@@ -66,7 +66,19 @@ class _Seen:
 def in_groups(found: Measurements, asked: Answered) -> Measurements:
     """The same with intervals over the groups."""
     labels = {each.label: None for each in found.measured if each.label}
-    seen, groups = _seen(asked, list(labels)), asked.groups
+    return _over(found, _seen(asked, list(labels)), asked.groups)
+
+
+def rows_in_groups(found: Measurements, values: Mapping[str, Sequence[float]], groups: Groups) -> Measurements:
+    """The same for a metric that is a mean of values of rows (``estimates.measure_rows``), by model."""
+    [metric] = {each.metric for each in found.measured}
+    rows = np.array([list(each) for each in values.values()]).T
+    draws, nothing = {metric: drawn_means(rows, groups)}, np.empty((0, len(values)), np.intp)
+    seen = _Seen(list(values), {metric: rows}, draws, [], np.empty(0, np.intp), nothing)
+    return _over(found, seen, groups)
+
+
+def _over(found: Measurements, seen: _Seen, groups: Groups) -> Measurements:
     return found.model_copy(
         update={
             "groups": groups.count,

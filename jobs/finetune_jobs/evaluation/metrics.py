@@ -63,7 +63,7 @@ def score(truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -
     support, given = Counter(truth), Counter(answers)
     right = Counter(t for t, a in zip(truth, answers, strict=True) if t == a)
     seen = [label for label in sorted({*labels, *support}) if support[label] or given[label]]
-    table = {label: _label_scores(support[label], given[label], right[label]) for label in seen}
+    table = {label: label_scores(support[label], given[label], right[label]) for label in seen}
     correct = right.total()
     return Scores(
         samples=len(truth),
@@ -137,7 +137,8 @@ def confusions(truth: Sequence[str], answers: Sequence[str], limit: int) -> list
     return [(right, answer, count) for (right, answer), count in ordered[:limit]]
 
 
-def _label_scores(support: int, given: int, right: int) -> LabelScores:
+def label_scores(support: int, given: int, right: int) -> LabelScores:
+    """From how often something was expected, said, and both."""
     precision = right / given if given else 0.0
     recall = right / support if support else 0.0
     f1 = 2 * right / (support + given) if support + given else 0.0

@@ -14,6 +14,7 @@ from finetune_api.goals import Metric
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
 from finetune_jobs.artifacts.measurements import ELSEWHERE, SHOWN, Difference
+from finetune_jobs.evaluation import details
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.conclusion import Conclusion
@@ -85,7 +86,9 @@ def render_html(
         apart=_apart(evaluated),
         ledger=_ledger(evaluated),
         automation=_automation(evaluated),
-        meanings=meanings(evaluated.task, evaluated.measurements.groups),
+        meanings=[*meanings(evaluated.task, evaluated.measurements.groups), *details.facts(evaluated)],
+        shares=[table for table in (details.calls_table(evaluated), details.json_table(evaluated)) if table],
+        fields=details.fields_table(evaluated),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
         models=_SHORT,

@@ -165,12 +165,9 @@ def _difference(reference: ReferenceText) -> float:
 
 
 def _passage(tokenizer: Any, example: Conversation, stop: int, thoughts: bool, *, long: bool = False) -> Passage:
-    """The conversation as a server will be sent it: as text, which it encodes with special tokens before it."""
+    """The conversation as a server will be sent it."""
     encoded = chat.encode(tokenizer, example.messages, stop, example.tools, thoughts=thoughts)
-    text = str(tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False))
-    if tokenizer.bos_token and tokenizer(tokenizer.bos_token)["input_ids"].count(tokenizer.bos_token_id) > 1:
-        text = text.removeprefix(tokenizer.bos_token)  # the tokenizer adds the one that the template writes
-    return Passage(text, list(tokenizer(text)["input_ids"]), long)
+    return Passage(*chat.as_sent(tokenizer, encoded.input_ids), long)
 
 
 def _long(

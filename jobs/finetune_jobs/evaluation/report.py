@@ -1,6 +1,6 @@
 """What an evaluation found: the scalars and the summary of the stage, and ``metrics.json`` for programs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from finetune_jobs.evaluation.clusters import Groups, mean
 from finetune_jobs.evaluation.estimates import measure, metrics_of
 from finetune_jobs.evaluation.grouped import Answered, in_groups
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
+from finetune_jobs.evaluation.shares import measure_matching, measure_shares
 from finetune_jobs.evaluation.tasks import right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods
 
@@ -104,6 +105,7 @@ class Evaluated:
         measured = measure(task, truth, asked, labels, likely.expected)
         if known.groups:
             measured = in_groups(measured, Answered(task, truth, asked, known.groups))
+        measured = measured.with_more(measure_shares(task, truth, asked, known.groups))
         shares = measured.of(metrics_of(task)[0])
         intervals = {model: (it.low, it.high) for model, it in shares.models.items()} if shares else {}
         return cls(
@@ -119,6 +121,13 @@ class Evaluated:
             _scored_apart(task, truth, answers, labels, known),
             measured.model_copy(update={"automation": list(likely.automation), "distances": list(likely.distances)}),
         )
+
+    def matched(self, problem_of: Callable[[Any], str], groups: Groups | None = None) -> "Evaluated":
+        """With the share of answers that match a schema; ``problem_of`` says which rule of it a value breaks,
+        ``groups`` which rows are alike."""
+        asked = {model: self.answers[model] for model in self.scores}
+        found = measure_matching(self.truth, asked, problem_of, groups)
+        return replace(self, measurements=self.measurements.with_more(found))
 
     @property
     def export_difference(self) -> Difference:

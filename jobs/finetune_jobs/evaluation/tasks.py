@@ -3,6 +3,10 @@
 Classification: exactly the label. Extraction: the same JSON value, whatever its white space and the order of its keys.
 Text: the same words, after SQuAD's normalisation (Rajpurkar et al. 2016): letter case, punctuation, articles and white
 space do not count.
+
+Where the right answer, or the one that is given, calls tools, all tasks are alike: right are the same calls with the
+same arguments, in any order, and what overlaps are names and arguments (``artifacts.calls``, as ``canonical`` writes
+them). What is said beside a call does not count.
 """
 
 import json
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts import calls
 from finetune_jobs.evaluation.metrics import Scores, score, wilson
 
 Right = Callable[[str, str], bool]
@@ -21,6 +26,8 @@ Right = Callable[[str, str], bool]
 
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+_INDEX: Final = re.compile(r"\[[0-9]+\](?=$|[.\[])")
+_PLAIN: Final = re.compile(r'"(\w+)"')
 _ABSENT: Final = object()
 
 
@@ -42,7 +49,39 @@ class Overlap:
 
 def right_for(task: TaskType) -> Right:
     """What counts as right in a task."""
-    return {TaskType.CLASSIFICATION: _same, TaskType.EXTRACTION: _same_value, TaskType.TEXT: _same_words}[task]
+    plain = {TaskType.CLASSIFICATION: _same, TaskType.EXTRACTION: _same_value, TaskType.TEXT: _same_words}[task]
+
+    def right(truth: str, answer: str) -> bool:
+        return same_calls(truth, answer) if calls_tools(truth, answer) else plain(truth, answer)
+
+    return right
+
+
+def calls_tools(*texts: str) -> bool:
+    """Whether one of the texts is calls of tools."""
+    return any(calls.read(text) is not None for text in texts)
+
+
+def same_calls(truth: str, answer: str) -> bool:
+    """The same tools with the same arguments; not if one of both calls none."""
+    wanted, given = calls.read(truth), calls.read(answer)
+    return wanted is not None and given is not None and _each(wanted) == _each(given)
+
+
+def call_overlap(truth: str, answer: str, *, names: bool = True) -> Overlap:
+    """Agreement of calls, field by field of their arguments; with ``names``, each name is one more."""
+    return _overlap(Counter(_call_leaves(truth, names)), Counter(_call_leaves(answer, names)))
+
+
+def _each(found: Sequence[calls.Call]) -> Counter[str]:
+    return Counter(_canonical(list(each)) for each in found)
+
+
+def _call_leaves(text: str, names: bool) -> Iterator[tuple[str, str, str]]:
+    for name, arguments in calls.read(text) or []:
+        if names:
+            yield name, "", ""
+        yield from ((name, path, value) for path, value in _leaves(arguments) if arguments)
 
 
 def score_task(task: TaskType, truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Scores:
@@ -55,7 +94,7 @@ def score_task(task: TaskType, truth: Sequence[str], answers: Sequence[str], lab
     pairs = list(zip(truth, answers, strict=True))
     overlaps = [overlap_for(task)(right, answer) for right, answer in pairs]
     correct = sum(right_for(task)(right, answer) for right, answer in pairs)
-    broken = sum(_parse(answer) is _ABSENT for answer in answers) if task is TaskType.EXTRACTION else 0
+    broken = sum(not is_json(answer) for answer in answers) if task is TaskType.EXTRACTION else 0
     return Scores(
         samples=len(pairs),
         accuracy=correct / len(pairs),
@@ -70,9 +109,27 @@ def score_task(task: TaskType, truth: Sequence[str], answers: Sequence[str], lab
 
 def overlap_for(task: TaskType) -> Callable[[str, str], Overlap]:
     """How much of an answer (second) agrees with the right one (first)."""
-    return {TaskType.CLASSIFICATION: _label_overlap, TaskType.EXTRACTION: field_overlap, TaskType.TEXT: word_overlap}[
+    plain = {TaskType.CLASSIFICATION: _label_overlap, TaskType.EXTRACTION: field_overlap, TaskType.TEXT: word_overlap}[
         task
     ]
+
+    def overlap(truth: str, answer: str) -> Overlap:
+        return call_overlap(truth, answer) if calls_tools(truth, answer) else plain(truth, answer)
+
+    return overlap
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is a JSON value."""
+    return _parse(text) is not _ABSENT
+
+
+def fields_of(text: str) -> Counter[tuple[str, str]]:
+    """The fields of a JSON text, or of the arguments of calls, with their values; elements of a list share one name.
+    None of what is neither."""
+    found = calls.read(text)
+    leaves = _leaves(_parse(text)) if found is None else ((f"{n}(){p}", v) for n, p, v in _call_leaves(text, False))
+    return Counter((_PLAIN.sub(r"\1", _INDEX.sub("[]", path)).removeprefix("."), value) for path, value in leaves)
 
 
 def _label_overlap(truth: str, answer: str) -> Overlap:

@@ -51,6 +51,14 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message], tools: Tools = (), *
     return _ids(tokenizer, _render(tokenizer, messages, tools, generation=True, thoughts=thoughts))
 
 
+def as_sent(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """Tokens as a server is sent them: as text, which it encodes with special tokens before it; and what it gets."""
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    if tokenizer.bos_token and tokenizer(tokenizer.bos_token)["input_ids"].count(tokenizer.bos_token_id) > 1:
+        text = text.removeprefix(tokenizer.bos_token)  # the tokenizer adds the one that the template writes
+    return text, list(tokenizer(text)["input_ids"])
+
+
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     """Tokens of an answer as the model must generate them, without the stop token."""
     return _ids(tokenizer, answer)

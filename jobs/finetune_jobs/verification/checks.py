@@ -105,7 +105,9 @@ class Counts:
 def count(observed: Observed) -> Counts:
     """How many answers of the sample are right."""
     right, pairs = right_for(observed.task), zip(observed.sample, observed.sample_replies, strict=True)
-    rights = [(right(a.label, a.artifact), right(a.label, reply.text)) for a, reply in pairs]
+    rights = [
+        (right(a.read(a.label), a.read(a.artifact)), right(a.read(a.label), a.read(reply.text))) for a, reply in pairs
+    ]
     return Counts(
         samples=len(rights),
         correct=sum(now for _, now in rights),

@@ -152,7 +152,10 @@ class Connection:
             raise StageError(Reason.CANDIDATE_FAILED, said)
 
     def chat(self, asked: Answer, model: str | None = None) -> Reply:
-        """The most likely answer, by OpenAI's ``/v1/chat/completions``; ``model``: the name to ask for."""
+        """The most likely answer, by OpenAI's ``/v1/chat/completions``, or by ``/v1/completions`` where the prompt is
+        given as text; ``model``: the name to ask for."""
+        if asked.prompt:
+            return self._completion(asked, model)
         client = InferenceClient(base_url=self.endpoint, timeout=self.seconds, token=self.key or None)
         try:
             # Temperature 0 is greedy for TGI and vLLM alike; without it both sample.
@@ -169,11 +172,26 @@ class Connection:
             prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
         )
 
+    def _completion(self, asked: Answer, model: str | None) -> Reply:
+        path, body = _request(asked, model)
+        found = self.post(path, body, _PROMPT)
+        try:
+            choice, usage = found["choices"][0], found.get("usage") or {}
+            text, reason = str(choice["text"] or ""), choice.get("finish_reason")
+            tokens = int(usage.get("prompt_tokens") or 0)
+        except (AttributeError, IndexError, KeyError, ValueError, TypeError) as error:
+            raise self.unreadable(path, error) from None
+        return Reply(
+            text=asked.thoughts.answer_in(text) if asked.thoughts else text,
+            stopped=reason != "length" if reason else None,
+            prompt_tokens=tokens,
+        )
+
     def stream(self, asked: Answer, model: str | None = None) -> Streamed:
         """The same as a stream. What goes wrong in it after the status 200 is no error but part of the result."""
-        body = {"messages": asked.messages, "max_tokens": asked.max_tokens, "temperature": 0.0, "stream": True}
-        body |= {"stream_options": {"include_usage": True}} | ({} if model is None else {"model": model})
-        url, started = f"{self.endpoint}/v1/chat/completions", time.perf_counter()
+        path, body = _request(asked, model)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        url, started = f"{self.endpoint}{path}", time.perf_counter()
         try:
             headers = with_key(self.key)
             with get_session().stream("POST", url, json=body, timeout=self.seconds, headers=headers) as response:
@@ -224,6 +242,17 @@ def _is_refusal(error: Exception) -> bool:
     """Whether a server says that it never will have what was asked for."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     return 400 <= status < 500 and status not in _PASSING
+
+
+def _request(asked: Answer, model: str | None) -> tuple[str, dict[str, Any]]:
+    """Path and body of a request for the most likely answer: temperature 0 is greedy for TGI and vLLM alike."""
+    path, prompt = (
+        ("/v1/completions", {"prompt": asked.prompt})
+        if asked.prompt
+        else ("/v1/chat/completions", {"messages": asked.messages})
+    )
+    named = {} if model is None else {"model": model}
+    return path, prompt | {"max_tokens": asked.max_tokens, "temperature": 0.0} | named
 
 
 def answer_in(message: Any, asked: Answer) -> str:

@@ -1,4 +1,4 @@
-"""A chat that comes as a stream, read as clients of OpenAI's API read it. Pure.
+"""A chat, or a completion, that comes as a stream, read as clients of OpenAI's API read it. Pure.
 
 Server-sent events: each is a line ``data:`` with a JSON object that holds the next part of the answer; the last one is
 ``[DONE]``. An error comes as an event, too: the status was 200 already.
@@ -13,6 +13,8 @@ from finetune_jobs.base.wording import shorten
 
 _DATA: Final = b"data:"
 _DONE: Final = b"[DONE]"
+_ENDED: Final = "eos_token"
+"""TGI's finish reason of a completion that the model has ended."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ def _add(found: Stream, event: dict[str, Any], now: float) -> None:
         found.fault, found.failed = f"an error in a stream: {error_text(event['error'])}", True
         return
     for choice in event["choices"]:
-        part = choice.get("delta") or {}
+        part = choice.get("delta") or _of_completion(choice)
         content, thoughts = part.get("content") or "", part.get("reasoning_content") or part.get("reasoning") or ""
         found.content += content
         found.reasoning += thoughts
@@ -84,6 +86,11 @@ def _add(found: Stream, event: dict[str, Any], now: float) -> None:
             found.tokens += 1
     if usage := event.get("usage"):
         found.tokens = int(usage["completion_tokens"])
+
+
+def _of_completion(choice: dict[str, Any]) -> dict[str, Any]:
+    """The part of a choice that is of no chat. TGI's last one is the text of the token that ends the answer."""
+    return {} if choice.get("finish_reason") == _ENDED else {"content": choice.get("text")}
 
 
 def _lines(body: Iterable[bytes]) -> Iterator[bytes]:
