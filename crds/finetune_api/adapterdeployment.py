@@ -23,12 +23,24 @@ class RequiredKeys(ApiModel):
     within about two minutes, without a restart; without any key nobody gets in."""
 
 
+class ServerCertificate(ApiModel):
+    """TLS between clients and the pods."""
+
+    secret_ref: SecretRef
+    """Secret of the same namespace, of the type kubernetes.io/tls: tls.crt and tls.key, and ca.crt if clients are to
+    trust another certificate than this very one. It must be for the name NAME.NAMESPACE.svc of the Service. A renewed
+    one counts within about two minutes, without a restart."""
+
+
 class ClientAccess(ApiModel):
     """How clients reach the endpoint."""
 
     api_keys: RequiredKeys | None = None
     """Require a key. Another Secret, or none, makes another revision; until it is verified, what serves stays as open
     as it is. Without this field, whoever the network policies let in gets answers."""
+    tls: ServerCertificate | None = None
+    """Have the pods speak TLS, 1.2 or newer, and nothing else: the Service's port is 443 then, in place of 80. Another
+    Secret, or none, makes another revision."""
     route: Route | None = None
     """A way in from outside of the cluster, to whatever revision serves. A change of it makes no other revision."""
 

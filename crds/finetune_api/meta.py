@@ -56,7 +56,7 @@ SELF_CHECK_PORT: Final = 9401
 """Port on which the self-check of a serving pod tells the kubelet whether the pod has proved itself."""
 
 CLIENT_PORT: Final = 8081
-"""Port on which the proxy of a serving pod takes clients' requests, where they need keys."""
+"""Port on which the proxy of a serving pod takes clients' requests, where they need keys or speak TLS."""
 INNER_PORT: Final = 9402
 """Port on which the same proxy answers the kubelet and Prometheus, without a key: health and metrics only."""
 
@@ -76,6 +76,8 @@ TEACHER_KEY_VARIABLE: Final = "TEACHER_API_KEY"
 """Environment variable with the teacher's API key."""
 API_KEYS_DIR: Final = "/etc/finetune-api-keys"
 """Where a pod finds the keys of an endpoint's clients, a file for each."""
+TLS_DIR: Final = "/etc/finetune-tls"
+"""Where a pod finds the certificate of an endpoint's servers."""
 SCRATCH_DIR: Final = "/scratch"
 """The writable volume of a stage's container."""
 PROVED_FILE: Final = f"{SCRATCH_DIR}/proved"

@@ -113,6 +113,7 @@ class Reason(OpenEnum):
     ROLLOUT_QUEUED = "RolloutQueued"
     CANARY_STEP = "CanaryStep"
     API_KEYS_MISSING = "ApiKeysMissing"
+    CERTIFICATE_UNUSABLE = "CertificateUnusable"
     ANALYSIS_PASSED = "AnalysisPassed"
     ANALYSIS_INCONCLUSIVE = "AnalysisInconclusive"
     GAP_ANNOUNCED = "GapAnnounced"
@@ -233,6 +234,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANARY_STEP: "Strategy Canary: a verified revision has a share of the traffic, or is about to get it; the message says how much and until when.",
     Reason.API_KEYS_MISSING: "The Secret of spec.access.apiKeys does not exist, is empty, or holds nothing that can be a key: nobody gets answers, and nothing new starts.",
+    Reason.CERTIFICATE_UNUSABLE: "The Secret of spec.access.tls does not exist, or clients could not connect by what is in it; the message says why. Nothing new starts; what serves goes on with the certificate that it has.",
     Reason.ANALYSIS_PASSED: "Strategy Canary: in the step that is over, the new revision failed no more requests than the one that serves, and was no slower.",
     Reason.ANALYSIS_INCONCLUSIVE: "Strategy Canary: the analysis of a step had too little to judge by. With onInconclusive: Hold the step lasts, and is looked at again; with Continue the canary goes on.",
     Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
@@ -338,6 +340,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
     Reason.SELF_CHECK_FAILED: "Read the logs of the pod named here, then delete it: a new one starts, and proves itself. If that one fails too, serve an earlier revision with spec.rollbackTo, and find out what has changed: the server's image, the node, its GPU or driver. Only if the server is known to be right, raise spec.verification.maxDistance.",
     Reason.API_KEYS_MISSING: "Put a key of 20 to 512 characters of ASCII, without spaces, commas and line breaks, into the Secret that spec.access.apiKeys names, with `kubectl create secret generic NAME --from-literal=client=KEY`; pods take it within about two minutes; to have a revision that waits try again at once, set spec.rerun to a new value.",
+    Reason.CERTIFICATE_UNUSABLE: "Put a certificate for NAME.NAMESPACE.svc and its key into the Secret that spec.access.tls names, with cert-manager's Certificate or `kubectl create secret tls NAME --cert=FILE --key=FILE`; pods take it within about two minutes; to have a revision that waits try again at once, set spec.rerun to a new value.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; pods that still wait for that then start automatically.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the pod named here; pods that still wait for that then start automatically.",
     Reason.POD_REJECTED: "Ask the admin which admission policy, or which node, refused the pod; pods that still wait for that then start automatically.",

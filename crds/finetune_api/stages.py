@@ -237,6 +237,10 @@ class VerifyParams(WireModel):
     may go back to them. Their names are those of its adapters, or empty."""
     api_keys_secret: str = ""
     """Secret whose keys the server's clients need, mounted at meta.API_KEYS_DIR: one is sent. Empty: none is needed."""
+    tls_secret: str = ""
+    """Secret with the server's certificate, mounted at meta.TLS_DIR: the server is asked by TLS. Empty: it is not."""
+    tls_host: str = ""
+    """The name that the certificate has to be for: that of the Service which clients use."""
     max_distance: float | None = None
     """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
     detect_drop: float | None = None

@@ -15,7 +15,7 @@ from .lock import Request, locked
 
 _PROJECT = "finetune-operator"  # its extras, in pyproject.toml, are what most images install
 _JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
-_KEY_RULES = tuple(f"crds/finetune_api/{name}.py" for name in ("__init__", "api_keys", "meta"))
+_KEY_RULES = tuple(f"crds/finetune_api/{name}.py" for name in ("__init__", "api_keys", "meta", "server_tls"))
 _IGNORED = ("__pycache__", ".mypy_cache")
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from finetune_api import crdgen
-from finetune_operator.rbac import ROUTE_RULES
+from finetune_operator.rbac import FORMER_ROUTE_RULES, ROUTE_RULES
 from hack.cluster.layout import REPOSITORY
 from hack.manifests import api_reference, chart, dashboards, reasons
 
@@ -24,6 +24,10 @@ def generate() -> dict[Path, str]:
         **templates,
         CHART / "files/rules.yaml": chart.rules(),
         **{CHART / f"files/rules-{each.plural}.yaml": chart.rules([rule]) for each, rule in ROUTE_RULES.items()},
+        **{
+            CHART / f"files/rules-former-{each.plural}.yaml": chart.rules([rule])
+            for each, rule in FORMER_ROUTE_RULES.items()
+        },
         **dashboards.files(),
         CHART / "values.schema.json": chart.schema(values),
         Path("docs/reference/values.md"): chart.reference(values),

@@ -82,6 +82,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     ),
     Then.WAITS_A_WHILE: (
         *(Reason.SECRET_MISSING, Reason.API_KEYS_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
+        Reason.CERTIFICATE_UNUSABLE,
     ),
     Then.TRIES: (
         *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.CANDIDATE_FAILED),

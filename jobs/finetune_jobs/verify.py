@@ -42,6 +42,7 @@ from finetune_jobs.verification.observation import Before, Promise, observe, req
 from finetune_jobs.verification.power import size_sample
 from finetune_jobs.verification.promise import read_promise
 from finetune_jobs.verification.servers import client_of
+from finetune_jobs.verification.trust import trust_server
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ _OPENING_SECONDS: Final = 10.0
 
 
 def verify(context: Context) -> StageOutput:
-    """The stage. Raises StageError: ApiKeysMissing, ArtifactWithdrawn, CandidateFailed, PromptsTooLong,
-    AdapterInactive, VerificationFailed, as require_gates and fetch_folder."""
+    """The stage. Raises StageError: ApiKeysMissing, CertificateUnusable, ArtifactWithdrawn, CandidateFailed,
+    PromptsTooLong, AdapterInactive, VerificationFailed, as require_gates and fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
     if params.pods:
@@ -103,6 +104,7 @@ def _verify_artifact(context: Context, params: VerifyParams, deadline: float) ->
     promise = _read_promise(context, context.store, digest, params)
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
+    trust_server(params.endpoint, params.tls_secret, params.tls_host)
     wait_until_healthy(params.endpoint, deadline, key)
     server = client_of(params.engine, params.endpoint, key=key)
     made, observed = _prove(server, promise, digest, params, _before(context, params, deadline))
@@ -148,6 +150,7 @@ def _verify_adapters(context: Context, params: VerifyParams, deadline: float) ->
     promises = [_adapter_promise(context, each, params) for each in params.adapters]
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
+    trust_server(params.endpoint, params.tls_secret, params.tls_host)
     wait_until_healthy(params.endpoint, deadline, key)
     told: list[VerificationCheck] = []
     seen: list[Observed] = []

@@ -56,7 +56,9 @@ _LEAST, _MOST = 0.9, 1.1
 
 def connections(settings: Settings) -> int:
     """Most connections to the API server at the same time: one for each worker and stream, and one for others."""
-    streams = len((*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.routes, *WAKERS)) * max(1, len(settings.namespaces))
+    streams = len((*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.watched_routes, *WAKERS)) * max(
+        1, len(settings.namespaces)
+    )
     return settings.workers + streams + 1
 
 
@@ -73,7 +75,7 @@ class Controller:
         turn = threading.Lock()
         self._informers = [
             Informer(client, cache, selection, changed=self.changed, seen=self.seen, turn=turn)
-            for resource in (*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.routes)
+            for resource in (*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.watched_routes)
             for selection in self._selections(resource)
         ]
         self._wakers = [

@@ -88,5 +88,8 @@ ROUTE_RULES: Final = {
 }
 """Only where the chart's values let endpoints have them: ``serving.httpRoutes`` and ``serving.ingresses``."""
 
+FORMER_ROUTE_RULES: Final = {resource: Rule(resource, ("get", "list", "watch", "delete")) for resource in ROUTE_RULES}
+"""Where endpoints may not have them any more, so that none of those made before is left: ``serving.formerRoutes``."""
+
 LEASE_RULE: Final = Rule(LEASES, ("get", "create", "patch"))
 """In the release's namespace only. The chart's Role, written by hand, grants get and patch for one name."""

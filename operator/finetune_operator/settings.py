@@ -200,7 +200,7 @@ class Images(ApiModel):
     quantize: str
     """Export, with llm-compressor."""
     proxy: str
-    """The proxy in serving pods whose clients need keys."""
+    """The proxy in serving pods whose clients need keys or speak TLS."""
     pull_policy: str = "IfNotPresent"
     """When the kubelet pulls."""
     pull_secrets: list[str] = []
@@ -252,6 +252,13 @@ class Ingresses(ApiModel):
     give it any configuration."""
 
 
+class FormerRoutes(StrEnum):
+    """What becomes of ways in from outside of a kind that endpoints may not have any more."""
+
+    DELETE = "Delete"
+    KEEP = "Keep"
+
+
 class ServingAccess(ApiModel):
     """What the admin decides about all endpoints."""
 
@@ -262,18 +269,25 @@ class ServingAccess(ApiModel):
     verification_floors: list[VerificationFloor] = []
     """The least that AdapterDeployments must ask of a revision; each that is for their namespace counts."""
     metrics_from: list[dict[str, Any]] = []
-    """Who may read the metrics of serving pods whose clients need keys, as NetworkPolicy peers. Of the others they are
-    behind the port that clients use."""
+    """Who may read the metrics of serving pods with a proxy, whose clients need keys or speak TLS, as NetworkPolicy
+    peers. Of the others they are behind the port that clients use."""
     http_routes: HttpRoutes = HttpRoutes()
     """Ways in through a gateway."""
     ingresses: Ingresses = Ingresses()
     """Ways in through an ingress controller."""
+    former_routes: FormerRoutes = FormerRoutes.DELETE
+    """Whether the operator deletes ways in of a kind that is not enabled any more, and may; or has no right on it."""
 
     @property
     def routes(self) -> tuple[Resource, ...]:
         """The kinds of ways in from outside that endpoints may have."""
         offered = ((HTTP_ROUTES, self.http_routes.enabled), (INGRESSES, self.ingresses.enabled))
         return tuple(resource for resource, enabled in offered if enabled)
+
+    @property
+    def watched_routes(self) -> tuple[Resource, ...]:
+        """The kinds of ways in that the operator may see and delete."""
+        return (HTTP_ROUTES, INGRESSES) if self.former_routes is FormerRoutes.DELETE else self.routes
 
 
 _INSTANCE: Final = r"^([a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?)?$"

@@ -22,7 +22,7 @@ from finetune_api.stages import Stage
 from finetune_operator.framework.client import HttpKubeClient, StreamClient
 from finetune_operator.framework.objects import EVENTS, JOBS, RESOURCE_QUOTAS, SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.kinds import FINETUNEJOBS
-from finetune_operator.rbac import LEASE_RULE, RULES
+from finetune_operator.rbac import FORMER_ROUTE_RULES, LEASE_RULE, RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
@@ -101,7 +101,7 @@ def operator_rights(namespace: str) -> list[Object]:
     metadata = {"name": OPERATOR, "namespace": namespace}
     rules = [
         {"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)}
-        for rule in (*RULES, LEASE_RULE)
+        for rule in (*RULES, *FORMER_ROUTE_RULES.values(), LEASE_RULE)
     ]
     return [
         {"apiVersion": RBAC, "kind": "Role", "metadata": metadata, "rules": rules},

@@ -126,9 +126,10 @@ def test_what_the_namespace_may_not_have(serving: Serving) -> None:
 
 def test_at_rest_nothing_is_written(serving: Serving) -> None:
     """Neither events nor a new operator make writes: what the API server adds to objects is no drift. Clients need keys
-    here, so the pods have all that pods can have; their Secret is nobody's business but theirs."""
+    and speak TLS here, so the pods have all that pods can have; their Secrets are nobody's business but theirs."""
     first = serving.start()
-    serving.create(pinned(GOOD, access={"apiKeys": {"secretRef": {"name": "clients"}}}))
+    access = {"apiKeys": {"secretRef": {"name": "clients"}}, "tls": {"secretRef": {"name": "servers"}}}
+    serving.create(pinned(GOOD, access=access))
     serving.until(ServingPhase.READY)
     [policy] = serving.children(NETWORK_POLICIES).values()
     assert policy["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": meta.CLIENT_PORT}]
@@ -140,6 +141,30 @@ def test_at_rest_nothing_is_written(serving: Serving) -> None:
     serving.team.api.patch(PODS, serving.team.namespace, _a_pod(serving), {"metadata": {"labels": {"touched": "yes"}}})
     time.sleep(4)  # more than the operator needs for a pass
     assert serving.team.writes() == before
+
+
+def test_an_endpoint_comes_to_speak_tls(serving: Serving) -> None:
+    """Server-side apply would leave the old port beside the new one."""
+
+    def ports() -> list[tuple[str, int, str]]:
+        public = serving.get(SERVICES, NAME)
+        assert public is not None
+        return [(each["name"], each["port"], each["targetPort"]) for each in public["spec"]["ports"]]
+
+    serving.start()
+    old = serving.serve(GOOD)
+    assert ports() == [("http", 80, "http")]
+    serving.change(access={"tls": {"secretRef": {"name": "servers"}}})
+    wait(lambda: serving.is_updated(old), "pods that speak TLS")
+    assert ports() == [("https", 443, "https")]
+    assert serving.reached() == {serving.traffic()}
+    assert serving.status().endpoint == f"https://{NAME}.{serving.team.namespace}.svc:443"
+    sealed, asked = serving.traffic(), serving.asked[-1].params.verify
+    assert asked is not None
+    assert asked.endpoint == f"https://{NAME}-{sealed}-candidate.{serving.team.namespace}.svc:443"
+    serving.change(access=None)
+    wait(lambda: serving.is_updated(sealed), "pods that do not")
+    assert ports() == [("http", 80, "http")]
 
 
 def test_update_and_drain(serving: Serving) -> None:

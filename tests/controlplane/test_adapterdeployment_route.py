@@ -11,7 +11,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, SERVICES, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
-from finetune_operator.rbac import ROUTE_RULES
+from finetune_operator.rbac import FORMER_ROUTE_RULES, ROUTE_RULES
 from finetune_operator.resources.route import Backend, backends_of
 from finetune_operator.settings import HttpRoutes, Ingresses, ServingAccess
 from hack.cluster.controlplane import ControlPlane
@@ -77,6 +77,36 @@ def answer(serving: Serving) -> list[Backend]:
 
 def by_steps(*steps: tuple[int, str]) -> dict[str, Any]:
     return {"type": "Canary", "canary": {"steps": [{"weight": weight, "pause": pause} for weight, pause in steps]}}
+
+
+def test_a_route_that_is_no_longer_offered_goes_in_the_middle_of_a_canary(routes: Serving, plane: ControlPlane) -> None:
+    """The next operator may see and delete HTTPRoutes, and no more."""
+    serving = routes
+    plane.kubectl("apply", "--server-side", "--filename", str(http_route_crd()))
+    serving.start(serving=OFFERED)
+    serving.create(pinned(GOOD, access={"route": HTTP}))
+    serving.until(ServingPhase.READY)
+    wait(lambda: serving.get(HTTP_ROUTES, NAME), "the HTTPRoute")
+    answer(serving)
+    until(serving, "True", Reason.ROUTE_ACCEPTED)
+    serving.change(**pinned(BETTER, strategy=by_steps((7, "1h"))))
+    wait(lambda: len(answer(serving)) == 2, "requests to be divided", describe=lambda: str(serving.status()))
+    serving.team.stop()
+    rules = [
+        {"apiGroups": [r.api_group], "resources": [r.name], "verbs": list(r.verbs)} for r in FORMER_ROUTE_RULES.values()
+    ]
+    serving.team.api.patch(RIGHTS[0], serving.team.namespace, "routes", {"rules": rules})
+    serving.start()
+    wait(lambda: serving.get(HTTP_ROUTES, NAME) is None, "the HTTPRoute to go")
+    status = until(serving, "False", Reason.ROUTE_UNAVAILABLE)
+    assert status.url == ""
+
+    def by_pods() -> bool:
+        found = serving.status().candidate
+        return bool(found and found.canary and found.canary.routed_weight is None and found.canary.until)
+
+    wait(by_pods, "the canary to go on by pods", describe=lambda: str(serving.status()))
+    assert len(serving.reached()) == 2, "clients inside the cluster have their part in it now"
 
 
 def test_a_route_comes_with_its_crd_divides_requests_and_becomes_an_ingress(

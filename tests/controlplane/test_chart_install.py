@@ -14,7 +14,7 @@ import yaml
 from kubernetes import client, config
 
 from finetune_api import meta
-from finetune_operator.rbac import RULES
+from finetune_operator.rbac import FORMER_ROUTE_RULES, RULES
 from hack.cluster import toolchain
 from hack.cluster.console import ClusterError, run
 from hack.cluster.controlplane import ControlPlane
@@ -80,7 +80,8 @@ def installed() -> Iterator[Installed]:
 @pytest.mark.parametrize("arguments", [EVERYWHERE, TEAM_A_ONLY], ids=["all namespaces", "team-a only"])
 def test_the_operators_rights(installed: Installed, arguments: tuple[str, ...]) -> None:
     installed.helm("upgrade", RELEASE, str(CHART), *arguments)
-    granted = {(rule.api_group, rule.name): rule.verbs for rule in RULES}
+    rules = (*RULES, *FORMER_ROUTE_RULES.values())
+    granted = {(rule.api_group, rule.name): rule.verbs for rule in rules}
     places = {"team-a"} | ({"team-b"} if arguments == EVERYWHERE else set())
 
     def wrong() -> list[str]:

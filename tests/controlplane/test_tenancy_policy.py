@@ -309,6 +309,7 @@ DEPLOYMENT_FIELDS: dict[str, list[Any]] = {
     "source.artifact.storage.endpoint": JOB_FIELDS["storage.endpoint"],
     "source.artifact.storage.secretRef.name": SECRETS,
     "access.apiKeys.secretRef.name": SECRETS,
+    "access.tls.secretRef.name": SECRETS,
     "access.route.httpRoute": [
         *({"parentRefs": parents, "hostnames": ["a.shared.example"]} for parents in PARENTS),
         *({"parentRefs": PARENTS[0], "hostnames": hosts} for hosts in HOSTS),

@@ -9,7 +9,8 @@ import pytest
 from finetune_api.artifact_source import set_address
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
-from finetune_api.stages import WantedAdapters
+from finetune_api.stages import StageInput, WantedAdapters
+from finetune_operator.adapterdeployment.delivery import DELIVERY_SECONDS, delivery_seconds, is_of_delivery
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.settings import Engine, Proxy, Runtime
 from tests.support.promoted import crash, passes, until
@@ -336,3 +337,29 @@ def test_what_fell_is_not_tried_again_because_an_adapter_came_while_it_served(lo
     until(cluster, lambda: cluster.traffic() != old)
     until(cluster, lambda: states(cluster).get("de") == LOADED)
     assert states(cluster) == {"de": LOADED, "fr": LOADED}
+
+
+@pytest.mark.parametrize(("size", "more"), [(1 << 20, 1), (500 << 30, 10240), (None, 410)])
+def test_the_wait_for_the_pods_grows_with_what_they_fetch(size: int | None, more: int) -> None:
+    """What is not known fits the volume, whatever its size."""
+    spec = {
+        "source": {"adapters": [{"name": "fr", "fineTuneJob": {"name": "fr"}}]},
+        "runtime": "vllm",
+        "keepLastGood": "0s",
+        "access": {"apiKeys": {"secretRef": {"name": "keys"}}},
+    }
+    cluster = ServingCluster(spec=spec, settings=VLLM, sources={"fr": published(GOOD)})
+    cluster.settle()
+    cluster.sources = {**cluster.sources, "de": published(BETTER, size_bytes=size)}
+    cluster.spec = spec | {"source": {"adapters": [{"name": n, "fineTuneJob": {"name": n}} for n in ("de", "fr")]}}
+    passes(cluster, 1)
+    [job] = [each for each in cluster.objects[JOBS].values() if is_of_delivery(each)]
+    given = StageInput.model_validate_json(cluster.objects[CONFIG_MAPS][job["metadata"]["name"]]["data"]["input.json"])
+    assert given.params.verify is not None
+    assert given.params.verify.timeout_seconds == DELIVERY_SECONDS + more
+    assert job["spec"]["template"]["spec"]["activeDeadlineSeconds"] == 2 * (DELIVERY_SECONDS + more)
+
+
+def test_each_further_adapter_has_time_to_prove_itself() -> None:
+    assert delivery_seconds([0]) == DELIVERY_SECONDS
+    assert delivery_seconds([0, 0, 0]) == DELIVERY_SECONDS + 240

@@ -17,6 +17,7 @@ from finetune_api.routes import Route
 from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.route import UNDIVIDED_SINCE
 from finetune_operator.adapterdeployment.route_claims import Address, Elder, address_of, elder
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.cache import Cache
@@ -26,7 +27,7 @@ from finetune_operator.framework.objects import DEPLOYMENTS, HTTP_ROUTES, INGRES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
-from finetune_operator.settings import HttpRoutes, Ingresses, ServingAccess
+from finetune_operator.settings import FormerRoutes, HttpRoutes, Ingresses, ServingAccess, Settings
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, start_seconds
@@ -265,7 +266,7 @@ def test_what_stands_in_its_way_is_said_and_nothing_else_waits(
     assert (made.status.phase, made.status.url, made.actions) == (ServingPhase.READY, "", ())
     assert condition(made.status, "Ready")[0] == "True"
     deleted = [action.name for action in made.optional["route"] if action.resource == HTTP_ROUTES]  # type: ignore[union-attr]
-    assert deleted == ([] if changes.get("settings") else ["demo"]), "without the right it cannot be deleted"
+    assert deleted == ["demo"]
 
 
 def test_of_an_elder_in_another_namespace_no_name_is_said() -> None:
@@ -550,3 +551,90 @@ def test_rules_that_change_meanwhile_take_no_requests_to_a_canary_that_is_given_
     cluster.settle()
     assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old}), f"nothing is left of {new}"
     assert condition(cluster.status, "RouteAccepted") == ("False", Reason.NOT_ALLOWED)
+
+
+def runtime_gone(cluster: ServingCluster) -> None:
+    cluster.spec["runtime"] = "not-offered"
+
+
+def taken_back(cluster: ServingCluster) -> None:
+    cluster.spec = cluster.spec | {"source": pinned(GOOD)["source"]}
+
+
+@pytest.mark.parametrize("event", [runtime_gone, taken_back])
+def test_a_canary_that_is_dropped_keeps_its_service_until_the_gateway_has_followed(event: Any) -> None:
+    """Nothing is left in the status that says when it was dropped: the HTTPRoute does."""
+    cluster, old = weighted()
+    new = until(cluster, has_share(1)).revision
+    event(cluster)
+    cluster.generation += 1
+    one_pass(cluster, 0)
+    assert cluster.status.candidate is None
+    assert shares(cluster) == [Backend("demo", 100)]
+    for _ in range(2):
+        assert candidate_service(new) in cluster.objects[SERVICES], "the gateway may be a moment behind"
+        assert new in cluster.revisions(DEPLOYMENTS), "and so may be those whom it has sent there"
+        one_pass(cluster, 4)
+    cluster.settle()
+    assert set(cluster.objects[SERVICES]) == {"demo"}
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old})
+
+
+def test_a_time_that_nobody_can_read_keeps_no_service() -> None:
+    cluster, _ = weighted()
+    until(cluster, has_share(1))
+    runtime_gone(cluster)
+    one_pass(cluster, 0)
+    live = route(cluster)
+    assert live is not None
+    live["metadata"]["annotations"][UNDIVIDED_SINCE] = "yesterday"
+    cluster.settle()
+    assert set(cluster.objects[SERVICES]) == {"demo"}
+
+
+def turned_off(former: FormerRoutes = FormerRoutes.DELETE) -> Settings:
+    return OFFERED.model_copy(update={"serving": ServingAccess(former_routes=former)})
+
+
+def test_routes_that_are_no_longer_offered_go_and_a_canary_goes_on_by_pods() -> None:
+    cluster, old = weighted()
+    new = until(cluster, has_share(1)).revision
+    cluster.settings = turned_off()
+    cluster.watch = lambda _: None
+    one_pass(cluster, 0)
+    assert route(cluster) is None
+    assert condition(cluster.status, "RouteAccepted") == ("False", Reason.ROUTE_UNAVAILABLE)
+    assert_says(told(cluster), "serving.httpRoutes", "deletes the one that was there")
+    assert cluster.status.url == ""
+    by_pods = until(cluster, lambda each: each.canary and each.canary.routed_weight is None)
+    assert (by_pods.revision, cluster.shared()) == (new, True)
+    cluster.settle()
+    assert (cluster.traffic(), set(cluster.objects[SERVICES])) == (new, {"demo"})
+    assert old != new
+
+
+def test_routes_stay_where_the_admin_wants_to_delete_them() -> None:
+    cluster = open_to_the_world()
+    cluster.settings = turned_off(FormerRoutes.KEEP)
+    cluster.settle()
+    assert route(cluster) is not None
+    assert_says(told(cluster), "serving.httpRoutes", "stays as it is", "serving.formerRoutes")
+
+
+@pytest.mark.parametrize(
+    ("access", "offered", "watched"),
+    [
+        (ServingAccess(), (), (HTTP_ROUTES, INGRESSES)),
+        (ServingAccess(former_routes=FormerRoutes.KEEP), (), ()),
+        (ServingAccess(ingresses=Ingresses(enabled=True)), (INGRESSES,), (HTTP_ROUTES, INGRESSES)),
+        (
+            ServingAccess(ingresses=Ingresses(enabled=True), former_routes=FormerRoutes.KEEP),
+            (INGRESSES,),
+            (INGRESSES,),
+        ),
+    ],
+)
+def test_which_kinds_are_watched(
+    access: ServingAccess, offered: tuple[Resource, ...], watched: tuple[Resource, ...]
+) -> None:
+    assert (access.routes, access.watched_routes) == (offered, watched)

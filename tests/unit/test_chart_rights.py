@@ -10,7 +10,7 @@ import yaml
 
 from finetune_api import meta
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Resource
-from finetune_operator.rbac import LEASE_RULE, ROUTE_RULES, RULES
+from finetune_operator.rbac import FORMER_ROUTE_RULES, LEASE_RULE, ROUTE_RULES, RULES
 from finetune_operator.settings import Lease
 from hack.cluster.layout import REPOSITORY
 from tests.support.chart import KEPT, NAMESPACE, NAMESPACED, RUNNERS, of_kind, render, rules, settings
@@ -18,7 +18,9 @@ from tests.support.chart import KEPT, NAMESPACE, NAMESPACED, RUNNERS, of_kind, r
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-EXPECTED_RULES = {(rule.api_group, rule.name, rule.verbs) for rule in RULES}
+_LEAST_RULES = {(rule.api_group, rule.name, rule.verbs) for rule in RULES}
+FORMER = {resource: (rule.api_group, rule.name, rule.verbs) for resource, rule in FORMER_ROUTE_RULES.items()}
+EXPECTED_RULES = _LEAST_RULES | {*FORMER.values()}
 RIGHTS = {"secrets", "roles", "clusterroles", "rolebindings", "clusterrolebindings"}
 """Kinds that would give more than the roles do."""
 
@@ -40,13 +42,24 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
 def test_ways_in_from_outside_take_rights_only_where_they_are_offered(value: str, resource: Resource) -> None:
     rule = ROUTE_RULES[resource]
     for arguments in ((), NAMESPACED):
-        objects = render(*arguments, "--set", f"serving.{value}.enabled=true")
+        chosen = f"serving.{value}.enabled=true,serving.formerRoutes=Keep"
+        objects = render(*arguments, "--set", chosen)
         found = of_kind(objects, "Role", "ClusterRole")
         roles = [each for each in found if each["metadata"]["name"] == "finetune-operator"]
         assert roles
         for role in roles:
-            assert rules(role) == EXPECTED_RULES | {(rule.api_group, rule.name, rule.verbs)}
-        assert settings(objects).serving.routes == (resource,)
+            assert rules(role) == _LEAST_RULES | {(rule.api_group, rule.name, rule.verbs)}
+        assert settings(objects).serving.routes == settings(objects).serving.watched_routes == (resource,)
+
+
+def test_those_made_before_may_be_deleted_and_no_other_made() -> None:
+    objects = render("--set", "serving.httpRoutes.enabled=true")
+    [role] = [each for each in of_kind(objects, "ClusterRole") if each["metadata"]["name"] == "finetune-operator"]
+    offered = ROUTE_RULES[HTTP_ROUTES]
+    expected = {(offered.api_group, offered.name, offered.verbs), FORMER[INGRESSES]}
+    assert rules(role) == _LEAST_RULES | expected
+    assert "create" not in FORMER[INGRESSES][2]
+    assert settings(objects).serving.watched_routes == (HTTP_ROUTES, INGRESSES)
 
 
 def test_listed_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:

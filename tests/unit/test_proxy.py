@@ -12,8 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -32,16 +31,22 @@ from finetune_proxy.__main__ import Options, failure, nobody, parse, run
 from finetune_proxy.config import Files, Proxied, haproxy_config, keep_alive_seconds, key_hash
 from hack.cluster.layout import free_port
 from hack.cluster.packages import SYSTEM_PATH
+from tests.support.proxy_door import (
+    FIRST,
+    PATIENCE,
+    READ,
+    SECOND,
+    WRITE,
+    StandIn,
+    exchange,
+    mount,
+    stand_in,
+    started,
+    until,
+)
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
-
-FIRST: Final = "first-key-0123456789abcdef"
-SECOND: Final = "second-key-0123456789abcdef"
-READ: Final = ("/health", "/v1/models")
-WRITE: Final = ("/v1/chat/completions", "/v1/completions")
-PATIENCE: Final = 60.0
-"""Seconds until a test that waits for something gives up."""
 
 
 class TestKeys:
@@ -127,168 +132,10 @@ class TestConfiguration:
         assert_says(result.message, *words)
 
 
-@dataclass
-class StandIn:
-    """A server whose streams go on when they are told to."""
-
-    port: int
-    go_on: threading.Event = field(default_factory=threading.Event)
-    heard: list[str] = field(default_factory=list)
-    """All that reached it, a request each."""
-
-
-@dataclass
-class Door:
-    """A running proxy."""
-
-    port: int
-    inner: int
-    secret: Path
-    folder: Path
-    engine: StandIn
-    drain: threading.Event
-
-    def ask(self, path: str = "/v1/models", key: str = FIRST, method: str = "GET", *, inner: bool = False) -> int:
-        """The status of an answer."""
-        return self.answer(path, key, method, inner=inner)[0]
-
-    def answer(
-        self, path: str = "/v1/models", key: str = FIRST, method: str = "GET", *, inner: bool = False
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status, headers and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.inner if inner else self.port, timeout=PATIENCE)
-        connection.request(method, path, headers={"Authorization": f"Bearer {key}"} if key else {})
-        response = connection.getresponse()
-        body = response.read()
-        connection.close()
-        return response.status, response.headers, body
-
-    def begin(self, key: str = FIRST) -> http.client.HTTPResponse:
-        """A stream of which the first part has come."""
-        self.engine.go_on.clear()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        connection.request("POST", WRITE[0], body=b"{}", headers={"Authorization": f"Bearer {key}"})
-        response = connection.getresponse()
-        assert response.read1(100) == b"data: first\n\n"
-        return response
-
-    def end(self, response: http.client.HTTPResponse) -> bytes:
-        """The rest of a stream."""
-        self.engine.go_on.set()
-        return response.read()
-
-
 @pytest.fixture
 def engine() -> Iterator[StandIn]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    stand_in = StandIn(server.server_address[1])
-    server.stand_in = stand_in  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield stand_in
-    stand_in.go_on.set()
-    server.shutdown()
-    server.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers everything."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._hear()
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def do_POST(self) -> None:
-        stand_in = self._hear()
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        self.wfile.write(b"d\r\ndata: first\n\n\r\n")
-        stand_in.go_on.wait(PATIENCE)
-        self.wfile.write(b"c\r\ndata: last\n\n\r\n0\r\n\r\n")
-
-    def _hear(self) -> StandIn:
-        stand_in: StandIn = self.server.stand_in  # type: ignore[attr-defined]
-        stand_in.heard.append(f"{self.command} {self.path} {dict(self.headers)}")
-        return stand_in
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
-def mount(folder: Path, entries: dict[str, str]) -> None:
-    """Write entries as the kubelet does: another folder, and then the link to it."""
-    folder.mkdir(exist_ok=True)
-    version = folder / f"..{time.monotonic_ns()}"
-    version.mkdir()
-    for name, value in entries.items():
-        (version / name).write_text(value)
-    link = folder / "..new"
-    link.symlink_to(version.name)
-    link.rename(folder / "..data")
-    for each in folder.iterdir():
-        if not each.name.startswith("..") and each.name not in entries:
-            each.unlink()
-    for name in entries:
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(f"..data/{name}")
-
-
-def exchange(port: int, request: str) -> bytes:
-    """All that is answered to these bytes, until the connection ends or nothing more comes."""
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port)) as connection, contextlib.suppress(TimeoutError):
-        connection.settimeout(1)
-        connection.sendall(request.encode())
-        while piece := connection.recv(4096):
-            answer += piece
-    return answer
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def started(tmp_path: Path, engine: StandIn) -> Iterator[Door]:
-    """The proxy, with real HAProxy, before a stand-in."""
-    program = shutil.which("haproxy", path=SYSTEM_PATH)
-    if program is None:
-        pytest.fail("haproxy is missing: `python3 -m hack.environments proxy` installs it")
-    port, inner = free_port(), free_port()
-    folder, secret = tmp_path / "files", tmp_path / "secret"
-    folder.mkdir()
-    mount(secret, {"a": FIRST})
-    told = Proxied(port, inner, engine.port, READ, WRITE, 15, socket.has_dualstack_ipv6())
-    options = Options(secret, "clients", folder, told, tmp_path / "message", program)
-    stop, drain, ended = threading.Event(), threading.Event(), []
-    thread = threading.Thread(target=lambda: ended.append(run(options, stop, drain)))
-    thread.start()
-    door = Door(port, inner, secret, folder, engine, drain)
-    try:
-        until(lambda: _is_ready(door) or not thread.is_alive())
-        yield door
-    finally:
-        stop.set()
-        thread.join(PATIENCE)
-    assert ended == [ExitCode.OK]
-
-
-def _is_ready(door: Door) -> bool:
-    try:
-        return door.ask("/ready", inner=True) == 200
-    except OSError:
-        return False
+    with stand_in() as running:
+        yield running
 
 
 @pytest.mark.slow

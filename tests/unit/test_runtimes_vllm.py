@@ -159,3 +159,11 @@ def test_vllm_has_one_limit() -> None:
 )
 def test_the_number_format_is_read_from_the_arguments(args: list[str], dtype: str) -> None:
     assert ENGINES[Engine.VLLM].dtype(runtime(args=args, env={"DTYPE": "bfloat16"})) == dtype
+
+
+def test_its_processes_talk_over_loopback() -> None:
+    """They are alone in their pod; with nothing set, they take the pod's own address."""
+    env = plan().env
+    assert env["VLLM_HOST_IP"] == "127.0.0.1"
+    assert env["GLOO_SOCKET_IFNAME"] == env["NCCL_SOCKET_IFNAME"] == "lo"
+    assert plan(env={"NCCL_SOCKET_IFNAME": "eth1"}).env["NCCL_SOCKET_IFNAME"] == "eth1", "an admin may know better"

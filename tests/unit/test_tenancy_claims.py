@@ -184,7 +184,8 @@ def pinned_with_keys() -> ObservedDeployment:
     spec = pinned(GOOD)
     spec["source"]["artifact"]["storage"] = storage
     ingress = {"className": "nginx", "host": "a.example", "tlsSecretRef": {"name": "certificate"}}
-    spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}, "route": {"ingress": ingress}}
+    shown = {"tls": {"secretRef": {"name": "servers"}}}
+    spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}, "route": {"ingress": ingress}} | shown
     return ServingCluster(spec=spec).observe()
 
 

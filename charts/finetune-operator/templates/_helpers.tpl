@@ -102,13 +102,17 @@ policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{- toJson $chosen -}}
 {{- end -}}
 
-{{/* What the operator may do: ways in from outside only where endpoints may have them. */}}
+{{/* What the operator may do: make ways in from outside only where endpoints may have them, and otherwise delete those made before. */}}
 {{- define "finetune.rules" -}}
 {{ .Files.Get "files/rules.yaml" | trim }}
 {{- if .Values.serving.httpRoutes.enabled }}
 {{ .Files.Get "files/rules-httproutes.yaml" | trim }}
+{{- else if eq .Values.serving.formerRoutes "Delete" }}
+{{ .Files.Get "files/rules-former-httproutes.yaml" | trim }}
 {{- end }}
 {{- if .Values.serving.ingresses.enabled }}
 {{ .Files.Get "files/rules-ingresses.yaml" | trim }}
+{{- else if eq .Values.serving.formerRoutes "Delete" }}
+{{ .Files.Get "files/rules-former-ingresses.yaml" | trim }}
 {{- end }}
 {{- end -}}

@@ -177,7 +177,8 @@ which are counted, because CEL cannot join lists of lists: of the 33 places (16 
 FineTuneJob, only the operator knows what that has published, and where. */}}
 {{- define "finetune.tenancy.adapterdeployments" -}}
 [['runtimes', 'spec.runtime', string(o.spec.runtime)],
- ['secrets', 'spec.access.apiKeys.secretRef.name', string(o.spec.?access.?apiKeys.?secretRef.?name.orValue(''))]]
+ ['secrets', 'spec.access.apiKeys.secretRef.name', string(o.spec.?access.?apiKeys.?secretRef.?name.orValue(''))],
+ ['secrets', 'spec.access.tls.secretRef.name', string(o.spec.?access.?tls.?secretRef.?name.orValue(''))]]
 {{- $http := "o.spec.?access.?route.?httpRoute" }}
 + {{ toJson (until 4) }}.filter(n, n < size({{ $http }}.?parentRefs.orValue([]))).map(n,
   ['gateways', 'spec.access.route.httpRoute.parentRefs[' + string(n) + ']', {{ $http }}.?parentRefs.orValue([]).map(p,

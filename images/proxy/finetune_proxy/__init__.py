@@ -1,1 +1,1 @@
-"""The proxy in front of a model server: HAProxy, which lets in who has a key, and the program that starts it."""
+"""The proxy in front of a model server: HAProxy, which speaks TLS and lets in who has a key, and what starts it."""

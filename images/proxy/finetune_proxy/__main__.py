@@ -1,7 +1,9 @@
-"""``python -m finetune_proxy``: start HAProxy, tell it the keys as they change, and when the pod is about to stop.
+"""``python -m finetune_proxy``: start HAProxy, tell it keys and certificate as they change, and when the pod is about
+to stop.
 
-Without a key at its start it ends, and says why in its termination message: the server behind it would start for
-nobody. Later, a Secret that has lost its keys lets nobody in; the pod is not ready then, until there is a key again.
+Without a key, or a certificate that clients can use, where it needs one at its start it ends, and says why in its
+termination message: the server behind it would start for nobody. Later, a Secret that has lost its keys lets nobody in;
+the pod is not ready then, until there is a key again. A certificate that is not replaced by another one goes on.
 
 SIGUSR1, from the pod's preStop hook: each answer is the last one of its connection. SIGTERM comes when the server has
 ended.
@@ -21,23 +23,37 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from finetune_api import server_tls
 from finetune_api.api_keys import REMEDY, ApiKeys, read_api_keys
 from finetune_api.meta import CLIENT_PORT, INNER_PORT, SERVING_PORT, ExitCode
+from finetune_api.server_tls import ServerTls, read_server_tls
 from finetune_proxy.config import DRAINING, HAS_KEYS, Files, Proxied, haproxy_config, key_hash
-from finetune_proxy.haproxy import HaproxyError, set_list
+from finetune_proxy.haproxy import HaproxyError, set_certificate, set_list
 
 _POLL_SECONDS: Final = 1.0
-"""How often the Secret is looked at. The kubelet brings its changes within about a minute."""
+"""How often the Secrets are looked at. The kubelet brings their changes within about a minute."""
 _STOP_SECONDS: Final = 5
 log = logging.getLogger("finetune_proxy")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Where the certificate is from."""
+
+    folder: Path
+    """Where its Secret is mounted."""
+    secret: str
+    """The Secret's name, for messages."""
+    host: str
+    """The name that it has to be for."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What the container is told."""
 
-    keys: Path
-    """Where the Secret is mounted."""
+    keys: Path | None
+    """Where the Secret with clients' keys is mounted; None: they need none."""
     secret: str
     """Its name, for messages."""
     folder: Path
@@ -45,75 +61,136 @@ class Options:
     told: Proxied
     message: Path = Path("/dev/termination-log")
     program: str = "haproxy"
+    certificate: Certificate | None = None
+    """None: clients do not connect by TLS."""
+
+
+@dataclass
+class _Known:
+    """What HAProxy has been told."""
+
+    keys: ApiKeys | None
+    """None: clients need none."""
+    words: list[str]
+    tls: ServerTls
 
 
 def parse(argv: Sequence[str]) -> Options:
     """The options of a command line."""
     parser = argparse.ArgumentParser(prog="finetune_proxy")
-    parser.add_argument("--keys", type=Path, required=True, help="folder with a file for each key")
-    parser.add_argument("--secret", required=True, help="name of the Secret that they are from")
+    parser.add_argument("--keys", type=Path, help="folder with a file for each key; without it, clients need none")
+    parser.add_argument("--secret", default="", help="name of the Secret that they are from")
+    parser.add_argument("--tls", type=Path, help="folder with tls.crt and tls.key; without it, no TLS")
+    parser.add_argument("--tls-secret", default="", help="name of the Secret that they are from")
+    parser.add_argument("--tls-host", default="", help="name that the certificate has to be for")
     parser.add_argument("--folder", type=Path, required=True, help="writable folder for HAProxy's files")
     parser.add_argument("--drain-seconds", type=int, required=True, help="how long a stopping pod waits")
     parser.add_argument("--read", action="append", default=[], help="a path that clients may GET")
     parser.add_argument("--write", action="append", default=[], help="a path to which they may POST")
     given = parser.parse_args(argv)
-    paths = (tuple(given.read), tuple(given.write))
-    told = Proxied(CLIENT_PORT, INNER_PORT, SERVING_PORT, *paths, given.drain_seconds, socket.has_dualstack_ipv6())
-    return Options(given.keys, given.secret, given.folder, told)
+    told = Proxied(
+        CLIENT_PORT,
+        INNER_PORT,
+        SERVING_PORT,
+        tuple(given.read),
+        tuple(given.write),
+        given.drain_seconds,
+        socket.has_dualstack_ipv6(),
+        asks_for_keys=given.keys is not None,
+        speaks_tls=given.tls is not None,
+    )
+    certificate = Certificate(given.tls, given.tls_secret, given.tls_host) if given.tls else None
+    return Options(given.keys, given.secret, given.folder, told, certificate=certificate)
 
 
 def run(options: Options, stop: threading.Event, drain: threading.Event) -> ExitCode:
     """Run until told to stop."""
-    keys = read_api_keys(options.keys)
-    if not keys.accepted:
-        said = nobody(options.secret, keys)
-        log.error(said)
-        options.message.write_text(failure(said))
-        return ExitCode.RETRIABLE
-    files = Files(options.folder)
+    keys = read_api_keys(options.keys) if options.keys else None
+    if keys is not None and not keys.accepted:
+        return _refused(options, "ApiKeysMissing", nobody(options.secret, keys))
+    files, tls = Files(options.folder), ServerTls()
+    if options.certificate is not None:
+        tls = read_server_tls(options.certificate.folder)
+        # The file that is looked at is the one that HAProxy reads.
+        checked = server_tls.check(tls, options.certificate.host, files.certificate)
+        if checked.fault:
+            return _refused(options, "CertificateUnusable", unusable(options.certificate, checked.fault))
+        log.info("clients connect by TLS; the certificate is valid until %s", checked.until)
     files.config.write_text(haproxy_config(options.told, files))
-    files.keys.write_text("".join(f"{key_hash(key)}\n" for key in keys.accepted))
-    files.state.write_text(f"{HAS_KEYS}\n")
-    report(keys)
+    files.keys.write_text("".join(f"{key_hash(key)}\n" for key in keys.accepted) if keys else "")
+    known = _Known(keys, _words(keys, drain), tls)
+    files.state.write_text("".join(f"{word}\n" for word in known.words))
+    if keys is not None:
+        report(keys)
     server = subprocess.Popen([options.program, "-db", "-f", files.config])
     try:
-        code = _follow(options, files, keys, server, stop, drain)
+        code = _follow(options, files, known, server, stop, drain)
     finally:
         server.terminate()
         server.wait(_STOP_SECONDS)
     return code
 
 
+def _refused(options: Options, reason: str, said: str) -> ExitCode:
+    """Say why nothing starts."""
+    log.error(said)
+    options.message.write_text(failure(said, reason))
+    return ExitCode.RETRIABLE
+
+
 def _follow(
     options: Options,
     files: Files,
-    known: ApiKeys,
+    known: _Known,
     server: "subprocess.Popen[bytes]",
     stop: threading.Event,
     drain: threading.Event,
 ) -> ExitCode:
     """Tell HAProxy what changes, until it ends or is to end. What it did not take is told again."""
-    told = _words(known, drain)
     while not stop.wait(_POLL_SECONDS):
         if server.poll() is not None:
             log.error("HAProxy ended with code %d", server.returncode)
             return ExitCode.RETRIABLE
         try:
-            if (keys := read_api_keys(options.keys)) != known:
-                set_list(files.socket, files.keys, [key_hash(key) for key in keys.accepted])
-                known = keys
-                report(keys)
-            if (words := _words(known, drain)) != told:
+            _tell_keys(options, files, known)
+            if (words := _words(known.keys, drain)) != known.words:
                 set_list(files.socket, files.state, words)
-                told = words
+                known.words = words
         except (OSError, HaproxyError) as error:
             log.warning("the keys stay as they are for now: %s", error)
+        try:
+            _tell_certificate(options.certificate, files, known)
+        except (OSError, HaproxyError) as error:
+            log.warning("the certificate stays as it is for now: %s", error)
     return ExitCode.OK
 
 
-def _words(keys: ApiKeys, drain: threading.Event) -> list[str]:
+def _tell_keys(options: Options, files: Files, known: _Known) -> None:
+    """The keys, if they have changed."""
+    if options.keys is None or (keys := read_api_keys(options.keys)) == known.keys:
+        return
+    set_list(files.socket, files.keys, [key_hash(key) for key in keys.accepted])
+    known.keys = keys
+    report(keys)
+
+
+def _tell_certificate(certificate: Certificate | None, files: Files, known: _Known) -> None:
+    """The certificate, if it has changed. One that clients cannot use is said once, and replaces nothing."""
+    if certificate is None or (tls := read_server_tls(certificate.folder)) == known.tls:
+        return
+    checked = server_tls.check(tls, certificate.host, files.folder / "next.pem")
+    if checked.fault:
+        log.warning("%s It goes on with the one before. %s.", unusable(certificate, checked.fault), server_tls.REMEDY)
+    else:
+        set_certificate(files.socket, files.certificate, tls.pem)
+        log.info("the certificate is a new one, valid until %s", checked.until)
+    known.tls = tls
+
+
+def _words(keys: ApiKeys | None, drain: threading.Event) -> list[str]:
     """The words for a state."""
-    return [*([HAS_KEYS] if keys.accepted else []), *([DRAINING] if drain.is_set() else [])]
+    lets_in = keys is None or bool(keys.accepted)
+    return [*([HAS_KEYS] if lets_in else []), *([DRAINING] if drain.is_set() else [])]
 
 
 def report(keys: ApiKeys) -> None:
@@ -129,9 +206,14 @@ def nobody(secret: str, keys: ApiKeys) -> str:
     return f"Secret {secret!r} has no key with which a client could get in: {why}."[:1000]
 
 
-def failure(message: str) -> str:
+def unusable(certificate: Certificate, fault: str) -> str:
+    """That there is no certificate which clients can use, and why."""
+    return f"Secret {certificate.secret!r} has no certificate for {certificate.host} that works: {fault}."[:1000]
+
+
+def failure(message: str, reason: str = "ApiKeysMissing") -> str:
     """A ``StageResult``, which the operator reads; its model is not in this image."""
-    result = {"stage": "verify", "outcome": "Failed", "reason": "ApiKeysMissing", "message": message}
+    result = {"stage": "verify", "outcome": "Failed", "reason": reason, "message": message}
     return json.dumps(result)
 
 

@@ -1,8 +1,8 @@
 """HAProxy's configuration, as a pure function of what the proxy is told.
 
-Written for HAProxy 2.6, Debian 12's (https://docs.haproxy.org/2.6/configuration.html). What changes while it runs is in
-two lists that are changed through its socket, so that it never reloads: the hashes of the keys, and two words for its
-state (``HAS_KEYS``, ``DRAINING``).
+Written for HAProxy 2.6, Debian 12's (https://docs.haproxy.org/2.6/configuration.html). What changes while it runs is
+changed through its socket, so that it never reloads: the certificate, and two lists, of the hashes of the keys and of
+two words for its state (``HAS_KEYS``, ``DRAINING``).
 """
 
 import json
@@ -22,9 +22,19 @@ memory. HAProxy does not start without two open files for each, and a few: some 
 _INNER_CONNECTIONS: Final = 100
 """On top of those, for probes and metrics: whoever holds all connections of clients, even without a key, must not make
 the kubelet believe that the server hangs."""
+_SILENT: Final = "60s"
+"""For how long a client that speaks TLS may be silent when it is its turn: in the handshake, which has no other limit,
+while it sends a request, and while it does not take what is sent to it. Waiting for an answer is not among these."""
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2: forward secret, and each with its own check of integrity. Those of TLS 1.3 all are."""
 _STREAM: Final = "1h"
 """For how long neither side need say anything: a request may wait for its turn at a busy engine, and an answer that is
 no stream comes when it is complete."""
+
+
+_TLS: Final = f"""
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+    ssl-default-bind-ciphers {_CIPHERS}"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ class Proxied:
     """How long a stopping pod waits before its engine stops."""
     on_ipv6: bool = False
     """Whether it listens on IPv6 beside IPv4."""
+    asks_for_keys: bool = True
+    """Whether clients need a key."""
+    speaks_tls: bool = False
+    """Whether clients connect by TLS."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,11 @@ class Files:
     def keys(self) -> Path:
         """Hashes of the keys."""
         return self.folder / "keys"
+
+    @property
+    def certificate(self) -> Path:
+        """Certificate and private key."""
+        return self.folder / "server.pem"
 
     @property
     def state(self) -> Path:
@@ -86,15 +105,16 @@ def keep_alive_seconds(drain_seconds: int) -> int:
 
 def haproxy_config(told: Proxied, files: Files) -> str:
     """The configuration. Keys come first, so that a path says nothing to those without one."""
+    tls = f" ssl crt {files.certificate} alpn http/1.1" if told.speaks_tls else ""
+    silent = f"\n    timeout client {_SILENT}" if told.speaks_tls else ""
     bind, family = ("[::]:", " v4v6") if told.on_ipv6 else (":", "")
-    unknown_key = _said(401, "Give a key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
     no_path = _said(404, "This endpoint has no such path for this method.", "not_found")
     return f"""\
 global
     log stdout format raw daemon notice
     maxconn {_MOST_CONNECTIONS + _INNER_CONNECTIONS}
     nbthread 2
-    stats socket {files.socket} mode 600 level admin
+    stats socket {files.socket} mode 600 level admin{_TLS if told.speaks_tls else ""}
 
 defaults
     mode http
@@ -119,15 +139,15 @@ defaults
     http-error {_said(504, "The model server did not answer in time.", "timeout")}
 
 frontend clients
-    bind {bind}{told.port}{family}
+    bind {bind}{told.port}{family}{tls}{silent}
     maxconn {_MOST_CONNECTIONS}
-    acl known http_auth_bearer,sha2(256),hex -m str -f {files.keys}
+{_known(told, files)}\
     acl read method {_READ}
     acl write method POST
     acl may_read path -m str {" ".join(told.read)}
     acl may_write path -m str {" ".join(told.write)}
     http-after-response set-header Connection close if {_has(DRAINING, files)}
-    http-request return {unknown_key} hdr WWW-Authenticate Bearer unless known
+{_only_known(told)}\
     http-request return {no_path} unless read may_read or write may_write
     http-request del-header Authorization
     # Nobody looks at what passes through a tunnel.
@@ -150,6 +170,19 @@ frontend inner
 backend engine
     server engine 127.0.0.1:{told.engine_port}
 """
+
+
+def _known(told: Proxied, files: Files) -> str:
+    """What tells clients with a key, where they need one."""
+    line = f"    acl known http_auth_bearer,sha2(256),hex -m str -f {files.keys}\n"
+    return line if told.asks_for_keys else ""
+
+
+def _only_known(told: Proxied) -> str:
+    """The answer to those without one."""
+    said = _said(401, "Give a key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
+    line = f"    http-request return {said} hdr WWW-Authenticate Bearer unless known\n"
+    return line if told.asks_for_keys else ""
 
 
 def _has(word: str, files: Files) -> str:

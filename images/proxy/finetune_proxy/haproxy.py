@@ -30,6 +30,21 @@ def set_list(address: Path, name: Path, values: Iterable[str]) -> None:
     _silent(address, f"commit acl {version} {name}")
 
 
+def set_certificate(address: Path, name: Path, pem: str) -> None:
+    """Exchange a certificate that was loaded from a file: connections keep the one that they have, new ones get this.
+    ``pem``: certificate and key, without an empty line.
+
+    Raises:
+        HaproxyError: HAProxy refused it.
+        OSError: it does not listen.
+    """
+    if "Transaction" not in _command(address, f"set ssl cert {name} <<\n{pem}"):
+        raise HaproxyError("HAProxy does not take the certificate")
+    if "Success" not in _command(address, f"commit ssl cert {name}"):
+        _command(address, f"abort ssl cert {name}")
+        raise HaproxyError("HAProxy does not take the certificate and its key together")
+
+
 def _silent(address: Path, command: str) -> None:
     """A command that answers only if it is refused. What it says is not repeated: it may quote the command."""
     if _command(address, command).strip():

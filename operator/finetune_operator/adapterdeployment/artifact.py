@@ -13,7 +13,7 @@ from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.record import Record, records
-from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash
+from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash, tls_secret
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Adapter, Serving
 from finetune_operator.resources.drift import quantity
@@ -43,7 +43,8 @@ class Artifact:
         place = (self.uri, self.digest, self.storage)
         keys = (accepted_keys(spec), api_keys_secret(spec))
         room = int(quantity(runtime.pod.scratch_size) or 0)
-        return Serving(*place, spec.runtime, runtime, *keys, self.adapters, self.size_bytes or room)
+        size = self.size_bytes or room
+        return Serving(*place, spec.runtime, runtime, *keys, self.adapters, size, tls_secret(spec))
 
 
 def asked_back(observed: ObservedDeployment) -> Record | None:

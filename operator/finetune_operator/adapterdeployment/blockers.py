@@ -29,6 +29,9 @@ from finetune_operator.tenancy.floor import floor_violation
 from finetune_operator.tenancy.verdict import tenancy_violation
 
 _OTHER_SIGNATURE: Final = "its signature was not checked with the keys of spec.policy"
+_OTHER_ACCESS: Final = (
+    "it asks clients for other keys than spec.access, or for none, or has another certificate or none"
+)
 DELETION_SECONDS: Final = 5.0
 """When to look again for an object that the garbage collector is about to delete."""
 
@@ -66,7 +69,7 @@ def revision_unusable(observed: ObservedDeployment) -> Blocker | None:
     what = "nothing is kept of it"
     if wanted in known:
         same = known[wanted].serving.public_keys == accepted_keys(spec)
-        what = "it asks clients for other keys than spec.access, or for none" if same else _OTHER_SIGNATURE
+        what = _OTHER_ACCESS if same else _OTHER_SIGNATURE
     told = [line.revision for line in observed.resource.status.revisions if line.revision in usable]
     message = f"spec.rollbackTo is {wanted!r}; {what}. These can serve again: {', '.join(told) or 'none'}."
     return Blocker(Reason.REVISION_UNUSABLE, message, watched=True)
@@ -162,6 +165,8 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     yield Claim(Subject.RUNTIME, "spec.runtime", back.serving.runtime_name if back else spec.runtime)
     if spec.access.api_keys:
         yield from secret_claim("spec.access.apiKeys.secretRef.name", spec.access.api_keys.secret_ref)
+    if spec.access.tls:
+        yield from secret_claim("spec.access.tls.secretRef.name", spec.access.tls.secret_ref)
     yield from route_claims(observed.owner.namespace, spec.access.route)
     if isinstance(artifact, Artifact) and artifact.adapters:
         asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}

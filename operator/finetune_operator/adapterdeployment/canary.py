@@ -33,10 +33,12 @@ from finetune_operator.adapterdeployment.candidate import in_state
 from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods
 from finetune_operator.adapterdeployment.health import Sighting, crash_since, is_available, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision_objects import is_encrypted
 from finetune_operator.adapterdeployment.route import carries, gives_weights
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
+from finetune_operator.resources.client_proxy import speaks_tls
 
 LOOK_SECONDS: Final = 5.0
 """When to look again whether the pods of other revisions are gone."""
@@ -86,9 +88,12 @@ def takes_steps(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, candidate: RevisionStatus
 ) -> bool:
     """Whether a verified candidate is to have a share of the traffic before it takes over: not if nobody answers
-    otherwise, and not on the way back that ``spec.rollbackTo`` asks for."""
+    otherwise, nor on the way back that ``spec.rollbackTo`` asks for, nor if one of the two speaks TLS: no client can
+    talk to both."""
     spec = observed.resource.spec
     if stable is None or not spec.by_steps or spec.replicas == 0 or spec.rollback_to == target.revision:
+        return False
+    if is_encrypted(observed, stable.revision) != speaks_tls(target.record.template):
         return False
     if candidate.state is RevisionState.CANARY:
         return True
@@ -145,7 +150,9 @@ def step_on(
         now: the time.
     """
     steps, beside = observed.resource.spec.strategy.canary.steps, observed.resource.spec.replicas
-    routed, known = gives_weights(observed), CanaryStatus(step=1)
+    # A gateway learns from a policy by a Service's name that its pods speak TLS, and knows none of the candidate's.
+    routed = gives_weights(observed) and not speaks_tls(target.record.template)
+    known = CanaryStatus(step=1)
     if has_proved_itself(candidate) and candidate.canary:
         known = candidate.canary if routed else candidate.canary.model_copy(update={"routed_weight": None})
     elif routed:

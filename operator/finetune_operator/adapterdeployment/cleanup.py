@@ -129,9 +129,7 @@ def _routed_left(rollout: Rollout, delete: Delete, revision: str) -> float:
     """Seconds for which a gateway may still send clients to a candidate's Service, which needs its pods."""
     if delete.resource in (JOBS, CONTROLLER_REVISIONS):
         return 0.0
-    since = [each.since for each in (rollout.stable, rollout.candidate) if each is not None]
-    service = candidate_service_name(rollout.observed.owner, revision)
-    return named_left(rollout.observed, service, max(since), rollout.now) if since else 0.0
+    return named_left(rollout.observed, candidate_service_name(rollout.observed.owner, revision), rollout.now)
 
 
 def _drain_left(rollout: Rollout, revision: str) -> float:

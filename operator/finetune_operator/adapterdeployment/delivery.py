@@ -37,16 +37,16 @@ from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.pod import find_condition
-from finetune_operator.resources.deployment import Adapter, Serving
-from finetune_operator.resources.drift import ensure_exists
+from finetune_operator.resources.deployment import Adapter, Serving, fetch_and_prove_seconds
+from finetune_operator.resources.drift import ensure_exists, quantity
 from finetune_operator.resources.self_check import loads_adapters
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape
 
 DELIVERY_SECONDS: Final = 900
-"""For how long the pods may take: the kubelet brings the set within about two minutes, and each adapter is fetched and
-proved."""
+"""For how long the pods may take with what is small: the kubelet brings the set within about two minutes, and an
+adapter is fetched and proved."""
 LABEL_DELIVERY: Final = f"{meta.GROUP}/delivery"
 """On the Job that waits for the pods, and on its input."""
 _RECORD_SECONDS: Final = 1.0
@@ -164,6 +164,11 @@ def deliver(
     return Delivery(served, actions, events, _RECORD_SECONDS if events else None)
 
 
+def delivery_seconds(sizes: Sequence[int]) -> int:
+    """For how long the pods may take with adapters of these sizes in bytes, which they fetch and prove one by one."""
+    return DELIVERY_SECONDS + fetch_and_prove_seconds(sum(sizes), len(sizes))
+
+
 def is_of_delivery(child: Object) -> bool:
     """Whether a Job or ConfigMap is one that waits for adapters on running pods."""
     return LABEL_DELIVERY in (child["metadata"].get("labels") or {})
@@ -276,6 +281,8 @@ def _request(
     owner, settings, serving = observed.owner, observed.settings, record.serving
     spec = observed.resource.spec
     asked = [each.adapter for each in pending]
+    room = int(quantity(serving.runtime.pod.scratch_size) or 0)
+    seconds = delivery_seconds([_size(observed, each) or room for each in asked])
     identity = [
         record.revision,
         spec_hash(spec),
@@ -287,7 +294,7 @@ def _request(
         engine=serving.runtime.engine.value,
         samples=0,
         min_agreement_percent=spec.verification.min_agreement_percent,
-        timeout_seconds=DELIVERY_SECONDS,
+        timeout_seconds=seconds,
         model=owner.name,
         adapters=replace(serving, adapters=tuple(asked)).refs,
         pods=[_url(pod["status"]["podIP"]) for pod in pods],
@@ -307,8 +314,21 @@ def _request(
         service_account=serving.runtime.service_account_name,
         labels={meta.LABEL_REVISION: record.revision, LABEL_DELIVERY: "adapters"},
         identity=["delivery", *identity],
-        deadline_seconds=2 * DELIVERY_SECONDS,
+        deadline_seconds=2 * seconds,
     )
+
+
+def _size(observed: ObservedDeployment, adapter: Adapter) -> int:
+    """Bytes of an adapter's weights, as its FineTuneJob has published them; 0: unknown, as of a pinned one."""
+    asked = {
+        each.name: each.fine_tune_job.name
+        for each in observed.resource.spec.source.adapters or []
+        if each.fine_tune_job
+    }
+    source = observed.sources.get(asked.get(adapter.name, ""))
+    if source is None or source.artifact is None or source.artifact.digest != adapter.digest:
+        return 0
+    return source.artifact.size_bytes or 0
 
 
 def _url(host: str) -> str:

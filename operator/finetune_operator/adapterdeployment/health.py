@@ -37,6 +37,7 @@ NEEDS_SOMEBODY: Final = HOLDS_NOTHING | {Reason.ANALYSIS_INCONCLUSIVE}
 """What somebody should look after once a candidate has waited for it for so long."""
 _PASSING: Final = HOLDS_NOTHING | {
     *(Reason.SECRET_MISSING, Reason.API_KEYS_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
+    Reason.CERTIFICATE_UNUSABLE,
     *(Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What has its cause outside the revision: the same pods may start once it is gone."""
@@ -157,8 +158,8 @@ def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
     said = f"None of its pods has answered for {UNANSWERED_SECONDS:.0f} s."
     if worst is None:
         return Sighting(ServerProblem(Reason.CANDIDATE_FAILED, said, Outlook.FAIL))
-    if worst.reason is Reason.API_KEYS_MISSING:
-        return Sighting()  # whatever could take over asks for keys of the same Secret
+    if worst.reason in (Reason.API_KEYS_MISSING, Reason.CERTIFICATE_UNUSABLE):
+        return Sighting()  # whatever could take over needs the same Secret
     outlook = Outlook.GIVE_BACK if worst.reason in _PASSING else Outlook.FAIL
     return Sighting(ServerProblem(worst.reason, f"{said} {worst.message}", outlook))
 

@@ -72,7 +72,13 @@ from finetune_operator.adapterdeployment.limits import (
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.record import failed_in_place, records
-from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
+from finetune_operator.adapterdeployment.revision_objects import (
+    direct_traffic,
+    is_encrypted,
+    open_policy,
+    serve,
+    start_candidate,
+)
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
@@ -94,6 +100,7 @@ from finetune_operator.resources.deployment import (
     server_labels,
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
+from finetune_operator.resources.service import port_of
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 
 
@@ -143,13 +150,14 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         )
         if seconds is not None
     ]
-    status = compose(rollout)
+    status, serving = compose(rollout), step.stable
+    port = port_of(tls=is_encrypted(observed, serving.revision)) if serving else None
     return Plan(
         status=status,
         actions=cleanup.first + step.actions + cleanup.last,
         optional={
-            BUDGET: budget_actions(observed, step.stable.revision if step.stable else ""),
-            ROUTE: route_actions(observed, step.stable, step.candidate),
+            BUDGET: budget_actions(observed, serving.revision if serving else ""),
+            ROUTE: route_actions(observed, port, step.candidate, now),
         },
         events=step.events + let_go(observed, before, step) + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),

@@ -24,6 +24,7 @@ from finetune_operator.adapterdeployment.revision import (
     choice_of,
     revision_of,
     spec_hash,
+    tls_secret,
 )
 from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
@@ -84,6 +85,7 @@ class Record:
                 "storage": serving.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                 "publicKeys": list(serving.public_keys),
                 **({"apiKeysSecret": serving.api_keys_secret} if serving.api_keys_secret else {}),
+                **({"tlsSecret": serving.tls_secret} if serving.tls_secret else {}),
                 "runtimeName": serving.runtime_name,
                 "runtime": serving.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                 "template": self.template,
@@ -129,7 +131,8 @@ def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record |
     place = (revision.artifact_uri, revision.artifact_digest, revision.storage)
     spec = observed.resource.spec
     keys = (accepted_keys(spec), api_keys_secret(spec))
-    serving = Serving(*place, revision.runtime, runtime, *keys, read_back(revision.adapters))
+    adapters = read_back(revision.adapters)
+    serving = Serving(*place, revision.runtime, runtime, *keys, adapters, tls_secret=tls_secret(spec))
     fresh = _rendered(observed, serving, choice_of(serving, observed.settings), known)
     return fresh if fresh.revision == revision.revision else _adopted(observed, fresh)
 
@@ -185,7 +188,7 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
     if stable is None or live is None or stable.revision in records(observed):
         return None
     serving = fresh.serving
-    if serving.api_keys_secret:  # no release without records knew of any
+    if serving.has_proxy:  # no release without records knew of any
         return None
     same = (serving.artifact_uri, serving.artifact_digest, serving.storage, serving.runtime_name)
     if same != (stable.artifact_uri, stable.artifact_digest, stable.storage, stable.runtime):
@@ -225,6 +228,7 @@ def _read(found: Object) -> Record | None:
                 data.get("apiKeysSecret", ""),
                 tuple(Adapter(**each) for each in data.get("adapters", [])),
                 int(data.get("fetchedBytes", 0)),
+                data.get("tlsSecret", ""),
             ),
             template=data["template"],
             input_name=data["input"]["name"],

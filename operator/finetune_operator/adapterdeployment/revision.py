@@ -36,7 +36,8 @@ def choice_of(serving: Serving, settings: Settings) -> str:
     if serving.adapters:
         place.append([[each.name, each.uri, each.digest] for each in serving.adapters])
     keys = [{"apiKeys": serving.api_keys_secret, "proxy": repository(images.proxy)}] if serving.api_keys_secret else []
-    return digest([*place, *values, registry, *keys])
+    shown = [{"tls": serving.tls_secret, "proxy": repository(images.proxy)}] if serving.tls_secret else []
+    return digest([*place, *values, registry, *keys, *shown])
 
 
 def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
@@ -60,9 +61,20 @@ def api_keys_secret(spec: AdapterDeploymentSpec) -> str:
     return spec.access.api_keys.secret_ref.name if spec.access.api_keys else ""
 
 
+def tls_secret(spec: AdapterDeploymentSpec) -> str:
+    """The Secret with the servers' certificate that the spec asks for; empty: clients do not connect by TLS."""
+    return spec.access.tls.secret_ref.name if spec.access.tls else ""
+
+
 def is_as_the_spec_protects(serving: Serving, spec: AdapterDeploymentSpec) -> bool:
-    """Whether a revision asks its artifact's signature, and its clients, for the keys that the spec asks for by now."""
-    return serving.public_keys == accepted_keys(spec) and serving.api_keys_secret == api_keys_secret(spec)
+    """Whether a revision asks its artifact's signature, and its clients, for the keys that the spec asks for by now,
+    and shows them the certificate."""
+    return serving.public_keys == accepted_keys(spec) and is_reached_as_asked(serving, spec)
+
+
+def is_reached_as_asked(serving: Serving, spec: AdapterDeploymentSpec) -> bool:
+    """The last two of these."""
+    return (serving.api_keys_secret, serving.tls_secret) == (api_keys_secret(spec), tls_secret(spec))
 
 
 def asked_gates(spec: AdapterDeploymentSpec) -> str:

@@ -5,9 +5,9 @@ from finetune_api.strategy import watch_seconds
 from finetune_operator.adapterdeployment.delivery import wanted_adapters
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record, records
-from finetune_operator.adapterdeployment.revision import api_keys_secret
+from finetune_operator.adapterdeployment.revision import api_keys_secret, tls_secret
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.framework.actions import Action
+from finetune_operator.framework.actions import Action, Patch
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
@@ -16,12 +16,12 @@ from finetune_operator.framework.objects import (
     SERVICES,
     Object,
 )
-from finetune_operator.resources.client_proxy import has_proxy
+from finetune_operator.resources.client_proxy import has_proxy, speaks_tls
 from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map, source_of_limits
-from finetune_operator.resources.service import candidate_service, names_no_revision, public_service
+from finetune_operator.resources.service import candidate_service, leads_elsewhere, names_no_revision, public_service
 from finetune_operator.tenancy.floor import strictest
 
 
@@ -46,7 +46,7 @@ def start_candidate(
     public one.
     """
     owner, revision = observed.owner, target.revision
-    service = candidate_service(owner, revision)
+    service = candidate_service(owner, revision, tls=speaks_tls(target.record.template))
     closed = candidate_policy(owner, revision, observed.settings.serving, has_proxy=has_proxy(target.record.template))
     policy = open_policy(observed, revision) if is_open else closed
     asked = () if not is_asked else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
@@ -115,23 +115,44 @@ def direct_traffic(observed: ObservedDeployment, revision: str, *, is_shared: bo
     """Clients may reach the pods of the revision, and the public Service points to them; ``is_shared``: and to those of
     a canary."""
     policy = open_policy(observed, revision)
-    service = public_service(observed.owner, revision, is_shared=is_shared)
+    service = public_service(observed.owner, revision, is_shared=is_shared, tls=is_encrypted(observed, revision))
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
-        *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
+        *_led(service, observed.child(SERVICES, service["metadata"]["name"])),
     )
 
 
+def _led(service: Object, live: Object | None) -> tuple[Action, ...]:
+    """A Service, as it is to be. One that changes its protocol is never beside a canary (``canary.takes_steps``), so
+    that its selector has no more keys than the new one."""
+    if live is None or not leads_elsewhere(live, service):
+        return ensure(SERVICES, service, live)
+    changed = {"metadata": {"labels": service["metadata"]["labels"]}, "spec": service["spec"]}
+    return (Patch(SERVICES, service["metadata"]["name"], changed),)
+
+
 def open_policy(observed: ObservedDeployment, revision: str) -> Object:
-    """The policy that lets clients reach a revision: the proxy where they need keys, otherwise the server."""
+    """The policy that lets clients reach a revision: the proxy where there is one, otherwise the server."""
     proxied = is_proxied(observed, revision)
     return serving_policy(observed.owner, revision, observed.settings.serving, has_proxy=proxied)
 
 
 def is_proxied(observed: ObservedDeployment, revision: str) -> bool:
     """Whether the pods of a revision have the proxy. Pods do not tell: the cache keeps no containers of theirs."""
+    template, spec = _template(observed, revision), observed.resource.spec
+    return has_proxy(template) if template else bool(api_keys_secret(spec) or tls_secret(spec))
+
+
+def is_encrypted(observed: ObservedDeployment, revision: str) -> bool:
+    """Whether the pods of a revision speak TLS."""
+    template = _template(observed, revision)
+    return speaks_tls(template) if template else bool(tls_secret(observed.resource.spec))
+
+
+def _template(observed: ObservedDeployment, revision: str) -> Object | None:
+    """What the pods of a revision are made from. Of one of which nothing is known there are no pods yet: it is the one
+    that the spec asks for."""
     found = records(observed).get(revision)
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
-    template = found.template if found else (live or {}).get("spec", {}).get("template")
-    # Of a revision of which nothing is known there are no pods yet: it is the one that the spec asks for.
-    return has_proxy(template) if template else bool(api_keys_secret(observed.resource.spec))
+    template: Object | None = found.template if found else (live or {}).get("spec", {}).get("template")
+    return template

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from finetune_api.meta import GROUP
 from finetune_api.reasons import Reason
 from finetune_api.routes import ParentRef, Route
 from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.route_claims import route_violation
 from finetune_operator.framework.actions import Action, Delete, Patch
-from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp
+from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp, timestamp
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
 from finetune_operator.resources.drift import ensure
 from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
 from finetune_operator.resources.service import candidate_service_name
 
+UNDIVIDED_SINCE: Final = f"{GROUP}/undivided-since"
+"""Annotation of an HTTPRoute that has divided requests: since when it sends all of them to the public Service again."""
 ROUTE: Final = "route"
 """The word for its actions, which are optional."""
 LOOK_SECONDS: Final = 15.0
@@ -36,7 +39,12 @@ def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     kind, serving = _kind(route), observed.settings.serving
     if kind not in serving.routes:
         value = "httpRoutes" if kind == HTTP_ROUTES else "ingresses"
-        return Reason.ROUTE_UNAVAILABLE, f"The platform makes no {kind.kind} (serving.{value} of the chart's values)."
+        said = f"The platform makes no {kind.kind} (serving.{value} of the chart's values), and "
+        if kind in serving.watched_routes:
+            said += "deletes the one that was there."
+        else:
+            said += "one that was there stays as it is (serving.formerRoutes): its weights too."
+        return Reason.ROUTE_UNAVAILABLE, said
     if kind in observed.lacking:
         crd = f"{kind.plural}.{kind.api_version.partition('/')[0]}"
         said = f"The cluster has no {kind.kind} of {kind.api_version}: its CRD, {crd}, is not installed."
@@ -49,18 +57,19 @@ def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
 
 
 def route_actions(
-    observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None
+    observed: ObservedDeployment, port: int | None, candidate: RevisionStatus | None, now: datetime
 ) -> tuple[Action, ...]:
-    """Make or restore the route, once a revision serves; delete what is not wanted any more. What the platform's rules
-    no longer allow stays as it is, as everything that serves does. No rollout goes on then: a canary has no share."""
+    """Make or restore the route, once a revision serves, which clients reach at a ``port`` of its Service; delete what
+    is not wanted any more. What the platform's rules no longer allow stays as it is, as everything that serves does. No
+    rollout goes on then: a canary has no share."""
     route, hindered = observed.resource.spec.access.route, hindrance(observed)
     if hindered is not None and hindered[0] is Reason.NOT_ALLOWED:
-        return _undivided(observed)
-    wanted = None if hindered or stable is None or route is None else _wanted(observed, route, candidate)
+        return _undivided(observed, now)
+    wanted = None if hindered or port is None or route is None else _wanted(observed, route, port, candidate, now)
     kind = _kind(route) if route else None
     gone = tuple(
         Delete(resource, name, child["metadata"]["uid"])
-        for resource in observed.settings.serving.routes
+        for resource in observed.settings.serving.watched_routes
         for name, child in observed.children.get(resource, {}).items()
         if "deletionTimestamp" not in child["metadata"]
         and (wanted is None or (resource, name) != (kind, wanted["metadata"]["name"]))
@@ -121,15 +130,19 @@ def carries(observed: ObservedDeployment, revision: str, weight: int) -> bool:
     return _answer(observed, route).settled
 
 
-def named_left(observed: ObservedDeployment, service: str, since: str, now: datetime) -> float:
+def named_left(observed: ObservedDeployment, service: str, now: datetime) -> float:
     """Seconds for which a gateway may still send clients to a Service: as long as the HTTPRoute names it, and a while
-    longer. ``since``: when the revisions' parts last changed."""
+    longer. Since when it does not, it says itself: nothing else tells of a canary that was dropped."""
     live = observed.child(HTTP_ROUTES, observed.owner.name)
-    if live is not None and service in {each.service for each in backends_of(live)}:
-        return SETTLING_SECONDS
-    if live is None or not observed.resource.spec.by_steps:
+    if live is None:
         return 0.0
-    return max(0.0, (parse_timestamp(since) + timedelta(seconds=SETTLING_SECONDS) - now).total_seconds())
+    if service in {each.service for each in backends_of(live)}:
+        return SETTLING_SECONDS
+    try:
+        since = parse_timestamp(_undivided_since(live))
+    except ValueError:
+        return 0.0
+    return max(0.0, (since + timedelta(seconds=SETTLING_SECONDS) - now).total_seconds())
 
 
 class _Answer(NamedTuple):
@@ -203,15 +216,31 @@ def _named(parent: ParentRef, namespace: str) -> str:
     return f"{parent.namespace or namespace}/{parent.name}{section}"
 
 
-def _wanted(observed: ObservedDeployment, route: Route, candidate: RevisionStatus | None) -> Object | None:
+def _wanted(
+    observed: ObservedDeployment, route: Route, port: int, candidate: RevisionStatus | None, now: datetime
+) -> Object | None:
     """The route as it is to be; one of its two kinds is given."""
     owner = observed.owner
     if route.ingress is not None:
-        return ingress(owner, route.ingress, observed.settings.serving.ingresses.annotations)
+        return ingress(owner, route.ingress, observed.settings.serving.ingresses.annotations, port)
     if route.http_route is None:
         return None
     weight = candidate.canary.routed_weight if candidate and candidate.canary else None
-    return http_route(owner, route.http_route, _divided(observed, candidate.revision if candidate else "", weight or 0))
+    divided = _divided(observed, candidate.revision if candidate else "", weight or 0)
+    made, live = http_route(owner, route.http_route, divided, port), _live(observed)
+    if live is not None and not weight and (since := _undivided_from(live, owner.name, now)):
+        made["metadata"]["annotations"] = {UNDIVIDED_SINCE: since}
+    return made
+
+
+def _undivided_since(live: Object) -> str:
+    return str((live["metadata"].get("annotations") or {}).get(UNDIVIDED_SINCE, ""))
+
+
+def _undivided_from(live: Object, name: str, now: datetime) -> str:
+    """Since when an HTTPRoute names the public Service alone, if it does from now on; empty: it has always."""
+    divides = any(each.service != name for each in backends_of(live))
+    return timestamp(now) if divides else _undivided_since(live)
 
 
 def _divided(observed: ObservedDeployment, revision: str, weight: int) -> list[Backend]:
@@ -221,7 +250,7 @@ def _divided(observed: ObservedDeployment, revision: str, weight: int) -> list[B
     return [Backend(owner.name, 100 - weight), *candidate]
 
 
-def _undivided(observed: ObservedDeployment) -> tuple[Action, ...]:
+def _undivided(observed: ObservedDeployment, now: datetime) -> tuple[Action, ...]:
     """Have an HTTPRoute that divides requests send all of them to the public Service, and change nothing else of it."""
     live, name = observed.child(HTTP_ROUTES, observed.owner.name), observed.owner.name
     if live is None or all(each.service == name for each in backends_of(live)):
@@ -230,7 +259,8 @@ def _undivided(observed: ObservedDeployment) -> tuple[Action, ...]:
         rule | {"backendRefs": [each for each in rule.get("backendRefs") or [] if each["name"] == name]}
         for rule in live["spec"]["rules"]
     ]
-    return (Patch(HTTP_ROUTES, name, {"spec": {"rules": rules}}),)
+    since = {"annotations": {UNDIVIDED_SINCE: timestamp(now)}}
+    return (Patch(HTTP_ROUTES, name, {"metadata": since, "spec": {"rules": rules}}),)
 
 
 def _live(observed: ObservedDeployment) -> Object | None:

@@ -16,7 +16,8 @@ from finetune_api.serving_status import (
 )
 from finetune_operator.adapterdeployment.budget import budget_advice
 from finetune_operator.adapterdeployment.gap import has_begun
-from finetune_operator.adapterdeployment.observe import UnplannedDeployment
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
+from finetune_operator.adapterdeployment.revision_objects import is_encrypted
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import public_url, route_finding
 from finetune_operator.adapterdeployment.target import Target
@@ -40,7 +41,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         observed_generation=generation,
         phase=_phase(rollout),
         conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, rollout.now),
-        endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
+        endpoint=_endpoint(observed, stable) if stable else "",
         url=public_url(observed, stable),
         stable=stable,
         candidate=rollout.candidate,
@@ -51,6 +52,11 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         ready_replicas=rollout.ready,
         selector=_selector(server_labels(observed.owner, stable.revision)) if stable else "",
     )
+
+
+def _endpoint(observed: ObservedDeployment, stable: RevisionStatus) -> str:
+    """Where clients in the cluster reach what serves."""
+    return service_url(observed.owner, observed.owner.name, tls=is_encrypted(observed, stable.revision))
 
 
 def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDeploymentStatus:

@@ -66,7 +66,7 @@ def verify_request(
     service = candidate_service_name(owner, target.revision)
     watches = settings.policy_seconds and has_self_check(target.record.template)
     params = VerifyParams(
-        endpoint=service_url(owner, service),
+        endpoint=service_url(owner, service, tls=bool(serving.tls_secret)),
         engine=target.serving.runtime.engine.value,
         samples=asked.most_samples,
         min_agreement_percent=asked.min_agreement_percent,
@@ -74,7 +74,9 @@ def verify_request(
         withdrawn=spec.policy.withdrawn,
         gates=spec.policy.gates,
         required_gates=spec.policy.required_gates,
-        api_keys_secret=target.serving.api_keys_secret,
+        api_keys_secret=serving.api_keys_secret,
+        tls_secret=serving.tls_secret,
+        tls_host=serving.door(owner).host,
         max_distance=None if asked.max_distance is None else float(asked.max_distance),
         detect_drop=None if asked.detect_drop is None else float(asked.detect_drop),
         objectives=LatencyObjectives(

@@ -1,14 +1,17 @@
-"""The proxy of a serving pod, where clients need keys: a sidecar between them and the model server.
+"""The proxy of a serving pod, where clients need keys or speak TLS: a sidecar between them and the model server.
 
 The server listens on loopback then, so that nothing else lets anybody in: neither a policy of the namespace nor a
 network plugin that knows none. Like the self-check, the sidecar is an init container that is restarted always, so that
 it ends after the server. What it does is in ``images/proxy``.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 from finetune_api import meta
+from finetune_api.server_tls import AUTHORITY, CERTIFICATE
 from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.pod import container
 from finetune_operator.runtimes.plan import ServingPlan, asked_inside
 from finetune_operator.settings import Images, PodShape
@@ -17,17 +20,43 @@ PROXY: Final = "proxy"
 """Name of the container, and of the volume with its files, which the server beside it cannot read."""
 API_KEYS: Final = "api-keys"
 """Name of the volume with clients' keys."""
+TLS: Final = "tls"
+"""Name of the volume with the servers' certificate."""
+_TLS_OPTION: Final = "--tls"
 _FOLDER: Final = "/run/proxy"
 _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "64Mi"}, limits={"cpu": "1", "memory": "256Mi"})
 _READY: Final = {"path": "/ready", "port": meta.INNER_PORT}
 _OWN: Final = {"path": "/proxy/metrics", "port": meta.INNER_PORT}
 
 
-def proxy_container(secret: str, plan: ServingPlan, images: Images) -> Object:
-    """The sidecar; ``secret``: the Secret with the keys."""
-    mounts = [{"name": PROXY, "mountPath": _FOLDER}, api_keys_mount()]
-    options = [("--keys", meta.API_KEYS_DIR), ("--secret", secret), ("--folder", _FOLDER)]
-    options += [("--drain-seconds", str(plan.drain_seconds))]
+@dataclass(frozen=True)
+class Door:
+    """What is asked of clients, and shown to them."""
+
+    api_keys: str = ""
+    """Secret with their keys; empty: they need none."""
+    certificate: str = ""
+    """Secret with the servers' certificate; empty: they do not speak TLS."""
+    host: str = ""
+    """The name that the certificate has to be for."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it takes a proxy."""
+        return bool(self.api_keys or self.certificate)
+
+
+def proxy_container(door: Door, plan: ServingPlan, images: Images) -> Object:
+    """The sidecar."""
+    mounts: list[Object] = [{"name": PROXY, "mountPath": _FOLDER}]
+    options: list[tuple[str, str]] = []
+    if door.api_keys:
+        mounts.append(api_keys_mount())
+        options += [("--keys", meta.API_KEYS_DIR), ("--secret", door.api_keys)]
+    if door.certificate:
+        mounts.append(tls_mount())
+        options += [(_TLS_OPTION, meta.TLS_DIR), ("--tls-secret", door.certificate), ("--tls-host", door.host)]
+    options += [("--folder", _FOLDER), ("--drain-seconds", str(plan.drain_seconds))]
     options += [("--read", path) for path in plan.read_paths] + [("--write", path) for path in plan.write_paths]
     return {
         **container(PROXY, images.proxy, images, _SHAPE, mounts=mounts),
@@ -43,7 +72,7 @@ def proxy_container(secret: str, plan: ServingPlan, images: Images) -> Object:
     }
 
 
-def behind_proxy(server: Object) -> Object:
+def behind_proxy(server: Object, door: Door) -> Object:
     """The model server's container with a proxy before it. A pod's containers share their ports: the names of the
     proxy's stand here, because not every Kubernetes looks for a Service's port name at sidecars.
 
@@ -54,14 +83,39 @@ def behind_proxy(server: Object) -> Object:
         "readinessProbe": ready | {"httpGet": ready["httpGet"] | {"port": meta.INNER_PORT}},
         **{name: asked_inside(server[name]) for name in ("startupProbe", "livenessProbe")},
     }
-    ports = {"http": meta.CLIENT_PORT, "server-metrics": meta.INNER_PORT}
+    ports = {client_port_name(tls=bool(door.certificate)): meta.CLIENT_PORT, "server-metrics": meta.INNER_PORT}
     named = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
     return server | inner | {"ports": named}
 
 
-def proxy_volumes(secret: str) -> list[Object]:
-    """The keys, and room for the proxy's own files."""
-    return [api_keys_volume(secret), {"name": PROXY, "emptyDir": {"sizeLimit": "16Mi"}}]
+def host_of(owner: Owner, service: str) -> str:
+    """The name by which pods in the cluster reach a Service."""
+    return f"{service}.{owner.namespace}.svc"
+
+
+def client_port_name(*, tls: bool) -> str:
+    """Name of the pods' port for clients. One for each protocol: so a Service for one never sends anybody to pods that
+    speak the other."""
+    return "https" if tls else "http"
+
+
+def proxy_volumes(door: Door) -> list[Object]:
+    """The keys, the certificate, and room for the proxy's own files; in memory, where the private key is among them."""
+    keys = [api_keys_volume(door.api_keys)] if door.api_keys else []
+    shown = [{"name": TLS, "secret": {"secretName": door.certificate, "optional": True}}] if door.certificate else []
+    room: Object = {"sizeLimit": "16Mi"} | ({"medium": "Memory"} if door.certificate else {})
+    return [*keys, *shown, {"name": PROXY, "emptyDir": room}]
+
+
+def trust_volume(secret: str) -> Object:
+    """What a client needs to check the servers' certificate, and not its key."""
+    items = [{"key": name, "path": name} for name in (CERTIFICATE, AUTHORITY)]
+    return {"name": TLS, "secret": {"secretName": secret, "optional": True, "items": items}}
+
+
+def tls_mount() -> Object:
+    """Where a container finds the certificate."""
+    return {"name": TLS, "mountPath": meta.TLS_DIR, "readOnly": True}
 
 
 def api_keys_volume(secret: str) -> Object:
@@ -78,5 +132,15 @@ def api_keys_mount() -> Object:
 
 
 def has_proxy(template: Object) -> bool:
-    """Whether clients of pods made from a template need keys."""
-    return any(each["name"] == PROXY for each in template["spec"].get("initContainers") or [])
+    """Whether clients of pods made from a template meet a proxy."""
+    return bool(_proxies(template))
+
+
+def speaks_tls(template: Object) -> bool:
+    """Whether clients of pods made from a template connect by TLS."""
+    arguments = (argument for each in _proxies(template) for argument in each.get("args", ()))
+    return any(argument.startswith(f"{_TLS_OPTION}=") for argument in arguments)
+
+
+def _proxies(template: Object) -> list[Object]:
+    return [each for each in template["spec"].get("initContainers") or [] if each["name"] == PROXY]

@@ -11,7 +11,7 @@ from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of
-from finetune_operator.resources.client_proxy import behind_proxy, proxy_container, proxy_volumes
+from finetune_operator.resources.client_proxy import Door, behind_proxy, host_of, proxy_container, proxy_volumes
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.pod import container, pod_spec
@@ -39,6 +39,12 @@ _FETCH_BYTES: Final = 50 << 20
 """Bytes that the slowest store gives in a second: less than half of what a network of a gigabit does."""
 _ADAPTER_SECONDS: Final = 120
 """Seconds for the self-check of each further adapter."""
+
+
+def fetch_and_prove_seconds(size: int, adapters: int) -> int:
+    """What so many bytes, and so many adapters, take longer than what is small and alone."""
+    return math.ceil(size / _FETCH_BYTES) + _ADAPTER_SECONDS * max(0, adapters - 1)
+
 
 ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
 ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
@@ -87,13 +93,24 @@ class Serving:
     """Served on their base, by the order of their names; none: the artifact is a whole model."""
     fetched_bytes: int = 0
     """The most that a pod downloads; 0: a release recorded it that did not know."""
+    tls_secret: str = ""
+    """Secret with the servers' certificate; empty: clients do not speak TLS."""
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether clients meet a proxy."""
+        return bool(self.api_keys_secret or self.tls_secret)
+
+    def door(self, owner: Owner) -> Door:
+        """What is asked of clients, and shown to them."""
+        host = host_of(owner, owner.name) if self.tls_secret else ""
+        return Door(self.api_keys_secret, self.tls_secret, host)
 
     @property
     def start_seconds(self) -> int:
         """For how long a pod may have a node before it is ready."""
-        fetching = math.ceil(self.fetched_bytes / _FETCH_BYTES)
-        proving = _ADAPTER_SECONDS * max(0, len(self.adapters) - 1)
-        return self.runtime.startup_timeout_seconds + FETCH_SECONDS + fetching + proving
+        more = fetch_and_prove_seconds(self.fetched_bytes, len(self.adapters))
+        return self.runtime.startup_timeout_seconds + FETCH_SECONDS + more
 
     @property
     def model_path(self) -> str:
@@ -116,7 +133,7 @@ class Serving:
     def run_time_rank(self) -> int:
         """The highest rank of the adapters that its running pods take; 0: they take none. A proxy has to keep clients
         from the paths that load them."""
-        if not self.adapters or not self.api_keys_secret:
+        if not self.adapters or not self.has_proxy:
             return 0
         return ENGINES[self.runtime.engine].run_time_rank(self.runtime, self.rank)
 
@@ -133,7 +150,7 @@ class Serving:
         """The same for the server's module; ``name``: that of the AdapterDeployment."""
         adapters = (ServedAdapter(_model_path(each.digest), adapter_model(name, each.name)) for each in self.adapters)
         at_run_time = self.run_time_rank > 0
-        return ServedModel(self.model_path, name, bool(self.api_keys_secret), tuple(adapters), self.rank, at_run_time)
+        return ServedModel(self.model_path, name, self.has_proxy, tuple(adapters), self.rank, at_run_time)
 
     def proofs(self, name: str) -> tuple[Proved, ...]:
         """What the pods prove of themselves."""
@@ -223,15 +240,17 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     """The pods of a revision, whatever their number."""
     runtime, images = serving.runtime, settings.images
     fetch = fetch_request(owner, serving, settings, revision)
-    keys = serving.api_keys_secret
+    door = serving.door(owner)
     plan = serving_plan(runtime, serving.served_model(owner.name))
     server = _server(runtime, plan, images)
-    pod = pod_spec([behind_proxy(server) if keys else server], runtime.pod, images, runtime.service_account_name)
+    pod = pod_spec(
+        [behind_proxy(server, door) if door.is_there else server], runtime.pod, images, runtime.service_account_name
+    )
     if serving.run_time_rank:
         first, check = _fetch_wanted(fetch), loading_container(fetch, runtime.engine)
     else:
         first, check = _fetch(fetch), self_check_container(serving.proofs(owner.name), runtime.engine, images)
-    pod["initContainers"] = [first, check, *([proxy_container(keys, plan, images)] if keys else [])]
+    pod["initContainers"] = [first, check, *([proxy_container(door, plan, images)] if door.is_there else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
@@ -241,7 +260,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
         *shared_memory_volumes(plan.shared_memory),
-        *(proxy_volumes(keys) if keys else ()),
+        *(proxy_volumes(door) if door.is_there else ()),
     ]
     return {"metadata": {"labels": server_labels(owner, revision)}, "spec": pod}
 

@@ -5,7 +5,7 @@ There is one policy per revision, changed in place at the promotion, so that no 
 change opens the port of the self-check to the verifier, which does not need it: it sees by that when the network plugin
 has applied the policy.
 
-Where clients need keys, they reach the proxy only; metrics are behind a port of their own.
+Where clients need keys or speak TLS, they reach the proxy only; metrics are behind a port of their own.
 """
 
 from collections.abc import Sequence

@@ -18,14 +18,15 @@ class Backend(NamedTuple):
     weight: int
 
 
-def http_route(owner: Owner, asked: HttpRoute, backends: Sequence[Backend]) -> Object:
-    """The HTTPRoute of an endpoint, which has its name. Paths below a prefix reach the servers without it."""
+def http_route(owner: Owner, asked: HttpRoute, backends: Sequence[Backend], port: int = PORT) -> Object:
+    """The HTTPRoute of an endpoint, which has its name. Paths below a prefix reach the servers without it. ``port``:
+    that of its Services."""
     rule: dict[str, Any] = {"matches": [{"path": {"type": "PathPrefix", "value": asked.path_prefix}}]}
     if asked.path_prefix != "/":
         path = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
         rule["filters"] = [{"type": "URLRewrite", "urlRewrite": {"path": path}}]
     rule["backendRefs"] = [
-        {"group": "", "kind": "Service", "name": each.service, "port": PORT, "weight": each.weight} for each in backends
+        {"group": "", "kind": "Service", "name": each.service, "port": port, "weight": each.weight} for each in backends
     ]
     return {
         "apiVersion": HTTP_ROUTES.api_version,
@@ -46,9 +47,9 @@ def backends_of(route: Object) -> list[Backend]:
     return [Backend(each["name"], each.get("weight", 1)) for each in found]
 
 
-def ingress(owner: Owner, asked: IngressRoute, annotations: Mapping[str, str]) -> Object:
-    """The Ingress of an endpoint, which has its name."""
-    backend = {"service": {"name": owner.name, "port": {"number": PORT}}}
+def ingress(owner: Owner, asked: IngressRoute, annotations: Mapping[str, str], port: int = PORT) -> Object:
+    """The Ingress of an endpoint, which has its name; ``port``: that of its Service."""
+    backend = {"service": {"name": owner.name, "port": {"number": port}}}
     tls: dict[str, Any] = {}
     if asked.tls_secret_ref is not None:
         tls["tls"] = [{"hosts": [asked.host], "secretName": asked.tls_secret_ref.name}]

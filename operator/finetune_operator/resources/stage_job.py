@@ -13,7 +13,7 @@ from finetune_api.references import ConfigMapKeyRef
 from finetune_api.stages import Stage, StageInput
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.access import access_of, dataset_read
-from finetune_operator.resources.client_proxy import api_keys_mount, api_keys_volume
+from finetune_operator.resources.client_proxy import api_keys_mount, api_keys_volume, tls_mount, trust_volume
 from finetune_operator.resources.egress import ca_mounts, ca_volumes, proxy_env
 from finetune_operator.resources.environment import (
     access_env,
@@ -70,6 +70,7 @@ def stage_job(request: StageRequest) -> Object:
     pod["volumes"] += [*ca_volumes(_authorities(request)), *shared_memory_volumes(request.shared_memory)]
     pod["volumes"] += model_cache_volumes(request.model_cache_claim)
     pod["volumes"] += [api_keys_volume(secret) for secret in _api_keys(request)]
+    pod["volumes"] += [trust_volume(secret) for secret in _trusted(request)]
     pod["volumes"] += metrics_volumes(request)
     if request.nodes > 1:
         pod["subdomain"] = request.name
@@ -157,6 +158,7 @@ def stage_container(request: StageRequest) -> Object:
             *shared_memory_mounts(request.shared_memory),
             *model_cache_mounts(request.model_cache_claim),
             *(api_keys_mount() for _ in _api_keys(request)),
+            *(tls_mount() for _ in _trusted(request)),
         ],
     )
     body["command"] = [*argv, *model_cache_arguments(request.model_cache_claim), *_together_arguments(request)]
@@ -203,6 +205,12 @@ def _api_keys(request: StageRequest) -> list[str]:
     """The Secret with the keys that a verification needs, if it does."""
     params = request.input.params.verify if request.stage is Stage.VERIFY else None
     return [params.api_keys_secret] if params and params.api_keys_secret else []
+
+
+def _trusted(request: StageRequest) -> list[str]:
+    """The Secret with the certificate of the servers that a verification asks, if they have one."""
+    params = request.input.params.verify if request.stage is Stage.VERIFY else None
+    return [params.tls_secret] if params and params.tls_secret else []
 
 
 def _config_maps(request: StageRequest) -> dict[int, ConfigMapKeyRef]:

@@ -28,6 +28,10 @@ _DTYPES: Final = {"auto": "", "half": "float16", "float": "float32"}
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be (MaxLoRARanks in vllm/config/lora.py); 1 would save nothing."""
 _MAX_RANK: Final = "--max-lora-rank"
+_ALONE: Final = {"VLLM_HOST_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""All its processes are in one pod, so what they tell each other over TCP stays on loopback. Without these they take
+the pod's own address, and whoever reaches it could connect (vLLM's page on security). vLLM 0.32 itself meets in a
+file there; the ports of gloo and NCCL remain."""
 _NO_RESOLVERS: Final = {"VLLM_LORA_RESOLVER_CACHE_DIR": "", "VLLM_LORA_RESOLVER_HF_REPO_LIST": ""}
 """With them set, a name that nobody has proved would be looked for in a folder or on the hub
 (vllm/plugins/lora_resolvers)."""
@@ -59,6 +63,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
     }
     return ServingPlan(
         env={
+            **_ALONE,
             **runtime.env,
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
