@@ -80,7 +80,7 @@ def finished() -> tuple[FineTuneJob, AdapterDeployment]:
         "status": {
             "stages": [
                 stage("prepare", StageState.SUCCEEDED).model_dump(by_alias=True),
-                stage("evaluate", StageState.REUSED, f"Accuracy 88.0%. {PROMPTING} INT8 cost nothing.").model_dump(
+                stage("evaluate", StageState.SUCCEEDED, f"Accuracy 88.0%. {PROMPTING} INT8 cost nothing.").model_dump(
                     by_alias=True
                 ),
             ],
@@ -125,7 +125,7 @@ def test_the_report_holds_what_both_resources_say() -> None:
     }
     assert [goal.startswith("Met accuracy at least 0.7") for goal in figures["goals"]] == [True]
     assert figures["prompting"] == PROMPTING
-    assert figures["seconds"] == {"prepare": 90.0, "evaluate": 0.0, "total": 600.0}
+    assert figures["seconds"] == {"prepare": 90.0, "evaluate": 90.0, "total": 600.0}
     assert figures["rows"]["read"] == 10
     assert figures["endpoint"] == "http://demo.team.svc:80"
 
@@ -143,8 +143,9 @@ def test_the_report_holds_what_both_resources_say() -> None:
 )
 def test_whether_prompting_would_have_done_is_told_at_the_end(said: str, expected: str) -> None:
     job, deployment = finished()
-    job.status.stages[1].message = said
-    figures = report.make(job, deployment, {})
+    content = job.model_dump(by_alias=True)
+    content["status"]["stages"][1]["message"] = said
+    figures = report.make(FineTuneJob.model_validate(content), deployment, {})
     assert figures.prompting == expected
     output = io.StringIO()
     report.show(figures, "what?", "this", [], Console(file=output, width=200))
