@@ -13,7 +13,7 @@
 ``artifacts/<digest>/pushes/<hash>.json``       a copy of it that is whole elsewhere, beside the folder's own files
 ``artifacts/<digest>/gates/<hash>.json``        what the gates of a run said of it, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
-``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
+``runs/<name>/<uid>/``                          a run: report.html, index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 ``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
 ``owners/<output name>.json``                   whose the name is, in all its channels, written once
@@ -43,6 +43,8 @@ REVIEW_PAGE: Final = "review.html"
 """The page on which people vote which answers are better, beside it."""
 REPORTS_INDEX: Final = "index.html"
 """Links to the reports of a FineTuneJob's newest run, in the run's folder."""
+RUN_REPORT: Final = "report.html"
+"""The newest run on one page, beside it."""
 
 _FOLDERS: Final = {
     Stage.PREPARE: "datasets/{digest}",
@@ -76,6 +78,11 @@ def cut_object(stage: Stage, input_key: str, max_cost: str) -> str:
 def run_folder(run: RunRef) -> str:
     """Folder of a run's own state, relative to the output URI."""
     return f"runs/{run.name}/{run.uid}"
+
+
+def run_report(run: RunRef) -> str:
+    """The page of a run, relative to the output URI."""
+    return f"{run_folder(run)}/{RUN_REPORT}"
 
 
 class Channel(StrEnum):

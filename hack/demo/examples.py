@@ -64,10 +64,6 @@ EXTRACTION: Final = Example(
         "evaluation": {
             "maxSamples": 30,
             "goldenPrompts": 4,
-            "goals": [
-                {"metric": "f1", "atLeast": "0.80"},
-                {"metric": "f1", "improveOverBase": "0.2", "baseline": "Prompted"},
-            ],
         },
     },
 )
@@ -88,7 +84,12 @@ SUPPORT: Final = Example(
         "evaluation": {
             "maxSamples": 20,
             "goldenPrompts": 4,
-            "goals": [{"metric": "f1", "improveOverBase": "0.1", "baseline": "Prompted"}],
+            "judge": {
+                "endpoint": {"url": TEACHER_URL, "model": teacher.JUDGE},
+                "rubric": teacher.RUBRIC,
+                "maxExamples": 20,
+                "maxRequests": 80,
+            },
         },
     },
 )

@@ -18,12 +18,13 @@ from rich.text import Text
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.judging import JudgeStatus
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY
 from hack.demo import serving
 from hack.demo.examples import EXAMPLES, example, merged, upload_inputs
 from hack.demo.follow import apply, follow_block, follow_job
-from hack.demo.report import stage_seconds
+from hack.demo.report import prompting_of, stage_seconds
 from hack.demo.serving import Served
 from hack.demo.teacher_pod import install_teacher
 from hack.demo.timing import Clock
@@ -94,10 +95,30 @@ def figures(job: FineTuneJob) -> dict[str, Any]:
         "f1": status.evaluation.f1.model_dump(),
         "chrf": status.evaluation.chrf.model_dump() if status.evaluation.chrf else {},
         "goals": [goal.sentence for goal in status.evaluation.goals],
+        "times": _times(float(status.evaluation.f1.artifact or 0), float(status.evaluation.f1.base or 0)),
+        "judge": _judged(status.evaluation.judge),
+        "prompting": prompting_of(job),
         "told": {stage.name: stage.message for stage in status.stages if stage.message},
         "artifact": status.artifact.uri,
         "seconds": stage_seconds(job),
     }
+
+
+def _times(artifact: float, base: float) -> float | None:
+    """How many times the base model's token F1 the artifact's is; None where it has none at all."""
+    return round(artifact / base, 1) if base else None
+
+
+def _judged(status: JudgeStatus | None) -> str:
+    """What the judge said, where one was asked."""
+    if status is None:
+        return ""
+    if not status.win_rate:
+        return f"no verdict: {status.message}"
+    return (
+        f"{status.model} prefers the artifact in {status.wins} pairs, the base model in {status.losses}, neither in "
+        f"{status.ties}: win rate {status.win_rate} (95 % interval {status.low} to {status.high})"
+    )
 
 
 def story(blocked: str, served: Served, shared: AdapterDeployment) -> dict[str, str]:
@@ -134,8 +155,13 @@ def _lines(job: dict[str, Any]) -> dict[str, str]:
         "training": job["told"].get("train", ""),
         "F1": f"base model {f1['base']}, tuned {f1['tuned']}, artifact {f1['artifact']}",
         "goals": " ".join(job["goals"]),
+        "prompting": job["prompting"],
         "seconds": ", ".join(f"{stage} {value:.0f}" for stage, value in job["seconds"].items()),
     }
+    if job["times"]:
+        lines["F1"] += f": {job['times']} times the base model's"
+    if job["judge"]:
+        lines["judge"] = job["judge"]
     if chrf:
         lines["chrF"] = f"base model {chrf['base']}, tuned {chrf['tuned']}, artifact {chrf['artifact']}"
     return lines

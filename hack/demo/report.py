@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +14,11 @@ from rich.text import Text
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.stages import Stage
 from hack.demo.timing import seconds_between
+
+_PROMPTING: Final = re.compile(r"\bPrompting (?:would not have done|may do|does better): .+?\.(?=\s|$)")
+"""As the evaluation's summary says it; a number has its point before a digit."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Report:
     on a sample of it."""
     goals: list[str]
     """What the artifact reached of each goal, as a sentence."""
+    prompting: str
+    """Whether prompting would have done, in a sentence; empty where the base model was not shown examples."""
     rows: dict[str, int]
     """Row counts of the data set."""
     seconds: dict[str, float]
@@ -36,6 +43,7 @@ class Report:
         return {
             "accuracy": self.accuracy,
             "goals": self.goals,
+            "prompting": self.prompting,
             "rows": self.rows,
             "seconds": self.seconds,
             "endpoint": self.endpoint,
@@ -58,10 +66,18 @@ def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, flo
             "servedExpected": float(stable.expected_accuracy),
         },
         goals=[goal.sentence for goal in evaluation.goals],
+        prompting=prompting_of(job),
         rows=dataset.rows.model_dump(by_alias=True),
         seconds={key: round(value, 1) for key, value in (stage_seconds(job) | seconds).items()},
         endpoint=deployment.status.endpoint,
     )
+
+
+def prompting_of(job: FineTuneJob) -> str:
+    """The sentence of the evaluation on prompting, which its message holds among others; empty if it holds none."""
+    said = next((stage.message for stage in job.status.stages if stage.name == Stage.EVALUATE), "")
+    found = _PROMPTING.search(said)
+    return found[0] if found else ""
 
 
 def stage_seconds(job: FineTuneJob) -> dict[str, float]:
@@ -90,6 +106,8 @@ def show(report: Report, question: str, answer: str, commands: list[str], consol
     )
     for goal in report.goals:
         table.add_row("goal", Text(goal))
+    if report.prompting:
+        table.add_row("prompting", Text(report.prompting))
     table.add_row(
         "rows",
         f"{rows['read']:,} read, {rows['invalid']:,} invalid and {rows['duplicates']:,} duplicates dropped; "

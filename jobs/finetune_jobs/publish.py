@@ -44,7 +44,9 @@ from finetune_jobs.evaluation.judging.stored import judgement_of
 from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, spared, status_of
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
-from finetune_jobs.reports.index import index_stage
+from finetune_jobs.reports.index import write_index
+from finetune_jobs.run_report.stored import write_run_report
+from finetune_jobs.run_report.verdict import Said
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification.checks import unprovable
@@ -52,8 +54,20 @@ from finetune_jobs.verification.tolerance import tolerance
 
 
 def publish(context: Context) -> StageOutput:
-    """The stage. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as signer_of, judgement_of and
-    Store."""
+    """The stage, and the page of a run of which nothing is published; after an artifact, ``sign_move_and_push`` writes
+    it. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as signer_of, judgement_of and Store."""
+    try:
+        made = _publish(context)
+    except StageError as error:
+        if error.reason is Reason.GATE_FAILED:
+            _report(context, Said(error.scalars, why=error.message))
+        raise
+    if made.waits_for:
+        _report(context, Said(made.scalars, why=made.message, waits=True))
+    return made
+
+
+def _publish(context: Context) -> StageOutput:
     upstream = context.input.upstream
     signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
@@ -300,9 +314,15 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     record_gates(context.store, require(given.params.publish, "params.publish"), result)
     attest(context.store, given, digest, signer_of(output))
     move_channel(context, digest, channel)
-    index_stage(context, result)
+    _report(context, Said(result.scalars, digest))
     pushed = Copies(context.store, output, digest, channel).make(given.run, now(), context.progress)
     return result.model_copy(update={"scalars": result.scalars | pushed})
+
+
+def _report(context: Context, said: Said) -> None:
+    """Write the page of the run, and then the index, which links it."""
+    write_run_report(context, context.input.upstream, said)
+    write_index(context, context.input.upstream, said.artifact)
 
 
 def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:

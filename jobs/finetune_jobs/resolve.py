@@ -26,6 +26,8 @@ from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import model_of
 from finetune_jobs.reading.inputs import inputs_digest
 from finetune_jobs.reports.index import write_index
+from finetune_jobs.run_report.stored import write_run_report
+from finetune_jobs.run_report.verdict import Said
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
 
@@ -165,9 +167,13 @@ def _index(context: Context, found: list[Found]) -> None:
     chain = Upstream()
     for entry in found:
         chain = chain.with_output(entry.stage, entry.output_digest)
-    if found:
-        published = found[-1].output_digest if found[-1].stage is Stage.PUBLISH else ""
-        write_index(context, chain, published)
+    if not found:
+        return
+    last = found[-1]
+    published = last.output_digest if last.stage is Stage.PUBLISH else ""
+    if published:  # nothing runs any more that would write it
+        write_run_report(context, chain, Said(last.scalars, published))
+    write_index(context, chain, published)
 
 
 def _stands(context: Context, published: StageResult) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from finetune_api.stages import StageResult, Upstream
     from finetune_jobs.store.s3 import Store
     from tests.support.preparing import Prepared
@@ -32,6 +35,20 @@ def place(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in ADMIN.environment().items():
         monkeypatch.setenv(name, value)
     return f"s3://data/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium as Debian has it."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.fail("chromium is missing: `python3 -m hack.environments browser` installs it")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -68,11 +68,22 @@ def test_without_a_terminal_every_line_is_printed_once_and_as_it_is() -> None:
     assert output.getvalue().count("step 4/10 [loss 1.2]") == 1
 
 
+PROMPTING = (
+    "Prompting would not have done: artifact against base model with examples, accuracy +58.0 points (95 % interval "
+    "+40.1 to +70.2)."
+)
+
+
 def finished() -> tuple[FineTuneJob, AdapterDeployment]:
     """Both resources at the end of a demo."""
     job = tiny_job("demo") | {
         "status": {
-            "stages": [stage("prepare", StageState.SUCCEEDED).model_dump(by_alias=True)],
+            "stages": [
+                stage("prepare", StageState.SUCCEEDED).model_dump(by_alias=True),
+                stage("evaluate", StageState.SUCCEEDED, f"Accuracy 88.0%. {PROMPTING} INT8 cost nothing.").model_dump(
+                    by_alias=True
+                ),
+            ],
             "dataset": {"digest": DIGEST, "labels": 2, "rows": {"read": 10, "invalid": 1, "duplicates": 2, "train": 7}},
             "evaluation": {
                 "samples": 50,
@@ -113,9 +124,33 @@ def test_the_report_holds_what_both_resources_say() -> None:
         "servedExpected": 0.88,
     }
     assert [goal.startswith("Met accuracy at least 0.7") for goal in figures["goals"]] == [True]
-    assert figures["seconds"] == {"prepare": 90.0, "total": 600.0}
+    assert figures["prompting"] == PROMPTING
+    assert figures["seconds"] == {"prepare": 90.0, "evaluate": 90.0, "total": 600.0}
     assert figures["rows"]["read"] == 10
     assert figures["endpoint"] == "http://demo.team.svc:80"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "Accuracy 88.0%. Prompting may do: +0.5 points, within chance.",
+            "Prompting may do: +0.5 points, within chance.",
+        ),
+        ("Prompting does better: it has 0.5. More.", "Prompting does better: it has 0.5."),
+        ("Accuracy 88.0%.", ""),
+    ],
+)
+def test_whether_prompting_would_have_done_is_told_at_the_end(said: str, expected: str) -> None:
+    job, deployment = finished()
+    content = job.model_dump(by_alias=True)
+    content["status"]["stages"][1]["message"] = said
+    figures = report.make(FineTuneJob.model_validate(content), deployment, {})
+    assert figures.prompting == expected
+    output = io.StringIO()
+    report.show(figures, "what?", "this", [], Console(file=output, width=200))
+    assert expected in output.getvalue()
+    assert ("prompting" in output.getvalue().split()) is bool(expected)
 
 
 def revision(state: str, digest: str = DIGEST) -> dict[str, Any]:

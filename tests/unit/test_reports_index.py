@@ -115,6 +115,7 @@ def test_an_index_that_cannot_be_written_stops_no_stage(
     output = Output(uri="s3://data/out", name="transactions")
     made = context(StageInput(stage=Stage.PREPARE, run=RUN, output=output), tmp_path)
     monkeypatch.setattr(Store, "put", refuse)
+    monkeypatch.setattr(Store, "exists", lambda _store, _path: False)
     with caplog.at_level(logging.WARNING):
         write_index(made, Upstream())
     assert "the index of the reports was not written" in caplog.text

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.votes import read_votes, tally
@@ -35,18 +34,6 @@ SHEET: Final = sheet_of(
 )
 WIDE: Final = {"width": 1280, "height": 900}
 PHONE: Final = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium as Debian has it."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.fail("chromium is missing: `python3 -m hack.environments browser` installs it")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -60,13 +60,13 @@ def render(facts: Facts, items: Sequence[Item], faults: Sequence[Mapping[str, st
         badges=_BADGES,
         summary=f"{summary(items)}.",
         items=items,
-        rows=_waterfall(facts.rows),
+        rows=waterfall(facts.rows),
         losses=_losses(facts.rows),
         lengths=_lengths(facts),
         key=[(_KIND_OF[part], _NAMES[part]) for part in Part],
         classes=_classes(facts),
-        findings=[_finding("Personal data", facts.pii), _finding("Keys, tokens and passwords", facts.secrets)],
-        languages=_languages(facts),
+        findings=[finding("Personal data", facts.pii), finding("Keys, tokens and passwords", facts.secrets)],
+        languages=languages(facts.languages),
         faults=_faults(faults[:_FAULTS]),
         shown_faults=count_of(min(len(faults), _FAULTS), "place"),
         origin=_origin(facts),
@@ -81,7 +81,7 @@ def _identity(facts: Facts) -> list[Fact]:
     ]
 
 
-def _waterfall(rows: Rows) -> Table:
+def waterfall(rows: Rows) -> Table:
     """The rows' way: what is lost stands where the bar above it ends, and the parts fill what is left."""
     whole = max(1, rows.read + rows.added)
 
@@ -165,8 +165,8 @@ def _classes(facts: Facts) -> Table | None:
     return Table(caption, ["class", "all", "train", "valid.", "test"], lines, long=True)
 
 
-def _finding(what: str, findings: Findings) -> Table | str:
-    """A table, or a sentence where nothing was found."""
+def finding(what: str, findings: Findings) -> Table | str:
+    """What was found of a kind: a table, or a sentence where nothing was found."""
     found = sum(findings.counts.values())
     if not found:
         return f"{what}: {'none found' if findings.mode is not OnFinding.OFF else _MODES[findings.mode]}."
@@ -174,10 +174,11 @@ def _finding(what: str, findings: Findings) -> Table | str:
     return _count_table(caption, "kind", "places", findings.counts, Kind.ASIDE)
 
 
-def _languages(facts: Facts) -> Table | None:
-    if not facts.languages:
+def languages(counts: Counts) -> Table | None:
+    """The rows by language; None if nobody looked."""
+    if not counts:
         return None
-    named = {("too little to tell" if code == UNKNOWN else code): count for code, count in facts.languages.items()}
+    named = {("too little to tell" if code == UNKNOWN else code): count for code, count in counts.items()}
     caption = "Rows by ISO 639-1 code, those left out for their language included"
     return _count_table(caption, "language", "rows", named, Kind.ASIDE)
 

@@ -5,7 +5,7 @@ Numbers come in, nothing else: no text of the data set is ever drawn.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil, floor, log, log10
@@ -17,6 +17,8 @@ _PANEL: Final = 84
 """Height of a histogram."""
 _CURVE: Final = 260
 _TICKS: Final = 4
+_DOTS: Final = 40
+"""Most points of a line that are marked with dots."""
 _MARGIN: Final = 0.03
 """Free space left and right of a curve."""
 
@@ -192,19 +194,70 @@ class Curve:
         def y(error: float) -> float:
             return 20 + (_CURVE - 20) * (1 - (error - bottom) / (top - bottom))
 
-        decimals = max(0, -floor(log10(step)))
-        values = (bottom + i * step for i in range(round((top - bottom) / step) + 1))
         upper = [(x(each.examples), y(each.high)) for each in expected]
         lower = [(x(each.examples), y(each.low)) for each in reversed(expected)]
         return cls(
             description=description,
-            grid=[GridLine(f"{value:.{decimals}f}", y(value)) for value in values],
+            grid=_grid(bottom, top, step, y),
             dots=[Dot(x(size), y(error)) for size, error in points],
             ticks=[Tick(f"{size:,}", x(size)) for size in (smallest, largest, reach)],
             band=f"{_path([*upper, *lower])}Z",
             measured=_path([(x(each.examples), y(each.error)) for each in expected if each.examples <= largest]),
             beyond=_path([(x(each.examples), y(each.error)) for each in expected if each.examples >= largest]),
         )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure over the steps of a training: a line, and dots where it has few points."""
+
+    kind: Kind
+    path: str
+    """In units of a hundredth of the width."""
+    dots: Sequence[Dot]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Measures over the steps of a training, on one scale."""
+
+    description: str
+    """For screen readers."""
+    grid: Sequence[GridLine]
+    lines: Sequence[Line]
+    ticks: Sequence[Tick]
+    height: int = _CURVE
+
+    @classmethod
+    def of(cls, series: Mapping[Kind, Sequence[tuple[float, float]]], description: str) -> "Lines":
+        """``series``: steps and values of each measure, in order; at least one has a point."""
+        points = [point for each in series.values() for point in each]
+        last = max(1.0, *(step for step, _ in points))
+        bottom, top, distance = _scale([value for _, value in points])
+
+        def place(step: float) -> float:
+            return _MARGIN + (1 - 2 * _MARGIN) * step / last
+
+        def y(value: float) -> float:
+            return 20 + (_CURVE - 20) * (1 - (value - bottom) / (top - bottom))
+
+        lines = [
+            Line(
+                kind,
+                _path([(place(step), y(value)) for step, value in each]),
+                [Dot(place(step), y(value)) for step, value in each] if len(each) <= _DOTS else [],
+            )
+            for kind, each in series.items()
+            if each
+        ]
+        ticks = [Tick(f"step {step:,}", place(step)) for step in sorted({0, round(last / 2), round(last)})]
+        return cls(description, _grid(bottom, top, distance, y), lines, ticks)
+
+
+def _grid(bottom: float, top: float, distance: float, y: Callable[[float], float]) -> list[GridLine]:
+    decimals = max(0, -floor(log10(distance)))
+    values = (bottom + i * distance for i in range(round((top - bottom) / distance) + 1))
+    return [GridLine(f"{value:.{decimals}f}", y(value)) for value in values]
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, float]:

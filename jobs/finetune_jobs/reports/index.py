@@ -20,6 +20,7 @@ from finetune_api.layout import (
     judged_object,
     output_folder,
     run_folder,
+    run_report,
 )
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.artifact import MODEL_CARD
@@ -32,6 +33,7 @@ from finetune_jobs.store.s3 import Store
 log = logging.getLogger(__name__)
 
 _SOURCES: Final = 3
+_WHOLE: Final = "Were the goals met? Data, losses, figures, mistakes and cost on one page."
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,20 @@ def render_index(given: StageInput, reports: list[Report]) -> str:
     return page.render("reports/index.html.j2", f"Reports of {run.name}", identity, reports=reports, up=up)
 
 
+def found_reports(context: Context, chain: Upstream, artifact: str = "") -> list[Report]:
+    """Those of them that are there. Raises StageError as Store."""
+    publishing = context.input.params.publish
+    judge = publishing.judge.identity if publishing and publishing.judge else ""
+    return [report for report in reports_of(chain, artifact, judge) if _is_there(context.store, report)]
+
+
 def write_index(context: Context, chain: Upstream, artifact: str = "") -> None:
     """Write the index for what the run has so far. What goes wrong costs the index only, never the stage."""
     try:
-        publishing = context.input.params.publish
-        judge = publishing.judge.identity if publishing and publishing.judge else ""
-        reports = [report for report in reports_of(chain, artifact, judge) if _is_there(context.store, report)]
-        place = f"{run_folder(context.input.run)}/{REPORTS_INDEX}"
+        run, reports = context.input.run, found_reports(context, chain, artifact)
+        if context.store.exists(run_report(run)):
+            reports.insert(0, Report("The whole run", _WHOLE, run_report(run)))
+        place = f"{run_folder(run)}/{REPORTS_INDEX}"
         context.store.put(place, render_index(context.input, reports).encode())
     except StageError as error:
         log.warning("the index of the reports was not written: %s", error.message)
