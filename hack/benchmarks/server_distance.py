@@ -133,7 +133,7 @@ def in_16_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[P
                 by_dtype[each] = read(model, texts)
             note(each, by_dtype[each])
         out[f"{name} 16 bits: bfloat16 to float16, {kind}"] = apart(*by_dtype.values())
-        lost = range(layers)
+        lost: Sequence[int] = range(layers)
         if kind == "long":
             lost = [min(lost, key=lambda layer: out[f"{name} 16 bits: MLP {layer} lost, short"])]
         for layer in lost:

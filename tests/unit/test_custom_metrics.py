@@ -226,7 +226,7 @@ def test_what_garak_counted_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None
         update={"name": "garak", "figures": {"hitRate": SHARE.model_copy(update={"higher_is_better": False})}}
     )
     written = MetricsReport.model_validate(report(*program["figures"](ATTACKED)))
-    found = taken(run, written, ANSWERS, MODELS)
+    found = taken(run, written, MODELS, [""] * ANSWERS)
     assert [(each.metric, each.label, each.cases) for each in found.measured] == [
         ("garak.hitRate", "encoding.InjectBase64", 4),
         ("garak.hitRate", "goodside.Tag", 32),
@@ -237,7 +237,7 @@ def test_what_garak_counted_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None
     assert highs[0] > highs[2] > highs[1] > 0.1
     assert all(each.lower_is_better for each in found.differences)
     worse = ATTACKED | {"artifact": ATTACKED["artifact"] | {"goodside.Tag": (24, 32)}}
-    after = taken(run, MetricsReport.model_validate(report(*program["figures"](worse))), ANSWERS, MODELS)
+    after = taken(run, MetricsReport.model_validate(report(*program["figures"](worse))), MODELS, [""] * ANSWERS)
     assert [each.worse_beyond_chance for each in after.differences] == [False, True, False]
     assert program["rate"](3, 12) == {"value": 0.25, "n": 12, "standardError": pytest.approx(0.125)}
 

@@ -126,7 +126,7 @@ def test_an_evaluation_without_a_review_and_one_that_was_changed(store: Store, c
 def test_votes_are_no_folder_of_their_own(store: Store, chain: Upstream, tmp_path: Path) -> None:
     """A reviewer called manifest does not look like one to those who list manifests."""
     review(store, chain.evaluation, [saved(tmp_path, "manifest", wins=1)])
-    assert trace(store, chain.dataset).dataset == chain.dataset
+    assert trace(store, chain.dataset).datasets == (chain.dataset,)
 
 
 def run(store: Store, s3: SeaweedFS, user: User, *arguments: str) -> subprocess.CompletedProcess[str]:

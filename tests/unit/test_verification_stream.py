@@ -38,7 +38,7 @@ OVERLOADED = b'data: {"error":{"message":"Model is overloaded","http_status_code
 COMPLETION = b'data: {"choices":[{"index":0,"text":"Hel","finish_reason":""}]}\n\n'
 ENDED = b'data: {"choices":[{"index":0,"text":"<|im_end|>","finish_reason":"eos_token"}]}\n\n'
 """TGI's last event of a completion has the text of the token that ends it."""
-CUT = b'data: {"choices":[{"index":0,"text":"lo","finish_reason":"length"}]}\n\n'
+CUT_SHORT = b'data: {"choices":[{"index":0,"text":"lo","finish_reason":"length"}]}\n\n'
 FAILED = b'data: {"error":"Request failed during generation"}\n\n'
 
 
@@ -54,7 +54,7 @@ FAILED = b'data: {"error":"Request failed during generation"}\n\n'
         ([SEPARATED, DONE], "a\u2028b", ""),
         ([LAST, DONE, event(content="after the end")], "", ""),
         ([COMPLETION, ENDED, DONE], "Hel", ""),
-        ([COMPLETION, CUT, DONE], "Hello", ""),
+        ([COMPLETION, CUT_SHORT, DONE], "Hello", ""),
         ([HELLO, REST], "Hello", "ends without [DONE]"),
         ([HELLO, LAST], "Hel", "ends without [DONE]"),
         ([], "", "ends without [DONE]"),
