@@ -55,11 +55,11 @@ from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
-from finetune_jobs.evaluation.measurable import Askable, require_measurable
+from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import choose_references, log_probs
-from finetune_jobs.evaluation.report import Evaluated, Probabilities, Rows
+from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
 from finetune_jobs.exporting.offload import load_artifact
@@ -155,7 +155,7 @@ def evaluate(context: Context) -> StageOutput:
         gates = given.params.publish.gates
         require_classes(gates, labels_of(files.dataset))
         most, tokenizer = params.evaluation.max_samples, load_tokenizer(base)
-        asked = Askable.of(files.dataset, params.task.type, most, tokenizer, thoughts=tuning.thoughts)
+        asked = DataFacts.of(files.dataset, params.task.type, most, tokenizer, thoughts=tuning.thoughts)
         require_measurable(gates, asked)
         about = replace(about, gates=gates)
     fall_back = params.on_regression is OnRegression.FALL_BACK
@@ -241,7 +241,7 @@ def evaluate_models(
             paper.read(paper.truth),
             paper.read_all({**heard.answers, **others, "artifact": [each.text for each in served.answers]}),
             paper.labels,
-            Rows([holds_placeholder(example.messages) for example in paper.examples], paper.groups),
+            RowFacts([holds_placeholder(example.messages) for example in paper.examples], paper.groups),
             Probabilities(
                 automation_of(paper, served),
                 likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),

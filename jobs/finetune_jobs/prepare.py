@@ -28,7 +28,7 @@ from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.evaluation.applicable import require_classes
-from finetune_jobs.evaluation.measurable import Askable, require_measurable
+from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer
@@ -191,7 +191,7 @@ def _require_measurable(context: Context, params: PrepareParams, folder: Path, o
     if not given.publish or not given.publish.gates.goals or not given.evaluate:
         return
     task, most, encoder = params.task.type, given.evaluate.evaluation.max_samples, own.encoder
-    asked = Askable.of(folder, task, most, encoder.tokenizer, thoughts=encoder.thoughts)
+    asked = DataFacts.of(folder, task, most, encoder.tokenizer, thoughts=encoder.thoughts)
     require_measurable(given.publish.gates, asked)
 
 

@@ -46,7 +46,7 @@ from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
 from finetune_jobs.reports.index import write_index
 from finetune_jobs.run_report.stored import write_run_report
-from finetune_jobs.run_report.verdict import Said
+from finetune_jobs.run_report.verdict import RunVerdict
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification.checks import unprovable
@@ -60,10 +60,10 @@ def publish(context: Context) -> StageOutput:
         made = _publish(context)
     except StageError as error:
         if error.reason is Reason.GATE_FAILED:
-            _report(context, Said(error.scalars, why=error.message))
+            _report(context, RunVerdict(error.scalars, why=error.message))
         raise
     if made.waits_for:
-        _report(context, Said(made.scalars, why=made.message, waits=True))
+        _report(context, RunVerdict(made.scalars, why=made.message, waits=True))
     return made
 
 
@@ -314,12 +314,12 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     record_gates(context.store, require(given.params.publish, "params.publish"), result)
     attest(context.store, given, digest, signer_of(output))
     move_channel(context, digest, channel)
-    _report(context, Said(result.scalars, digest))
+    _report(context, RunVerdict(result.scalars, digest))
     pushed = Copies(context.store, output, digest, channel).make(given.run, now(), context.progress)
     return result.model_copy(update={"scalars": result.scalars | pushed})
 
 
-def _report(context: Context, said: Said) -> None:
+def _report(context: Context, said: RunVerdict) -> None:
     """Write the page of the run, and then the index, which links it."""
     write_run_report(context, context.input.upstream, said)
     write_index(context, context.input.upstream, said.artifact)

@@ -27,7 +27,7 @@ from finetune_jobs.modelling.base_model import model_of
 from finetune_jobs.reading.inputs import inputs_digest
 from finetune_jobs.reports.index import write_index
 from finetune_jobs.run_report.stored import write_run_report
-from finetune_jobs.run_report.verdict import Said
+from finetune_jobs.run_report.verdict import RunVerdict
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
 
@@ -172,7 +172,7 @@ def _index(context: Context, found: list[Found]) -> None:
     last = found[-1]
     published = last.output_digest if last.stage is Stage.PUBLISH else ""
     if published:  # nothing runs any more that would write it
-        write_run_report(context, chain, Said(last.scalars, published))
+        write_run_report(context, chain, RunVerdict(last.scalars, published))
     write_index(context, chain, published)
 
 

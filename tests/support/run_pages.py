@@ -38,7 +38,7 @@ from finetune_jobs.reports.page import Fact
 from finetune_jobs.run_report.data import DataReport
 from finetune_jobs.run_report.page import RunFacts, render_run
 from finetune_jobs.run_report.training import History
-from finetune_jobs.run_report.verdict import Said, ending_of, goals_of, verdicts_of
+from finetune_jobs.run_report.verdict import RunVerdict, ending_of, goals_of, verdicts_of
 from tests.support.readiness import GOOD, by_part
 from tests.support.reviewing import sheet_of
 
@@ -182,7 +182,7 @@ def run_facts(task: TaskType = TaskType.CLASSIFICATION) -> RunFacts:
         ),
     }
     return RunFacts(
-        ending=ending_of(Said(scalars, ARTIFACT), f"s3://results/team/{output_folder(Stage.PUBLISH, ARTIFACT)}"),
+        ending=ending_of(RunVerdict(scalars, ARTIFACT), f"s3://results/team/{output_folder(Stage.PUBLISH, ARTIFACT)}"),
         manifests=manifests,
         folders={stage: output_folder(stage, digest) for stage, digest in digests.items()},
         goals=goals_of(scalars, GOALS.texts(task)),

@@ -18,6 +18,7 @@ from finetune_jobs.evaluation.estimates import METRICS, measure, metrics_of
 from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, not_worse
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.evaluation.report import Evaluated
+from finetune_jobs.evaluation.tasks import is_json
 from finetune_jobs.evaluation.texts import chrf
 
 pytestmark = pytest.mark.unit
@@ -59,6 +60,8 @@ def test_every_metric_has_its_value_within_its_interval(task: TaskType) -> None:
             scores = evaluated.scores[model]
             pairs = zip(evaluated.truth, evaluated.answers[model], strict=True)
             known = {"exactMatch": scores.accuracy, "chrf": fmean(chrf(t, a) for t, a in pairs)}
+            if row.metric == Metric.VALID_JSON:
+                known[row.metric] = fmean(is_json(answer) for answer in evaluated.answers[model])
             expected = known.get(row.metric) or getattr(scores.labels.get(row.label, scores), row.metric)
             assert it.value == pytest.approx(expected)
     assert {row.label for row in found.measured} == ({"", *LABELS} if task is TaskType.CLASSIFICATION else {""})

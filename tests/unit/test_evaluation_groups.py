@@ -14,7 +14,7 @@ from finetune_jobs.evaluation.clusters import Floats, Groups, likeness, mean, me
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.meanings import meanings
 from finetune_jobs.evaluation.metrics import wilson
-from finetune_jobs.evaluation.report import Evaluated, Rows
+from finetune_jobs.evaluation.report import Evaluated, RowFacts
 from finetune_jobs.evaluation.texts import Likelihoods
 
 pytestmark = pytest.mark.unit
@@ -115,7 +115,7 @@ def evaluated(task: TaskType, wrong: Sequence[int], groups: bool, base_wrong: Se
         return ["no" if n // 10 in bad else each for n, each in enumerate(truth)]
 
     answers = {"base": said(base_wrong), "tuned": said(wrong), "artifact": said(wrong)}
-    rows = Rows(groups=grouped(SUPPLIERS, 10) if groups else None)
+    rows = RowFacts(groups=grouped(SUPPLIERS, 10) if groups else None)
     return Evaluated.of(task, truth, answers, LABELS if task is TaskType.CLASSIFICATION else [], rows)
 
 

@@ -81,6 +81,7 @@ NOT_OF_THE_INPUT: Final = {
     "artifacts.ancestry": "results: test_trace_descendants",
     "artifacts.channel": "results: test_output_names",
     "artifacts.folders": "results: test_jobs_artifact",
+    "artifacts.gates": "results: test_artifact_gates",
     "artifacts.withdrawal": "results: test_artifact_withdrawal",
     "exporting.adapter": "results: test_export",
     "exporting.comparison": "results: test_export_comparison",

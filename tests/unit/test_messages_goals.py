@@ -17,7 +17,7 @@ from finetune_jobs.evaluation.applicable import require_applicable, require_clas
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
-from finetune_jobs.evaluation.measurable import Askable, require_measurable
+from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -254,23 +254,39 @@ def against(baseline: str) -> dict[str, str]:
 AUTOMATED: Final = {"metric": "automation", "atLeast": "0.4"}
 FORGOTTEN: Final = {"metric": "forgetting", "atMost": "0.1"}
 UNLIKELY: Final = {"metric": "perplexity", "atMost": "9"}
-UNMEASURABLE: Final[list[tuple[dict[str, str], Askable, str]]] = [
-    (against("FewShot"), Askable(thoughts=True), "goals[0].baseline … FewShot … reasoning_content … Set baseline"),
-    (against("Prompted"), Askable(thoughts=True), "goals[0].baseline … Prompted … reasoning_content … ZeroShot"),
-    (against("FewShot"), Askable(has_shots=False), "goals[0].baseline … FewShot … no training example … Prompted"),
-    (against("Endpoint"), Askable(is_plain=False), "goals[0].baseline … Endpoint … tools or thoughts … Set baseline"),
-    (AUTOMATED, Askable(thoughts=True), "goals[0] … automation … reasoning_content … Set metric to accuracy or f1"),
+UNMEASURABLE: Final[list[tuple[dict[str, str], DataFacts, str]]] = [
+    (
+        against("FewShot"),
+        DataFacts(thoughts=True),
+        "goals[0].baseline … FewShot … reasoning_content … Set baseline",
+    ),
+    (against("Prompted"), DataFacts(thoughts=True), "goals[0].baseline … Prompted … reasoning_content … ZeroShot"),
+    (
+        against("FewShot"),
+        DataFacts(has_shots=False),
+        "goals[0].baseline … FewShot … no training example … Prompted",
+    ),
+    (
+        against("Endpoint"),
+        DataFacts(is_plain=False),
+        "goals[0].baseline … Endpoint … tools or thoughts … Set baseline",
+    ),
     (
         AUTOMATED,
-        Askable(validated=0),
+        DataFacts(thoughts=True),
+        "goals[0] … automation … reasoning_content … Set metric to accuracy or f1",
+    ),
+    (
+        AUTOMATED,
+        DataFacts(validated=0),
         "goals[0] … automation … no validation examples … spec.dataset.split.validationPercent",
     ),
-    (FORGOTTEN, Askable(must_think=True), "goals[0] … forgetting … chat template … Remove the goal"),
-    (UNLIKELY, Askable(tested=3), "goals[0] … perplexity … 4 … 3 … spec.dataset.split.testPercent"),
+    (FORGOTTEN, DataFacts(must_think=True), "goals[0] … forgetting … chat template … Remove the goal"),
+    (UNLIKELY, DataFacts(tested=3), "goals[0] … perplexity … 4 … 3 … spec.dataset.split.testPercent"),
 ]
 
 
-def unmeasurable(goal: dict[str, str], asked: Askable) -> StageError:
+def unmeasurable(goal: dict[str, str], asked: DataFacts) -> StageError:
     with pytest.raises(StageError) as caught:
         require_measurable(gates(goal), asked)
     return caught.value
@@ -278,16 +294,16 @@ def unmeasurable(goal: dict[str, str], asked: Askable) -> StageError:
 
 @pytest.mark.parametrize(("goal", "asked", "parts"), UNMEASURABLE)
 def test_what_these_data_leave_unmeasured_is_refused_before_training(
-    goal: dict[str, str], asked: Askable, parts: str
+    goal: dict[str, str], asked: DataFacts, parts: str
 ) -> None:
     error = unmeasurable(goal, asked)
     assert error.reason is Reason.SPEC_INVALID
     assert_says(error.message, *f"spec.evaluation.{parts}".split(" … "))
-    require_measurable(gates(goal), Askable())
+    require_measurable(gates(goal), DataFacts())
 
 
 def test_goals_that_ask_the_base_model_as_the_artifact_need_nothing_of_the_data() -> None:
-    nothing = Askable(thoughts=True, has_shots=False, is_plain=False, validated=0)
+    nothing = DataFacts(thoughts=True, has_shots=False, is_plain=False, validated=0)
     require_measurable(gates(against("ZeroShot"), {"metric": "f1", "atLeast": "0.5"}), nothing)
 
 

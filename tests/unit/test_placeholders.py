@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.dataset import Columns, Task, TaskType
 from finetune_jobs.evaluation.page import EvaluationSubject, render_html
-from finetune_jobs.evaluation.report import Evaluated, Rows
+from finetune_jobs.evaluation.report import Evaluated, RowFacts
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness.checklist import State
 from finetune_jobs.readiness.preparation_report import PreparationReport
@@ -75,7 +75,7 @@ ANSWERS = {"base": ["b"] * 4, "tuned": TRUTH, "artifact": ["a", "a", "a", "b"]}
 
 
 def test_they_are_scored_apart() -> None:
-    found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, ANSWERS, ["a", "b"], Rows([True, True, False, False]))
+    found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, ANSWERS, ["a", "b"], RowFacts([True, True, False, False]))
     placeholders = found.metrics()["placeholders"]
     assert [placeholders[kind]["artifact"]["accuracy"] for kind in ("with", "without")] == [1.0, 0.5]
     assert [placeholders[kind]["base"]["samples"] for kind in ("with", "without")] == [2, 2]
@@ -86,7 +86,7 @@ def test_they_are_scored_apart() -> None:
 
 @pytest.mark.parametrize("masked", [(), (True,) * 4, (False,) * 4])
 def test_a_test_of_one_kind_has_one_score(masked: tuple[bool, ...]) -> None:
-    found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, ANSWERS, ["a", "b"], Rows(masked))
+    found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, ANSWERS, ["a", "b"], RowFacts(masked))
     assert found.apart == {}
     assert "placeholders" not in found.summary()
     assert "for personal data" not in render_html(found, ["q"] * 4, EvaluationSubject())

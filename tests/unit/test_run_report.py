@@ -13,13 +13,13 @@ from finetune_api.usage import Usage
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.publish import publish, sign_move_and_push
-from finetune_jobs.reports.charts import Kind, Lines
+from finetune_jobs.reports.charts import Kind, LineChart
 from finetune_jobs.run_report.evaluation import taken_from
 from finetune_jobs.run_report.page import RunFacts, render_run
 from finetune_jobs.run_report.stored import write_run_report
 from finetune_jobs.run_report.training import History, thinned, training_section
 from finetune_jobs.run_report.usage import usage_section
-from finetune_jobs.run_report.verdict import Said, ending_of, goals_of, verdicts_of
+from finetune_jobs.run_report.verdict import RunVerdict, ending_of, goals_of, verdicts_of
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.publishing import publish_input
@@ -77,7 +77,7 @@ def test_without_a_log_there_are_facts_and_no_chart() -> None:
 
 @pytest.mark.parametrize("values", [[0.0], [1.0, 1.0], [5.0, 0.001]])
 def test_every_point_of_a_chart_is_inside_it(values: list[float]) -> None:
-    chart = Lines.of({Kind.TRAIN: list(enumerate(values)), Kind.VALIDATION: []}, "losses")
+    chart = LineChart.of({Kind.TRAIN: list(enumerate(values)), Kind.VALIDATION: []}, "losses")
     [drawn] = chart.lines
     assert len(drawn.dots) == len(values)
     assert all(0 <= dot.place <= 1 and 0 <= dot.y <= chart.height for dot in drawn.dots)
@@ -105,13 +105,13 @@ def test_what_results_have_used_is_summed_and_earlier_runs_are_named() -> None:
 @pytest.mark.parametrize(
     ("said", "answer", "uri"),
     [
-        (Said({}, "b"), "✓ published", "s3://a"),
-        (Said({"channel": "candidate"}, "b"), "! candidate", "s3://a"),
-        (Said({}, why="Missed f1."), "✕ stopped", ""),
-        (Said({}, why="2 votes.", waits=True), "! waiting", ""),
+        (RunVerdict({}, "b"), "✓ published", "s3://a"),
+        (RunVerdict({"channel": "candidate"}, "b"), "! candidate", "s3://a"),
+        (RunVerdict({}, why="Missed f1."), "✕ stopped", ""),
+        (RunVerdict({}, why="2 votes.", waits=True), "! waiting", ""),
     ],
 )
-def test_how_a_run_ended(said: Said, answer: str, uri: str) -> None:
+def test_how_a_run_ended(said: RunVerdict, answer: str, uri: str) -> None:
     ending = ending_of(said, "s3://a" if said.artifact else "")
     assert (ending.answer, ending.artifact) == (answer, uri)
     assert said.why in ending.text
@@ -141,7 +141,9 @@ def test_the_page_has_every_part_and_is_accessible() -> None:
 
 
 def test_results_of_an_earlier_version_give_a_page_that_says_what_is_missing() -> None:
-    facts = RunFacts(ending=ending_of(Said({}, "b"), "s3://a"), manifests={}, folders={}, evaluation="<p>old page</p>")
+    facts = RunFacts(
+        ending=ending_of(RunVerdict({}, "b"), "s3://a"), manifests={}, folders={}, evaluation="<p>old page</p>"
+    )
     text = parsed_page(render_run(given(), facts)).text
     for said in (
         *(
@@ -198,7 +200,7 @@ def test_what_the_stages_wrote_is_on_the_page(s3: SeaweedFS, store: Store, upstr
             "evaluation": put(Stage.EVALUATE, "report.html", evaluation_page(TaskType.CLASSIFICATION)),
         }
     )
-    write_run_report(context(publish_input(s3, store, chain), tmp_path), chain, Said({}, why="Missed."))
+    write_run_report(context(publish_input(s3, store, chain), tmp_path), chain, RunVerdict({}, why="Missed."))
     text = page_of(store).text
     for said in ("near duplicates left out", "2.2500", "1.7500", "60", "What each step changed", "Worst answers"):
         assert said in text
@@ -213,7 +215,7 @@ def test_a_log_that_was_changed_costs_the_page_and_not_the_stage(
     (folder / "train_log.jsonl").write_bytes(line(loss=1.0, step=1))
     chain = upstream.model_copy(update={"adapter": publish_folder(store, folder, Stage.TRAIN)})
     store.put(f"{output_folder(Stage.TRAIN, chain.adapter)}/train_log.jsonl", line(loss=2.0, step=1))
-    write_run_report(context(publish_input(s3, store, chain), tmp_path), chain, Said({}))
+    write_run_report(context(publish_input(s3, store, chain), tmp_path), chain, RunVerdict({}))
     assert "the report of the run was not written" in caplog.text
     assert "train_log.jsonl is not the one that its manifest lists" in caplog.text
     assert not store.exists(run_report(PUBLISHED))

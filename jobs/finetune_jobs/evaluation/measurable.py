@@ -20,7 +20,7 @@ _OTHER_BASELINE: Final = "Set baseline to ZeroShot, or use atLeast"
 
 
 @dataclass(frozen=True)
-class Askable:
+class DataFacts:
     """What the prepared data allow to be asked."""
 
     thoughts: bool = False
@@ -37,7 +37,7 @@ class Askable:
     """Validation examples."""
 
     @classmethod
-    def of(cls, dataset: Path, task: TaskType, max_samples: int, tokenizer: Any, *, thoughts: bool) -> "Askable":
+    def of(cls, dataset: Path, task: TaskType, max_samples: int, tokenizer: Any, *, thoughts: bool) -> "DataFacts":
         """Of a prepared data set. ``tokenizer``: the base model's; ``thoughts``: whether the data teach to think."""
         tests = sample(read_split(dataset, "test"), max_samples, task)
         return cls(
@@ -50,7 +50,7 @@ class Askable:
         )
 
 
-def require_measurable(gates: Gates, asked: Askable) -> None:
+def require_measurable(gates: Gates, asked: DataFacts) -> None:
     """Raises StageError (SpecInvalid) for a goal about a figure that no evaluation of this data set will have."""
     for number, goal in enumerate(gates.goals):
         for problem in _problems(f"spec.evaluation.goals[{number}]", goal, asked):
@@ -61,7 +61,7 @@ def _all_plain(tests: Iterable[Conversation]) -> bool:
     return not any(each.tools or any(turn.keys() - PLAIN for turn in each.prompt) for each in tests)
 
 
-def _problems(place: str, goal: Goal, asked: Askable) -> Iterator[str]:
+def _problems(place: str, goal: Goal, asked: DataFacts) -> Iterator[str]:
     compared = goal.improve_over_base is not None
     if compared and goal.baseline in (Baseline.FEW_SHOT, Baseline.PROMPTED) and asked.thoughts:
         yield (

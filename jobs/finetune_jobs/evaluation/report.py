@@ -56,7 +56,7 @@ class Probabilities:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowFacts:
     """What is known of the test examples beside question and answer."""
 
     masked: Sequence[bool] = ()
@@ -95,11 +95,11 @@ class Evaluated:
         truth: Sequence[str],
         answers: Mapping[str, Sequence[str]],
         labels: Sequence[str],
-        rows: Rows | None = None,
+        rows: RowFacts | None = None,
         probabilities: Probabilities | None = None,
     ) -> "Evaluated":
         """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification."""
-        known = rows or Rows()
+        known = rows or RowFacts()
         right, likely = right_for(task), probabilities or Probabilities()
         asked = {model: answers[model] for model in MODELS if model in answers}
         measured = measure(task, truth, asked, labels, likely.expected)
@@ -246,7 +246,7 @@ def _scored_apart(
     truth: Sequence[str],
     answers: Mapping[str, Sequence[str]],
     labels: Sequence[str],
-    known: Rows,
+    known: RowFacts,
 ) -> dict[str, dict[str, Scores]]:
     """A model has been tuned on placeholders and will be asked about real values: a score that both share hides that
     it does well on one kind only."""

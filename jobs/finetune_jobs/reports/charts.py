@@ -218,7 +218,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineChart:
     """Measures over the steps of a training, on one scale."""
 
     description: str
@@ -229,7 +229,7 @@ class Lines:
     height: int = _CURVE
 
     @classmethod
-    def of(cls, series: Mapping[Kind, Sequence[tuple[float, float]]], description: str) -> "Lines":
+    def of(cls, series: Mapping[Kind, Sequence[tuple[float, float]]], description: str) -> "LineChart":
         """``series``: steps and values of each measure, in order; at least one has a point."""
         points = [point for each in series.values() for point in each]
         last = max(1.0, *(step for step, _ in points))

@@ -17,7 +17,7 @@ from finetune_jobs.run_report.data import DataReport, data_section
 from finetune_jobs.run_report.evaluation import taken_from
 from finetune_jobs.run_report.training import History, training_section
 from finetune_jobs.run_report.usage import usage_section
-from finetune_jobs.run_report.verdict import Ending
+from finetune_jobs.run_report.verdict import RunEnding
 
 TITLE: Final = "Report of {name}"
 _SOURCES: Final = 3
@@ -27,7 +27,7 @@ _SOURCES: Final = 3
 class RunFacts:
     """All that the page is made of. What an earlier version did not write is empty."""
 
-    ending: Ending
+    ending: RunEnding
     manifests: Mapping[Stage, Manifest]
     """Of the run's results, in the order of the stages."""
     folders: Mapping[Stage, str]

@@ -21,7 +21,7 @@ from finetune_jobs.reports.index import found_reports
 from finetune_jobs.run_report.data import DataReport
 from finetune_jobs.run_report.page import RunFacts, render_run
 from finetune_jobs.run_report.training import History
-from finetune_jobs.run_report.verdict import Said, ending_of, goals_of, verdicts_of
+from finetune_jobs.run_report.verdict import RunVerdict, ending_of, goals_of, verdicts_of
 from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.s3 import Store
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _TRAIN_LOG: Final = "train_log.jsonl"
 
 
-def write_run_report(context: Context, chain: Upstream, said: Said) -> None:
+def write_run_report(context: Context, chain: Upstream, said: RunVerdict) -> None:
     """Write the page; ``chain``: the digests of the run's results. What goes wrong costs the page only, never the
     stage."""
     try:
@@ -42,7 +42,7 @@ def write_run_report(context: Context, chain: Upstream, said: Said) -> None:
         log.warning("the report of the run was not written", exc_info=True)
 
 
-def _collect(context: Context, chain: Upstream, said: Said) -> RunFacts:
+def _collect(context: Context, chain: Upstream, said: RunVerdict) -> RunFacts:
     store, params = context.store, require(context.input.params.publish, "params.publish")
     folders = _folders(store, chain, said.artifact)
     read = {stage: read_manifest(store, folder) for stage, folder in folders.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final
 
-from finetune_jobs.reports.charts import Kind, Lines
+from finetune_jobs.reports.charts import Kind, LineChart
 from finetune_jobs.reports.page import Fact, Table, TableRow
 
 _POINTS: Final = 200
@@ -57,7 +57,7 @@ class TrainingSection:
     """The section about the training."""
 
     facts: Sequence[Fact]
-    chart: Lines | None = None
+    chart: LineChart | None = None
     """None: no loss is known."""
     names: Mapping[Kind, str] = field(default_factory=dict)
     text: str = ""
@@ -79,7 +79,7 @@ def training_section(history: History, scalars: Mapping[str, str]) -> TrainingSe
     )
     described = "Training and validation loss over the steps; the table has values"
     table = Table("Losses at the validations", ["step", "training, mean since the last", "validation"], rows)
-    return TrainingSection(facts, Lines.of(series, described), _NAMES, text, table if rows else None)
+    return TrainingSection(facts, LineChart.of(series, described), _NAMES, text, table if rows else None)
 
 
 def thinned(points: Sequence[tuple[float, float]], width: int) -> Points:

@@ -23,7 +23,7 @@ M = TypeVar("M", bound=WireModel)
 
 
 @dataclass(frozen=True)
-class Said:
+class RunVerdict:
     """What publish says of a run."""
 
     scalars: Mapping[str, str]
@@ -37,7 +37,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Ending:
+class RunEnding:
     """How the run ended."""
 
     badge: str
@@ -48,15 +48,15 @@ class Ending:
     """URI of what was published; empty: nothing was."""
 
 
-def ending_of(said: Said, uri: str) -> Ending:
+def ending_of(said: RunVerdict, uri: str) -> RunEnding:
     """How it ended; ``uri`` is that of the artifact, if there is one."""
     if said.waits:
-        return Ending("Warn", "! waiting", f"Nothing is published until people have voted. {said.why}")
+        return RunEnding("Warn", "! waiting", f"Nothing is published until people have voted. {said.why}")
     if not said.artifact:
-        return Ending("Fail", "✕ stopped", f"A gate stopped the run. {said.why}")
+        return RunEnding("Fail", "✕ stopped", f"A gate stopped the run. {said.why}")
     if said.scalars.get("channel") == Channel.CANDIDATE:
-        return Ending("Warn", "! candidate", "Published as a candidate, which nothing serves.", uri)
-    return Ending("Pass", "✓ published", "The artifact is the newest of its name.", uri)
+        return RunEnding("Warn", "! candidate", "Published as a candidate, which nothing serves.", uri)
+    return RunEnding("Pass", "✓ published", "The artifact is the newest of its name.", uri)
 
 
 def goals_of(scalars: Mapping[str, str], texts: Sequence[str]) -> list[Conclusion]:
