@@ -60,11 +60,9 @@ EXTRACTION: Final = Example(
     shows="turn invoices of suppliers that training has never seen into records",
     changes={
         "dataset": {"split": {"testPercent": 20}},  # some ten suppliers: five say little of unseen ones
-        "training": {"maxSteps": 30, "checkpointSteps": 30},
-        "evaluation": {
-            "maxSamples": 30,
-            "goldenPrompts": 4,
-        },
+        "training": {"maxSteps": 60, "checkpointSteps": 30},
+        # Of 30 records with 30 steps, F1 0.87 left a goal of 0.80 open (0.73 to 0.90).
+        "evaluation": {"maxSamples": 48, "goldenPrompts": 4},
     },
 )
 SUPPORT: Final = Example(
