@@ -283,7 +283,8 @@ def _many(schema: Object, count: int, path: Path = ()) -> list[Any]:
             return [item + number for number in range(count)]
         case "set":
             pairs = [one + other for one in ascii_lowercase for other in ascii_lowercase]
-            return [pair.upper() if item.isupper() else pair for pair in pairs[:count]]
+            after = "".join(item.partition(".")[1:])  # a container's figure, "lm-eval.acc", stays one
+            return [(pair.upper() if item.isupper() else pair) + after for pair in pairs[:count]]
     return [item] * count
 
 
