@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.custom_metrics import FigureRule
 from finetune_operator.settings import Gpu, ModelCache, Proxy, ServingAccess
+from finetune_operator.tenancy.floor import VerificationFloor
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
 from tests.support.chart import CHART, Object, helm, of_kind, render, settings
@@ -183,8 +184,8 @@ def test_the_examples_of_the_guide_to_clouds(tmp_path: Path) -> None:
         rendered.append(settings(render("--values", str(path))))
     eks, gke = rendered
     assert eks.profiles["gpu-l4"].accelerator.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
-    assert eks.runtimes["tgi"].image.endswith(".amazonaws.com/finetune-operator/tgi:3.3.7-nonroot")
-    assert eks.runtimes["tgi"].pod.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
+    assert eks.runtimes["tgi"].image.endswith(".amazonaws.com/finetune-operator/tgi:3.3.7")
+    assert eks.runtimes["vllm"].pod.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
     assert gke.profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
 
 
@@ -201,8 +202,12 @@ def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text(example)
     rules = settings(render("--values", str(tmp_path / "values.yaml"))).tenancy.rules
     assert [rule.max_usd_per_run for rule in rules] == [50, 2000]
-    named = re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE)
-    assert named == [to_camel(name) for name in TenancyRule.model_fields]
+    rule_table, floor_table = (
+        re.findall(r"^\| `(\w+)(?:: \w+)?` \|", part, re.MULTILINE)
+        for part in guide.split("## The least that a verification must ask")
+    )
+    assert rule_table == [to_camel(name) for name in TenancyRule.model_fields]
+    assert {"namespaces", *floor_table} == {to_camel(name) for name in VerificationFloor.model_fields}
 
 
 def test_the_defaults_of_the_chart_are_the_operators() -> None:
