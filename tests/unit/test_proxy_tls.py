@@ -156,6 +156,18 @@ class TestHaproxy:
             mount(door.certificate, ISSUER.secret(HOST))
             until(lambda: serial(door) not in (first, second))
 
+    def test_one_that_is_not_valid_yet_is_taken_when_it_is(
+        self, tmp_path: Path, engine: StandIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A node's clock may be behind that of the authority, and nobody changes the Secret again for weeks."""
+        with started(tmp_path, engine, ISSUER.secret(HOST), trusting()) as door:
+            first = serial(door)
+            mount(door.certificate, ISSUER.secret(HOST, seconds=6))
+            until(lambda: serial(door) != first)
+        said = [each.message for each in caplog.records if "goes on with the one before" in each.message]
+        assert len(said) == 1, "however often it was looked at"
+        assert_says(said[0], "not yet valid")
+
     def test_whoever_says_nothing_holds_no_connection(
         self, tmp_path: Path, engine: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
