@@ -154,8 +154,8 @@ class Verification:
 
     @property
     def replaced_withdrawn(self) -> str | None:
-        """What it found of the withdrawal of what serves until now; empty: there is none. None: it does not know, or its
-        report is lost."""
+        """What it found of the withdrawal of what serves until now; empty: there is none. None: it does not
+        know, or its report is lost."""
         said = self.verdict.result.scalars.get(REPLACED_WITHDRAWN) if self.verdict.result else None
         return None if said is None else said[:_WORDS]
 
