@@ -212,7 +212,8 @@ DOOR_SECONDS: Final = "doorSeconds"
 
 
 REPLACED_WITHDRAWN: Final = "replacedWithdrawn"
-"""Scalar of a verification that found the artifact withdrawn that serves until now: by whom, when and why."""
+"""Scalar of a verification: by whom, when and why the artifact was withdrawn that serves until now; empty: it was not.
+Absent: that is not known."""
 
 
 class VerifyParams(WireModel):

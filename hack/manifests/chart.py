@@ -152,6 +152,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("serving", "ingressFrom"): {"type": "array", "items": _PEER},
         ("serving", "verificationFloors"): {"type": "array", "items": {"$ref": "#/$defs/VerificationFloor"}},
         ("serving", "longestWatchInterval"): {"type": "string", "pattern": WATCH_INTERVAL},
+        ("serving", "formerRoutes"): {"$ref": "#/$defs/FormerRoutes"},
         ("serving", "ingresses", "annotations"): _STRINGS,
         ("operator", "replicas"): {"type": "integer", "minimum": 1, "maximum": 5},
         ("operator", "instance"): settings["instance"],

@@ -60,24 +60,26 @@ def verify(context: Context) -> StageOutput:
         return _await_pods(context, params, deadline)
     door = Door(params.door) if params.door else None
     passed = (_verify_adapters if params.adapters else _verify_artifact)(context, params, deadline)
-    scalars = passed.scalars | _replaced(context, params)
+    scalars = passed.scalars | look_at_replaced(context, params)
     return replace(passed, scalars=scalars if door is None else scalars | _opening(door))
 
 
-def _replaced(context: Context, params: VerifyParams) -> dict[str, str]:
-    """Whether what serves now was withdrawn: the traffic must not go back to it then. What the store does not say holds
-    up nothing."""
+def look_at_replaced(context: Context, params: VerifyParams) -> dict[str, str]:
+    """Whether what serves now was withdrawn, as a scalar: the traffic must not go back to it then. What the store does
+    not say holds up nothing, and is told apart from "no" by the scalar's absence."""
     said: list[str] = []
+    is_known = bool(params.replaced)
     for ref in params.replaced:
         try:
             store = context.places.open(artifact_root(ref.uri, ref.digest), context.input.storage)
             mark = read_withdrawal(store, ref.digest)
         except StageError as error:
             log.warning("whether what serves now was withdrawn is not known: %s", error.message)
+            is_known = False
             continue
         if mark:
             said.append(f"{in_words(mark)}{f' (adapter {ref.name!r})' if ref.name else ''}")
-    return {REPLACED_WITHDRAWN: shorten("; ".join(said), MAX_WORDS)} if said else {}
+    return {REPLACED_WITHDRAWN: shorten("; ".join(said), MAX_WORDS)} if said or is_known else {}
 
 
 def _opening(door: Door) -> dict[str, str]:

@@ -27,11 +27,11 @@ class Issuer:
         """Its own, in PEM."""
         return _pem(_builder(self.subject, self, self.key.public_key(), days=30, is_authority=True), self)
 
-    def secret(self, host: str, *, days: float = 1, password: str = "") -> dict[str, str]:
-        """The entries of a Secret with a new certificate for a host, valid for so many days from an hour ago."""
+    def secret(self, host: str, *, days: float = 1, password: str = "", seconds: float = -3600) -> dict[str, str]:
+        """The entries of a Secret with a new certificate for a host, valid for so many days, in so many seconds."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-        builder = _builder(subject, self, key.public_key(), days=days, is_authority=False)
+        builder = _builder(subject, self, key.public_key(), days=days, is_authority=False, seconds=seconds)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         sealed = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
         private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
@@ -39,9 +39,15 @@ class Issuer:
 
 
 def _builder(
-    subject: x509.Name, issuer: Issuer, key: ec.EllipticCurvePublicKey, *, days: float, is_authority: bool
+    subject: x509.Name,
+    issuer: Issuer,
+    key: ec.EllipticCurvePublicKey,
+    *,
+    days: float,
+    is_authority: bool,
+    seconds: float = -3600,
 ) -> x509.CertificateBuilder:
-    start = datetime.now(UTC) - timedelta(hours=1)
+    start = datetime.now(UTC) + timedelta(seconds=seconds)
     return (
         x509.CertificateBuilder(issuer.subject, subject, key)
         .serial_number(x509.random_serial_number())

@@ -186,9 +186,10 @@ def started(
     trust: ssl.SSLContext | None = None,
     *,
     keys: bool = True,
+    paths: tuple[tuple[str, ...], tuple[str, ...]] = (READ, WRITE),
 ) -> Iterator[Door]:
     """The proxy, with real HAProxy, before a stand-in. ``shown``: entries of the Secret with its certificate;
-    ``trust``: how clients check that; ``keys``: whether they need one."""
+    ``trust``: how clients check that; ``keys``: whether they need one; ``paths``: which they may GET, and POST to."""
     program = shutil.which("haproxy", path=SYSTEM_PATH)
     if program is None:
         pytest.fail("haproxy is missing: `python3 -m hack.environments proxy` installs it")
@@ -197,7 +198,7 @@ def started(
     folder.mkdir()
     mount(secret, {"a": FIRST})
     ipv6, has_tls = socket.has_dualstack_ipv6(), shown is not None
-    told = Proxied(port, inner, engine.port, READ, WRITE, 15, ipv6, asks_for_keys=keys, speaks_tls=has_tls)
+    told = Proxied(port, inner, engine.port, *paths, 15, ipv6, asks_for_keys=keys, speaks_tls=has_tls)
     certificate = None
     if shown is not None:
         mount(mounted, shown)

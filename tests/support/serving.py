@@ -358,10 +358,9 @@ class ServingCluster:
     def _told(self, name: str) -> dict[str, str]:
         """What a verification finds of the withdrawal of what serves until then."""
         asked = StageInput.model_validate_json(self.objects[CONFIG_MAPS][name]["data"]["input.json"]).params.verify
-        said = [
-            self.withdrawn[each.digest] for each in (asked.replaced if asked else []) if each.digest in self.withdrawn
-        ]
-        return {REPLACED_WITHDRAWN: "; ".join(said)} if said else {}
+        replaced = asked.replaced if asked else []
+        said = [self.withdrawn[each.digest] for each in replaced if each.digest in self.withdrawn]
+        return {REPLACED_WITHDRAWN: "; ".join(said)} if replaced else {}
 
     def _deliver(self, name: str, job: Object) -> None:
         """What running pods say of adapters that they are told of, by the fates of these."""

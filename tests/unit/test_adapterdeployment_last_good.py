@@ -453,6 +453,19 @@ class TestWithdrawn:
         assert [each.reason for each in cluster.events].count(Reason.ARTIFACT_WITHDRAWN) >= 1
         assert cluster.status.previous is None
 
+    @pytest.mark.parametrize("is_asked", [True, False], ids=["it says no", "it does not know"])
+    def test_a_mark_that_was_found_lasts_until_a_verification_finds_none(self, is_asked: bool) -> None:
+        """One that reads another store, or whose report is lost, has not seen that it is gone."""
+        cluster = ServingCluster(spec=pinned(GOOD, keepLastGood="10m"))
+        cluster.settle()
+        old, stable = cluster.traffic(), cluster.status.stable
+        assert stable is not None
+        found = {"withdrawn": self.SAID} | ({} if is_asked else {"storage": None})
+        cluster.status = cluster.status.model_copy(update={"stable": stable.model_copy(update=found)})
+        cluster.spec = pinned(BETTER, keepLastGood="10m")
+        until(cluster, lambda: cluster.traffic() != old)
+        assert (cluster.status.previous is not None) is is_asked
+
     def test_the_name_of_the_verification_does_not_hang_on_what_serves(self) -> None:
         """It would be made again whenever that changes."""
         cluster = ServingCluster(spec=pinned(GOOD))

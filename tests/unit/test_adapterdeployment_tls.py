@@ -158,6 +158,15 @@ class TestRollouts:
         sealed, opened = ("https", 443, "https"), ("http", 80, "http")
         assert seen == {(plain, opened), (new.revision, sealed), (cluster.traffic(), opened)}
 
+    def test_a_service_whose_port_somebody_has_changed_is_restored(self) -> None:
+        """A Service with one port need not name it."""
+        cluster = serving()
+        live = cluster.objects[SERVICES]["demo"]
+        live["spec"]["ports"] = [{"port": 80, "targetPort": 8080, "protocol": "TCP"}]
+        cluster.settle()
+        assert port(cluster.objects[SERVICES]["demo"]) == ("http", 80, "http")
+        assert len(cluster.objects[SERVICES]["demo"]["spec"]["ports"]) == 1
+
     def test_another_secret_is_another_revision_with_one_behind_the_same_port(self) -> None:
         cluster = serving(access=TLS)
         first = cluster.traffic()

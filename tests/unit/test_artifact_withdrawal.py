@@ -12,6 +12,8 @@ from finetune_api.layout import StageRecord, Withdrawal, channel_object, output_
 from finetune_api.reasons import Reason
 from finetune_api.stages import (
     PIPELINE,
+    REPLACED_WITHDRAWN,
+    AdapterRef,
     Outcome,
     Params,
     Stage,
@@ -30,7 +32,7 @@ from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.resolve import find_results
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.verify import verify
+from finetune_jobs.verify import look_at_replaced, verify
 from tests.support import forked
 from tests.support.published import publish_input, put_upstream
 from tests.support.seaweedfs import READER, WRITER, SeaweedFS, User
@@ -110,6 +112,27 @@ def test_a_rollout_is_refused_or_warned(
     assert refused is (policy is WithdrawnPolicy.REFUSE), "with Warn, it goes on to ask the server, which is not there"
     if refused:
         assert_says(error.value.message, f"artifacts/{digest} was {SAID}")
+
+
+def test_a_verification_tells_of_what_serves_until_then(
+    s3: SeaweedFS, store: Store, digest: str, tmp_path: Path
+) -> None:
+    """Also that it was not withdrawn; what it cannot know, it does not say."""
+
+    def told(*uris: str) -> dict[str, str]:
+        replaced = [AdapterRef(name=f"a{number}", uri=each, digest=digest) for number, each in enumerate(uris)]
+        params = VerifyParams(
+            endpoint="http://x", samples=1, min_agreement_percent=75, timeout_seconds=0, replaced=replaced
+        )
+        given = serving_input(s3, store, digest, Stage.VERIFY, verify=params)
+        return look_at_replaced(context(given, tmp_path), params)
+
+    here = store.uri(output_folder(Stage.PUBLISH, digest))
+    nowhere = f"s3://no-such-bucket/{output_folder(Stage.PUBLISH, digest)}"
+    assert told() == told(nowhere) == told(here, nowhere) == {}
+    assert told(here) == {REPLACED_WITHDRAWN: ""}
+    withdraw(store, digest, MARK)
+    assert told(here) == told(here, nowhere) == {REPLACED_WITHDRAWN: f"{SAID} (adapter 'a0')"}
 
 
 def test_fetch_reports_a_mark_and_goes_on(s3: SeaweedFS, store: Store, digest: str, tmp_path: Path) -> None:

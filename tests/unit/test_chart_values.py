@@ -10,6 +10,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from finetune_api.custom_metrics import FigureRule
+from finetune_api.verification import GatesPolicy
 from finetune_operator.settings import Gpu, ModelCache, Proxy, ServingAccess
 from finetune_operator.tenancy.floor import VerificationFloor
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
@@ -184,7 +185,6 @@ def test_the_examples_of_the_guide_to_clouds(tmp_path: Path) -> None:
         rendered.append(settings(render("--values", str(path))))
     eks, gke = rendered
     assert eks.profiles["gpu-l4"].accelerator.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
-    assert eks.runtimes["tgi"].image.endswith(".amazonaws.com/finetune-operator/tgi:3.3.7")
     assert eks.runtimes["vllm"].pod.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
     assert gke.profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
 
@@ -202,12 +202,23 @@ def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text(example)
     rules = settings(render("--values", str(tmp_path / "values.yaml"))).tenancy.rules
     assert [rule.max_usd_per_run for rule in rules] == [50, 2000]
-    rule_table, floor_table = (
-        re.findall(r"^\| `(\w+)(?:: \w+)?` \|", part, re.MULTILINE)
-        for part in guide.split("## The least that a verification must ask")
-    )
-    assert rule_table == [to_camel(name) for name in TenancyRule.model_fields]
-    assert {"namespaces", *floor_table} == {to_camel(name) for name in VerificationFloor.model_fields}
+    rules_part, _, floors_part = guide.partition("## The least that a verification must ask")
+    assert _in_table(rules_part) == [to_camel(name) for name in TenancyRule.model_fields]
+    assert ["namespaces", *_in_table(floors_part)] == [to_camel(name) for name in VerificationFloor.model_fields]
+
+
+def test_the_example_of_floors_is_one(tmp_path: Path) -> None:
+    guide = REPOSITORY / "docs" / "how-to" / "share-a-cluster.md"
+    [example] = [block for block in blocks(guide, "yaml") if "verificationFloors:" in block]
+    (tmp_path / "values.yaml").write_text(example.replace("…", "MCowBQYDK2VwAyEA"))
+    everybody, production = settings(render("--values", str(tmp_path / "values.yaml"))).serving.verification_floors
+    assert (everybody.namespaces, everybody.max_distance, everybody.gates) == (["*"], "0.8", GatesPolicy.ANY)
+    assert (production.namespaces, production.required_gates) == (["prod-*"], ["recall", "leaks"])
+
+
+def _in_table(guide: str) -> list[str]:
+    """The fields that a table explains; of one with a value, such as ``signed: true``, the name."""
+    return re.findall(r"^\| `(\w+)[^`]*` \|", guide, re.MULTILINE)
 
 
 def test_the_defaults_of_the_chart_are_the_operators() -> None:
@@ -250,6 +261,7 @@ def test_the_defaults_of_the_chart_are_the_operators() -> None:
         ("tenancy.rules[0].namespaces={Team}", "/tenancy/rules/0/namespaces/0", "does not match pattern"),
         ("tenancy.rules[0].hosts={https://a.example}", "/tenancy/rules/0/hosts/0", "does not match pattern"),
         ("serving.longestWatchInterval=5s", "/serving/longestWatchInterval", "does not match pattern"),
+        ("serving.formerRoutes=delete", "/serving/formerRoutes", "value must be one of 'Delete', 'Keep'"),
         ("serving.ingressFrom[0].pods=all", "/serving/ingressFrom/0", "'pods' not allowed"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
         ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),

@@ -12,13 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.dataset import TaskType
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.server_tls import LONGEST, Checked, check, client_context, read_server_tls
+from finetune_api.serving_status import CheckOutcome
+from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.verification.checks import make_checks
 from finetune_jobs.verification.connection import wait_until_healthy
+from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.servers import client_of
 from finetune_jobs.verification.trust import trust_server
 from finetune_operator.outcome.pod import parse_result
+from finetune_operator.runtimes import serving_plan
+from finetune_operator.runtimes.plan import ServedModel
+from finetune_operator.settings import Engine, Runtime
 from finetune_proxy import config
 from finetune_proxy.__main__ import Certificate, Options, run
 from finetune_proxy.config import Files, Proxied, haproxy_config
@@ -26,6 +35,8 @@ from hack.cluster.layout import free_port
 from tests.support.certificates import Issuer
 from tests.support.proxy_door import FIRST, HOST, PATIENCE, READ, WRITE, Door, StandIn, mount, stand_in, started, until
 from tests.support.sentences import assert_says
+from tests.support.vllm_server import VllmContract, running
+from tests.unit.test_verification_vllm import ANSWERS, CALLING, ROOT, TEXT
 
 pytestmark = pytest.mark.unit
 
@@ -156,6 +167,18 @@ class TestHaproxy:
             mount(door.certificate, ISSUER.secret(HOST))
             until(lambda: serial(door) not in (first, second))
 
+    def test_one_that_is_not_valid_yet_is_taken_when_it_is(
+        self, tmp_path: Path, engine: StandIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A node's clock may be behind that of the authority, and nobody changes the Secret again for weeks."""
+        with started(tmp_path, engine, ISSUER.secret(HOST), trusting()) as door:
+            first = serial(door)
+            mount(door.certificate, ISSUER.secret(HOST, seconds=6))
+            until(lambda: serial(door) != first)
+        said = [each.message for each in caplog.records if "goes on with the one before" in each.message]
+        assert len(said) == 1, "however often it was looked at"
+        assert_says(said[0], "not yet valid")
+
     def test_whoever_says_nothing_holds_no_connection(
         self, tmp_path: Path, engine: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -224,6 +247,21 @@ class TestTheVerifier:
             url = f"https://localhost:{door.port}"
             trust_server(url, "servers", HOST, self.mounted(tmp_path, entries))
             wait_until_healthy(url, time.monotonic() + PATIENCE, FIRST)
+
+    @pytest.mark.parametrize("answers", [ANSWERS, CALLING], ids=["chats", "prompts with tools, as text"])
+    def test_asks_all_that_it_asks_through_the_list_of_paths(self, tmp_path: Path, answers: list[Answer]) -> None:
+        """With a key, by TLS, and where the operator lets vLLM's clients in."""
+        plan = serving_plan(Runtime(engine=Engine.VLLM, image="x"), ServedModel(ROOT, "demo", True))
+        entries, promise = ISSUER.secret(HOST), Promise(answers, answers, [TEXT], TaskType.TEXT, "INT8")
+        with running(VllmContract(ROOT, answers=answers, references=[TEXT])) as server:
+            engine, paths = StandIn(int(server.url.rpartition(":")[2])), (plan.read_paths, plan.write_paths)
+            with started(tmp_path, engine, entries, trusting(), paths=paths) as door:
+                url = f"https://localhost:{door.port}"
+                trust_server(url, "servers", HOST, self.mounted(tmp_path, entries))
+                asked = client_of(Engine.VLLM, url, key=FIRST)
+                observed = observe(asked, promise, asked.served().limits, lambda *_: None)
+        assert [each.text for each in observed.golden_replies] == [each.artifact for each in answers]
+        assert CheckOutcome.FAILED not in {check.outcome for check in make_checks(observed, 75)}
 
     @pytest.mark.parametrize(
         ("entries", "host"),

@@ -120,23 +120,43 @@ def test_what_asks_for_less_is_not_rolled_out() -> None:
     assert cluster.status.stable.artifact_digest == BETTER
 
 
-def test_pods_that_run_prove_themselves_by_no_less() -> None:
-    """The limits of the self-check follow the spec while pods run, also one that is not rolled out."""
+def limits_of(cluster: ServingCluster) -> tuple[str, dict[str, Any]]:
+    """Name and content of what the pods of what serves prove themselves by."""
+    [found] = [
+        (name, json.loads(each["data"]["limits.json"]))
+        for name, each in cluster.objects[CONFIG_MAPS].items()
+        if "limits.json" in each["data"]
+    ]
+    return found
+
+
+def test_a_floor_that_comes_later_takes_no_pod_from_its_clients() -> None:
+    """What serves was proved by its own limits: by tighter ones none of its pods might become ready again."""
+    cluster = ServingCluster(spec=pinned(GOOD, verification=LOOSE))
+    cluster.settle()
+    name, proved_by = limits_of(cluster)
+    assert (proved_by["maxDistance"], proved_by["minAgreementPercent"]) == (9.999, 1)
+    cluster.settings = floored(FLOOR)
+    cluster.settle()
+    assert condition(cluster.status, "Stalled") == ("True", Reason.BELOW_VERIFICATION_FLOOR)
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+    assert limits_of(cluster) == (name, proved_by)
+    cluster.spec = pinned(GOOD)
+    cluster.settle()
+    assert limits_of(cluster)[1]["minAgreementPercent"] >= 75, "they follow a spec that meets the floor"
+
+
+def test_a_spec_below_loosens_no_pod_that_runs() -> None:
     cluster = ServingCluster(spec=pinned(GOOD), settings=floored(FLOOR))
     cluster.settle()
+    name, proved_by = limits_of(cluster)
     cluster.spec = pinned(GOOD, verification=LOOSE)
     cluster.settle()
-    limits = [
-        json.loads(text)
-        for each in cluster.objects[CONFIG_MAPS].values()
-        for text in each["data"].values()
-        if "minAgreementPercent" in text and '"params"' not in text
-    ]
-    assert limits
-    assert all(each.get("minAgreementPercent", 75) >= 75 for each in limits)
-    assert all((each.get("maxDistance") or 0) <= 0.8 for each in limits)
+    assert limits_of(cluster) == (name, proved_by)
+    del cluster.objects[CONFIG_MAPS][name]
+    cluster.settle()
+    anew = limits_of(cluster)[1]
+    assert (anew["maxDistance"], anew["minAgreementPercent"]) == (0.8, 75), "made anew, they are the floor's"
     made = [VerificationFloor.model_validate(FLOOR)]
-    kept = strictest(made, "team", Verification.model_validate(LOOSE))
-    assert (kept.max_distance, kept.min_agreement_percent) == ("0.8", 75)
     assert strictest(made, "team", Verification()).max_distance is None
     assert strictest([], "team", Verification.model_validate(LOOSE)).max_distance == "9.999"

@@ -73,6 +73,8 @@ class _Known:
     """None: clients need none."""
     words: list[str]
     tls: ServerTls
+    refused: str = ""
+    """What was said last of a certificate that clients cannot use."""
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -175,16 +177,20 @@ def _tell_keys(options: Options, files: Files, known: _Known) -> None:
 
 
 def _tell_certificate(certificate: Certificate | None, files: Files, known: _Known) -> None:
-    """The certificate, if it has changed. One that clients cannot use is said once, and replaces nothing."""
+    """The certificate, if it has changed. One that clients cannot use replaces nothing. It is said once, and looked at
+    again: by a clock that is late, a new one is not valid yet."""
     if certificate is None or (tls := read_server_tls(certificate.folder)) == known.tls:
         return
     checked = server_tls.check(tls, certificate.host, files.folder / "next.pem")
     if checked.fault:
-        log.warning("%s It goes on with the one before. %s.", unusable(certificate, checked.fault), server_tls.REMEDY)
-    else:
-        set_certificate(files.socket, files.certificate, tls.pem)
-        log.info("the certificate is a new one, valid until %s", checked.until)
-    known.tls = tls
+        said = unusable(certificate, checked.fault)
+        if said != known.refused:
+            log.warning("%s It goes on with the one before. %s.", said, server_tls.REMEDY)
+        known.refused = said
+        return
+    set_certificate(files.socket, files.certificate, tls.pem)
+    log.info("the certificate is a new one, valid until %s", checked.until)
+    known.tls, known.refused = tls, ""
 
 
 def _words(keys: ApiKeys | None, drain: threading.Event) -> list[str]:

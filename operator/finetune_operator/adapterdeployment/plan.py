@@ -292,7 +292,8 @@ def _roll_out(
         return (fail if unfit.outlook is Outlook.FAIL else give_back)(stable, candidate, unfit, keep, now)
     if verification is not None and verification.succeeded:
         candidate = scored(verification.recorded(candidate), verification.verdict)
-        stable = stable and stable.model_copy(update={"withdrawn": verification.replaced_withdrawn})
+        if stable is not None and (found := verification.replaced_withdrawn) is not None:
+            stable = stable.model_copy(update={"withdrawn": found})
     verified = proved or (verification is not None and verification.succeeded)
     if verified and stable is not None and takes_steps(observed, target, stable, candidate):
         closed = _closed_for(observed, target, candidate, verification, now)

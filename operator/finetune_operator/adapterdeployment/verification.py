@@ -153,10 +153,11 @@ class Verification:
         return self.succeeded and result is not None and DOOR_SECONDS in result.scalars
 
     @property
-    def replaced_withdrawn(self) -> str:
-        """What it found of the withdrawal of what serves until now; empty: nothing."""
-        result = self.verdict.result
-        return result.scalars.get(REPLACED_WITHDRAWN, "")[:_WORDS] if result is not None else ""
+    def replaced_withdrawn(self) -> str | None:
+        """What it found of the withdrawal of what serves until now; empty: there is none. None: it does not
+        know, or its report is lost."""
+        said = self.verdict.result.scalars.get(REPLACED_WITHDRAWN) if self.verdict.result else None
+        return None if said is None else said[:_WORDS]
 
     @property
     def failure(self) -> ServerProblem | None:

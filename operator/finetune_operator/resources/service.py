@@ -46,7 +46,9 @@ def leads_elsewhere(live: Object, wanted: Object) -> bool:
     """Whether a Service has the port of the other protocol. Server-side apply would leave it there beside the one that
     is wanted: it was made by a create, which counts as another's."""
     names = {client_port_name(tls=True), client_port_name(tls=False)}
-    have, want = ({each["name"] for each in service["spec"]["ports"]} & names for service in (live, wanted))
+    have, want = (
+        {each.get("name") for each in service["spec"].get("ports") or []} & names for service in (live, wanted)
+    )
     return have != want
 
 

@@ -65,7 +65,8 @@ def floor_violation(floors: Floors, namespace: str, asked: Verification, policy:
 
 
 def strictest(floors: Floors, namespace: str, asked: Verification) -> Verification:
-    """What counts of a spec for pods that run already: what it asks for, and no less than the floors."""
+    """What pods prove themselves by: what a spec asks for, and no less than the floors. A spec below them changes no
+    limits that are there; those of what serves may have to be made anew all the same."""
     own = [floor for floor in floors if floor.is_for(namespace)]
     least = max([asked.min_agreement_percent, *(floor.min_agreement_percent for floor in own)])
     most = asked.max_distance
