@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_jobs.artifacts import calls
+from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.evaluation.metrics import Scores, score, wilson
 
 Right = Callable[[str, str], bool]
@@ -163,7 +164,7 @@ def _same(truth: str, answer: str) -> bool:
 
 def _same_value(truth: str, answer: str) -> bool:
     right, given = _parse(truth), _parse(answer)
-    return given is not _ABSENT and _canonical(right) == _canonical(given)
+    return _ABSENT not in (right, given) and _canonical(right) == _canonical(given)
 
 
 def _same_words(truth: str, answer: str) -> bool:
@@ -178,8 +179,8 @@ def _words(text: str) -> list[str]:
 def _parse(text: str) -> Any:
     """The JSON value, or _ABSENT."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_value(text)
+    except ValueError:
         return _ABSENT
 
 
