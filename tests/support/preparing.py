@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.dataset import DataFormat, DatasetSource, Source, Task, TaskType
 from finetune_api.finetunejob import Output
+from finetune_api.goals import Gates
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
 from finetune_jobs.modelling.base_model import find_base_model
@@ -94,12 +95,16 @@ class Prepared:
         self.store.put(name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         return Source(uri=self.store.uri(name), **fields)
 
-    def run(self, *sources: Source, **prepare_fields: Any) -> StageResult:
-        """Prepare the sources; by default with the columns text and label."""
+    def run(self, *sources: Source, gates: Gates | None = None, **prepare_fields: Any) -> StageResult:
+        """Prepare the sources; by default with the columns text and label, and for no goals."""
         output = Output(uri=self.store.uri("out"), name="trial")
         fields = {"sources": list(sources)} | prepare_fields
         params = pipeline_params([], output, **fields)
         assert params.prepare
+        assert params.publish
+        if gates:
+            params = params.model_copy(update={"publish": params.publish.model_copy(update={"gates": gates})})
+            assert params.prepare
         upstream = Upstream(
             source=inputs_digest(Lent(self.store), params.prepare.dataset),
             model=find_base_model(Lent(self.store), self.store.uri("model")).digest,
