@@ -85,7 +85,7 @@ class Prepared:
 
     def __init__(self, s3: SeaweedFS, place: str, base: Path, folder: Path) -> None:
         self.s3, self.base, self.folder = s3, base, folder
-        self.store = Store.connect(s3.storage, place)
+        self.store, self.gates = Store.connect(s3.storage, place), Gates()
         for file in base.glob("*.json"):
             self.store.put(f"model/{file.name}", file.read_bytes())
         self.store.put("model/model.safetensors", b"weights")
@@ -95,16 +95,14 @@ class Prepared:
         self.store.put(name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         return Source(uri=self.store.uri(name), **fields)
 
-    def run(self, *sources: Source, gates: Gates | None = None, **prepare_fields: Any) -> StageResult:
-        """Prepare the sources; by default with the columns text and label, and for no goals."""
+    def run(self, *sources: Source, **prepare_fields: Any) -> StageResult:
+        """Prepare the sources; by default with the columns text and label."""
         output = Output(uri=self.store.uri("out"), name="trial")
         fields = {"sources": list(sources)} | prepare_fields
-        params = pipeline_params([], output, **fields)
+        made = pipeline_params([], output, **fields)
+        assert made.publish
+        params = made.model_copy(update={"publish": made.publish.model_copy(update={"gates": self.gates})})
         assert params.prepare
-        assert params.publish
-        if gates:
-            params = params.model_copy(update={"publish": params.publish.model_copy(update={"gates": gates})})
-            assert params.prepare
         upstream = Upstream(
             source=inputs_digest(Lent(self.store), params.prepare.dataset),
             model=find_base_model(Lent(self.store), self.store.uri("model")).digest,

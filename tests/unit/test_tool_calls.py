@@ -284,6 +284,18 @@ def test_what_only_python_takes_for_json_is_none(text: str) -> None:
     assert found.value(Metric.VALID_JSON, "artifact") == 0.5
 
 
+def test_half_a_surrogate_pair_in_an_answer_does_not_cost_the_page() -> None:
+    """JSON may hold it as an escape; the page and answers.jsonl are written as UTF-8."""
+    form = learnt(HERMES, NAME, ARGUMENTS)
+    assert form
+    odd = form.canonical('<tool_call>{"name": "find", "arguments": {"a\\ud83d": "\\ud83d", "b": "ß"}}</tool_call>')
+    assert b"\\ud83d" in odd.encode()
+    assert "ß" in odd
+    assert read(odd) == [(NAME, {"a\ud83d": "\ud83d", "b": "ß"})]
+    assert [path.encode().decode() for path in scored_fields([odd], [odd])] == ['find()."a\\ud83d"', "find().b"]
+    assert list(scored_fields(['{"Straße": 1}'], ['{"Straße": 2}'])) == ["Straße"]
+
+
 def test_a_schema_is_of_extractions() -> None:
     require_applicable(Gates(), Task(type=TaskType.EXTRACTION, answer_schema=SCHEMA), Examination())
     with pytest.raises(StageError) as error:

@@ -84,10 +84,10 @@ class CallFormat(WireModel):
 
 
 def written(calls: list[Call]) -> str:
-    """Calls as JSON, which ``read`` reads: keys in order, so that equal calls are equal texts."""
-    return json.dumps(
-        {CALLS: [{"name": name, "arguments": _sorted(arguments)} for name, arguments in calls]}, ensure_ascii=False
-    )
+    """Calls as JSON, which ``read`` reads: keys in order, so that equal calls are equal texts. Half a surrogate pair,
+    which JSON may hold and no file, stays the escape that it was."""
+    made = {CALLS: [{"name": name, "arguments": _sorted(arguments)} for name, arguments in calls]}
+    return json.dumps(made, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def read(text: str) -> list[Call] | None:
