@@ -77,7 +77,7 @@ from finetune_jobs.modelling.loading import (
     unpacked,
 )
 from finetune_jobs.modelling.token_files import Conversation
-from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
@@ -155,7 +155,8 @@ def evaluate(context: Context) -> StageOutput:
         gates = given.params.publish.gates
         require_classes(gates, labels_of(files.dataset))
         most, tokenizer = params.evaluation.max_samples, load_tokenizer(base)
-        asked = DataFacts.of(files.dataset, params.task.type, most, tokenizer, thoughts=tuning.thoughts)
+        stop = stop_token(base, tokenizer)
+        asked = DataFacts.of(files.dataset, params.task.type, most, tokenizer, stop, thoughts=tuning.thoughts)
         require_measurable(gates, asked)
         about = replace(about, gates=gates)
     fall_back = params.on_regression is OnRegression.FALL_BACK

@@ -191,7 +191,7 @@ def _require_measurable(context: Context, params: PrepareParams, folder: Path, o
     if not given.publish or not given.publish.gates.goals or not given.evaluate:
         return
     task, most, encoder = params.task.type, given.evaluate.evaluation.max_samples, own.encoder
-    asked = DataFacts.of(folder, task, most, encoder.tokenizer, thoughts=encoder.thoughts)
+    asked = DataFacts.of(folder, task, most, encoder.tokenizer, encoder.stop, thoughts=encoder.thoughts)
     require_measurable(given.publish.gates, asked)
 
 

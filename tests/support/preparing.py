@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.dataset import DataFormat, DatasetSource, Source, Task, TaskType
 from finetune_api.finetunejob import Output
+from finetune_api.goals import Gates
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
 from finetune_jobs.modelling.base_model import find_base_model
@@ -84,7 +85,7 @@ class Prepared:
 
     def __init__(self, s3: SeaweedFS, place: str, base: Path, folder: Path) -> None:
         self.s3, self.base, self.folder = s3, base, folder
-        self.store = Store.connect(s3.storage, place)
+        self.store, self.gates = Store.connect(s3.storage, place), Gates()
         for file in base.glob("*.json"):
             self.store.put(f"model/{file.name}", file.read_bytes())
         self.store.put("model/model.safetensors", b"weights")
@@ -98,7 +99,9 @@ class Prepared:
         """Prepare the sources; by default with the columns text and label."""
         output = Output(uri=self.store.uri("out"), name="trial")
         fields = {"sources": list(sources)} | prepare_fields
-        params = pipeline_params([], output, **fields)
+        made = pipeline_params([], output, **fields)
+        assert made.publish
+        params = made.model_copy(update={"publish": made.publish.model_copy(update={"gates": self.gates})})
         assert params.prepare
         upstream = Upstream(
             source=inputs_digest(Lent(self.store), params.prepare.dataset),

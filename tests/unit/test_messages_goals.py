@@ -283,6 +283,21 @@ UNMEASURABLE: Final[list[tuple[dict[str, str], DataFacts, str]]] = [
     ),
     (FORGOTTEN, DataFacts(must_think=True), "goals[0] … forgetting … chat template … Remove the goal"),
     (UNLIKELY, DataFacts(tested=3), "goals[0] … perplexity … 4 … 3 … spec.dataset.split.testPercent"),
+    (
+        {"metric": "toolUse", "atLeast": "0.9"},
+        DataFacts(tested=1200, calling=0),
+        "goals[0] … toolUse … 1,200 … none … calling a tool … Remove the goal … spec.dataset.split.testPercent",
+    ),
+    (
+        {"metric": "toolFields", "improveOverBase": "0.1"},
+        DataFacts(reads_calls=False),
+        "goals[0] … toolFields … chat template … JSON … not read … choose another base model",
+    ),
+    (
+        {"metric": "validSchema", "atLeast": "0.9"},
+        DataFacts(tested=20, calling=20),
+        "goals[0] … validSchema … every test example … not by JSON … toolArguments or toolFields",
+    ),
 ]
 
 

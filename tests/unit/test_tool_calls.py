@@ -223,6 +223,10 @@ def test_how_many_answers_match_a_schema() -> None:
         ('{"properties": {"a": {"$ref": "#/$defs/none"}}}', "refers to '#/$defs/none' … does not define"),
         ('{"items": [{"$ref": "http://127.0.0.1/x.json"}]}', "is not a JSON Schema"),
         ('{"items": {"$ref": "http://127.0.0.1/x.json"}}', "refers to 'http://127.0.0.1/x.json'"),
+        ('{"$id": "http://a/b", "items": {"$ref": "#/$defs/none"}}', "refers to '#/$defs/none'"),
+        ('{"items": {"$ref": "#/a"}, "a": {"items": {"$ref": "#/none"}}}', "refers to '#/none'"),
+        ('{"$ref": "#"}', "refers to itself without an end"),
+        ('{"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}', "refers to itself"),
     ],
 )
 def test_a_schema_that_is_none_is_refused_before_anything_is_paid_for(schema: str, parts: str) -> None:
@@ -231,6 +235,65 @@ def test_a_schema_that_is_none_is_refused_before_anything_is_paid_for(schema: st
         require_applicable(Gates(), task, Examination())
     assert error.value.reason is Reason.SPEC_INVALID
     assert_says(error.value.message, "spec.task.answerSchema", *parts.split(" … "))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": [{"$ref": "no reference, but a value"}]},
+        {"properties": {"$ref": {"type": "string"}}},
+        {
+            "$id": "http://a/b",
+            "items": {"$ref": "c"},
+            "$defs": {"c": {"$id": "c", "$ref": "#/$defs/n", "$defs": {"n": {}}}},
+        },
+        {"items": {"$ref": "#"}},
+    ],
+)
+def test_a_schema_that_can_be_followed_is_taken(schema: dict[str, Any]) -> None:
+    problem_of = schema_check(json.dumps(schema), "spec")
+    assert problem_of([]) == ("enum" if "enum" in schema else "")
+
+
+DEEP: Final = (300, 900, 990, 5000, 100_000)
+"""The parser refuses some of them, and functions that call themselves would refuse others."""
+
+
+@pytest.mark.parametrize("levels", DEEP)
+def test_an_answer_that_opens_hundreds_of_brackets_is_no_json_and_no_call(levels: int) -> None:
+    """A model that repeats itself writes such, and an evaluation has an answer to it as to any."""
+    deep = "[" * levels + "]" * levels
+    truth, answers = ["[1]", FIND], [deep, said((NAME, {})).replace("{}", f'{{"a": {deep}}}')]
+    found = evaluated(truth, answers, truth, TaskType.EXTRACTION).matched(schema_check('{"items": {"$ref": "#"}}', "s"))
+    assert {metric: found.value(metric, "artifact") for metric in ("accuracy", "validJson", "validSchema")} == {
+        "accuracy": 0,
+        "validJson": 0,
+        "validSchema": 0,
+    }
+    assert scored_fields(truth, answers)["find().a"].recall == 0
+    form = learnt(HERMES, NAME, ARGUMENTS)
+    assert form
+    call = f'<tool_call>{{"name": "find", "arguments": {{"a": {deep}}}}}</tool_call>'
+    assert form.canonical(call) == call
+
+
+@pytest.mark.parametrize("text", ['{"share": NaN}', "Infinity", "[-Infinity]"])
+def test_what_only_python_takes_for_json_is_none(text: str) -> None:
+    """Rows with it are refused; a client's parser refuses it too."""
+    found = evaluated(["1"] * 2, [text, "1"], ["1"] * 2, TaskType.EXTRACTION)
+    assert found.value(Metric.VALID_JSON, "artifact") == 0.5
+
+
+def test_half_a_surrogate_pair_in_an_answer_does_not_cost_the_page() -> None:
+    """JSON may hold it as an escape; the page and answers.jsonl are written as UTF-8."""
+    form = learnt(HERMES, NAME, ARGUMENTS)
+    assert form
+    odd = form.canonical('<tool_call>{"name": "find", "arguments": {"a\\ud83d": "\\ud83d", "b": "ß"}}</tool_call>')
+    assert b"\\ud83d" in odd.encode()
+    assert "ß" in odd
+    assert read(odd) == [(NAME, {"a\ud83d": "\ud83d", "b": "ß"})]
+    assert [path.encode().decode() for path in scored_fields([odd], [odd])] == ['find()."a\\ud83d"', "find().b"]
+    assert list(scored_fields(['{"Straße": 1}'], ['{"Straße": 2}'])) == ["Straße"]
 
 
 def test_a_schema_is_of_extractions() -> None:

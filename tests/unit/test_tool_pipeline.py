@@ -4,6 +4,7 @@ model, and the stand-in for TGI."""
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +15,10 @@ from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.export import Export, ExportFormat
 from finetune_api.finetunejob import Output
+from finetune_api.goals import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome
 from finetune_api.stages import (
     EvaluateParams,
@@ -44,7 +47,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
 from finetune_jobs.verify import verify
-from tests.support.preparing import text
+from tests.support.preparing import Prepared, text
 from tests.support.reasoning import QWEN3
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import DEPLOYMENT, Lent, context, pipeline_params, run_process, stage_input
@@ -200,6 +203,43 @@ def test_a_data_set_of_calls_alone_is_published_and_proved(pipeline: Pipeline, t
         pipeline.serve(Stage.VERIFY, published, server.url)
 
 
+PYTHON: Final = TEMPLATE.replace("{{ c.function | tojson }}", "{{ c.function.name }}(place='somewhere')")
+"""As Llama 4 has it: no JSON."""
+
+
+@pytest.mark.parametrize(
+    ("template", "task", "metric", "called", "why"),
+    [
+        (TEMPLATE, TaskType.TEXT, "toolUse", False, "of the 40 test examples that are asked none is to be answered by"),
+        (TEMPLATE, TaskType.TEXT, "toolName", True, ""),
+        (PYTHON, TaskType.TEXT, "toolName", True, "the base model's chat template does not write calls of tools as"),
+        (TEMPLATE, TaskType.EXTRACTION, "validJson", True, "every test example that is asked is to be answered by"),
+        (TEMPLATE, TaskType.EXTRACTION, "validJson", False, ""),
+    ],
+)
+def test_goals_that_the_calls_of_these_data_leave_unmeasured_are_refused_before_training(
+    s3: SeaweedFS, place: str, tmp_path: Path, template: str, task: TaskType, metric: str, called: bool, why: str
+) -> None:
+    base = build_tiny_llama(tmp_path / "base")
+    edit_json(base / "tokenizer_config.json", chat_template=template)
+    prepared = Prepared(s3, place, base, tmp_path)
+    given = [calling(n) if called else {"prompt": text(n), "completion": f'{{"n": {n}}}'} for n in range(400)]
+    prepared.gates = Gates.model_validate({"goals": [{"metric": metric, "atLeast": "0.9"}]})
+    run = partial(
+        prepared.run,
+        prepared.put("rows.jsonl", given),
+        columns=None,
+        task=SpecTask(type=task),
+        max_length=512,
+    )
+    if not why:
+        run()
+        return
+    with pytest.raises(StageError, match=why) as error:
+        run()
+    assert error.value.reason is Reason.SPEC_INVALID
+
+
 def test_the_form_of_a_template_is_found_by_having_it_write_a_call(tmp_path: Path) -> None:
     base = build_tiny_llama(tmp_path / "base")
     mistral = (
@@ -216,13 +256,12 @@ def test_the_form_of_a_template_is_found_by_having_it_write_a_call(tmp_path: Pat
         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    python = TEMPLATE.replace("{{ c.function | tojson }}", "{{ c.function.name }}(place='somewhere')")
     forms = {
         TEMPLATE: CallFormat(begin="<tool_call>", name_key="name", arguments_key="arguments"),
         QWEN3: CallFormat(begin="<tool_call>", name_key="name", arguments_key="arguments"),
         mistral: CallFormat(begin="[TOOL_CALLS]", name_key="name", arguments_key="arguments"),
         one: CallFormat(name_key="name", arguments_key="parameters"),
-        python: None,
+        PYTHON: None,
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}": None,
     }

@@ -9,6 +9,7 @@ import re
 from typing import Any, Final
 
 from finetune_api.base import WireModel
+from finetune_jobs.base.strict_json import require_shallow
 
 CALLS: Final = "tool_calls"
 """The only key of what ``CallFormat.canonical`` writes, as in a message of OpenAI's API."""
@@ -34,7 +35,9 @@ class CallFormat(WireModel):
     def read(self, text: str) -> list[Call] | None:
         """The calls in a text; None: it calls nothing, or what it calls cannot be read."""
         try:
-            return self._calls(text) or None
+            calls = self._calls(text)
+            require_shallow([list(each) for each in calls])
+            return calls or None
         except (KeyError, TypeError, ValueError, RecursionError):
             return None
 
@@ -81,10 +84,10 @@ class CallFormat(WireModel):
 
 
 def written(calls: list[Call]) -> str:
-    """Calls as JSON, which ``read`` reads: keys in order, so that equal calls are equal texts."""
-    return json.dumps(
-        {CALLS: [{"name": name, "arguments": _sorted(arguments)} for name, arguments in calls]}, ensure_ascii=False
-    )
+    """Calls as JSON, which ``read`` reads: keys in order, so that equal calls are equal texts. Half a surrogate pair,
+    which JSON may hold and no file, stays the escape that it was."""
+    made = {CALLS: [{"name": name, "arguments": _sorted(arguments)} for name, arguments in calls]}
+    return json.dumps(made, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def read(text: str) -> list[Call] | None:
@@ -93,6 +96,7 @@ def read(text: str) -> list[Call] | None:
         return None
     try:
         value = json.loads(text)
+        require_shallow(value)
         found = [(_text(each["name"]), _object(each["arguments"])) for each in value[CALLS]]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None

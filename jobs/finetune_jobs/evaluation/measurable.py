@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import OF_ADVERSARIAL, OF_GENERAL, Baseline, Gates, Goal, Metric
+from finetune_api.goals import OF_ADVERSARIAL, OF_CALLS, OF_GENERAL, Baseline, Gates, Goal, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.applicable import OF_JSON
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import PLAIN, choose_shots
 from finetune_jobs.evaluation.texts import FEWEST
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.calls import find_format
 from finetune_jobs.modelling.token_files import Conversation, iterate_split, read_split
 
 _OTHER_BASELINE: Final = "Set baseline to ZeroShot, or use atLeast"
@@ -35,11 +37,19 @@ class DataFacts:
     """Test examples that are asked."""
     validated: int = 1
     """Validation examples."""
+    calling: int = 1
+    """Test examples that are asked and whose right answer calls tools."""
+    reads_calls: bool = True
+    """The chat template writes calls in a form that is read."""
 
     @classmethod
-    def of(cls, dataset: Path, task: TaskType, max_samples: int, tokenizer: Any, *, thoughts: bool) -> "DataFacts":
-        """Of a prepared data set. ``tokenizer``: the base model's; ``thoughts``: whether the data teach to think."""
+    def of(
+        cls, dataset: Path, task: TaskType, max_samples: int, tokenizer: Any, stop: int, *, thoughts: bool
+    ) -> "DataFacts":
+        """Of a prepared data set. ``tokenizer``: the base model's, ``stop``: its token that ends an answer;
+        ``thoughts``: whether the data teach to think."""
         tests = sample(read_split(dataset, "test"), max_samples, task)
+        calling = sum(1 for each in tests if each.messages[-1].get("tool_calls"))
         return cls(
             thoughts=thoughts,
             must_think=chat.must_think(tokenizer),
@@ -47,6 +57,8 @@ class DataFacts:
             is_plain=_all_plain(tests),
             tested=len(tests),
             validated=sum(1 for _ in iterate_split(dataset, "validation")),
+            calling=calling,
+            reads_calls=not calling or find_format(tokenizer, stop, thoughts=thoughts) is not None,
         )
 
 
@@ -97,4 +109,19 @@ def _problems(place: str, goal: Goal, asked: DataFacts) -> Iterator[str]:
         yield (
             f"{place} is about {goal.metric}, which takes {FEWEST} test examples or more, and there are "
             f"{asked.tested}. Raise spec.dataset.split.testPercent, or set metric to chrf."
+        )
+    if goal.metric in OF_CALLS and not asked.calling:
+        yield (
+            f"{place} is about {goal.metric}, but of the {asked.tested:,} test examples that are asked none is to be "
+            "answered by calling a tool. Remove the goal, or raise spec.dataset.split.testPercent."
+        )
+    elif goal.metric in OF_CALLS and not asked.reads_calls:
+        yield (
+            f"{place} is about {goal.metric}, but the base model's chat template does not write calls of tools as "
+            "JSON, so that they are not read. Remove the goal, or choose another base model."
+        )
+    if goal.metric in OF_JSON and asked.reads_calls and asked.calling == asked.tested:
+        yield (
+            f"{place} is about {goal.metric}, but every test example that is asked is to be answered by calling a "
+            "tool, not by JSON. Set metric to toolArguments or toolFields, or add rows that are answered by JSON."
         )

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_jobs.artifacts import calls
+from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.evaluation.metrics import Scores, score, wilson
 
 Right = Callable[[str, str], bool]
@@ -129,7 +130,13 @@ def fields_of(text: str) -> Counter[tuple[str, str]]:
     None of what is neither."""
     found = calls.read(text)
     leaves = _leaves(_parse(text)) if found is None else ((f"{n}(){p}", v) for n, p, v in _call_leaves(text, False))
-    return Counter((_PLAIN.sub(r"\1", _INDEX.sub("[]", path)).removeprefix("."), value) for path, value in leaves)
+    return Counter((_shown(path), value) for path, value in leaves)
+
+
+def _shown(path: str) -> str:
+    """A path for people, as a file can hold it: half a surrogate pair as its escape."""
+    plain = _PLAIN.sub(r"\1", _INDEX.sub("[]", path)).removeprefix(".")
+    return plain.encode(errors="backslashreplace").decode()
 
 
 def _label_overlap(truth: str, answer: str) -> Overlap:
@@ -163,7 +170,7 @@ def _same(truth: str, answer: str) -> bool:
 
 def _same_value(truth: str, answer: str) -> bool:
     right, given = _parse(truth), _parse(answer)
-    return given is not _ABSENT and _canonical(right) == _canonical(given)
+    return _ABSENT not in (right, given) and _canonical(right) == _canonical(given)
 
 
 def _same_words(truth: str, answer: str) -> bool:
@@ -178,8 +185,8 @@ def _words(text: str) -> list[str]:
 def _parse(text: str) -> Any:
     """The JSON value, or _ABSENT."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_value(text)
+    except ValueError:
         return _ABSENT
 
 
@@ -193,7 +200,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         return
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{json.dumps(key)}")
+            yield from _leaves(inner, f"{path}.{json.dumps(key, ensure_ascii=False)}")
     elif isinstance(value, list) and value:
         for index, inner in enumerate(value):
             yield from _leaves(inner, f"{path}[{index}]")

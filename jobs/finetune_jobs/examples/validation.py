@@ -1,7 +1,6 @@
 """From a row to an example, and everything that may be wrong with one (pure)."""
 
 import hashlib
-import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.hashing import canonical_json
+from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.base.wording import did_you_mean, shorten
 from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault, texts
 from finetune_jobs.modelling.thinking import REASONING
@@ -167,14 +167,10 @@ def shown(value: str, begin: int = 0) -> str:
 def json_problem(text: str) -> str:
     """Why a text is not valid JSON, or an empty string."""
     try:
-        json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        json_value(text)
+    except ValueError as error:
         return f"is not valid JSON ({str(error)[:80]}), which spec.task.type Extraction requires"
     return ""
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON")
 
 
 def _plain(text: str) -> str:

@@ -1,16 +1,18 @@
 """JSON Schemas that a spec holds as text (draft 2020-12)."""
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 
+_NESTING: Final = "nesting"
+
 
 def schema_check(schema: str, field: str) -> Callable[[Any], str]:
-    """A function that says which rule of the schema a value breaks, if any. Raises StageError (SpecInvalid), which
-    names the ``field`` of the spec.
+    """A function that says which rule of the schema a value breaks, if any; ``nesting``, if it is nested too deep to be
+    looked at. Raises StageError (SpecInvalid), which names the ``field`` of the spec.
 
     References are only followed within the schema: nothing is ever loaded from elsewhere.
     """
@@ -32,34 +34,36 @@ def schema_check(schema: str, field: str) -> Callable[[Any], str]:
             broken = jsonschema.exceptions.best_match(validator.iter_errors(value))
         except referencing.exceptions.Unresolvable as error:
             raise _wrong(field, f"refers to {error.ref!r}, which it does not define") from None
+        except RecursionError:
+            return _NESTING
         return "/".join(map(str, broken.absolute_schema_path)) if broken else ""
 
+    if problem_of(None) == _NESTING:
+        raise _wrong(field, "refers to itself without an end")
     return problem_of
 
 
 def _require_references(schema: Any, field: str) -> None:
-    """All at once, and before a value needs them. Within parts with an address of their own they are left to that."""
+    """All at once, and before a value needs them."""
     import referencing
     import referencing.exceptions
-    import referencing.jsonschema
+    from referencing.jsonschema import DRAFT202012
 
-    found = list(_objects(schema))
-    if any("$id" in each for each in found):
-        return
-    resource = referencing.jsonschema.DRAFT202012.create_resource(schema)
-    resolver = referencing.Registry().with_resource("", resource).resolver()
-    for ref in (each["$ref"] for each in found if isinstance(each.get("$ref"), str)):
-        try:
-            resolver.lookup(ref)
-        except referencing.exceptions.Unresolvable:
-            raise _wrong(field, f"refers to {ref!r}, which it does not define") from None
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _objects(inner)
+    whole = DRAFT202012.create_resource(schema)
+    pending, seen = [(whole, referencing.Registry().resolver_with_root(whole))], set[int]()
+    while pending:
+        part, resolver = pending.pop()
+        if id(part.contents) in seen:
+            continue
+        seen.add(id(part.contents))
+        pending += [(each, resolver.in_subresource(each)) for each in part.subresources()]
+        ref = part.contents.get("$ref") if isinstance(part.contents, dict) else None
+        if isinstance(ref, str):
+            try:
+                found = resolver.lookup(ref)
+            except referencing.exceptions.Unresolvable:
+                raise _wrong(field, f"refers to {ref!r}, which it does not define") from None
+            pending.append((DRAFT202012.create_resource(found.contents), found.resolver))
 
 
 def _wrong(field: str, problem: str) -> StageError:
