@@ -17,7 +17,7 @@ from finetune_operator.adapterdeployment.turns import Line, contender_of, frees_
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
-from finetune_operator.framework.informer import Informer
+from finetune_operator.framework.informer import ABSENT_SECONDS, Informer
 from finetune_operator.framework.metrics import RECONCILE_SECONDS, Degraded, PhaseAndReason, degraded, phase_and_reason
 from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.framework.ownership import Key, owner_key
@@ -44,6 +44,8 @@ addresses that they ask for."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
 FIRST_TURNS: Final = "all resources that were there at the start have been looked at"
 """The log's words for the end of a cold start, or of a take-over."""
+FORMER_SECONDS: Final = 600.0
+"""After which to look again for a kind that the API server lacks, and of which only what is left would be deleted."""
 STOP_SECONDS: Final = 20.0
 """Running reconciliations have so long to finish: less than the pod's terminationGracePeriodSeconds."""
 LOOK_SECONDS: Final = 0.5
@@ -74,7 +76,15 @@ class Controller:
         self._workers: list[threading.Thread] = []
         turn = threading.Lock()
         self._informers = [
-            Informer(client, cache, selection, changed=self.changed, seen=self.seen, turn=turn)
+            Informer(
+                client,
+                cache,
+                selection,
+                changed=self.changed,
+                seen=self.seen,
+                turn=turn,
+                absent_seconds=ABSENT_SECONDS if resource in settings.serving.routes else FORMER_SECONDS,
+            )
             for resource in (*CUSTOM_RESOURCES, *CHILDREN, *settings.serving.watched_routes)
             for selection in self._selections(resource)
         ]

@@ -51,9 +51,10 @@ class Informer:
         changed: is called for what a LIST has changed in the cache, deletions too.
         seen: is called for each event, with whether the object is gone; it records the event in the cache.
         turn: is held during a LIST; informers share one.
+        absent_seconds: after which to look again for a kind that the API server lacks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what differs between the streams of one controller
         self,
         client: StreamClient,
         cache: Cache,
@@ -62,6 +63,7 @@ class Informer:
         changed: Changed,
         seen: Seen,
         turn: threading.Lock,
+        absent_seconds: float = ABSENT_SECONDS,
     ) -> None:
         self.selection = selection
         self._client = client
@@ -69,6 +71,7 @@ class Informer:
         self._changed = changed
         self._seen = seen
         self._turn = turn
+        self._absent_seconds = absent_seconds
         self._optional = selection.resource in ROUTES
         self._version = 0
         """From which a watch goes on; 0: from a LIST."""
@@ -128,7 +131,7 @@ class Informer:
                 continue
             except ApiError as error:
                 if self._is_absent(error):
-                    stopping.wait(ABSENT_SECONDS)
+                    stopping.wait(self._absent_seconds)
                     continue
                 if error.expired:
                     self._version = 0
@@ -164,7 +167,8 @@ class Informer:
             return False
         resource, namespace = self.selection.resource, self.selection.namespace
         if not self._cache.lacks(resource):
-            logger.warning("%s: the API server does not have this kind; looking for it again and again", self._name)
+            seconds = self._absent_seconds
+            logger.warning("%s: the API server lacks this kind; looking for it every %.0f s", self._name, seconds)
         self._cache.record_kind(resource, exists=False)
         self._heard, self._version = time.monotonic(), 0
         for gone in self._cache.sweep(resource, namespace, self._cache.moment()):
