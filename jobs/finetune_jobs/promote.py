@@ -1,7 +1,8 @@
 """Command promote: copy a published artifact and its model to another bucket, under the same addresses.
 
 Of an adapter its base goes along. Each folder is downloaded and every hash verified, then uploaded with its manifest;
-the signatures, and what its gates said, follow. No output name points to it there: an AdapterDeployment pins it.
+the signatures, and what its gates said, go before the artifact. No output name points to it there: an AdapterDeployment
+pins it.
 """
 
 import sys
@@ -21,8 +22,8 @@ from finetune_jobs.store.s3 import Store
 
 def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[str]:
     """Copy an artifact, the models that it names, its signatures and what its gates said; returns the folders and
-    objects that were not there yet. The artifact's manifest is written after the models, so that it does not exist in
-    the target before it is whole.
+    objects that were not there yet. The artifact's manifest is written last, so that it does not exist in the target
+    before it is whole, nor before its signatures and verdicts, for which a rollout there asks at once.
 
     Raises StageError: ArtifactWithdrawn, ArtifactNotFound, ArtifactCorrupt, ManifestNewer, as Store.
     """
@@ -31,9 +32,11 @@ def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[st
     fetch_folder(source, published, local)  # first: which model it names is verified too
     model = read_json(local / artifact.MODEL_REF, artifact.ModelRef)
     base = [model.base.folder] if model.base else []
-    copied = [folder for folder in (*base, model.folder, published) if _copy(source, target, folder, scratch)]
-    beside = (f"{published}/provenance", gates_folder(digest))
-    return copied + [path for place in beside for path in _copy_objects(source, target, place)]
+    copied = [folder for folder in (*base, model.folder) if _copy(source, target, folder, scratch)]
+    for place in (f"{published}/provenance", gates_folder(digest)):
+        copied += _copy_objects(source, target, place)
+    require_standing(source, digest)  # again: the models may have taken an hour
+    return copied + ([published] if _copy(source, target, published, scratch) else [])
 
 
 def _copy(source: Store, target: Store, folder: str, scratch: Path) -> bool:

@@ -6,7 +6,6 @@ an artifact of its own, whose card names it.
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, PushRecord, 
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_jobs.artifacts.ancestry import is_copy, published_model
-from finetune_jobs.artifacts.folders import read_manifest
+from finetune_jobs.artifacts.folders import is_address, read_manifest
 from finetune_jobs.artifacts.push import read_pushes
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import parse_json
@@ -24,7 +23,6 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.tools import open_store, parser, run_command
 from finetune_jobs.store.s3 import Store
 
-_ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
 _PLACES: Final = ("datasets", "models", "evaluations", "artifacts")
 """Folders whose manifests are read."""
 
@@ -108,7 +106,7 @@ def trace(store: Store, asked: str) -> Trace:
     """What below a results' root contains a data set, or the sources with this digest, of which there may be several
     data sets. Raises StageError: SpecInvalid for what is no digest, ArtifactCorrupt and ManifestNewer for a manifest
     that cannot be read: an answer without it would not be whole."""
-    if not _ADDRESS.fullmatch(asked):
+    if not is_address(asked):
         raise StageError(
             Reason.SPEC_INVALID,
             f"{asked!r} is no digest of a data set: 64 hexadecimal digits, as in status.dataset.digest; or of its "

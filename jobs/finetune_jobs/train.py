@@ -13,7 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
 from finetune_jobs.artifacts import folders
-from finetune_jobs.base.errors import require
+from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.reports.index import index_stage
@@ -53,7 +53,7 @@ def train(context: Context) -> StageOutput:
         fetch_base_model(context, files.base)
     for warning in training_warnings(params.training) if team.first else ():
         log.warning("%s", warning)
-    if not team.join(done=lambda: earlier_result(context) is not None):
+    if not team.join(done=lambda: _is_done(context)):
         return StageOutput(message="There is a result already: nothing to help with.")
     state = context.store.below(run_folder(given.run))
     with peers_needed(team):
@@ -95,6 +95,18 @@ def train(context: Context) -> StageOutput:
         cut=trained.ending.reason is Reason.BUDGET_EXCEEDED,
         tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes", "liger-kernel"),
     )
+
+
+def _is_done(context: Context) -> bool:
+    """Whether there is a result already. A waiting helper asks every few seconds: it goes on waiting where the store
+    does not answer one of these questions."""
+    try:
+        return earlier_result(context) is not None
+    except StageError as error:
+        if not error.retriable:
+            raise
+        log.warning("whether there is a result already is unknown: %s", error.message)
+        return False
 
 
 def _tracked(context: Context) -> AbstractContextManager[None]:

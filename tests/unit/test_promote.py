@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import finetune_jobs.promote as promoting
 from finetune_api.layout import MANIFEST, Withdrawal, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import FetchParams, Params, Stage, StageInput, StageResult, Upstream
@@ -65,7 +67,8 @@ def test_it_can_be_served_and_traced_there(
 ) -> None:
     copied = promote(source, target, digest, tmp_path / "one")
     model, published = output_folder(Stage.EXPORT, chain.export), output_folder(Stage.PUBLISH, digest)
-    assert copied[:2] == [model, published]
+    assert (copied[0], copied[-1]) == (model, published), "nobody finds it there before its verdicts and signatures"
+    assert {path.split("/")[2] for path in copied[1:-1]} == {"provenance", "gates"}
     assert served(s3, target, digest, tmp_path).output_digest == digest
     for folder in (model, published):
         assert target.get(f"{folder}/{MANIFEST}") == source.get(f"{folder}/{MANIFEST}")
@@ -91,6 +94,22 @@ def test_what_was_withdrawn_is_not_copied(source: Store, target: Store, digest: 
         promote(source, target, digest, tmp_path)
     assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
     assert list(target.list()) == []
+
+
+def test_what_is_withdrawn_meanwhile_is_not_copied(
+    source: Store, target: Store, digest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights may take an hour."""
+
+    def slow(*given: Any) -> bool:
+        withdraw(source, digest, Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z"))
+        return copy(*given)
+
+    copy = promoting._copy
+    monkeypatch.setattr(promoting, "_copy", slow)
+    with pytest.raises(StageError, match="withdrawn by legal"):
+        promote(source, target, digest, tmp_path)
+    assert not target.exists(f"{output_folder(Stage.PUBLISH, digest)}/{MANIFEST}")
 
 
 def test_the_command_has_keys_for_each_store(

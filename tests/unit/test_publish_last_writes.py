@@ -33,6 +33,7 @@ LAST_WRITES: Final = {
     "a file": r"/artifacts/[0-9a-f]{64}/README\.md",
     "the manifest": r"/artifacts/[0-9a-f]{64}/manifest\.json",
     "the record": r"/keys/publish/",
+    "the verdict": r"/artifacts/[0-9a-f]{64}/gates/",
     "the signature": r"/artifacts/[0-9a-f]{64}/provenance/",
     "the name": r"/owners/transactions\.json",
     "the channel": r"/channels/transactions/stable\.json",

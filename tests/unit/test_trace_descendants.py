@@ -168,6 +168,7 @@ def test_resolve_notices_before_anything_is_spent(s3: SeaweedFS, stocked: Store,
         (f"s3://m/models/{'1' * 64}/adapter/", ("s3://m", Stage.TRAIN, "1" * 64)),
         (f"s3://m/models/{'1' * 64}/other", None),
         ("s3://m", None),
+        ("s3://m/models/llama-3-8b/quantized", None),  # somebody's own folder, whose other folders are none of ours
         ("hf://acme/base@0123", None),
         ("", None),
     ],

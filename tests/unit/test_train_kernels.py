@@ -9,14 +9,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any, Final
 
 import pytest
+import torch
+from liger_kernel.transformers import monkey_patch
+from liger_kernel.transformers.rms_norm import LigerRMSNorm
+from liger_kernel.transformers.rope import liger_rotary_pos_emb
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
+from finetune_api.reasons import Reason
 from finetune_api.training import Kernels, Training
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.kernels import FAMILIES, Kernel, fused_kernels, listed
+from finetune_jobs.training import kernels
 from finetune_jobs.training.kernels import runnable, use_kernels
 from hack.cluster.layout import REPOSITORY
 from tests.support.sentences import assert_says
@@ -95,14 +103,67 @@ def test_a_training_has_the_same_loss_and_gradients_with_them(tmp_path: Path) ->
         assert found["selective"] == asked.endswith("part")
 
 
-def test_a_cpu_never_uses_them() -> None:
-    rotation = modeling_llama.apply_rotary_pos_emb
+def small_llama() -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+
+
+def test_a_cpu_never_uses_them() -> None:
+    rotation, model = modeling_llama.apply_rotary_pos_emb, small_llama()
 
     assert (use_kernels(model, Training()), runnable()) == ((), False)
     assert modeling_llama.apply_rotary_pos_emb is rotation
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are put in place although nothing can run them here, as where a GPU's compiler or driver fails."""
+    monkeypatch.setattr(kernels, "runnable", lambda: True)
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_library_that_does_not_fit_its_neighbours_stops_no_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has changed a part of the model and of the process by then: all of that is undone."""
+    before, model = dict(vars(modeling_llama)), small_llama()
+
+    def breaking(model: LlamaForCausalLM, rope: bool = True) -> None:
+        modeling_llama.LlamaRMSNorm = LigerRMSNorm
+        modeling_llama.apply_rotary_pos_emb = liger_rotary_pos_emb
+        model.model.norm.forward = MethodType(LigerRMSNorm.forward, model.model.norm)
+        raise ImportError("cannot import name 'LlamaMLP'")
+
+    monkeypatch.setitem(monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN, "llama", breaking)
+    assert use_kernels(model, Training()) == ()
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert all(vars(modeling_llama)[name] is value for name, value in before.items())
+    assert_says(caplog.text, "without the fused kernel for RMSNorm", "ImportError: cannot import name 'LlamaMLP'")
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_check_that_finds_no_room_leaves_the_kernel_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_large(*_: Any) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(kernels, "norm_fault", too_large)
+    assert Kernel.RMS_NORM not in use_kernels(small_llama(), Training())
+    assert_says(caplog.text, "without the fused kernel for RMSNorm", "OutOfMemoryError: CUDA out of memory")
+
+
+def test_a_kernel_that_breaks_the_gpu_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device "meta" nothing can be read back, as on a GPU after an illegal access."""
+    model = small_llama()
+    monkeypatch.setattr(kernels, "device", lambda: "meta")
+    fused = kernels.fuse(model)
+    with pytest.raises(StageError) as error:
+        kernels.fault_of(Kernel.SWIGLU, fused, model)
+    kernels.restore_rotation(fused.family)
+    assert error.value.reason is Reason.GPU_UNUSABLE
+    assert_says(error.value.message, "fused kernel for SwiGLU", "Set spec.training.kernels to Off")
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, output_folder, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import Batch
-from finetune_jobs.runtime.runner import execute
+from finetune_jobs.runtime.runner import earlier_result, execute
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.train import train
+from finetune_jobs.train import _is_done, train
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.context import TrainingContext
@@ -222,6 +222,21 @@ def test_helpers_of_a_training_that_is_done_end_with_it(
     alone = start_node(given, tmp_path / "pod-1", 1, free_port())
     alone.communicate(timeout=600)  # an hour, if it waited for the first one
     assert alone.returncode == ExitCode.OK
+
+
+def test_a_helper_goes_on_waiting_where_the_store_does_not_answer(
+    store: Store, s3: SeaweedFS, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A retry of its pod would be counted, and its first process may be about to listen."""
+    gone = s3.storage.model_copy(update={"endpoint": f"http://127.0.0.1:{free_port()}"})
+    output, upstream = Output(uri=store.uri(), name="together"), Upstream(model="1" * 64, dataset="2" * 64)
+    params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=Training())})
+    unreachable = context(stage_input(Stage.TRAIN, gone, output, params, upstream), tmp_path)
+    with pytest.raises(StageError) as error:
+        earlier_result(unreachable)
+    assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
+    assert _is_done(unreachable) is False
+    assert_says(caplog.text, "whether there is a result already is unknown")
 
 
 def assert_as_alone(found: dict[str, torch.Tensor], folder: Path, base: Path) -> None:

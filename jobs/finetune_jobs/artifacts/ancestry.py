@@ -11,7 +11,7 @@ from typing import Final
 from finetune_api.layout import PushRecord, output_folder, withdrawn_object
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs.artifacts.folders import read_manifest
+from finetune_jobs.artifacts.folders import is_address, read_manifest
 from finetune_jobs.artifacts.withdrawal import in_words, models_of, read_withdrawal
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.s3 import Store
@@ -30,7 +30,7 @@ def published_model(uri: str) -> tuple[str, Stage, str] | None:
     digest = parts[-2] if len(parts) > 1 else ""
     for stage in _OF_MODELS:
         folder = f"/{output_folder(stage, digest)}"
-        if digest and place.endswith(folder):
+        if is_address(digest) and place.endswith(folder):
             return place.removesuffix(folder), stage, digest
     return None
 

@@ -37,6 +37,11 @@ _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
 _AMOUNT: Final = re.compile(r"[0-9]+\.[0-9]{2}", re.ASCII)
 
 
+def is_address(text: str) -> bool:
+    """Whether a text has the form of a folder's content address."""
+    return bool(_ADDRESS.fullmatch(text))
+
+
 def describe_folder(
     folder: Path, stage: Stage, facts: dict[str, str] | None = None, lineage: Lineage | None = None
 ) -> Manifest:

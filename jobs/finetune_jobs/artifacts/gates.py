@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from finetune_api.goals import GateOutcome, GoalStatus, unpacked
-from finetune_api.hashing import canonical_json, digest
+from finetune_api.hashing import canonical_json, short
 from finetune_api.layout import Channel, GatesRecord, gates_folder, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import ReviewStatus
@@ -39,7 +39,7 @@ def record_gates(store: Store, params: PublishParams, result: StageResult) -> No
         goals=unpacked(found, params.gates.texts(task)) if found else [],
         review=_review(result),
     )
-    store.put_if_absent(f"{gates_folder(artifact)}/{digest(record)[:16]}.json", canonical_json(record))
+    store.put_if_absent(f"{gates_folder(artifact)}/{short(record, 16)}.json", canonical_json(record))
 
 
 def read_gates(store: Store, artifact: str) -> list[GatesRecord]:

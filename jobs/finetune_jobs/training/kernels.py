@@ -24,7 +24,9 @@ import torch
 from torch import nn
 from triton import knobs
 
+from finetune_api.reasons import Reason
 from finetune_api.training import Training
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.kernels import Kernel, fused_kernels, listed
 from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.training.kernel_checks import gate_fault, norm_fault, rotation_fault
@@ -72,8 +74,8 @@ def use_kernels(model: Any, training: Training, team: Team = ALONE) -> tuple[Ker
     restore_rotation(family)  # a model before this one, of the same family, may have had it
     if not runnable() or not (wanted := fused_kernels(model.config.to_dict(), training)):
         return ()
-    fused = fuse(model)
-    faults = [fault_of(kernel, fused, model) for kernel in wanted]
+    fused, unusable = _fused(model)
+    faults = [unusable or fault_of(kernel, fused, model) for kernel in wanted]
     used = []
     for kernel, fault, faulty in zip(wanted, faults, team.any(*map(bool, faults)), strict=True):
         if faulty:
@@ -86,6 +88,17 @@ def use_kernels(model: Any, training: Training, team: Team = ALONE) -> tuple[Ker
     return tuple(used)
 
 
+def _fused(model: Any) -> tuple[Fused, str]:
+    """What ``fuse`` has put in place; or nothing, and why the library cannot be used at all, in words."""
+    family = sys.modules[type(model).__module__]
+    try:
+        return fuse(model), ""
+    except Exception as error:  # noqa: BLE001 # a library that does not fit its neighbours; training can do without
+        nothing = Fused(family, [], [each for each in model.modules() if _is_changed(each)], rotated=False)
+        nothing.remove(Kernel.SWIGLU)
+        return nothing, _failed(error)
+
+
 def fuse(model: Any) -> Fused:
     """Put all kernels of its family in place, unasked. Raises KeyError for a family that Liger does not know."""
     from liger_kernel.transformers import monkey_patch  # seconds, which CPUs need not spend
@@ -96,13 +109,15 @@ def fuse(model: Any) -> Fused:
     apply = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN[model.config.model_type]
     losses = {name: False for name in signature(apply).parameters if "cross_entropy" in name}
     before = dict(vars(family))
-    apply(model=model, **losses)
-    rotated = vars(family).get(ROTATION) is liger_rotary_pos_emb
-    for name, value in before.items():
-        setattr(family, name, value)
+    try:
+        apply(model=model, **losses)
+        rotated = vars(family).get(ROTATION) is liger_rotary_pos_emb
+    finally:
+        for name, value in before.items():
+            setattr(family, name, value)
     if rotated:
         setattr(family, ROTATION, _rotating(before[ROTATION]))
-    changed = [module for module in model.modules() if getattr(_bound(module), "__module__", "").startswith(LIBRARY)]
+    changed = [module for module in model.modules() if _is_changed(module)]
     norms = [module for module in changed if _bound(module) is LigerRMSNorm.forward]
     for norm in norms:
         norm.in_place = False
@@ -118,7 +133,7 @@ def restore_rotation(family: ModuleType) -> None:
 
 def fault_of(kernel: Kernel, fused: Fused, model: Any) -> str:
     """What speaks against a kernel, in words; empty if it computes what the model does without it. One module of each
-    shape is asked."""
+    shape is asked. Raises StageError (GpuUnusable) if the kernel has left a GPU with which nothing can be computed."""
     where, dtype = torch.device(device()), precision()
     modules = fused.norms if kernel is Kernel.RMS_NORM else fused.gates
     if not (fused.rotated if kernel is Kernel.ROPE else modules):
@@ -131,11 +146,30 @@ def fault_of(kernel: Kernel, fused: Fused, model: Any) -> str:
         shapes = {str([(name, each.shape) for name, each in module.named_parameters()]): module for module in modules}
         found = (ask(module, _bound(module), where, dtype) for module in shapes.values())
         return next(filter(None, found), "")
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 # whatever a compiler or a driver says, training can do without
-        said = str(error).strip().splitlines() or [""]
-        return f"it fails with {type(error).__name__}: {said[0][:300]}"
+    except Exception as error:  # noqa: BLE001 # whatever a compiler or a driver says, or if the check finds no room
+        _require_usable(where, kernel, _failed(error))
+        return _failed(error)
+
+
+def _require_usable(where: torch.device, kernel: Kernel, why: str) -> None:
+    """A kernel that reads where it must not makes every later call of the process fail."""
+    try:
+        torch.ones(1, device=where).item()
+    except RuntimeError as error:
+        raise StageError(
+            Reason.GPU_UNUSABLE,
+            f"After the check of the fused kernel for {kernel} nothing can be computed on the GPU: {why}. "
+            "Set spec.training.kernels to Off.",
+        ) from error
+
+
+def _failed(error: Exception) -> str:
+    said = str(error).strip().splitlines() or [""]
+    return f"it fails with {type(error).__name__}: {said[0][:300]}"
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return str(getattr(_bound(module), "__module__", "")).startswith(LIBRARY)
 
 
 def _bound(module: nn.Module) -> Any:
