@@ -118,6 +118,7 @@ NOT_OF_THE_INPUT: Final = {
     "training.shards": "another pod: test_train_shards",
     "training.stall": "the training itself: test_train_watchdogs",
     "training.team": "another pod: test_train_together",
+    "training.kernels": "the GPU: test_train_kernels",
     "training.memory": "the GPU's memory: test_train_recovery",
     "training.trainer": "the GPU's memory: test_train_recovery",
     "training.wandb_run": "a Secret: test_tracking_wandb",

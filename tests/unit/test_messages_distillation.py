@@ -54,6 +54,7 @@ JUDGED: Final[list[tuple[dict[str, Any], Answers]]] = [
     ({"answer_schema": "{"}, []),
     ({"answer_schema": '{"type": "strin"}'}, []),
     ({"answer_schema": '{"$ref": "http://127.0.0.1/none.json"}'}, [("{}", "stop")]),
+    ({"answer_schema": '{"$ref": "#"}'}, []),
 ]
 """What the spec asks of answers, and answers of which one at least is not that, if the spec is right."""
 
