@@ -21,7 +21,8 @@ from tests.support.endpoints import NAME, Endpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-TOKENS = {FRESH: 6, KEPT: 6, STREAM: 64}
+TOKENS = {FRESH: 6, KEPT: 6, STREAM: 24}
+"""Few enough for a model of random weights to write the same text on every CPU: later ones were within rounding."""
 CLIENTS = {FRESH: 2, KEPT: 2, STREAM: 1}
 
 
