@@ -91,8 +91,8 @@ def test_the_others_wait_for_what_the_first_process_does_alone() -> None:
 
 
 def test_only_the_first_process_ever_has_the_whole_model(large: Path, tmp_path: Path) -> None:
-    """The most that each takes while it loads: of two, the second one its half and a few weights in passing. Beside them
-    libraries take up to 37 MiB for themselves, by CPU: a quarter of this model."""
+    """The most that each takes while it loads: of two, the second one its half and a few weights in passing. Libraries
+    take up to 37 MiB for themselves, by CPU: a quarter of this model."""
     whole = (large / "model.safetensors").stat().st_size
     port, found = str(free_port()), [tmp_path / "0", tmp_path / "1"]
     processes = [
