@@ -42,7 +42,8 @@ def test_the_old_shapes_are_these() -> None:
     """A zero, or an empty text, that meant something: whoever has such a manifest is told what to write. Fields that
     are gone are in ``test_retired_fields.py``."""
     refused = [dotted(case.path).removeprefix("spec.") for case in OLD_SHAPES if case.complaint]
-    own = ("model", "dataset.sources[0]", "dataset.benchmarks[0]", "dataset.replay.source", "dataset.pii.ner")
+    data = ("dataset.sources[0]", "dataset.benchmarks[0]", "dataset.replay.source", "evaluation.metrics[0].data")
+    own = ("model", "dataset.pii.ner", *data)
     stores = ["storage", "output.storage", "source.artifact.storage", "source.adapters[0].artifact.storage"]
     assert set(refused) == {
         *(f"{place}.storage.endpoint" for place in own),

@@ -38,6 +38,7 @@ JOB: Final[Object] = {
             "pushTo": [{"oci": {"registry": "https://r", "repository": "a"}}],
         },
         "evaluation": {
+            "metrics": [{"name": "suite", "data": {"uri": "s3://abc/questions"}}],
             "judge": {"endpoint": {"url": "http://j/v1", "model": "m"}},
             "baseline": {"endpoint": {"url": "http://b/v1", "model": "m"}},
         },
@@ -63,6 +64,7 @@ _STORAGES: Final[list[tuple[Object, Path]]] = [
     (JOB, (*_DATASET, "benchmarks", 0, "storage")),
     (JOB, (*_DATASET, "replay", "source", "storage")),
     (JOB, (*_DATASET, "pii", "ner", "storage")),
+    (JOB, ("spec", "evaluation", "metrics", 0, "data", "storage")),
     (DEPLOYMENT, ("spec", "source", "artifact", "storage")),
     (ADAPTERS, ("spec", "source", "adapters", 0, "artifact", "storage")),
 ]
