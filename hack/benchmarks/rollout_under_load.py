@@ -29,8 +29,8 @@ KEEP = "20s"
 """How long pods stay after another revision took over: the drain comes while the load goes on."""
 ROLLOUT_S, MOVED_S = 600, 180
 TOKENS = {FRESH: 6, KEPT: 6, STREAM: 32}
-"""Few enough for a model of random weights to write the same text on every CPU: after some forty tokens, two were within
-rounding of each other."""
+"""Few enough for a model of random weights to write the same text on every CPU: after some forty tokens, two were
+within rounding of each other."""
 CLIENTS = {FRESH: 2, KEPT: 2, STREAM: 2}
 FIRST, SECOND = "first", "second"
 
