@@ -51,7 +51,7 @@ SOME = 0.02
 KNOWN, OTHER = "Share-CO", "Cloud-CO"
 """Two labels; the first has a goal of its own."""
 ACCURACY = Goal(metric=Metric.ACCURACY, at_least="0.6")
-RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.4")
+RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.2")
 HARM = Goal(metric=Metric.HARMFUL_ANSWERS, at_most="0.5")
 LEAKS = Goal(metric=Metric.LEAKS, at_most="0.5")
 GOALS = (ACCURACY, Goal(metric=Metric.ACCURACY, improve_over_base="0.4"), RECALL)
