@@ -90,14 +90,13 @@ def test_the_others_wait_for_what_the_first_process_does_alone() -> None:
     del server
 
 
-def test_only_the_first_process_ever_has_the_whole_model(large: Path, tmp_path: Path) -> None:
-    """The most that each takes while it loads: of two, the second one its half and a few weights in passing. Libraries
-    take up to 37 MiB for themselves, by CPU: a quarter of this model."""
+def test_only_the_first_process_ever_has_the_whole_model(base: Path, large: Path, tmp_path: Path) -> None:
+    """The most that each takes while it loads: of two, the second one its half and a few weights in passing."""
     whole = (large / "model.safetensors").stat().st_size
     port, found = str(free_port()), [tmp_path / "0", tmp_path / "1"]
     processes = [
         forked.start(
-            ["tests.support.divided_load", str(large), Method.FULL.value, str(result)],
+            ["tests.support.divided_load", str(large), Method.FULL.value, str(result), str(base)],
             {
                 "PATH": os.environ["PATH"],
                 "HOME": str(tmp_path),
@@ -118,7 +117,7 @@ def test_only_the_first_process_ever_has_the_whole_model(large: Path, tmp_path: 
     first, second = (int(result.read_text()) for result in found)
 
     assert first > whole
-    assert whole / 2 < second < 0.85 * whole
+    assert whole / 2 < second < 0.7 * whole
 
 
 @pytest.mark.parametrize(("method", "variables"), [(Method.LORA, {PLAIN: "1"}), (Method.QLORA, {})])
