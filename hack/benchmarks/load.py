@@ -42,7 +42,9 @@ class Heard:
     """Seconds of the slowest answer, by kind of client."""
     switches: tuple[Switch, ...] = ()
     faults: tuple[Mapping[str, Any], ...] = ()
-    """Requests that were lost or answered wrongly."""
+    """Requests that were lost or answered wrongly, after the client's first right answer: see ``Load.start``."""
+    refused_first: int = 0
+    """Requests of clients that had no answer yet."""
 
     def on(self, revision: str) -> set[tuple[str, int]]:
         """The clients (kind and number) whose newest answer is this revision's."""
@@ -72,7 +74,8 @@ class Heard:
 def read(log: str) -> Heard:
     """What a log says. Raises ClusterError for a line that is none of the client's: the program has crashed."""
     totals: dict[str, Any] = {}
-    switches, faults = [], []
+    switches, faults, refused_first = [], [], 0
+    let_in: set[tuple[str, int]] = set()
     for line in log.splitlines():
         try:
             said = json.loads(line)
@@ -80,8 +83,11 @@ def read(log: str) -> Heard:
             raise ClusterError(f"the load ended: {log[-1500:]}") from error
         if "switch" in said:
             switches.append(Switch(said["switch"], said["kind"], said["client"], said["at"]))
-        elif "fault" in said:
+            let_in.add((said["kind"], said["client"]))
+        elif "fault" in said and (said["kind"], said["client"]) in let_in:
             faults.append(said)
+        elif "fault" in said:
+            refused_first += 1
         else:
             totals = said
     return Heard(
@@ -90,6 +96,7 @@ def read(log: str) -> Heard:
         totals.get("slowest", {}),
         tuple(switches),
         tuple(faults),
+        refused_first,
     )
 
 

@@ -113,8 +113,9 @@ def answering(*replies: bytes) -> Iterator[int]:
 
 
 def asked(port: int, kind: str, times: int) -> Heard:
-    """What a client of a kind makes of it. It asks again once the connection before is closed on both sides."""
-    lines: list[str] = []
+    """What a client of a kind makes of it that had an answer before. It asks again once the connection before is closed
+    on both sides."""
+    lines = [json.dumps({"switch": "before", "kind": kind, "client": 0, "at": 0.0})]
     plan = Plan("127.0.0.1", port, {kind: 1}, [], dict.fromkeys([FRESH, KEPT, STREAM], 4), ANSWERS, 0, 10)
     client = Client(plan, kind, 0, Tally(), lines.append)
     for _ in range(times):
@@ -129,7 +130,7 @@ def test_it_counts_answers_by_revision_and_says_when_another_one_answers() -> No
     with answering(reply(chat("one")), reply(chat("one")), reply(chat("two"))) as port:
         heard = asked(port, FRESH, 3)
     assert (heard.answers, heard.connections) == ({FRESH: {"first": 2, "second": 1}}, {FRESH: 3})
-    assert [each.revision for each in heard.switches] == ["first", "second"]
+    assert [each.revision for each in heard.switches] == ["before", "first", "second"]
     assert heard.faults == ()
 
 
@@ -167,6 +168,20 @@ def test_a_refused_connection_is_a_fault() -> None:
         pass_by = asked(port, FRESH, 1)
     assert pass_by.faults == ()
     assert "ConnectionRefusedError" in asked(port, FRESH, 1).faults[0]["fault"]
+
+
+def test_what_a_client_hears_before_it_is_let_in_is_no_fault() -> None:
+    """A node's policies refuse a new pod for its first moments; each client is let in by itself."""
+    lines = [
+        {"fault": "refused", "kind": FRESH, "client": 0, "at": 1.0},
+        {"fault": "refused", "kind": KEPT, "client": 0, "at": 1.0},
+        {"switch": "first", "kind": FRESH, "client": 0, "at": 2.0},
+        {"fault": "refused", "kind": KEPT, "client": 0, "at": 2.5},
+        {"fault": "lost", "kind": FRESH, "client": 0, "at": 3.0},
+    ]
+    heard = read("\n".join(map(json.dumps, lines)))
+    assert [fault["fault"] for fault in heard.faults] == ["lost"]
+    assert heard.refused_first == 3
 
 
 def test_a_client_that_has_crashed_is_no_silence() -> None:
