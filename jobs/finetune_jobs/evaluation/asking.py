@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
 from finetune_jobs.artifacts.calls import CallFormat
@@ -18,6 +20,7 @@ from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
 from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
 from finetune_jobs.evaluation.clusters import Groups
+from finetune_jobs.evaluation.findings import Kind
 from finetune_jobs.evaluation.generate import (
     ROOM,
     Generated,
@@ -96,6 +99,13 @@ class Paper:
     def groups(self) -> Groups | None:
         """Which of the examples are alike; None: each stands for itself."""
         return Groups.of([example.group for example in self.examples])
+
+    def answers(self, formats: int) -> int:
+        """How many answers an evaluation of an artifact in so many formats asks for, of all models together."""
+        of_base = len(self.examples) * (2 if self.shots else 1)
+        beside = len(self.probe.sets.general) + len(self.probe.sets.adversarial) + len(self.canaries)
+        of_artifact = len(self.examples) + len(self.checked_truth)
+        return of_base + len(self.examples) + 2 * beside + formats * of_artifact
 
     @property
     def shown(self) -> Questions:
@@ -189,16 +199,16 @@ def _said_and_chosen(model: Any, paper: Paper, progress: Progress) -> tuple[list
     """What the base model writes with room for a sentence, and which labels it would choose, if it is asked that: both
     after reading each prompt once."""
     asked = replace(paper.questions, limit=paper.questions.limit + ROOM)
-    write = writing(model, paper.tokenizer, asked)
     report = progress.part(0.05, 0.2, "base model")
     if paper.task is not TaskType.CLASSIFICATION or not 1 < len(paper.labels) <= MOST_LABELS:
-        return ask_each(model, paper.tokenizer, asked, write, report), []
-    choose = choosing(paper.tokenizer, paper.labels, paper.stop)
+        return generate(model, paper.tokenizer, asked, report), []
+    write, choose = writing(model, paper.tokenizer, asked), choosing(paper.tokenizer, paper.labels, paper.stop)
 
     def both(batch: PromptBatch) -> list[tuple[str, Generated]]:
         return list(zip(choose(batch), write(batch), strict=True))
 
-    found = ask_each(model, paper.tokenizer, asked, both, report)
+    kind = Kind("choice and answer", TypeAdapter(tuple[str, Generated]), paper.labels, answers=True)
+    found = ask_each(model, paper.tokenizer, asked, both, report, kind)
     return [answer for _, answer in found], [label for label, _ in found]
 
 
