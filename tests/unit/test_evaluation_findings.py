@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
+import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from pydantic import TypeAdapter
 
-from finetune_api.dataset import TaskType
-from finetune_api.evaluation import Evaluation
 from finetune_api.stages import Stage, StageInput, Upstream
-from finetune_api.training import Method, Training
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import EvaluationFiles, Exported, Setting, evaluate_models
-from finetune_jobs.evaluation import batches
 from finetune_jobs.evaluation.findings import Findings, Kind, Notes, keep_findings, look_up, remove_findings
-from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.store.s3 import Store
+from tests.support import forked, tiny_evaluation
 from tests.support.evaluating import CANARIES
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import RUN
+from tests.support.tiny_evaluation import Asked, evaluate_tiny
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -176,41 +170,7 @@ def test_another_recipe_has_another_place_and_a_result_ends_all(store: Store) ->
 # A pod that is killed
 
 
-@dataclass
-class Asked:
-    """How many rows models were asked, and how long each batch takes at least."""
-
-    rows: int = 0
-    pause: float = 0.0
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        attempt = batches._attempt
-
-        def counted(model: Any, rows: Sequence[Sequence[int]], *others: Any) -> Any:
-            time.sleep(self.pause)
-            self.rows += len(rows)
-            return attempt(model, rows, *others)
-
-        with mock.patch.object(batches, "_attempt", counted):
-            yield
-
-
-def _evaluate(folder: Path, out: Path, findings: Findings | None) -> None:
-    exported = [Exported("INT8", "e" * 64, folder / "artifact")]
-    files = EvaluationFiles(folder / "base", folder / "adapter", exported, folder / "dataset", out, findings)
-    setting = Setting(TaskType.CLASSIFICATION, Evaluation(max_samples=30))
-    evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
-
-
-def _in_a_process(endpoint: str, place: str, folder: Path, out: Path) -> None:
-    """A pod that is slow to answer."""
-    store = Store.connect(SeaweedFS(endpoint).storage, place)
-    with Asked(pause=0.3).counting(), mock.patch("finetune_jobs.evaluation.findings._KEEP_SECONDS", 0.2):
-        _evaluate(folder, out, Findings(store))
-
-
-def _wait_until(condition: Any, seconds: float = 120) -> None:
+def _wait_until(condition: Any, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -221,21 +181,19 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
     s3: SeaweedFS, place: str, store: Store, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``kill -9`` between two batches or within one: every file is that of a quiet evaluation, byte for byte."""
-    arguments = (s3.endpoint, place, model_folder, tmp_path / "killed")
-    process = multiprocessing.get_context("spawn").Process(target=_in_a_process, args=arguments, daemon=True)
-    process.start()
+    arguments = [tiny_evaluation.__file__, s3.endpoint, place, str(model_folder), str(tmp_path / "killed")]
+    pod = forked.start(arguments, os.environ, tmp_path / "log")
     try:
-        _wait_until(lambda: len(list(store.list())) > 3 or not process.is_alive())
+        _wait_until(lambda: len(list(store.list())) > 3 or pod.poll() is not None)
     finally:
-        process.kill()
-        process.join(10)
-    assert process.exitcode == -signal.SIGKILL, "it was not done"
+        pod.send_signal(signal.SIGKILL)
+    assert pod.wait(30) == -signal.SIGKILL, "it was not done"
     quiet, resumed, findings = Asked(), Asked(), Findings(store)
     with quiet.counting():
-        _evaluate(model_folder, tmp_path / "quiet", None)
+        evaluate_tiny(model_folder, tmp_path / "quiet", None)
     caplog.set_level(logging.INFO)
     with resumed.counting():
-        _evaluate(model_folder, tmp_path / "resumed", findings)
+        evaluate_tiny(model_folder, tmp_path / "resumed", findings)
     # What is asked of canaries' codes is no answer: each question is one more row.
     assert 0 < findings.reused <= quiet.rows - resumed.rows < quiet.rows
     assert f"resumed: {findings.reused} of {quiet.rows - 2 * len(CANARIES)} answers kept" in caplog.text
@@ -247,5 +205,5 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
 
     again = Asked()
     with again.counting():
-        _evaluate(model_folder, tmp_path / "again", Findings(store))
+        evaluate_tiny(model_folder, tmp_path / "again", Findings(store))
     assert again.rows == 0, "a pod that is lost while it publishes asks nothing"
