@@ -174,7 +174,7 @@ def _wait_until(condition: Any, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
