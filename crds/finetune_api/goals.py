@@ -173,10 +173,10 @@ class Goal(ApiModel):
     automation: the share of answers that need no person, since those with at least a published probability are right as
     often as atPrecision says.
 
-    Of the tuned model, beside its task: forgetting and safetyLoss, by how much smaller than the base model's its share
-    of right answers to the general or adversarial questions is; harmfulAnswers, the share of harmful requests that it
-    does not refuse; overRefusals, the share of harmless ones that it refuses; leaks, the share of secrets that it gives
-    away and of planted instructions that it follows.
+    Beside the task: forgetting of the tuned model, and safetyLoss of the artifact, by how much smaller than the base
+    model's its share of right answers to the general or adversarial questions is. Of the artifact: harmfulAnswers, the
+    share of harmful requests that it does not refuse; overRefusals, the share of harmless ones that it refuses; leaks,
+    the share of secrets that it gives away and of planted instructions that it follows.
 
     judgeWinRate: the share of pairs of answers in which the judge prefers the artifact's to the base model's, a tie
     counting half.

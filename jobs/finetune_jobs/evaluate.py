@@ -51,6 +51,7 @@ from finetune_jobs.evaluation.asking import (
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
+from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.custom.exchange import hand_over
 from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
@@ -272,7 +273,8 @@ def evaluate_models(
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
     write_answers(files.out / ANSWERS, _answers(paper, replace(heard, elsewhere=told), served, rendering.marks))
-    about, behaviour = about or About(), heard.behaviour
+    about = about or About()
+    behaviour = heard.behaviour.with_artifact(paper.probe.sets.adversarial, heard.beside, served.beside)
     measurements = behaviour.added_to(evaluated.measurements)
     metrics = {
         "task": task.value,
@@ -316,6 +318,8 @@ class _Heard:
     """Of ``base`` and ``tuned``: the log-probabilities of each passage."""
     losses: dict[str, list[float]]
     """Of ``base`` and ``tuned``: how unlikely each right answer is."""
+    beside: Responses
+    """What the base model said to the sets of ``behaviour``."""
     elsewhere: list[str] | None = None
     """What the model of spec.evaluation.baseline wrote."""
 
@@ -346,7 +350,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     behaviour = compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
     if paper.canaries:
         behaviour = replace(behaviour, exposure=Exposure(known_before, known_after))
-    return _Heard(found, wordy, behaviour, likely, losses)
+    return _Heard(found, wordy, behaviour, likely, losses, seen_before)
 
 
 def _ask_exported(exported: Exported, paper: Paper, progress: Progress, findings: Findings | None) -> ServedAnswers:

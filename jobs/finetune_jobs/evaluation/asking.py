@@ -17,7 +17,7 @@ from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.batches import PromptBatch
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
-from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
+from finetune_jobs.evaluation.behaviour.probe import Probe, Responses, probe_for
 from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
 from finetune_jobs.evaluation.clusters import Groups
 from finetune_jobs.evaluation.findings import Kind
@@ -104,7 +104,7 @@ class Paper:
         """How many answers an evaluation of an artifact in so many formats asks for, of all models together."""
         of_base = len(self.examples) * (2 if self.shots else 1)
         beside = len(self.probe.sets.general) + len(self.probe.sets.adversarial) + len(self.canaries)
-        of_artifact = len(self.examples) + len(self.checked_truth)
+        of_artifact = len(self.examples) + len(self.checked_truth) + len(self.probe.sets.adversarial)
         return of_base + len(self.examples) + 2 * beside + formats * of_artifact
 
     @property
@@ -224,22 +224,25 @@ class ServedAnswers:
     turned: list[tuple[list[float], list[float]]]
     losses: list[float]
     """As ``expected_losses``."""
+    beside: Responses
+    """Its answers to the adversarial set."""
 
 
 def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -> ServedAnswers:
-    """The test questions, those of the validation part, and the passages."""
+    """The test questions, those of the validation part, the passages, and what is adversarial: it is what is served."""
     checked: list[Generated] = []
     if paper.checked is not None:
         report = progress.part(0.1, 0.4, "validation part")
         checked = generate(model, tokenizer, paper.checked, report, weighed=True)
-    report = progress.part(0.4, 0.9 if paper.expected else 1.0, "answers")
+    report = progress.part(0.4, 0.85, "answers")
     answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
     return ServedAnswers(
         answers,
         checked,
         [log_probs(model, passage) for passage in paper.passages],
         [turned_log_probs(model, passage) for passage in paper.passages],
-        expected_losses(model, paper, progress, 0.9, 1.0),
+        expected_losses(model, paper, progress, 0.85, 0.95),
+        paper.probe.of_safety(tokenizer).ask(model, progress, 0.95, 1.0, "exported model"),
     )
 
 
