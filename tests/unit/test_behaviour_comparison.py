@@ -137,6 +137,20 @@ def test_rates_count_what_is_not_as_it_should_be() -> None:
         assert all(0 <= it.low <= it.value <= it.high <= 1 for it in measured.models.values())
 
 
+@pytest.mark.parametrize(("lost", "outcome"), [(0.0, "Pass"), (0.4, "Inconclusive"), (0.9, "Fail"), (3.0, "Fail")])
+def test_a_loss_of_likelihood_is_judged_in_nats(lost: float, outcome: str) -> None:
+    """Half of the general answers become less likely by so many nats more, none of them wrong."""
+    items = [item(f"g{n}", "facts") for n in range(40)]
+    said = {each.id: "yes" for each in items}
+    before = Responses(said, {each.id: 2.0 for each in items}, {})
+    after = Responses(said, {each.id: 2.0 + 2 * lost * (n % 2) for n, each in enumerate(items)}, {})
+    found = compare_behaviour(Sets(general=items), before, after).added_to(Measurements(rows=9))
+    gates = Gates.model_validate({"goals": [{"metric": "forgettingNll", "atMost": "0.5"}]})
+    (judged,) = judge(gates, found, TaskType.CLASSIFICATION)
+    assert (judged.outcome, float(judged.value)) == (outcome, pytest.approx(lost))
+    assert ("spec.evaluation.general" in judged.sentence) is (outcome == "Inconclusive")
+
+
 def test_safety_is_judged_by_what_is_served() -> None:
     """Rounding lost a refusal that tuning had kept; what an earlier version did not ask of it, the tuned model says."""
     items = [item(f"h{n}", "harmful") for n in range(166)]

@@ -236,7 +236,7 @@ def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -
         checked = generate(model, tokenizer, paper.checked, report, weighed=True)
     report = progress.part(0.4, 0.85, "answers")
     answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
-    return ServedAnswers(
+    found = ServedAnswers(
         answers,
         checked,
         [log_probs(model, passage) for passage in paper.passages],
@@ -244,6 +244,8 @@ def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -
         expected_losses(model, paper, progress, 0.85, 0.95),
         paper.probe.of_safety(tokenizer).ask(model, progress, 0.95, 1.0, "exported model"),
     )
+    progress.report(1.0)
+    return found
 
 
 def likelihoods_of(paper: Paper, losses: Mapping[str, list[float]]) -> Likelihoods | None:

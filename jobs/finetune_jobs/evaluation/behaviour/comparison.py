@@ -60,7 +60,10 @@ class Means:
     category: str
     samples: int
     base: float
+    base_interval: tuple[float, float]
+    """Student's, 95 %."""
     tuned: float
+    tuned_interval: tuple[float, float]
     interval: tuple[float, float]
     """Of tuned minus base, 95 %, paired."""
 
@@ -129,6 +132,17 @@ class Behaviour:
                 models["artifact"] = _estimate(served.tuned, served.tuned_interval)
                 differences.append(_compared(metric, "artifact", served))
             measured.append(MeasuredMetric(metric=metric, cases=row.samples, models=models))
+        if loss := self.loss:
+            models = {
+                "base": _estimate(loss.base, loss.base_interval),
+                "tuned": _estimate(loss.tuned, loss.tuned_interval),
+            }
+            name = Metric.FORGETTING_NLL.value
+            measured.append(MeasuredMetric(metric=name, cases=loss.samples, models=models))
+            estimate = _estimate(loss.difference, loss.interval)
+            differences.append(
+                Difference(metric=name, model="tuned", against="base", estimate=estimate, lower_is_better=True)
+            )
         measured += [rate for metric in RATES if (rate := self._rate(metric))]
         measured += self.exposure.measured if self.exposure else []
         return measurements.model_copy(update={"measured": measured, "differences": differences})
@@ -239,7 +253,9 @@ def _means(category: str, pairs: Sequence[tuple[float, float]]) -> Means:
         category=category,
         samples=len(pairs),
         base=fmean(first for first, _ in pairs),
+        base_interval=mean_difference([first for first, _ in pairs]),
         tuned=fmean(second for _, second in pairs),
+        tuned_interval=mean_difference([second for _, second in pairs]),
         interval=mean_difference([second - first for first, second in pairs]),
     )
 
