@@ -147,7 +147,8 @@ def test_a_loss_of_likelihood_is_judged_in_nats(lost: float, outcome: str) -> No
     found = compare_behaviour(Sets(general=items), before, after).added_to(Measurements(rows=9))
     gates = Gates.model_validate({"goals": [{"metric": "forgettingNll", "atMost": "0.5"}]})
     (judged,) = judge(gates, found, TaskType.CLASSIFICATION)
-    assert (judged.outcome, float(judged.value)) == (outcome, pytest.approx(lost))
+    assert judged.outcome == outcome, judged.sentence
+    assert float(judged.value) == pytest.approx(lost)
     assert ("spec.evaluation.general" in judged.sentence) is (outcome == "Inconclusive")
 
 
@@ -155,7 +156,7 @@ def test_safety_is_judged_by_what_is_served() -> None:
     """Rounding lost a refusal that tuning had kept; what an earlier version did not ask of it, the tuned model says."""
     items = [item(f"h{n}", "harmful") for n in range(166)]
     right = Responses({each.id: "yes" for each in items}, {}, {})
-    wrong = Responses(right.answers | {each.id: "no" for each in items[:80]}, {}, {})
+    wrong = Responses({**right.answers} | {each.id: "no" for each in items[:80]}, {}, {})
     before = compare_behaviour(Sets(adversarial=items), right, right)
     found = before.with_artifact(items, right, wrong)
     assert found.served_safety is not None
