@@ -17,6 +17,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from finetune_api.stages import Stage, StageInput, Upstream
+from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.findings import Findings, Kind, Notes, keep_findings, look_up, remove_findings
 from finetune_jobs.store.s3 import Store
@@ -130,6 +131,22 @@ def test_what_is_damaged_is_ignored_with_a_warning(
     assert_says(caplog.text, f"{chunk.uri}:", "damaged lines dropped", "asked again")
     with kept(filled) as (model, _):
         assert Notes(model, KIND, ["prompts"]).find([2, 0, 1]), "kept anew, beside what is damaged"
+
+
+def test_a_pod_that_is_told_to_stop_keeps_what_it_has(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGTERM is raised wherever the evaluation is (``runtime.runner``). What was asked twice is no damage."""
+
+    def pod() -> None:
+        with kept(store) as (model, _):
+            for _ in range(2):
+                Notes(model, KIND, ["prompts"]).keep([3, 4], ROWS[:2])
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        pod()
+    with kept(store) as (model, _):
+        assert Notes(model, KIND, ["prompts"]).find([3, 4]) == ROWS[:2]
+    assert not caplog.text
 
 
 def test_a_store_that_refuses_costs_what_could_not_be_kept(

@@ -51,7 +51,7 @@ class Kind(Generic[T]):
 
 
 class Findings:
-    """What is kept of one evaluation, in the place of its FineTuneJob. ``flush`` may be called from another thread."""
+    """What is kept of one evaluation, in the place of its FineTuneJob."""
 
     def __init__(self, store: Store) -> None:
         """Reads what earlier pods kept."""
@@ -118,9 +118,9 @@ class Findings:
             log.warning("what earlier pods may have kept is not used: %s", error.message)
 
     def _take(self, chunk: Chunk) -> None:
-        known = {key: line for line in chunk.lines if (key := _key(line))}
-        self._kept.update(known)
-        if damaged := len(chunk.lines) - len(known):
+        keys = [_key(line) for line in chunk.lines]
+        self._kept |= {key: line for key, line in zip(keys, chunk.lines, strict=True) if key}
+        if damaged := keys.count(""):
             log.warning("%s: %s damaged lines dropped; what they held is asked again", chunk.uri, damaged)
 
 
