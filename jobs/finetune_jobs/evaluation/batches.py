@@ -145,7 +145,7 @@ def in_batches(
     """What ``work`` finds for each prompt, in their order. ``kind`` is what that is, if it is to be kept where the
     model's findings are. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's memory."""
     encoded = prompts.encoded
-    notes = Notes(model, kind, [encoded, prompts.pad, prompts.answer])
+    notes = Notes(model, kind, [*encoded, prompts.pad, prompts.answer])
     beginning = functools.cache(
         lambda: common_beginning(model, encoded, prompts.answer)
     )  # not needed where all is kept

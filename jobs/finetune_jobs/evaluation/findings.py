@@ -168,12 +168,15 @@ def keep_findings(model: Any, findings: Findings | None, identity: Any) -> None:
 class Notes(Generic[T]):
     """What is known of a model's answers to some prompts, batch by batch; nothing, where it is not kept."""
 
-    def __init__(self, model: Any, kind: Kind[T] | None, prompts: Any) -> None:
-        """``prompts``: all of them, as JSON, and all else that decides an answer."""
+    def __init__(self, model: Any, kind: Kind[T] | None, prompts: Sequence[Any]) -> None:
+        """``prompts``: all of them, each as JSON, and all else that decides an answer."""
         findings, identity = _KEPT.get(model, (None, None))
         self._findings = findings if kind else None
         self._kind = kind
-        self._of = digest([identity, kind.name, kind.decided_by, prompts]) if self._findings and kind else ""
+        self._of = ""
+        if self._findings and kind:
+            each = [digest(prompt) for prompt in prompts]  # one after the other: as JSON they take much memory
+            self._of = digest([identity, kind.name, kind.decided_by, each])
 
     def find(self, batch: Sequence[int]) -> list[T] | None:
         """What was found of each prompt of a batch; None: it has to be computed now."""
@@ -196,7 +199,7 @@ class Notes(Generic[T]):
 
 def look_up(model: Any, kind: Kind[T], asked: Any, compute: Callable[[], T]) -> T:
     """What a model finds of one thing that is ``asked``, as JSON: as it was kept, or computed now."""
-    notes = Notes(model, kind, asked)
+    notes = Notes(model, kind, [asked])
     if known := notes.find([0]):
         return known[0]
     found = compute()

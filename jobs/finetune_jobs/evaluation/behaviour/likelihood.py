@@ -49,7 +49,7 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     order = sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer))
     if not given:
         return []
-    notes = Notes(model, _LOSS, [pad, [[each.prompt, each.answer] for each in given]])
+    notes = Notes(model, _LOSS, [*([each.prompt, each.answer] for each in given), pad])
     losses, size, start, room = [0.0] * len(given), BATCH_SIZE, 0, Room.of(model)
     while start < len(order):
         batch = order[start : start + size]
