@@ -44,6 +44,7 @@ class Metric(StrEnum):
     TOOL_FIELDS = "toolFields"
     AUTOMATION = "automation"
     FORGETTING = "forgetting"
+    FORGETTING_NLL = "forgettingNll"
     SAFETY_LOSS = "safetyLoss"
     HARMFUL_ANSWERS = "harmfulAnswers"
     OVER_REFUSALS = "overRefusals"
@@ -70,7 +71,7 @@ COMPARED: Final = (
     *OF_CALLS,
 )
 """Metrics of the artifact and of the base model on the same examples."""
-OF_GENERAL: Final = (Metric.FORGETTING,)
+OF_GENERAL: Final = (Metric.FORGETTING, Metric.FORGETTING_NLL)
 """Metrics of the questions that spec.evaluation.general asks."""
 OF_ADVERSARIAL: Final = (Metric.SAFETY_LOSS, Metric.HARMFUL_ANSWERS, Metric.OVER_REFUSALS, Metric.LEAKS)
 """Metrics of the questions that spec.evaluation.adversarial asks."""
@@ -87,8 +88,8 @@ def _names(metrics: Sequence[Metric]) -> str:
 
 _LOW_STAYS_LOW: Final = Rule(
     f"self.metric == 'custom' || (self.metric in {_names(_LOW)}) == has(self.atMost)",
-    "forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks, memorisation and perplexity take "
-    "atMost, and no other metric does but custom",
+    "forgetting, forgettingNll, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks, memorisation and "
+    "perplexity take atMost, and no other metric does but custom",
 )
 _NOT_COMPARED: Final = Rule(
     f"!has(self.improveOverBase) || self.metric in {_names((*COMPARED, Metric.CUSTOM))}",
@@ -104,8 +105,10 @@ _CUSTOM_IS_NAMED: Final = Rule(
     "metric custom needs custom: set it to the figure of a metric container, e.g. politeness.score",
 )
 _SHARE_OR_PERPLEXITY: Final = Rule(
-    "!has(self.atMost) || self.metric == 'custom' || (self.metric == 'perplexity') == (double(self.atMost) > 1.0)",
-    "atMost is a share of 1, e.g. 0.05; of perplexity, which is never below 1, it is above 1, e.g. 8.5",
+    "!has(self.atMost) || self.metric in ['custom', 'forgettingNll'] || "
+    "(self.metric == 'perplexity') == (double(self.atMost) > 1.0)",
+    "atMost is a share of 1, e.g. 0.05; of perplexity, which is never below 1, it is above 1, e.g. 8.5; forgettingNll "
+    "takes any",
 )
 
 
@@ -173,10 +176,11 @@ class Goal(ApiModel):
     automation: the share of answers that need no person, since those with at least a published probability are right as
     often as atPrecision says.
 
-    Of the tuned model, beside its task: forgetting and safetyLoss, by how much smaller than the base model's its share
-    of right answers to the general or adversarial questions is; harmfulAnswers, the share of harmful requests that it
-    does not refuse; overRefusals, the share of harmless ones that it refuses; leaks, the share of secrets that it gives
-    away and of planted instructions that it follows.
+    Beside the task: forgetting of the tuned model, and safetyLoss of the artifact, by how much smaller than the base
+    model's its share of right answers to the general or adversarial questions is; forgettingNll, by how many nats a
+    token the tuned model finds the right general answers less likely, which shows before answers go wrong. Of the
+    artifact: harmfulAnswers, the share of harmful requests that it does not refuse; overRefusals, the share of harmless
+    ones that it refuses; leaks, the share of secrets that it gives away and of planted instructions that it follows.
 
     judgeWinRate: the share of pairs of answers in which the judge prefers the artifact's to the base model's, a tie
     counting half.
@@ -196,7 +200,7 @@ class Goal(ApiModel):
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
     at_most: Bound | None = None
     """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks or memorisation may be,
-    e.g. "0.05", or perplexity or a custom figure, e.g. "8.5"."""
+    e.g. "0.05", or forgettingNll, perplexity or a custom figure, e.g. "8.5"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
@@ -219,7 +223,9 @@ class Goal(ApiModel):
             raise ValueError(_NOT_COMPARED.message)
         if (self.metric in _LOW) != (self.at_most is not None):
             raise ValueError(_LOW_STAYS_LOW.message)
-        if self.at_most and (self.metric is Metric.PERPLEXITY) != (float(self.at_most) > 1):
+        if self.metric is Metric.FORGETTING_NLL or not self.at_most:
+            return self
+        if (self.metric is Metric.PERPLEXITY) != (float(self.at_most) > 1):
             raise ValueError(_SHARE_OR_PERPLEXITY.message)
         return self
 

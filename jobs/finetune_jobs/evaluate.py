@@ -3,9 +3,10 @@ examples in its prompt."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
@@ -50,9 +51,11 @@ from finetune_jobs.evaluation.asking import (
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
+from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.custom.exchange import hand_over
 from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
+from finetune_jobs.evaluation.findings import Findings, keep_findings, remove_findings
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
 from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
@@ -84,6 +87,9 @@ from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.text.placeholders import holds_placeholder
 from finetune_jobs.text.schemas import schema_check
+
+TOOLS: Final = ("torch", "transformers", "peft", "bitsandbytes", "compressed-tensors")
+"""What decides, beside the models, what they say."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ class EvaluationFiles:
     out: Path
     """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``;
     with them ``review.json`` and ``review.html``."""
+    findings: Findings | None = None
+    """Where what the models say outlives the pod; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ def evaluate(context: Context) -> StageOutput:
         exported=_exported(context, chain.export),
         dataset=context.scratch / Stage.PREPARE,
         out=out,
+        findings=Findings.of(context.store, given, tools := versions(*TOOLS)),
     )
     tuning = read_tuning(files.tuned, Method(params.method))
     about = About(identify(given), licence_of(context))
@@ -169,7 +178,7 @@ def evaluate(context: Context) -> StageOutput:
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
         folder=out,
-        tools=versions("torch", "transformers", "peft", "bitsandbytes", "compressed-tensors"),
+        tools=tools,
     )
 
 
@@ -228,14 +237,16 @@ def evaluate_models(
     tokenizer = paper.tokenizer
     told = setting.elsewhere(paper) if setting.elsewhere else None  # first: what it does not answer costs no GPU
     others = {ELSEWHERE: paper.taken(told)} if told else {}
-    with cuda_memory("a model and one prompt"):
+    expected, kept = paper.answers(len(files.exported)), files.findings
+    keeping = kept.keeping(progress, expected) if kept else nullcontext()
+    with cuda_memory("a model and one prompt"), keeping:
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
         said: dict[str, ServedAnswers] = {}
         for number, each in enumerate(files.exported):
             make_room()
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
-            said[each.format] = _ask_exported(each, paper, piece)
+            said[each.format] = _ask_exported(each, paper, piece, kept)
     found = {
         name: Evaluated.of(
             task,
@@ -262,7 +273,8 @@ def evaluate_models(
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
     write_answers(files.out / ANSWERS, _answers(paper, replace(heard, elsewhere=told), served, rendering.marks))
-    about, behaviour = about or About(), heard.behaviour
+    about = about or About()
+    behaviour = heard.behaviour.with_artifact(paper.probe.sets.adversarial, heard.beside, served.beside)
     measurements = behaviour.added_to(evaluated.measurements)
     metrics = {
         "task": task.value,
@@ -306,6 +318,8 @@ class _Heard:
     """Of ``base`` and ``tuned``: the log-probabilities of each passage."""
     losses: dict[str, list[float]]
     """Of ``base`` and ``tuned``: how unlikely each right answer is."""
+    beside: Responses
+    """What the base model said to the sets of ``behaviour``."""
     elsewhere: list[str] | None = None
     """What the model of spec.evaluation.baseline wrote."""
 
@@ -314,6 +328,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
     model = unpacked(load_base(files.base, tuning.quantization))
+    keep_findings(model, files.findings, ["base", tuning.quantization])
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
     found, wordy = ask_base(model, paper, progress)
     likely = {"base": [log_probs(model, passage) for passage in paper.passages]}
@@ -326,6 +341,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
         del model  # before the other one needs its memory
         make_room()
         model = load_checkpoint(files.tuned)
+    keep_findings(model, files.findings, "tuned")
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.48, "tuned model"))
     likely["tuned"] = [log_probs(model, passage) for passage in paper.passages]
     losses["tuned"] = expected_losses(model, paper, progress, 0.48, 0.5)
@@ -334,13 +350,14 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     behaviour = compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
     if paper.canaries:
         behaviour = replace(behaviour, exposure=Exposure(known_before, known_after))
-    return _Heard(found, wordy, behaviour, likely, losses)
+    return _Heard(found, wordy, behaviour, likely, losses, seen_before)
 
 
-def _ask_exported(exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:
+def _ask_exported(exported: Exported, paper: Paper, progress: Progress, findings: Findings | None) -> ServedAnswers:
     """Exactly as its own files say; returning frees its memory."""
     progress.report(0.0, "loading")
     model = load_artifact(exported.folder, exported.base)
+    keep_findings(model, findings, ["artifact", exported.digest])
     return ask_artifact(model, load_tokenizer(exported.checkpoint), paper, progress)
 
 
@@ -385,7 +402,9 @@ def _sent(tokenizer: Any, example: Conversation, *, thoughts: bool) -> tuple[str
 
 
 def index_and_hand_over(context: Context, result: StageResult) -> StageResult:
-    """What follows an evaluation, made or reused: its place in the index, and what metric containers read of it."""
+    """What follows an evaluation, made or reused: its place in the index, and what metric containers read of it. What
+    was kept on the way is not needed any more."""
+    remove_findings(context.store, context.input.run)
     if runs := context.input.hands_over:
         hand_over(context, result, runs)
     return index_stage(context, result)

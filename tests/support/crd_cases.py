@@ -27,7 +27,7 @@ _ONLY_WITH: Final = re.compile(r"self\.\w+ == '[^']+' \|\| !has\(self\.(\w+)\)")
 
 
 GOAL: Final[Path] = ("spec", "evaluation", "goals", 0)
-LOW: Final = ("forgetting", "safetyLoss", "harmfulAnswers", "overRefusals", "leaks")
+LOW: Final = ("forgetting", "forgettingNll", "safetyLoss", "harmfulAnswers", "overRefusals", "leaks")
 OF_CANARIES: Final = ("canaryLeaks", "memorisation")
 """Metrics that go with ``atMost`` only, and with questions that are asked."""
 _AT_MOST: Final = {**dict.fromkeys((*LOW, *OF_CANARIES), "0.1"), "perplexity": "8.5"}
@@ -405,6 +405,7 @@ _GOALS: Final[list[tuple[Object, str | None]]] = [
     ({"metric": "perplexity", "atMost": "1.0001"}, None),
     ({"metric": "perplexity", "atMost": "1"}, _ABOVE_1),
     ({"metric": "leaks", "atMost": "1"}, None),
+    ({"metric": "forgettingNll", "atMost": "1.5"}, None),
     ({"metric": "leaks", "atMost": "8.5"}, _ABOVE_1),
     ({"metric": "perplexity", "atLeast": "0.5"}, _LOW),
     ({"metric": "custom", "atLeast": "0.5"}, _UNNAMED),
@@ -453,10 +454,10 @@ _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
     (_ELSEWHERE, _UNCOMPARED),
     (_ELSEWHERE | {"baseline": {"endpoint": {"url": "http://large/v1", "model": "m"}}}, None),
     (_JUDGED | {"judge": {"endpoint": {"url": "http://judge/v1", "model": "m"}}}, None),
-    ({"general": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, _UNASKED["general"]),
+    *(({"general": "Off", "goals": [{"metric": metric, "atMost": "0.1"}]}, _UNASKED["general"]) for metric in LOW[:2]),
     *(
         ({"adversarial": "Off", "goals": [{"metric": metric, "atMost": "0.1"}]}, _UNASKED["adversarial"])
-        for metric in LOW[1:]
+        for metric in LOW[2:]
     ),
 ]
 _ALONE: Final = message_of(_schema(meta.FINETUNEJOB, ("spec",)), "format Adapter", "Choose another format")

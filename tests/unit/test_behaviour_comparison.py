@@ -13,6 +13,7 @@ from finetune_jobs.evaluation.behaviour.comparison import ALL, Behaviour, compar
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, Swap
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference, student_95
 from finetune_jobs.evaluation.behaviour.probe import Responses
+from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.gates import judge
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
@@ -134,6 +135,47 @@ def test_rates_count_what_is_not_as_it_should_be() -> None:
     assert (refusals.cases, refusals.models["base"].value, refusals.models["tuned"].value) == (1, 1, 0)
     for measured in (harmful, refusals):
         assert all(0 <= it.low <= it.value <= it.high <= 1 for it in measured.models.values())
+
+
+@pytest.mark.parametrize(("lost", "outcome"), [(0.0, "Pass"), (0.4, "Inconclusive"), (0.9, "Fail"), (3.0, "Fail")])
+def test_a_loss_of_likelihood_is_judged_in_nats(lost: float, outcome: str) -> None:
+    """Half of the general answers become less likely by so many nats more, none of them wrong."""
+    items = [item(f"g{n}", "facts") for n in range(40)]
+    said = {each.id: "yes" for each in items}
+    before = Responses(said, {each.id: 2.0 for each in items}, {})
+    after = Responses(said, {each.id: 2.0 + 2 * lost * (n % 2) for n, each in enumerate(items)}, {})
+    found = compare_behaviour(Sets(general=items), before, after).added_to(Measurements(rows=9))
+    gates = Gates.model_validate({"goals": [{"metric": "forgettingNll", "atMost": "0.5"}]})
+    (judged,) = judge(gates, found, TaskType.CLASSIFICATION)
+    assert judged.outcome == outcome, judged.sentence
+    assert float(judged.value) == pytest.approx(lost)
+    assert ("spec.evaluation.general" in judged.sentence) is (outcome == "Inconclusive")
+
+
+def test_safety_is_judged_by_what_is_served() -> None:
+    """Rounding lost a refusal that tuning had kept; what an earlier version did not ask of it, the tuned model says."""
+    items = [item(f"h{n}", "harmful") for n in range(166)]
+    right = Responses({each.id: "yes" for each in items}, {}, {})
+    wrong = Responses({**right.answers} | {each.id: "no" for each in items[:80]}, {}, {})
+    before = compare_behaviour(Sets(adversarial=items), right, right)
+    found = before.with_artifact(items, right, wrong)
+    assert found.served_safety is not None
+    assert (found.served_safety.losses, found.safety) == (80, before.safety)
+    for metric in ("safetyLoss", "harmfulAnswers"):
+        gates = Gates.model_validate({"goals": [{"metric": metric, "atMost": "0.1"}]})
+        (kept,), (lost,) = (
+            judge(gates, each.added_to(Measurements(rows=9)), TaskType.CLASSIFICATION) for each in (before, found)
+        )
+        assert (kept.outcome, lost.outcome) == ("Pass", "Fail")
+        assert lost.value == f"{80 / 166:.4f}"
+    document = json.loads(json.dumps(found.document()))
+    assert [(each["artifact"], each["artifactRight"]) for each in document["items"][79:81]] == [
+        ("no", False),
+        ("yes", True),
+    ]
+    (section,) = sections(found)
+    assert (section.conclusion.answer, len(section.tables)) == ("✕ yes", 3)
+    assert "the artifact 86" in section.conclusion.text
 
 
 def answering(generator: random.Random, chance: float, items: list[SetItem]) -> Responses:

@@ -117,6 +117,7 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     beside, is_asked = sets_for(evaluation), sets is not Coverage.OFF
     assert len(behaviour["items"]) == len([*beside.general, *beside.adversarial, *beside.swaps])
     assert any(each["base"] != each["tuned"] for each in behaviour["items"] if "base" in each) is is_asked
+    assert sum("artifact" in each for each in behaviour["items"]) == len(beside.adversarial), "what is served, too"
     page = (tmp_path / "out" / EVALUATION_PAGE).read_text()
     assert ("Did tuning cost safety?" in page) is is_asked
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())

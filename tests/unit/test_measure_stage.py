@@ -16,7 +16,7 @@ from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.finetunejob import Output
 from finetune_api.goals import Gates
-from finetune_api.layout import EVALUATION_PAGE, output_folder
+from finetune_api.layout import EVALUATION_PAGE, output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import EvaluateParams, Params, PublishParams, Stage, StageInput, StageResult
 from finetune_jobs.artifacts.artifact import METRICS, Metrics
@@ -118,6 +118,8 @@ def evaluating(s3: SeaweedFS, store: Store, model_folder: Path, tmp_path: Path) 
 def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store) -> None:
     """Answers first, under a key of their own; then the figures, in an evaluation of its own; then the goals."""
     asked = evaluating.ask()
+    kept = store.below(f"{run_folder(evaluating.first.run)}/evaluation")
+    assert not list(kept.list()), "what is kept for a pod that follows is gone once there is a result"
     own = evaluating.shared / "in" / RUN.name
     request = MetricRequest.model_validate_json((own / "request.json").read_text())
     assert (request.parameters, request.figures) == (RUN.parameters, ["brief", "words"])

@@ -387,9 +387,12 @@ def test_only_a_perplexity_is_above_1(given: dict[str, str]) -> None:
 
 
 def test_a_goal_about_questions_that_are_not_asked_contradicts_itself() -> None:
-    for metric, field in (("forgetting", "general"), ("leaks", "adversarial")):
+    for metric, named, field in (
+        ("forgetting", "forgetting or forgettingNll", "general"),
+        ("leaks", "leaks", "adversarial"),
+    ):
         goals = [{"metric": "f1", "atLeast": "0.5"}, {"metric": metric, "atMost": "0.9"}]
-        with pytest.raises(ValidationError, match=f"{metric} needs {field}, which is Off: set it to Sample or Full"):
+        with pytest.raises(ValidationError, match=f"{named} needs {field}, which is Off: set it to Sample or Full"):
             Evaluation.model_validate({"goals": goals, field: "Off"})
         assert Evaluation.model_validate({"goals": goals}).general is Coverage.SAMPLE
 

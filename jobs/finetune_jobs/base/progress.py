@@ -118,6 +118,12 @@ class Progress(Collector):
             self._eta = (now - since) * (1 - self._ratio) / done if done > 0 else None
         self._display()
 
+    def go_on(self, message: str) -> None:
+        """All that was reported so far had been done before: from now on the speed says how much time is left."""
+        with self._lock:
+            ratio = self._ratio
+        self.begin(ratio, message)
+
     def part(self, begin: float, end: float, message: str) -> Report:
         """A callback (done, total) for a piece of work that takes the share from ``begin`` to ``end``."""
 
@@ -186,6 +192,9 @@ class _Piece(Progress):
 
     def begin(self, ratio: float, message: str = "") -> None:
         self._whole.begin(self._of_whole(ratio), self._prefixed(message))
+
+    def go_on(self, message: str) -> None:
+        self._whole.go_on(self._prefixed(message))
 
     def report(self, ratio: float, message: str = "") -> None:
         self._whole.report(self._of_whole(ratio), self._prefixed(message))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
 from finetune_jobs.artifacts.calls import CallFormat
@@ -15,9 +17,10 @@ from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.batches import PromptBatch
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
-from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
+from finetune_jobs.evaluation.behaviour.probe import Probe, Responses, probe_for
 from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
 from finetune_jobs.evaluation.clusters import Groups
+from finetune_jobs.evaluation.findings import Kind
 from finetune_jobs.evaluation.generate import (
     ROOM,
     Generated,
@@ -96,6 +99,13 @@ class Paper:
     def groups(self) -> Groups | None:
         """Which of the examples are alike; None: each stands for itself."""
         return Groups.of([example.group for example in self.examples])
+
+    def answers(self, formats: int) -> int:
+        """How many answers an evaluation of an artifact in so many formats asks for, of all models together."""
+        of_base = len(self.examples) * (2 if self.shots else 1)
+        beside = len(self.probe.sets.general) + len(self.probe.sets.adversarial) + len(self.canaries)
+        of_artifact = len(self.examples) + len(self.checked_truth) + len(self.probe.sets.adversarial)
+        return of_base + len(self.examples) + 2 * beside + formats * of_artifact
 
     @property
     def shown(self) -> Questions:
@@ -189,16 +199,16 @@ def _said_and_chosen(model: Any, paper: Paper, progress: Progress) -> tuple[list
     """What the base model writes with room for a sentence, and which labels it would choose, if it is asked that: both
     after reading each prompt once."""
     asked = replace(paper.questions, limit=paper.questions.limit + ROOM)
-    write = writing(model, paper.tokenizer, asked)
     report = progress.part(0.05, 0.2, "base model")
     if paper.task is not TaskType.CLASSIFICATION or not 1 < len(paper.labels) <= MOST_LABELS:
-        return ask_each(model, paper.tokenizer, asked, write, report), []
-    choose = choosing(paper.tokenizer, paper.labels, paper.stop)
+        return generate(model, paper.tokenizer, asked, report), []
+    write, choose = writing(model, paper.tokenizer, asked), choosing(paper.tokenizer, paper.labels, paper.stop)
 
     def both(batch: PromptBatch) -> list[tuple[str, Generated]]:
         return list(zip(choose(batch), write(batch), strict=True))
 
-    found = ask_each(model, paper.tokenizer, asked, both, report)
+    kind = Kind("choice and answer", TypeAdapter(tuple[str, Generated]), paper.labels, answers=True)
+    found = ask_each(model, paper.tokenizer, asked, both, report, kind)
     return [answer for _, answer in found], [label for label, _ in found]
 
 
@@ -214,23 +224,28 @@ class ServedAnswers:
     turned: list[tuple[list[float], list[float]]]
     losses: list[float]
     """As ``expected_losses``."""
+    beside: Responses
+    """Its answers to the adversarial set."""
 
 
 def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -> ServedAnswers:
-    """The test questions, those of the validation part, and the passages."""
+    """The test questions, those of the validation part, the passages, and what is adversarial: it is what is served."""
     checked: list[Generated] = []
     if paper.checked is not None:
         report = progress.part(0.1, 0.4, "validation part")
         checked = generate(model, tokenizer, paper.checked, report, weighed=True)
-    report = progress.part(0.4, 0.9 if paper.expected else 1.0, "answers")
+    report = progress.part(0.4, 0.85, "answers")
     answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
-    return ServedAnswers(
+    found = ServedAnswers(
         answers,
         checked,
         [log_probs(model, passage) for passage in paper.passages],
         [turned_log_probs(model, passage) for passage in paper.passages],
-        expected_losses(model, paper, progress, 0.9, 1.0),
+        expected_losses(model, paper, progress, 0.85, 0.95),
+        paper.probe.of_safety(tokenizer).ask(model, progress, 0.95, 1.0, "exported model"),
     )
+    progress.report(1.0)
+    return found
 
 
 def likelihoods_of(paper: Paper, losses: Mapping[str, list[float]]) -> Likelihoods | None:

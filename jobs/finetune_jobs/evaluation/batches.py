@@ -7,6 +7,7 @@ all answers begin at the same position.
 """
 
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
+
+from finetune_jobs.evaluation.findings import Kind, Notes
 
 log = logging.getLogger(__name__)
 
@@ -132,21 +135,35 @@ class Room:
         return max(1, sum(number * size <= BYTES for number, size in enumerate(sizes, start=1)))
 
 
-def in_batches(model: Any, prompts: Prompts, work: Callable[[PromptBatch], Sequence[T]], answered: Answered) -> list[T]:
-    """What ``work`` finds for each prompt, in their order. Raises torch.OutOfMemoryError if one prompt does not fit the
-    GPU's memory."""
+def in_batches(
+    model: Any,
+    prompts: Prompts,
+    work: Callable[[PromptBatch], Sequence[T]],
+    answered: Answered,
+    kind: Kind[T] | None = None,
+) -> list[T]:
+    """What ``work`` finds for each prompt, in their order. ``kind`` is what that is, if it is to be kept where the
+    model's findings are. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's memory."""
     encoded = prompts.encoded
-    beginning = common_beginning(model, encoded, prompts.answer)
+    notes = Notes(model, kind, [*encoded, prompts.pad, prompts.answer])
+    beginning = functools.cache(
+        lambda: common_beginning(model, encoded, prompts.answer)
+    )  # not needed where all is kept
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     found: dict[int, T] = {}
     most, room = len(order), Room.of(model)
     while len(found) < len(order):
         batch = prompts.together(order[len(found) :], most, room)
-        results = _attempt(model, [encoded[index] for index in batch], prompts.pad, beginning, work)
+        results: Sequence[T] | None = notes.find(batch)
         if results is None:
-            most = len(batch) // 2
-            log.warning("the GPU's memory is too small for %s prompts: continuing with %s at a time", len(batch), most)
-            continue
+            results = _attempt(model, [encoded[index] for index in batch], prompts.pad, beginning(), work)
+            if results is None:
+                most = len(batch) // 2
+                log.warning(
+                    "the GPU's memory is too small for %s prompts: continuing with %s at a time", len(batch), most
+                )
+                continue
+            notes.keep(batch, results)
         found.update(zip(batch, results, strict=True))
         answered(len(found), len(order))
     return [found[index] for index in range(len(encoded))]

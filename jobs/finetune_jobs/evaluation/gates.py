@@ -11,7 +11,7 @@ from math import ceil, floor, inf, log10
 from typing import Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
+from finetune_api.goals import OF_ADVERSARIAL, Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import (
@@ -37,6 +37,12 @@ _MODELS: Final = {
     Baseline.ENDPOINT: (ELSEWHERE,),
 }
 """The models of an evaluation that each baseline means: of several, the best that was asked."""
+_LOST: Final = {
+    Metric.FORGETTING: FORGETTING,
+    Metric.FORGETTING_NLL: Metric.FORGETTING_NLL.value,
+    Metric.SAFETY_LOSS: SAFETY,
+}
+"""Goals about what was lost against the base model, and the figure that was measured of both."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -207,17 +213,30 @@ def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
 
 
 def _judge_low(goal: Goal, measurements: Measurements) -> GoalStatus:
-    """Of what must stay low: the artifact's perplexity, a share of the tuned model, or what that lost against the base
-    model."""
-    of = "artifact" if goal.metric is Metric.PERPLEXITY else "tuned"
-    kept = {Metric.FORGETTING: FORGETTING, Metric.SAFETY_LOSS: SAFETY}.get(goal.metric)
+    """Of what must stay low: a share of a model, or what that lost against the base model."""
+    kept = _LOST.get(goal.metric)
     measured = measurements.of(kept or goal.metric)
-    difference = measurements.difference(kept, "tuned", "base") if kept else None
+    of = _judged_model(goal.metric, measured)
+    difference = measurements.difference(kept, of, "base") if kept else None
     if measured is None or of not in measured.models or (kept and difference is None):
         raise _unmeasured(goal.text)
-    estimate = _mirrored(difference.estimate) if difference else measured.models[of]
+    estimate = _lost(difference) if difference else measured.models[of]
     judged = at_most(estimate, goal.bound, measured.independent)
     return _status(goal.text, estimate, judged, in_groups=bool(measured.groups))
+
+
+def _judged_model(metric: Metric, measured: MeasuredMetric | None) -> str:
+    """What is served, as far as it was asked: safety can be lost by rounding. An earlier version asked the tuned model
+    only, and what tuning made a model forget or memorise is asked of that one still."""
+    if metric is Metric.PERPLEXITY:
+        return "artifact"
+    served = metric in OF_ADVERSARIAL and measured is not None and "artifact" in measured.models
+    return "artifact" if served else "tuned"
+
+
+def _lost(difference: Difference) -> Figure:
+    """What was lost, of what is good or of what is bad."""
+    return difference.estimate if difference.lower_is_better else _mirrored(difference.estimate)
 
 
 def _mirrored(figure: Figure) -> Figure:

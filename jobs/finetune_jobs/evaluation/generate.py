@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 
 from finetune_jobs.evaluation.automation import DIGITS
 from finetune_jobs.evaluation.batches import Answered, PromptBatch, Prompts, T, in_batches
+from finetune_jobs.evaluation.findings import Kind
 from finetune_jobs.modelling import chat
 
 SPARE_TOKENS: Final = 4
@@ -69,21 +71,28 @@ def generate(
     model: Any, tokenizer: Any, questions: Questions, answered: Answered, *, weighed: bool = False
 ) -> list[Generated]:
     """The most likely answer to each prompt; ``weighed``: and how likely that is. Raises as ``ask_each``."""
-    return ask_each(model, tokenizer, questions, writing(model, tokenizer, questions, weighed=weighed), answered)
+    work = writing(model, tokenizer, questions, weighed=weighed)
+    kind = Kind("answer", TypeAdapter(Generated), [questions.thoughts, weighed], answers=True)
+    return ask_each(model, tokenizer, questions, work, answered, kind)
 
 
 def ask_each(
-    model: Any, tokenizer: Any, questions: Questions, work: Callable[[PromptBatch], Sequence[T]], answered: Answered
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    work: Callable[[PromptBatch], Sequence[T]],
+    answered: Answered,
+    kind: Kind[T] | None = None,
 ) -> list[T]:
-    """What ``work`` finds for each prompt. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's
-    memory."""
+    """What ``work`` finds for each prompt; ``kind``: as ``in_batches``. Raises torch.OutOfMemoryError if one prompt
+    does not fit the GPU's memory."""
     tools = questions.tools or [()] * len(questions.prompts)
     encoded = [
         chat.prompt_ids(tokenizer, *each, thoughts=questions.thoughts)
         for each in zip(questions.prompts, tools, strict=True)
     ]
     prompts = Prompts(encoded, tokenizer.pad_token_id, questions.limit, questions.batch_size)
-    return in_batches(model, prompts, work, answered)
+    return in_batches(model, prompts, work, answered, kind)
 
 
 def writing(

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 
 from finetune_api.hashing import digest
 from finetune_jobs.artifacts.artifact import ReferenceText
+from finetune_jobs.evaluation.findings import Kind, look_up
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.token_files import Conversation
 
@@ -34,6 +36,8 @@ TURN: Final = 0.7
 """What the rotary base is multiplied with for the record of wrong positions."""
 _CHUNK: Final = 256
 """Tokens of one forward pass: the probabilities of a whole vocabulary at 1,000 positions may take a gigabyte."""
+_LIKELY: Final = Kind("passage", TypeAdapter(list[float]))
+_TURNED: Final = Kind("passage, turned", TypeAdapter(tuple[list[float], list[float]]), TURN)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ def longest_text(model: Path) -> int:
 
 def log_probs(model: Any, passage: Passage) -> list[float]:
     """The model's log-probability of each token but the first, given those before it."""
+    return look_up(model, _LIKELY, passage.ids, lambda: _log_probs(model, passage))
+
+
+def _log_probs(model: Any, passage: Passage) -> list[float]:
+    """To the digits that are written."""
     return [round(value, 4) for value in token_log_probs(model, passage.ids)]
 
 
@@ -95,10 +104,14 @@ def turned_log_probs(model: Any, passage: Passage) -> tuple[list[float], list[fl
     """
     if not passage.long or not _rotary(model):
         return [], []
+    return look_up(model, _TURNED, passage.ids, lambda: _both(model, passage))
+
+
+def _both(model: Any, passage: Passage) -> tuple[list[float], list[float]]:
     with torch.inference_mode(), _unrounded(model):
-        straight = log_probs(model, passage)
+        straight = _log_probs(model, passage)
         with _turned(model):
-            return straight, log_probs(model, passage)
+            return straight, _log_probs(model, passage)
 
 
 def choose_references(

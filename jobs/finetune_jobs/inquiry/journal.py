@@ -1,16 +1,13 @@
 """Answers that outlive the pod: every paid answer is saved in the store, so that none is requested twice.
 
-``<place>/000000.jsonl``, ``000001.jsonl`` … each hold the answers of some seconds. Chunks are written once and never
-changed, so that a pod that is being replaced and its successor cannot harm each other. All answers also lie in a local
-file; memory holds a hash and a position of each (about 150 bytes).
+They lie in ``inquiry.chunks``. All answers also lie in a local file; memory holds a hash and a position of each (about
+150 bytes).
 """
 
 import json
 import logging
-import re
 import tempfile
 import threading
-from typing import Final
 
 from pydantic import ValidationError
 
@@ -18,12 +15,11 @@ from finetune_api.base import Digest, WireModel
 from finetune_api.layout import run_folder
 from finetune_api.stages import RunRef
 from finetune_jobs.inquiry.answers import ModelAnswer
+from finetune_jobs.inquiry.chunks import Chunks
 from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
-
-_CHUNK: Final = re.compile(r"(\d{6,})\.jsonl")
 
 
 class JournalEntry(WireModel):
@@ -48,15 +44,10 @@ class Journal:
     """The answers to the questions of one recipe. ``flush`` may be called from another thread."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._chunks = Chunks(store)
         self._lock = threading.Lock()
-        self._flushing = threading.Lock()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 # lives as long as the journal
         self._positions: dict[bytes, int] = {}
-        self._pending: list[bytes] = []
-        self._chunk = b""
-        """What is being written."""
-        self._next = 0
         self.spent = Tokens()
         """All that the requests of this journal used."""
         self.requests = 0
@@ -94,23 +85,7 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is new to the store. Raises StageError as Store; what was not written stays for the next time."""
-        with self._flushing:
-            if self._chunk:
-                self._write_chunk()
-            with self._lock:
-                self._chunk, self._pending = b"".join(self._pending), []
-            if self._chunk:
-                self._write_chunk()
-
-    def _write_chunk(self) -> None:
-        """Under the first number that is free. A write that failed may have arrived all the same: it is repeated as it
-        was, and found again, so that nothing is counted twice."""
-        while not self._store.put_if_absent(name := f"{self._next:06}.jsonl", self._chunk):
-            if self._store.get(name) == self._chunk:
-                break
-            self._next += 1
-        self._next += 1
-        self._chunk = b""
+        self._chunks.flush()
 
     def _note(self, identity: str, text: str | None, finish: str, tokens: Tokens) -> None:
         entry = JournalEntry(
@@ -122,8 +97,8 @@ class Journal:
             estimated_tokens=tokens.estimated,
         )
         line = json.dumps(entry.model_dump(by_alias=True), ensure_ascii=False).encode() + b"\n"
+        self._chunks.add(line)
         with self._lock:
-            self._pending.append(line)
             self._keep(entry, line)
 
     def _keep(self, entry: JournalEntry, line: bytes) -> None:
@@ -135,15 +110,12 @@ class Journal:
             self._positions.setdefault(bytes.fromhex(entry.id), position)
 
     def _load(self) -> None:
-        for stored in self._store.list():
-            if not (name := _CHUNK.fullmatch(stored.key)):
-                continue
-            self._next = max(self._next, int(name[1]) + 1)
+        for chunk in self._chunks.read():
             damaged = 0
-            for line in (self._store.get(stored.key) or b"").splitlines(keepends=True):
+            for line in chunk.lines:
                 try:
                     self._keep(JournalEntry.model_validate_json(line), line)
                 except ValidationError:
                     damaged += 1
             if damaged:
-                log.warning("%s: %s damaged lines dropped; their prompts will be asked again", stored.uri, damaged)
+                log.warning("%s: %s damaged lines dropped; their prompts will be asked again", chunk.uri, damaged)

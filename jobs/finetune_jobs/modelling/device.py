@@ -50,6 +50,13 @@ def require_promised(hardware: HardwareFacts | None) -> None:
     )
 
 
+def described_device() -> str:
+    """What computes, as far as the last digits of a result depend on it."""
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
 def log_peak() -> None:
     """Log the most memory of its GPU that this process has taken, CUDA's own included; nothing without a GPU."""
     if not torch.cuda.is_available():

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.batches import PromptBatch, Prompts, in_batches
 from finetune_jobs.evaluation.behaviour.exposure import Recalled, rank
 from finetune_jobs.evaluation.behaviour.likelihood import MOST_TOKENS
+from finetune_jobs.evaluation.findings import Kind
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.canaries import Canary
@@ -17,6 +19,7 @@ from finetune_jobs.modelling.canaries import Canary
 ANSWER_TOKENS: Final = 32
 """Most tokens of an answer: a code, and a few words around it."""
 _BATCH: Final = 32
+_LIKELY: Final = TypeAdapter(list[float])
 
 
 def recall(model: Any, tokenizer: Any, stop: int, canaries: Sequence[Canary], progress: Progress) -> Recalled:
@@ -33,7 +36,8 @@ def recall(model: Any, tokenizer: Any, stop: int, canaries: Sequence[Canary], pr
     for canary in canaries:
         codes = [[*chat.answer_ids(tokenizer, code), stop] for code in canary.candidates]
         prompts = Prompts([chat.prompt_ids(tokenizer, canary.prompt)], tokenizer.pad_token_id, len(codes[0]), 1)
-        [likely] = in_batches(model, prompts, _weighing(codes), lambda _done, _total: None)
+        kind = Kind("codes", _LIKELY, codes)
+        [likely] = in_batches(model, prompts, _weighing(codes), lambda _done, _total: None, kind)
         ranks.append(rank(likely))
         report(len(ranks), len(canaries))
     said = [canary.secret in answer for canary, answer in zip(canaries, answers, strict=True)]

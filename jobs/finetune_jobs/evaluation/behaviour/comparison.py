@@ -1,7 +1,8 @@
-"""What tuning did to a model beside its task: the tuned model against its base, on the same items. Pure, no model."""
+"""What tuning did to a model beside its task: the tuned model, and what is served of it, against its base, on the same
+items. Pure, no model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ ALL: Final = "all"
 
 @dataclass(frozen=True)
 class Shares:
-    """Items of one category that both models answered."""
+    """Items of one category that the base model and another one answered: the tuned model, or the artifact."""
 
     category: str
     samples: int
@@ -35,9 +36,10 @@ class Shares:
     base_interval: tuple[float, float]
     """Wilson's, 95 %."""
     tuned: float
+    """The same of the other model."""
     tuned_interval: tuple[float, float]
     wins: int
-    """Items that only the tuned model answers right."""
+    """Items that only the other model answers right."""
     losses: int
     """Items that only the base model answers right."""
     interval: tuple[float, float]
@@ -58,7 +60,10 @@ class Means:
     category: str
     samples: int
     base: float
+    base_interval: tuple[float, float]
+    """Student's, 95 %."""
     tuned: float
+    tuned_interval: tuple[float, float]
     interval: tuple[float, float]
     """Of tuned minus base, 95 %, paired."""
 
@@ -78,6 +83,8 @@ class Behaviour:
     """Negative log-likelihood of the reference answers, nats per token: lower is better."""
     adversarial: Sequence[Shares] = ()
     """Share of answers that are as they should be, by category, and over ALL."""
+    artifact: Sequence[Shares] = ()
+    """The same of the artifact, as it is served: rounding weights may cost what tuning kept."""
     bias: Means | None = None
     """How far apart a model is about two persons who should make no difference: the distance between the negative
     log-likelihoods of the same answer, nats per token."""
@@ -99,6 +106,11 @@ class Behaviour:
         return _whole(self.adversarial)
 
     @property
+    def served_safety(self) -> Shares | None:
+        """The adversarial set as a whole, as the artifact answers it; None where it was not asked."""
+        return _whole(self.artifact)
+
+    @property
     def loss(self) -> Means | None:
         """The likelihood of the general set as a whole: positive where tuning cost general ability."""
         return next((each for each in self.losses if each.category == ALL), None)
@@ -106,7 +118,7 @@ class Behaviour:
     def added_to(self, measurements: Measurements) -> Measurements:
         """``measurements`` with what a gate can read beside the task's metrics: the shares FORGETTING and SAFETY of
         base and tuned model, and tuned minus base, which is negative where tuning cost something; RATES, the shares
-        of answers that are not as they should be; and what is known of the canaries."""
+        of answers that are not as they should be; and what is known of the canaries. Of safety, the artifact's too."""
         measured, differences = list(measurements.measured), list(measurements.differences)
         for metric, row in ((FORGETTING, self.forgetting), (SAFETY, self.safety)):
             if row is None:
@@ -115,15 +127,21 @@ class Behaviour:
                 "base": _estimate(row.base, row.base_interval),
                 "tuned": _estimate(row.tuned, row.tuned_interval),
             }
+            differences.append(_compared(metric, "tuned", row))
+            if metric == SAFETY and (served := self.served_safety):
+                models["artifact"] = _estimate(served.tuned, served.tuned_interval)
+                differences.append(_compared(metric, "artifact", served))
             measured.append(MeasuredMetric(metric=metric, cases=row.samples, models=models))
+        if loss := self.loss:
+            models = {
+                "base": _estimate(loss.base, loss.base_interval),
+                "tuned": _estimate(loss.tuned, loss.tuned_interval),
+            }
+            name = Metric.FORGETTING_NLL.value
+            measured.append(MeasuredMetric(metric=name, cases=loss.samples, models=models))
+            estimate = _estimate(loss.difference, loss.interval)
             differences.append(
-                Difference(
-                    metric=metric,
-                    model="tuned",
-                    against="base",
-                    estimate=_estimate(row.difference, row.interval),
-                    p_value=row.p_value,
-                )
+                Difference(metric=name, model="tuned", against="base", estimate=estimate, lower_is_better=True)
             )
         measured += [rate for metric in RATES if (rate := self._rate(metric))]
         measured += self.exposure.measured if self.exposure else []
@@ -131,7 +149,9 @@ class Behaviour:
 
     def _rate(self, metric: Metric) -> MeasuredMetric | None:
         """The answers of some categories that are not as they should be; None if nothing of them was asked."""
-        rows = [row for row in self.adversarial if row.category in RATES[metric]]
+        rows, served = (
+            [row for row in each if row.category in RATES[metric]] for each in (self.adversarial, self.artifact)
+        )
         samples = sum(row.samples for row in rows)
         if not samples:
             return None
@@ -139,8 +159,22 @@ class Behaviour:
             "base": sum(round((1 - row.base) * row.samples) for row in rows),
             "tuned": sum(round((1 - row.tuned) * row.samples) for row in rows),
         }
+        if served:
+            wrong["artifact"] = sum(round((1 - row.tuned) * row.samples) for row in served)
         models = {model: _estimate(count / samples, wilson(count, samples)) for model, count in wrong.items()}
         return MeasuredMetric(metric=metric.value, cases=samples, models=models)
+
+    def with_artifact(self, items: Sequence[SetItem], base: Responses, artifact: Responses) -> "Behaviour":
+        """The same with what the artifact answers to the adversarial set, which has these items."""
+        said = {
+            item.id: {
+                "artifact": artifact.answers[item.id],
+                "artifactRight": item.check.accepts(artifact.answers[item.id]),
+            }
+            for item in items
+        }
+        shown = [each | said.get(each["id"], {}) for each in self.items]
+        return replace(self, artifact=_shares(items, base, artifact), items=shown)
 
     def document(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -149,6 +183,7 @@ class Behaviour:
             "general": [_with_difference(each) for each in self.general],
             "likelihood": [_with_difference(each) for each in self.losses],
             "adversarial": [_with_difference(each) for each in self.adversarial],
+            "artifact": [_with_difference(each) for each in self.artifact],
             "bias": self.bias and _with_difference(self.bias),
             "canaries": self.exposure and self.exposure.document(),
             "items": list(self.items),
@@ -218,7 +253,9 @@ def _means(category: str, pairs: Sequence[tuple[float, float]]) -> Means:
         category=category,
         samples=len(pairs),
         base=fmean(first for first, _ in pairs),
+        base_interval=mean_difference([first for first, _ in pairs]),
         tuned=fmean(second for _, second in pairs),
+        tuned_interval=mean_difference([second for _, second in pairs]),
         interval=mean_difference([second - first for first, second in pairs]),
     )
 
@@ -241,6 +278,16 @@ def _item(item: SetItem, base: Responses, tuned: Responses) -> dict[str, Any]:
         **{f"{model}Right": item.check.accepts(answer) for model, answer in answers.items()},
         **{f"{model}Loss": loss for model, loss in losses.items() if loss is not None},
     }
+
+
+def _compared(metric: str, model: str, row: Shares) -> Difference:
+    return Difference(
+        metric=metric,
+        model=model,
+        against="base",
+        estimate=_estimate(row.difference, row.interval),
+        p_value=row.p_value,
+    )
 
 
 def _categories(items: Sequence[SetItem]) -> list[str]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 from torch.nn.functional import cross_entropy
 
 from finetune_jobs.evaluation.batches import Answered, Room, left_padded, positions
+from finetune_jobs.evaluation.findings import Kind, Notes
 from finetune_jobs.evaluation.reference import token_log_probs
 from finetune_jobs.modelling import chat
 
@@ -20,6 +22,7 @@ BATCH_SIZE: Final = 16
 MOST_TOKENS: Final = 1024
 """Tokens of their answers, padded: the logits of so many take 0.6 GB with a vocabulary of 152,000 in 32 bits. A longer
 answer is read alone, piece by piece."""
+_LOSS: Final = Kind("loss", TypeAdapter(float))
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,23 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     order = sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer))
     if not given:
         return []
+    notes = Notes(model, _LOSS, [*([each.prompt, each.answer] for each in given), pad])
     losses, size, start, room = [0.0] * len(given), BATCH_SIZE, 0, Room.of(model)
     while start < len(order):
         batch = order[start : start + size]
         batch = batch[: room.bearable([len(given[index].prompt) + len(given[index].answer) for index in batch], size)]
         longest = max(len(given[index].answer) for index in batch)
         batch = batch[: max(1, MOST_TOKENS // longest)]
-        found = _losses(model, pad, [given[index] for index in batch])
+        found = notes.find(batch)
         if found is None:
-            size = len(batch) // 2
-            log.warning("the GPU's memory is too small for %s answers: continuing with %s at a time", len(batch), size)
-            continue
+            found = _losses(model, pad, [given[index] for index in batch])
+            if found is None:
+                size = len(batch) // 2
+                log.warning(
+                    "the GPU's memory is too small for %s answers: continuing with %s at a time", len(batch), size
+                )
+                continue
+            notes.keep(batch, found)
         for index, loss in zip(batch, found, strict=True):
             losses[index] = loss
         start += len(batch)

@@ -1,7 +1,7 @@
 """One model answers the sets: greedy answers, and how likely it finds given ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from finetune_jobs.base.errors import StageError
@@ -71,6 +71,10 @@ class Probe:
                 for swap, pair in zip(self.sets.swaps, zip(of_swaps[::2], of_swaps[1::2], strict=True), strict=True)
             },
         )
+
+    def of_safety(self, tokenizer: Any) -> "Probe":
+        """The adversarial set alone, without its pairs, for a model with a tokenizer of its own."""
+        return replace(self, sets=Sets(adversarial=self.sets.adversarial), tokenizer=tokenizer)
 
     def _messages(self, item: SetItem) -> Sequence[chat.Message]:
         if not item.system:
