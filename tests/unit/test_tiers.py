@@ -15,8 +15,10 @@ import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
+from hack.cluster import layout
 from hack.cluster.layout import REPOSITORY
 from hack.tiers import Outcome, Tier, run, summary, tiers
+from tests.conftest import pytest_configure
 from tests.support.examples import to_commit
 from tests.support.order import LONGEST, long_files_first
 
@@ -113,6 +115,19 @@ def test_the_next_tier_has_its_turn_after_a_failure(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["ran", "make test", "  ✗ first", "  ✓ second"]
+
+
+def test_workers_of_runs_at_the_same_time_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    for beside, worker in (("0/2", 0), ("0/2", 1), ("1/2", 0), ("1/2", 1)):
+        monkeypatch.setattr(layout, "FREE_PORTS", range(20000, 20100))
+        config: Any = SimpleNamespace(
+            getoption={"--beside": beside, "--fast": False}.__getitem__,
+            workerinput={"workerid": f"gw{worker}", "workercount": 2},
+        )
+        pytest_configure(config)
+        found += layout.FREE_PORTS
+    assert sorted(found) == [*range(20000, 20100)]
 
 
 def test_long_files_come_first() -> None:
