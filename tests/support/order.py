@@ -23,7 +23,8 @@ LONGEST: Final = (
 def long_files_first(items: list[pytest.Item]) -> list[pytest.Item]:
     """The longest files, those with a slow test, all others; otherwise nothing changes."""
     files = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
-    return list(chain.from_iterable(sorted(files, key=_turn)))
+    files.sort(key=_turn)
+    return list(chain.from_iterable(files))
 
 
 def _turn(file: list[pytest.Item]) -> int:
