@@ -91,6 +91,7 @@ def test_right_kernels_pass_the_check(name: str, interpreted: dict[str, dict[str
         ("backward", ["RMSNorm", "SwiGLU"], "without … kernel for RoPE … gradients are … from PyTorch's"),
         ("compile", ["RoPE", "SwiGLU"], "without … kernel for RMSNorm … CompilationError: no such instruction"),
     ],
+    ids=["forward", "backward", "compile"],
 )
 def test_wrong_kernels_are_left_out(
     what: str, used: list[str], says: str, interpreted: dict[str, dict[str, Any]]
