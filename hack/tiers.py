@@ -55,8 +55,8 @@ def tiers(workers: str) -> list[Tier]:
             "unit and control plane",
             ((*MAKE, "test-needs"),),
             (
-                (*PYTEST, *by_file, "--beside", "0/2", "tests/unit"),
-                (*PYTEST, *by_file, "--beside", "1/2", "tests/controlplane"),
+                (*PYTEST, *by_file, "--beside=0/2", "tests/unit"),
+                (*PYTEST, *by_file, "--beside=1/2", "tests/controlplane"),
             ),
         ),
         Tier("cluster", ((*MAKE, "cluster-up", "images"),), ((*PYTEST, "tests/cluster"),)),
