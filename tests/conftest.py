@@ -40,9 +40,14 @@ settings.load_profile("test")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only unit tests without torch, processes and network")
+    parser.addoption(
+        "--beside", default="0/1", help="K/N: run K (from 0) of N at the same time; each has its own ports"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    run, runs = map(int, config.getoption("--beside").split("/"))
+    layout.FREE_PORTS = layout.FREE_PORTS[run::runs]
     if worker := getattr(config, "workerinput", None):
         layout.FREE_PORTS = layout.FREE_PORTS[int(worker["workerid"][2:]) :: worker["workercount"]]
     if config.getoption("--fast"):

@@ -148,6 +148,7 @@ def kubelet(root: Path, containerd_socket: Path, pki: Path, ports: Ports) -> str
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
         "makeIPTablesUtilChains": False,  # kube-proxy runs on nftables
         "nodeStatusUpdateFrequency": "5s",
+        "syncFrequency": "10s",  # how often pods are given what their Secrets hold by now; by default a minute
     }
     return json.dumps(config, indent=1)
 

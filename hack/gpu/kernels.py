@@ -18,6 +18,7 @@ from typing import Any
 
 import triton
 from liger_kernel.ops import geglu, rms_norm, rope, swiglu
+from liger_kernel.ops.utils import calculate_settings
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver
 from triton.compiler import ASTSource
@@ -90,7 +91,9 @@ def compile_kernel(name: str, capability: int) -> int:
     typed = _logits if kernel.__module__ == chunked_logprob.__name__ else _type
     signature = {each: "constexpr" if each in fixed else typed(each) for each in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
-    return len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"])
+    _, warps = calculate_settings(fixed["BLOCK_SIZE"])  # as it is launched, TRL's too; fewer take longer to compile
+    target, options = GPUTarget("cuda", capability, 32), {"num_warps": warps}
+    return len(triton.compile(source, target=target, options=options).asm["cubin"])
 
 
 def _type(name: str) -> str:

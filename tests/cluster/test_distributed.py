@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 NAME = f"pair-{uuid.uuid4().hex[:8]}"
 """Nobody has trained it before: a result that is there already would be reused."""
-STEPS = 600
-"""Long enough to be killed in the middle: some twenty of them take a second."""
+STEPS = 300
+"""Long enough to be killed in the middle: at most some twenty of them take a second."""
 TRAINING = {
     "maxSteps": STEPS,
     "epochs": 40,

@@ -94,7 +94,7 @@ def test_keys_of_clients_come_and_go_without_a_restart(team: Kubectl, artifacts:
         assert _status(url, "first-key-0123456789abcdef") == 200
         assert _status(f"http://127.0.0.1:{port}/metrics", "first-key-0123456789abcdef") == 404
         team.apply(_clients(two="second-key-0123456789abcdef"))
-        # The kubelet looks at a Secret about once a minute.
+        # The kubelet looks at a Secret every ten seconds here, and by default once a minute.
         wait_for("the other key", lambda: _status(url, "second-key-0123456789abcdef") == 200, 240)
         assert _status(url, "first-key-0123456789abcdef") == 401
     [same] = team.items("pods", pods)

@@ -378,5 +378,5 @@ def test_nothing_is_written_at_rest(team: Team) -> None:
     wait(lambda: working(team, "running", Stage.RESOLVE), "resolve to work")
     operator.wait_idle()
     before = team.writes()
-    time.sleep(22)
+    time.sleep(12)
     assert team.writes()[len(before) :] == []

@@ -62,7 +62,7 @@ class Crowd:
     """Requests that one look at a job may take."""
 
 
-CROWDS = {"of Jobs": Crowd({"count/jobs.batch": "0"}, 400, 3), "of pods": Crowd({"pods": "0"}, 100, 1)}
+CROWDS = {"of Jobs": Crowd({"count/jobs.batch": "0"}, 200, 3), "of pods": Crowd({"pods": "0"}, 100, 1)}
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def crowds(
 def test_many_jobs_behind_a_quota(crowds: dict[str, Watched], quota: str) -> None:
     """At most five requests a second for all of them; when there is room for one, one goes on at once.
 
-    There is one look a second, however many wait: 100 keep it as busy as 400. With a quota of pods the Job controller
-    has a pod and an event to try for each, again and again, which takes minutes for 400.
+    There is one look a second, however many wait. With a quota of pods the Job controller has a pod and an event to
+    try for each, again and again, which takes minutes for hundreds.
     """
     crowd, watched = CROWDS[quota], crowds[quota]
     requests, looks = watched.requests, watched.looks
@@ -129,7 +129,7 @@ def test_a_service_account_that_appears_is_noticed_at_once(team: Team) -> None:
     for number in range(5):
         team.create(f"homeless{number}")
         team.until(f"homeless{number}", Reason.RUNNER_SERVICE_ACCOUNT_MISSING)
-    time.sleep(25)
+    time.sleep(12)  # each has been looked at again; the look after that is 20 s away
     asked = Counter(team.calls())["get ServiceAccount"]
     assert asked <= 2 + (time.monotonic() - began) / MISSING_SECONDS, "one answer is for all of them"
     team.api.create(SERVICE_ACCOUNTS, account(team.namespace))

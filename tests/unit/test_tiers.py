@@ -15,10 +15,12 @@ import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
+from hack.cluster import layout
 from hack.cluster.layout import REPOSITORY
 from hack.tiers import Outcome, Tier, run, summary, tiers
+from tests.conftest import pytest_configure
 from tests.support.examples import to_commit
-from tests.support.order import long_files_first
+from tests.support.order import LONGEST, long_files_first
 
 pytestmark = pytest.mark.unit
 
@@ -36,8 +38,21 @@ def test_the_summary_names_the_tiers_that_failed() -> None:
 def test_ci_runs_lint_and_every_tier() -> None:
     assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
     assert "\ntest: lint " in (REPOSITORY / "Makefile").read_text()
-    selected = [command[-1] for tier in tiers("2") for command in tier.commands if "pytest" in command]
-    assert selected == ["unit or controlplane", "cluster"]
+    selected = [command[-1] for tier in tiers("2") for command in tier.tests]
+    assert selected == ["tests/unit", "tests/controlplane", "tests/cluster"]
+
+
+@pytest.mark.parametrize("tier", ["unit", "controlplane", "cluster", "vllm"])
+def test_a_tier_is_a_folder(tier: str) -> None:
+    """Its tests are chosen by the folder, and by their mark where that is asked for."""
+    marked = {
+        path.parent.name
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        if re.search(rf"^pytestmark = .*\bmark\.{tier}\b", path.read_text(), re.MULTILINE)
+    }
+    files = (REPOSITORY / "tests" / tier).glob("test_*.py")
+    assert marked == {tier}
+    assert [path for path in files if f"mark.{tier}" not in path.read_text()] == []
 
 
 @pytest.mark.slow
@@ -68,9 +83,24 @@ def test_there_is_a_worker_for_each_core_from_two_to_eight(cores: int, workers: 
 
 @pytest.mark.slow
 def test_a_tier_ends_with_the_first_command_that_fails() -> None:
-    outcome = run(Tier("some", (("true",), ("false",), ("/missing",))))
+    outcome = run(Tier("some", (("true",), ("false",), ("/missing",)), (("/missing",),)))
     assert (outcome.tier, outcome.failed) == ("some", "`false` ended with 1")
-    assert run(Tier("some", (("true",),))).failed == ""
+    assert run(Tier("some", (("true",),), (("true",), ("true",)))).failed == ""
+
+
+@pytest.mark.slow
+def test_tests_side_by_side_all_run_to_their_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whichever fails; each waits for the other here. What they say is not mixed."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    meet = "touch $0; until [ -e $1 ]; do sleep 0.01; done; echo $2; exit $3"
+    tests = (
+        ("sh", "-c", meet, str(first), str(second), "one", "0"),
+        ("sh", "-c", meet, str(second), str(first), "two", "3"),
+    )
+    outcome = run(Tier("some", (), tests))
+    assert outcome.failed.endswith("two 3` ended with 3")
+    assert outcome.failed.count("ended with") == 1
+    assert capfd.readouterr().out.split() == ["one", "two"]
 
 
 @pytest.mark.slow
@@ -78,7 +108,8 @@ def test_the_next_tier_has_its_turn_after_a_failure(tmp_path: Path) -> None:
     """The commands are stand-ins; what is real is the order, the summary and the exit code."""
     script = (
         "from hack import tiers\n"
-        "tiers.tiers = lambda workers: [tiers.Tier('first', (('false',),)), tiers.Tier('second', (('echo', 'ran'),))]\n"
+        "first = tiers.Tier('first', (), (('false',),))\n"
+        "tiers.tiers = lambda workers: [first, tiers.Tier('second', (), (('echo', 'ran'),))]\n"
         "raise SystemExit(tiers.main(['2']))"
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -86,22 +117,32 @@ def test_the_next_tier_has_its_turn_after_a_failure(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["ran", "make test", "  ✗ first", "  ✓ second"]
 
 
-def test_long_files_come_first_and_waiting_ones_take_turns_with_computing_ones() -> None:
-    marks = {
-        "a": "unit",
-        "b": "slow",
-        "c": "unit",
-        "d": "slow",
-        "x": "controlplane",
-        "y": "controlplane",
-        "z": "cluster",
-    }
+def test_workers_of_runs_at_the_same_time_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    for beside, worker in (("0/2", 0), ("0/2", 1), ("1/2", 0), ("1/2", 1)):
+        monkeypatch.setattr(layout, "FREE_PORTS", range(20000, 20100))
+        config: Any = SimpleNamespace(
+            getoption={"--beside": beside, "--fast": False}.__getitem__,
+            workerinput={"workerid": f"gw{worker}", "workercount": 2},
+        )
+        pytest_configure(config)
+        found += layout.FREE_PORTS
+    assert sorted(found) == [*range(20000, 20100)]
+
+
+def test_long_files_come_first() -> None:
+    marks = {"a": "unit", "b": "slow", LONGEST[1]: "slow", "c": "unit", "d": "slow", LONGEST[0]: "slow"}
 
     def item(file: str, number: int) -> Any:
         return SimpleNamespace(path=file, name=f"{file}{number}", get_closest_marker=lambda m: m == marks[file] or None)
 
     ordered = long_files_first([item(file, number) for file in marks for number in range(2)])
-    assert " ".join(each.name for each in ordered) == "x0 x1 b0 b1 y0 y1 d0 d1 a0 a1 c0 c1 z0 z1"
+    files = [LONGEST[0], LONGEST[1], "b", "d", "a", "c"]
+    assert [each.name for each in ordered] == [f"{file}{number}" for file in files for number in range(2)]
+
+
+def test_the_longest_files_are_there() -> None:
+    assert {path.name for path in (REPOSITORY / "tests").glob("*/test_*.py")} >= {*LONGEST}
 
 
 # Examples

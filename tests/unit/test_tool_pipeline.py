@@ -210,7 +210,7 @@ PYTHON: Final = TEMPLATE.replace("{{ c.function | tojson }}", "{{ c.function.nam
 @pytest.mark.parametrize(
     ("template", "task", "metric", "called", "why"),
     [
-        (TEMPLATE, TaskType.TEXT, "toolUse", False, "of the 40 test examples that are asked none is to be answered by"),
+        (TEMPLATE, TaskType.TEXT, "toolUse", False, "of the 20 test examples that are asked none is to be answered by"),
         (TEMPLATE, TaskType.TEXT, "toolName", True, ""),
         (PYTHON, TaskType.TEXT, "toolName", True, "the base model's chat template does not write calls of tools as"),
         (TEMPLATE, TaskType.EXTRACTION, "validJson", True, "every test example that is asked is to be answered by"),
@@ -223,7 +223,7 @@ def test_goals_that_the_calls_of_these_data_leave_unmeasured_are_refused_before_
     base = build_tiny_llama(tmp_path / "base")
     edit_json(base / "tokenizer_config.json", chat_template=template)
     prepared = Prepared(s3, place, base, tmp_path)
-    given = [calling(n) if called else {"prompt": text(n), "completion": f'{{"n": {n}}}'} for n in range(400)]
+    given = [calling(n) if called else {"prompt": text(n), "completion": f'{{"n": {n}}}'} for n in range(200)]
     prepared.gates = Gates.model_validate({"goals": [{"metric": metric, "atLeast": "0.9"}]})
     run = partial(
         prepared.run,

@@ -1,5 +1,5 @@
-"""Fused kernels compute what the model does without them, or are not used. They run in Triton's interpreter, in
-processes of their own (``tests.support.interpreted``), one for several cases: starting takes longer than most of them.
+"""Fused kernels compute what the model does without them, or are not used. They run in Triton's interpreter, in a
+process of their own (``tests.support.interpreted``), one for all cases: starting takes longer than most of them.
 """
 
 from __future__ import annotations
@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from types import MethodType
 from typing import Any, Final
 
@@ -36,14 +34,25 @@ CLOSE: Final = 1e-5
 """Two float32 passes of a small model, whose sums are in another order."""
 
 
-def interpreted(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
+CHECKED: Final = ("llama", "qwen3", "gemma2")
+TRAINED: Final = ("LoRA,packed,all", "QLoRA,padded,none", "LoRA,padded,part", "Full,packed,part")
+CASES: Final = (
+    *(f"family:{name}" for name in FAMILIES),
+    *(f"checked:{name}" for name in CHECKED),
+    *(f"planted:{what}" for what in ("forward", "backward", "compile")),
+    *(f"trained:{asked}" for asked in TRAINED),
+)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What each case found."""
-    command = [sys.executable, "-m", PROGRAM, str(folder), *cases]
+    command = [sys.executable, "-m", PROGRAM, str(tmp_path_factory.mktemp("interpreted")), *CASES]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"case"')]
-    assert [each["case"] for each in found] == list(cases)
-    return {each.pop("case").partition(":")[2]: each for each in found}
+    assert [each["case"] for each in found] == [*CASES]
+    return {each.pop("case"): each for each in found}
 
 
 def assert_close(found: dict[str, Any]) -> None:
@@ -56,51 +65,55 @@ NORMS: Final = {"qwen3": 4, "gemma2": 4, "gemma3_text": 6}
 """Normalisations of a layer that have a kernel, where they are not two. Those of OLMo's queries and keys have none."""
 
 
-@pytest.mark.parametrize("names", [[*FAMILIES][::2], [*FAMILIES][1::2]], ids=" ".join)
-def test_loss_and_gradients_of_each_family_are_the_plain_ones(names: Sequence[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradients_of_each_family_are_the_plain_ones(
+    name: str, interpreted: dict[str, dict[str, Any]]
+) -> None:
     """Every layer has the kernels, nothing but the rotation changes for other models, and what is taken
     away again leaves no trace."""
-    for name, found in interpreted(tmp_path, *(f"family:{name}" for name in names)).items():
-        assert_close(found)
-        assert found["norms"] == 2 * NORMS.get(name, 2) + 1, name
-        assert (found["gates"], found["changed"], found["asBefore"]) == (2, ["apply_rotary_pos_emb"], True), name
+    found = interpreted[f"family:{name}"]
+    assert_close(found)
+    assert found["norms"] == 2 * NORMS.get(name, 2) + 1
+    assert (found["gates"], found["changed"], found["asBefore"]) == (2, ["apply_rotary_pos_emb"], True)
 
 
-def test_right_kernels_pass_the_check_and_wrong_ones_are_left_out(tmp_path: Path) -> None:
-    """One number of a row, a gradient, a compiler that fails: training goes on without that kernel, and says why."""
-    cases = (
-        "checked:llama",
-        "checked:qwen3",
-        "checked:gemma2",
-        "planted:forward",
-        "planted:backward",
-        "planted:compile",
-    )
-    found = interpreted(tmp_path, *cases)
-    for name in ("llama", "qwen3", "gemma2"):
-        faults = found[name]["faults"]
-        assert len(faults) == 6
-        assert set(faults.values()) == {""}, name
+@pytest.mark.parametrize("name", CHECKED)
+def test_right_kernels_pass_the_check(name: str, interpreted: dict[str, dict[str, Any]]) -> None:
+    faults = interpreted[f"checked:{name}"]["faults"]
+    assert len(faults) == 6
+    assert set(faults.values()) == {""}
 
-    for what, used, says in (
+
+@pytest.mark.parametrize(
+    ("what", "used", "says"),
+    [
         ("forward", ["RMSNorm", "RoPE"], "without … kernel for SwiGLU … results are … from PyTorch's"),
         ("backward", ["RMSNorm", "SwiGLU"], "without … kernel for RoPE … gradients are … from PyTorch's"),
         ("compile", ["RoPE", "SwiGLU"], "without … kernel for RMSNorm … CompilationError: no such instruction"),
-    ):
-        assert found[what]["used"] == used
-        (told,) = found[what]["told"]
-        assert_says(told, *says.split(" … "))
-        assert_close(found[what])
+    ],
+    ids=["forward", "backward", "compile"],
+)
+def test_wrong_kernels_are_left_out(
+    what: str, used: list[str], says: str, interpreted: dict[str, dict[str, Any]]
+) -> None:
+    """One number of a row, a gradient, a compiler that fails: training goes on without that kernel, and says why."""
+    found = interpreted[f"planted:{what}"]
+    assert found["used"] == used
+    (told,) = found["told"]
+    assert_says(told, *says.split(" … "))
+    assert_close(found)
 
 
-def test_a_training_has_the_same_loss_and_gradients_with_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", TRAINED)
+def test_a_training_has_the_same_loss_and_gradients_with_them(
+    asked: str, interpreted: dict[str, dict[str, Any]]
+) -> None:
     """Under adapters, on 4-bit weights, packed and padded; with checkpointing, of which the selective one keeps
     products that are rotated later."""
-    cases = ("LoRA,packed,all", "QLoRA,padded,none", "LoRA,padded,part", "Full,packed,part")
-    for asked, found in interpreted(tmp_path, *(f"trained:{case}" for case in cases)).items():
-        assert_close(found)
-        assert found["used"] == [["RMSNorm", "RoPE", "SwiGLU"], []], asked
-        assert found["selective"] == asked.endswith("part")
+    found = interpreted[f"trained:{asked}"]
+    assert_close(found)
+    assert found["used"] == [["RMSNorm", "RoPE", "SwiGLU"], []]
+    assert found["selective"] == asked.endswith("part")
 
 
 def small_llama() -> LlamaForCausalLM:
