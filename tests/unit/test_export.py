@@ -13,7 +13,7 @@ import pytest
 import torch
 from compressed_tensors.quantization import disable_quantization
 from safetensors import safe_open
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.export import ExportFormat
 from finetune_api.finetunejob import Output
@@ -192,23 +192,44 @@ def end_of_export(tuned: Tuned, s3: SeaweedFS, python: Path, folder: Path, *, me
     return run_process(given, folder, ADMIN, python=python)
 
 
-def test_a_model_of_which_nothing_can_be_rounded_is_not_exported_as_if_it_were(
-    tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path: Path
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "head_dim": 16, "vocab_size": 320}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+REFUSED: dict[str, tuple[ExportFormat, dict[str, int], str]] = {
+    # Conv1D where others have linear layers: the file would be that of 16 bits, called INT8
+    "gpt2": (
+        ExportFormat.INT8,
+        {"vocab_size": 320, "n_positions": 2048, "n_embd": 32, "n_layer": 1, "n_head": 2},
+        "format INT8: no layer was quantized … Conv1D … Set spec.export.format to Merged",
+    ),
+    # norms that add one to their weights, which AWQ divides
+    "gemma": (ExportFormat.INT4_AWQ, SMALL | HEADS, "Rescaled by AWQ … computes something else … INT4, INT8 or FP8"),
+    # most of its layers have no other that could be divided
+    "olmo": (
+        ExportFormat.INT4_AWQ,
+        SMALL | HEADS,
+        "5 layers could not be calibrated to 4 bits … self_attn.q_proj … Set spec.export.format to INT8 or FP8",
+    ),
+}
+"""Models by their ``model_type``: a format that they have not, their shape, and what is said."""
+
+
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_a_model_that_has_not_the_format_is_not_exported_as_if_it_had(
+    architecture: str, tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path: Path
 ) -> None:
-    """A GPT-2 has Conv1D where others have linear layers: its file would be that of 16 bits, called INT8."""
-    given = Tuned(tmp_path, tuned.store.below("gpt2"), tuned.upstream)
+    """Preflight knows of these; of others the export must."""
+    kind, shape, said = REFUSED[architecture]
+    given = Tuned(tmp_path, tuned.store.below(architecture), tuned.upstream)
     shutil.copytree(tuned.base, given.base)
-    special = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
-    config = GPT2Config(vocab_size=320, n_positions=2048, n_embd=32, n_layer=1, n_head=2, **special)
-    GPT2LMHeadModel(config).bfloat16().save_pretrained(given.base)
+    config = AutoConfig.for_model(architecture, **shape, **SPECIAL)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(given.base)
     shutil.copytree(given.base, given.adapter(Method.FULL))
     given = replace(given, upstream=publish_inputs(given.store, given.base, tuned.dataset))
 
-    ended = end_of_export(given, s3, quantize_python, tmp_path / "run", method=Method.FULL)
+    ended = end_of_export(given, s3, quantize_python, tmp_path / "run", method=Method.FULL, format=kind)
     assert (ended.code, ended.result.reason) == (ExitCode.FATAL, Reason.MODEL_UNSUPPORTED), ended.log
-    assert_says(
-        ended.result.message, "format INT8: no layer was quantized", "Conv1D", "Set spec.export.format to Merged"
-    )
+    assert_says(ended.result.message, *said.split(" … "))
     assert not ended.result.output_digest
 
 
