@@ -24,7 +24,7 @@ from loguru import logger as loguru_logger
 from pydantic import PrivateAttr
 from torch.utils.data import DataLoader
 
-from finetune_api.export import ExportFormat
+from finetune_api.export import CALIBRATED, ExportFormat
 from finetune_jobs.exporting.calibration import Tokens
 from finetune_jobs.exporting.checkpoint import MAX_SHARD
 from finetune_jobs.exporting.rescaling import Rescaling
@@ -34,6 +34,7 @@ KEPT: Final = ["lm_head"]
 """The output layer stays 16-bit, as in every published W8A8 checkpoint: rounding it would affect every answer."""
 
 _ATTENTION_OUTPUT: Final = ".o_proj"
+"""How the layer's name ends in every family that AWQ rescales."""
 
 
 def quantize(model: Any, out: Path, export_format: ExportFormat, calibration: Tokens = ()) -> Sequence[Rescaling]:
@@ -54,7 +55,8 @@ def quantize(model: Any, out: Path, export_format: ExportFormat, calibration: To
     elif export_format is ExportFormat.INT4_AWQ:
         rescalings = _round_by_awq(model, calibration)
     else:
-        _round(model, [QuantizationModifier(ignore=KEPT, **_SCHEMES[export_format])], calibration)
+        needed = calibration if export_format in CALIBRATED else ()
+        _round(model, [QuantizationModifier(ignore=KEPT, **_SCHEMES[export_format])], needed)
     model.save_pretrained(out, save_compressed=True, safe_serialization=True, max_shard_size=MAX_SHARD)
     return rescalings
 
