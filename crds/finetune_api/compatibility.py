@@ -160,11 +160,11 @@ ROWS: Final[Sequence[Row]] = (
     ),
     Row(
         Level.REFUSED,
-        "Tried here with llm-compressor 0.14 (tiny models): it divides the weights of norms, "
-        "https://github.com/vllm-project/llm-compressor/blob/0.14.0.1/src/llmcompressor/modifiers/transform/awq/"
-        "base.py, and those of this family add one to them",
-        "Rescaled by AWQ ({format}), a {architecture} computes something else, so that the export would fail after the "
-        "training. Choose INT4 for spec.export.format.",
+        "Tried here with llm-compressor 0.14 (tiny model): norms of this family add one to their weights, and it does "
+        "so in 16 bits while it rescales, "
+        "https://github.com/vllm-project/llm-compressor/blob/0.14.0.1/src/llmcompressor/modeling/offset_norm.py",
+        "AWQ ({format}) rounds the norms of a {architecture}, so that the export would fail after the training. Choose "
+        "INT4 for spec.export.format.",
         architectures=_GEMMAS,
         formats=_AWQ,
     ),

@@ -99,7 +99,7 @@ def test_an_artifact_on_a_runtime(
         ("tgi", "llama", "Tesla T4", "FP8Static", REFUSED, "no FP8Static kernel for Turing"),
         ("tgi", "llama", "Tesla T4", "INT4AWQ", REFUSED, "no INT4AWQ kernel for Turing"),
         ("tgi", "llama", "NVIDIA A10", "INT4AWQ", CAVEAT, FLOAT16),
-        ("tgi", "gemma2", "NVIDIA A10", "INT4AWQ", REFUSED, "Rescaled by AWQ (INT4AWQ), a gemma2 … Choose INT4"),
+        ("tgi", "gemma2", "NVIDIA A10", "INT4AWQ", REFUSED, "AWQ (INT4AWQ) rounds the norms of a gemma2 … Choose INT4"),
         ("tgi", "llama", "Tesla T4", "INT4", REFUSED, "no INT4 kernel for Turing … newer generation"),
         ("tgi", "llama", "Tesla T4", "FP8", REFUSED, "no FP8 kernel for Turing"),
         ("tgi", "llama", "Tesla T4", "Merged", CAVEAT, FLOAT16),
@@ -152,7 +152,7 @@ def test_layers_that_nothing_rounds_are_refused_before_the_training() -> None:
 def test_what_awq_cannot_rescale_is_refused_before_the_training() -> None:
     for architecture in ("gemma", "gemma2", "gemma3_text"):
         said = artifact_verdict(architecture, "INT4AWQ").message
-        assert_says(said, "Rescaled by AWQ", f"a {architecture} computes something else", "Choose INT4")
+        assert_says(said, "AWQ (INT4AWQ) rounds the norms", f"of a {architecture}", "Choose INT4")
     for architecture in ("glm4", "gpt_neox", "olmo", "olmo2", "olmo3", "phi", "starcoder2"):
         said = artifact_verdict(architecture, "INT4AWQ").message
         assert_says(said, "AWQ (INT4AWQ) does not calibrate all", f"of a {architecture}", "Choose INT4")

@@ -202,8 +202,6 @@ REFUSED: dict[str, tuple[ExportFormat, dict[str, int], str]] = {
         {"vocab_size": 320, "n_positions": 2048, "n_embd": 32, "n_layer": 1, "n_head": 2},
         "format INT8: no layer was quantized … Conv1D … Set spec.export.format to Merged",
     ),
-    # norms that add one to their weights, which AWQ divides
-    "gemma": (ExportFormat.INT4_AWQ, SMALL | HEADS, "Rescaled by AWQ … computes something else … INT4, INT8 or FP8"),
     # most of its layers have no other that could be divided
     "olmo": (
         ExportFormat.INT4_AWQ,

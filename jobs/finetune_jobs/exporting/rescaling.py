@@ -2,8 +2,8 @@
 
 AWQ (Lin et al. 2023, arXiv 2306.00978) multiplies the weights of inputs by factors, and divides what computes these
 inputs by the same, so that the model computes what it did and rounding takes less from it. Its files hold the rounded
-weights of such a model. That it does compute the same is measured: of some architectures, the library divides what is
-more than a factor (Gemma's norms add one to their weights).
+weights of such a model. That it does compute the same is measured: which layers belong together, the library decides by
+their names.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from finetune_jobs.exporting.calibration import Tokens
 
 SAME_MOST: Final = 0.1
 """How much of their norm the scores of all next tokens may move by. Weights are kept in 16 bits, which takes 0.02 of
-SmolLM2-135M; one of its 30 layers whose factors do not fit takes 0.36, Gemma's norms 0.5 and more of a tiny model."""
+SmolLM2-135M; one of its 30 layers whose factors are divided in the wrong place takes 0.36 and more."""
 _TEXTS: Final = 2
 """Training examples on which that is measured."""
 
