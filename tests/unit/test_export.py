@@ -218,17 +218,37 @@ def test_a_model_that_has_not_the_format_is_not_exported_as_if_it_had(
 ) -> None:
     """Preflight knows of these; of others the export must."""
     kind, shape, said = REFUSED[architecture]
-    given = Tuned(tmp_path, tuned.store.below(architecture), tuned.upstream)
-    shutil.copytree(tuned.base, given.base)
-    config = AutoConfig.for_model(architecture, **shape, **SPECIAL)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(given.base)
-    shutil.copytree(given.base, given.adapter(Method.FULL))
-    given = replace(given, upstream=publish_inputs(given.store, given.base, tuned.dataset))
-
+    given = untrained(architecture, shape, tuned, tmp_path)
     ended = end_of_export(given, s3, quantize_python, tmp_path / "run", method=Method.FULL, format=kind)
     assert (ended.code, ended.result.reason) == (ExitCode.FATAL, Reason.MODEL_UNSUPPORTED), ended.log
     assert_says(ended.result.message, *said.split(" … "))
     assert not ended.result.output_digest
+
+
+def test_norms_that_add_one_to_their_weights_keep_every_bit(
+    tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path: Path
+) -> None:
+    """Gemma's: the sum has too few bits for both, and llm-compressor computes with the sum."""
+    given = untrained("gemma", SMALL | HEADS, tuned, tmp_path)
+    ended = end_of_export(given, s3, quantize_python, tmp_path / "run", method=Method.FULL, format=ExportFormat.FP8)
+    assert ended.code == ExitCode.OK, (ended.result, ended.log)
+    assert ended.result.scalars["comparedTensors"] == "11"
+
+
+def untrained(architecture: str, shape: dict[str, int], tuned: Tuned, folder: Path) -> Tuned:
+    """A tiny random model of another family in place of a tuned one, as method Full leaves it."""
+    given = Tuned(folder, tuned.store.below(architecture), tuned.upstream)
+    shutil.copytree(tuned.base, given.base)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **shape, **SPECIAL), dtype=torch.bfloat16
+    )
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.ndim == 1:
+                each.normal_(0, 0.3)
+    model.save_pretrained(given.base)
+    shutil.copytree(given.base, given.adapter(Method.FULL))
+    return replace(given, upstream=publish_inputs(given.store, given.base, tuned.dataset))
 
 
 def test_the_exported_files_answer_like_the_trained_model(exported: tuple[Ended, Path], tuned: Tuned) -> None:

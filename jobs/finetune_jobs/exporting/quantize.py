@@ -95,6 +95,16 @@ def _four_bits(model: Any, export_format: ExportFormat) -> dict[str, Any]:
 
 
 def _round(model: Any, modifiers: Sequence[Any], calibration: Tokens) -> None:
+    """To norms that add one to their weights (Gemma's), the library adds it in 16 bits while it works, and takes it off
+    again, which rounds them: they get their own values back."""
+    vectors = {name: each.detach().clone() for name, each in model.named_parameters() if each.ndim == 1}
+    _apply(model, modifiers, calibration)
+    with torch.no_grad():
+        for name, each in vectors.items():
+            model.get_parameter(name).copy_(each)
+
+
+def _apply(model: Any, modifiers: Sequence[Any], calibration: Tokens) -> None:
     """One layer of the model after the other, if there is data. The library's session would keep the model in memory
     while the next one is merged."""
     rows = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in map(_batch, calibration)]
@@ -104,7 +114,7 @@ def _round(model: Any, modifiers: Sequence[Any], calibration: Tokens) -> None:
 
 def _round_by_awq(model: Any, calibration: Tokens) -> Sequence[Rescaling]:
     awq, scheme = _Awq(), _four_bits(model, ExportFormat.INT4_AWQ)
-    _round(model, [awq, QuantizationModifier(ignore=KEPT, **scheme)], calibration)
+    _apply(model, [awq, QuantizationModifier(ignore=KEPT, **scheme)], calibration)
     return awq.done
 
 
