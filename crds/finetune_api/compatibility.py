@@ -21,7 +21,7 @@ VLLM: Final = "vllm"
 TITLES: Final = {TGI: "Text Generation Inference", VLLM: "vLLM"}
 """Engines by their name in a runtime's ``engine``, as people call them."""
 INT8: Final = "INT8"
-QUANTIZED: Final = frozenset({INT8, "W8A16", "FP8", "INT4"})
+QUANTIZED: Final = frozenset({INT8, "W8A16", "FP8", "FP8Static", "INT4", "INT4AWQ"})
 """Formats of artifacts that are rounded (ExportFormat): all but Merged and Adapter."""
 
 
@@ -111,16 +111,18 @@ _VLLM_MODELS: Final = "https://docs.vllm.ai/en/v0.32.0/models/supported_models/"
 _VLLM_DTYPES: Final = f"{_VLLM}/blob/v0.32.0/vllm/config/model.py"
 _INT8: Final = frozenset({INT8})
 _FLOAT16: Final = frozenset({"float16"})
-_FP8: Final = frozenset({"FP8"})
+_FP8: Final = frozenset({"FP8", "FP8Static"})
 _MERGED: Final = frozenset({"Merged"})
 ADAPTER: Final = "Adapter"
 _ADAPTERS: Final = frozenset({ADAPTER})
-_WEIGHTS_ONLY: Final = frozenset({"W8A16", "INT4"})
+_AWQ: Final = frozenset({"INT4AWQ"})
+_WEIGHTS_ONLY: Final = frozenset({"W8A16", "INT4"}) | _AWQ
 _BLACKWELL: Final = frozenset({Generation.BLACKWELL})
 _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
 _CONV1D: Final = frozenset({"gpt2", "openai-gpt"})
 """Language models of transformers whose layers are Conv1D, which llm-compressor does not round."""
 _GEMMAS: Final = frozenset({"gemma", "gemma2", "gemma3_text"})
+_PARTLY_BY_AWQ: Final = frozenset({"glm4", "gpt_neox", "olmo", "olmo2", "olmo3", "phi", "starcoder2"})
 _WIDE: Final = frozenset({"gemma2", "gemma3_text", "glm4"})
 """What is not computed in float16, in which it overflows or becomes unstable."""
 _VLLM_OWN: Final = frozenset(
@@ -156,6 +158,26 @@ ROWS: Final[Sequence[Row]] = (
         architectures=_CONV1D,
         formats=QUANTIZED,
     ),
+    Row(
+        Level.REFUSED,
+        "Tried here with llm-compressor 0.14 (tiny model): norms of this family add one to their weights, and it does "
+        "so in 16 bits while it rescales, "
+        "https://github.com/vllm-project/llm-compressor/blob/0.14.0.1/src/llmcompressor/modeling/offset_norm.py",
+        "AWQ ({format}) rounds the norms of a {architecture}, so that the export would fail after the training. Choose "
+        "INT4 for spec.export.format.",
+        architectures=_GEMMAS,
+        formats=_AWQ,
+    ),
+    Row(
+        Level.REFUSED,
+        "Tried here with llm-compressor 0.14 (tiny models): "
+        "https://github.com/vllm-project/llm-compressor/blob/0.14.0.1/src/llmcompressor/modifiers/transform/awq/"
+        "mappings.py has no names, or not all, for these layers",
+        "AWQ ({format}) does not calibrate all layers of a {architecture}, so that the export would fail after the "
+        "training. Choose INT4 for spec.export.format.",
+        architectures=_PARTLY_BY_AWQ,
+        formats=_AWQ,
+    ),
     # Text Generation Inference
     Row(
         Level.FINE,
@@ -165,7 +187,8 @@ ROWS: Final[Sequence[Row]] = (
     ),
     Row(
         Level.FINE,
-        f"{_TGI_SOURCE}/server/text_generation_server/layers/compressed_tensors/w8an_fp.py and wna16_int.py",
+        f"{_TGI_SOURCE}/server/text_generation_server/layers/compressed_tensors/w8an_fp.py (static scales of inputs "
+        "too: load_input_scale) and wna16_int.py",
         engine=TGI,
         formats=_FP8 | _WEIGHTS_ONLY,
     ),
@@ -292,7 +315,8 @@ ROWS: Final[Sequence[Row]] = (
     Row(
         Level.FINE,
         f"{_VLLM}/blob/v0.32.0/vllm/model_executor/layers/quantization/compressed_tensors/schemes/"
-        "compressed_tensors_w8a8_fp8.py and compressed_tensors_wNa16.py",
+        "compressed_tensors_w8a8_fp8.py (static scales of inputs too: is_static_input_scheme) and "
+        "compressed_tensors_wNa16.py",
         engine=VLLM,
         formats=_FP8 | _WEIGHTS_ONLY,
     ),

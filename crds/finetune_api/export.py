@@ -14,13 +14,17 @@ class ExportFormat(StrEnum):
     INT8 = "INT8"
     W8A16 = "W8A16"
     FP8 = "FP8"
+    FP8_STATIC = "FP8Static"
     INT4 = "INT4"
+    INT4_AWQ = "INT4AWQ"
     MERGED = "Merged"
     ADAPTER = "Adapter"
 
 
 WHOLE_MODELS: Final = tuple(each for each in ExportFormat if each is not ExportFormat.ADAPTER)
 """Formats in which the adapter is part of the model."""
+CALIBRATED: Final = frozenset({ExportFormat.FP8_STATIC, ExportFormat.INT4, ExportFormat.INT4_AWQ})
+"""Formats that are calibrated on training examples."""
 
 
 class OnRegression(StrEnum):
@@ -35,11 +39,12 @@ class Export(ApiModel):
 
     format: ExportFormat = ExportFormat.INT8
     """Of the weights of all linear layers but the output layer. INT8: 8-bit integers, activations too (W8A8). W8A16:
-    8-bit integers, activations in 16 bits. FP8: 8-bit floating point, activations too. INT4: 4-bit integers, calibrated
-    by GPTQ on training examples, activations in 16 bits. Merged: 16 bits, nothing is rounded. Adapter: the adapter
-    itself, beside the 16-bit model that it was trained on: an AdapterDeployment serves several such on one copy of that
-    (source.adapters). Not with method Full, nor with DoRA."""
-    alternatives: Annotated[list[ExportFormat], Field(max_length=4)] = []
+    8-bit integers, activations in 16 bits. FP8: 8-bit floating point, activations too, by a scale for each token.
+    FP8Static: the same with one scale for all tokens, found on training examples. INT4: 4-bit integers, calibrated by
+    GPTQ on training examples, activations in 16 bits. INT4AWQ: the same by AWQ. Merged: 16 bits, nothing is rounded.
+    Adapter: the adapter itself, beside the 16-bit model that it was trained on: an AdapterDeployment serves several
+    such on one copy of that (source.adapters). Not with method Full, nor with DoRA."""
+    alternatives: Annotated[list[ExportFormat], Field(max_length=7)] = []
     """Other formats, made and evaluated on the same examples beside it: the report compares them, and FallBack tries
     them in this order."""
     on_regression: OnRegression = OnRegression.FAIL

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.export import ExportFormat
+from finetune_api.export import WHOLE_MODELS, ExportFormat
 from finetune_api.training import Method, Quantization
 from hack.benchmarks.exported import export
 from hack.benchmarks.result import Result
@@ -37,7 +37,7 @@ class Size:
     intermediate: int = 6144
 
 
-def run(formats: Sequence[ExportFormat] = tuple(ExportFormat)) -> Result:
+def run(formats: Sequence[ExportFormat] = WHOLE_MODELS) -> Result:
     """Export to each of these formats; the value is the largest multiple."""
     with tempfile.TemporaryDirectory(prefix="finetune-memory-") as folder:
         work = Path(folder)
@@ -105,7 +105,7 @@ def _write_model(like: Path, base: Path, tuned: Path, size: Size) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="*", type=ExportFormat, default=list(ExportFormat), help="formats")
+    parser.add_argument("--only", nargs="*", type=ExportFormat, default=list(WHOLE_MODELS), help="formats")
     result = run(parser.parse_args().only)
     result.write()
     say(json.dumps(result.details, indent=1))

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_api.export import ExportFormat
+from finetune_api.export import CALIBRATED, ExportFormat
 from finetune_api.training import Method
 from hack import environments
 from hack.cluster.console import ClusterError
@@ -75,7 +75,7 @@ def main() -> None:
 
     base, tuned, dataset, out = map(Path, sys.argv[1:5])
     kind = ExportFormat(sys.argv[5])
-    rows = calibration_rows(dataset, base, thoughts=False) if kind is ExportFormat.INT4 else ()
+    rows = calibration_rows(dataset, base, thoughts=False) if kind in CALIBRATED else ()
     export_model(TunedParts(base, tuned, read_tuning(tuned, Method.QLORA)), out, kind, Progress("export"), rows)
 
 

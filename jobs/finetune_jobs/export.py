@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_api.export import ExportFormat
+from finetune_api.export import CALIBRATED, ExportFormat
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Method
@@ -20,6 +20,7 @@ from finetune_jobs.exporting.checkpoint import complete, save_16_bits
 from finetune_jobs.exporting.comparison import Compared, require_same
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.quantize import quantize
+from finetune_jobs.exporting.rescaling import rescale
 from finetune_jobs.fit.exported import require_rounded
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
@@ -41,7 +42,7 @@ def export(context: Context) -> StageOutput:
     folders.fetch_folder(context.store, output_folder(Stage.TRAIN, given.upstream.adapter), adapter)
     fetch_base_model(context, base)
     parts = TunedParts(base, adapter, read_tuning(adapter, Method(params.method)))
-    calibration = _calibration(context, parts) if ExportFormat.INT4 in formats else ()
+    calibration = _calibration(context, parts) if CALIBRATED.intersection(formats) else ()
     alternatives: list[ExportedFormat] = []
     compared: Compared | None = None
     for number, kind in enumerate([*formats[1:], formats[0]]):
@@ -80,7 +81,7 @@ def export_model(
     parts: TunedParts, out: Path, kind: ExportFormat, progress: Progress, calibration: Tokens = ()
 ) -> Compared:
     """Write the tuned model to ``out`` for TGI 3.3, vLLM and transformers 4 and 5, and compare what was written with
-    it; ``calibration``: token ids of training examples, for INT4.
+    it; ``calibration``: token ids of training examples, for the formats of CALIBRATED.
 
     Raises StageError: ModelUnsupported, CudaOutOfMemory, ExportMismatch.
     """
@@ -92,12 +93,13 @@ def export_model(
             save_16_bits(model, out)
         else:
             progress.report(0.4, f"quantising to {kind.value}")
-            quantize(model, out, kind, calibration)
+            rescalings = quantize(model, out, kind, calibration)
             # Rounding has changed the model in place. A second one beside it would take its memory twice.
             del model
             make_room()
             progress.report(0.7, f"{merging} again, to compare the files with it")
             model = merge(parts.base, parts.tuned, parts.tuning)
+            rescale(model, rescalings, calibration)
         complete(parts.base, out, parts.tuning)
         progress.report(0.8, "comparing the files with the tuned model")
         compared = require_same(out, model)

@@ -26,15 +26,15 @@ class Read:
 
 def read_with_transformers_4(
     python: Path,
-    folders: Sequence[Path],
+    checkpoints: Sequence[Sequence[Path]],
     texts: Sequence[Sequence[int]],
     conversations: Sequence[Sequence[Message]],
 ) -> list[Read]:
-    """Load each checkpoint with transformers 4 and compute the texts, lists of token ids, in float32."""
-    asked = json.dumps({"texts": texts, "conversations": conversations})
-    ended = subprocess.run(
-        [python, _PROGRAM, *folders], input=asked, capture_output=True, text=True, timeout=600, check=False
-    )
+    """Load each checkpoint with transformers 4 and compute the texts, lists of token ids, in float32. One is a model's
+    folder, or that and an adapter's."""
+    folders = [[str(each) for each in checkpoint] for checkpoint in checkpoints]
+    asked = json.dumps({"checkpoints": folders, "texts": texts, "conversations": conversations})
+    ended = subprocess.run([python, _PROGRAM], input=asked, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     return [Read(each["version"], each["prompts"], each["logProbabilities"]) for each in found]

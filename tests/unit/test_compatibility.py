@@ -94,6 +94,12 @@ def test_an_artifact_on_a_runtime(
         ("tgi", "gemma2", "NVIDIA L4", "FP8", CAVEAT, "does not round activations on Ada"),
         ("tgi", "gemma2", "NVIDIA H100 80GB HBM3", "FP8", FINE, ""),
         ("tgi", "gemma2", "NVIDIA B200", "INT4", FINE, ""),
+        ("tgi", "gemma2", "NVIDIA A10", "FP8Static", CAVEAT, "does not round activations on Ampere GPUs (FP8Static)"),
+        ("tgi", "gemma2", "NVIDIA H100 80GB HBM3", "FP8Static", FINE, ""),
+        ("tgi", "llama", "Tesla T4", "FP8Static", REFUSED, "no FP8Static kernel for Turing"),
+        ("tgi", "llama", "Tesla T4", "INT4AWQ", REFUSED, "no INT4AWQ kernel for Turing"),
+        ("tgi", "llama", "NVIDIA A10", "INT4AWQ", CAVEAT, FLOAT16),
+        ("tgi", "gemma2", "NVIDIA A10", "INT4AWQ", REFUSED, "AWQ (INT4AWQ) rounds the norms of a gemma2 … Choose INT4"),
         ("tgi", "llama", "Tesla T4", "INT4", REFUSED, "no INT4 kernel for Turing … newer generation"),
         ("tgi", "llama", "Tesla T4", "FP8", REFUSED, "no FP8 kernel for Turing"),
         ("tgi", "llama", "Tesla T4", "Merged", CAVEAT, FLOAT16),
@@ -104,6 +110,11 @@ def test_an_artifact_on_a_runtime(
         ("vllm", "llama", "NVIDIA L4", "FP8", FINE, ""),
         ("vllm", "llama", "NVIDIA A10", "FP8", CAVEAT, "vLLM does not round activations on Ampere GPUs (FP8)"),
         ("vllm", "llama", "NVIDIA B200", "W8A16", FINE, ""),
+        ("vllm", "llama", "NVIDIA L4", "FP8Static", FINE, ""),
+        ("vllm", "llama", "NVIDIA A10", "FP8Static", CAVEAT, "does not round activations on Ampere GPUs (FP8Static)"),
+        ("vllm", "qwen3", "NVIDIA B200", "INT4AWQ", FINE, ""),
+        ("vllm", "llama", "Tesla V100-SXM2-16GB", "INT4AWQ", REFUSED, "no INT4AWQ kernel for Volta"),
+        ("vllm", "olmo2", "NVIDIA L4", "INT4AWQ", REFUSED, "AWQ (INT4AWQ) does not calibrate all layers of a olmo2"),
         ("vllm", "llama", "Tesla V100-SXM2-16GB", "INT4", REFUSED, "no INT4 kernel for Volta … newer generation"),
         ("vllm", "llama", "NVIDIA B200", "Merged", FINE, ""),
     ],
@@ -136,6 +147,18 @@ def test_layers_that_nothing_rounds_are_refused_before_the_training() -> None:
             assert found.refused
             assert_says(found.message, f"No layer of a {architecture}", export_format, "Conv1D", "Choose Merged")
         assert not artifact_verdict(architecture, "Merged").refused
+
+
+def test_what_awq_cannot_rescale_is_refused_before_the_training() -> None:
+    for architecture in ("gemma", "gemma2", "gemma3_text"):
+        said = artifact_verdict(architecture, "INT4AWQ").message
+        assert_says(said, "AWQ (INT4AWQ) rounds the norms", f"of a {architecture}", "Choose INT4")
+    for architecture in ("glm4", "gpt_neox", "olmo", "olmo2", "olmo3", "phi", "starcoder2"):
+        said = artifact_verdict(architecture, "INT4AWQ").message
+        assert_says(said, "AWQ (INT4AWQ) does not calibrate all", f"of a {architecture}", "Choose INT4")
+        assert not artifact_verdict(architecture, "INT4").refused
+    for architecture in ("llama", "mistral", "ministral3", "qwen2", "qwen3", "phi3", "granite", "cohere2", "smollm3"):
+        assert not artifact_verdict(architecture, "INT4AWQ").refused
 
 
 UNTRIED: Final = {"ministral", "olmoe", "gpt_oss", "gemma3", "llama4", "llama4_text"}

@@ -1,8 +1,11 @@
 """Export: merging keeps what was trained, files of every format answer like it, JSON speaks both dialects."""
 
 import json
+import math
+import shutil
+import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import pytest
 import torch
 from compressed_tensors.quantization import disable_quantization
 from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.export import ExportFormat
 from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
 from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import BaseRef
@@ -44,6 +49,8 @@ from tests.support.transformers4 import read_with_transformers_4
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 METHODS = pytest.mark.parametrize("method", list(Method))
+SAME_PERPLEXITY = 1e-4
+"""How much two versions of transformers may differ, relatively: both compute in float32."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,14 @@ def run_export(
     tuned: Tuned, s3: SeaweedFS, python: Path, folder: Path, *, method: Method = Method.QLORA, **export: Any
 ) -> tuple[Ended, Path]:
     """How the stage ended for an adapter of this method and this ``spec.export``, and its output."""
+    ended = end_of_export(tuned, s3, python, folder, method=method, **export)
+    assert ended.code == ExitCode.OK, (ended.result, ended.log)
+    out = folder / "out"
+    fetch_folder(tuned.store, output_folder(Stage.EXPORT, ended.result.output_digest), out)
+    return ended, out
+
+
+def end_of_export(tuned: Tuned, s3: SeaweedFS, python: Path, folder: Path, *, method: Method, **export: Any) -> Ended:
     adapter = publish_folder(tuned.store, tuned.adapter(method), Stage.TRAIN)
     output = Output(uri=tuned.store.uri(), name="transactions")
     params = pipeline_params([], output).model_copy(update={"export": ExportParams(export=export, method=method)})
@@ -174,11 +189,66 @@ def run_export(
     given = stage_input(
         Stage.EXPORT, s3.storage, output, params, chain, base_model_uri=tuned.store.uri(BASE), reuse=False
     )
-    ended = run_process(given, folder, ADMIN, python=python)
+    return run_process(given, folder, ADMIN, python=python)
+
+
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "head_dim": 16, "vocab_size": 320}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+REFUSED: dict[str, tuple[ExportFormat, dict[str, int], str]] = {
+    # Conv1D where others have linear layers: the file would be that of 16 bits, called INT8
+    "gpt2": (
+        ExportFormat.INT8,
+        {"vocab_size": 320, "n_positions": 2048, "n_embd": 32, "n_layer": 1, "n_head": 2},
+        "format INT8: no layer was quantized … Conv1D … Set spec.export.format to Merged",
+    ),
+    # most of its layers have no other that could be divided
+    "olmo": (
+        ExportFormat.INT4_AWQ,
+        SMALL | HEADS,
+        "5 layers could not be calibrated to 4 bits … self_attn.q_proj … Set spec.export.format to INT8 or FP8",
+    ),
+}
+"""Models by their ``model_type``: a format that they have not, their shape, and what is said."""
+
+
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_a_model_that_has_not_the_format_is_not_exported_as_if_it_had(
+    architecture: str, tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path: Path
+) -> None:
+    """Preflight knows of these; of others the export must."""
+    kind, shape, said = REFUSED[architecture]
+    given = untrained(architecture, shape, tuned, tmp_path)
+    ended = end_of_export(given, s3, quantize_python, tmp_path / "run", method=Method.FULL, format=kind)
+    assert (ended.code, ended.result.reason) == (ExitCode.FATAL, Reason.MODEL_UNSUPPORTED), ended.log
+    assert_says(ended.result.message, *said.split(" … "))
+    assert not ended.result.output_digest
+
+
+def test_norms_that_add_one_to_their_weights_keep_every_bit(
+    tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path: Path
+) -> None:
+    """Gemma's: the sum has too few bits for both, and llm-compressor computes with the sum."""
+    given = untrained("gemma", SMALL | HEADS, tuned, tmp_path)
+    ended = end_of_export(given, s3, quantize_python, tmp_path / "run", method=Method.FULL, format=ExportFormat.FP8)
     assert ended.code == ExitCode.OK, (ended.result, ended.log)
-    out = folder / "out"
-    fetch_folder(tuned.store, output_folder(Stage.EXPORT, ended.result.output_digest), out)
-    return ended, out
+    assert ended.result.scalars["comparedTensors"] == "11"
+
+
+def untrained(architecture: str, shape: dict[str, int], tuned: Tuned, folder: Path) -> Tuned:
+    """A tiny random model of another family in place of a tuned one, as method Full leaves it."""
+    given = Tuned(folder, tuned.store.below(architecture), tuned.upstream)
+    shutil.copytree(tuned.base, given.base)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **shape, **SPECIAL), dtype=torch.bfloat16
+    )
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.ndim == 1:
+                each.normal_(0, 0.3)
+    model.save_pretrained(given.base)
+    shutil.copytree(given.base, given.adapter(Method.FULL))
+    return replace(given, upstream=publish_inputs(given.store, given.base, tuned.dataset))
 
 
 def test_the_exported_files_answer_like_the_trained_model(exported: tuple[Ended, Path], tuned: Tuned) -> None:
@@ -240,12 +310,16 @@ class Written:
     """Of the linear layers' weights."""
     activations: int | None = None
     """Bits to which they are rounded at run time."""
+    dynamic: bool | None = None
+    """Whether their scale is found then, too; None: they are not rounded."""
 
 
 WRITTEN = {
     ExportFormat.W8A16: Written("pack-quantized", 8, "channel", torch.int32),
-    ExportFormat.FP8: Written("float-quantized", 8, "channel", torch.float8_e4m3fn, 8),
+    ExportFormat.FP8: Written("float-quantized", 8, "channel", torch.float8_e4m3fn, 8, dynamic=True),
+    ExportFormat.FP8_STATIC: Written("float-quantized", 8, "channel", torch.float8_e4m3fn, 8, dynamic=False),
     ExportFormat.INT4: Written("pack-quantized", 4, "group", torch.int32),
+    ExportFormat.INT4_AWQ: Written("pack-quantized", 4, "group", torch.int32),
     ExportFormat.MERGED: Written(None),
 }
 
@@ -341,20 +415,33 @@ def test_transformers_4_finds_what_transformers_5_finds(
     tuned: Tuned,
     transformers_4_python: Path,
     without_bfloat16: None,
+    tmp_path: Path,
 ) -> None:
-    """Text Generation Inference 3.3 reads with version 4.51: the same prompts, and the same weights, hence the same
-    probabilities while activations are not rounded, which is a matter of a server's kernels."""
-    formats = {ExportFormat.INT8: exported[1], **{kind: several[1][kind] for kind in WRITTEN}}
+    """Text Generation Inference 3.3 reads with version 4.51: every format that is published has the same prompts, and
+    the same weights, hence the same probabilities and perplexity while activations are not rounded, which is a matter
+    of a server's kernels."""
+    formats = {ExportFormat.INT8: [exported[1]], **{kind: [several[1][kind]] for kind in WRITTEN}}
+    ref = BaseRef.model_validate_json((several[1][ExportFormat.ADAPTER] / "base.json").read_text())
+    fetch_folder(tuned.store, ref.folder, tmp_path / "base")
+    formats[ExportFormat.ADAPTER] = [tmp_path / "base", several[1][ExportFormat.ADAPTER]]
+    assert formats.keys() == set(ExportFormat)
     tokenizer, examples = load_tokenizer(tuned.base), read_split(tuned.dataset, "test")
     texts = [chat.encode(tokenizer, each.messages, tokenizer.eos_token_id).input_ids for each in examples]
     prompts = [each.prompt for each in examples]
     found = read_with_transformers_4(transformers_4_python, list(formats.values()), texts, prompts)
-    for (kind, out), theirs in zip(formats.items(), found, strict=True):
+    for (kind, folders), theirs in zip(formats.items(), found, strict=True):
         assert theirs.version.startswith("4.51.")
         assert theirs.prompts == [chat.prompt_ids(tokenizer, each) for each in prompts]
-        model = load_checkpoint(out).eval()
-        for ids, other in zip(texts, theirs.log_probabilities, strict=True):
-            assert of_tokens(model, ids) == pytest.approx(other, abs=1e-4), kind
+        model = load_artifact(folders[-1], folders[0] if len(folders) > 1 else None).eval()
+        ours = [of_tokens(model, ids) for ids in texts]
+        for ids, other in zip(ours, theirs.log_probabilities, strict=True):
+            assert ids == pytest.approx(other, abs=1e-4), kind
+        assert perplexity(ours) == pytest.approx(perplexity(theirs.log_probabilities), rel=SAME_PERPLEXITY), kind
+
+
+def perplexity(texts: list[list[float]]) -> float:
+    """Of texts, by the log-probabilities of their tokens."""
+    return math.exp(-statistics.fmean(each for text in texts for each in text))
 
 
 def of_tokens(model: Any, ids: list[int]) -> list[float]:
@@ -388,7 +475,8 @@ def test_every_format_is_what_it_says(formatted: tuple[ExportFormat, Path]) -> N
     weights, activations = group["weights"], group["input_activations"]
     assert (weights["num_bits"], weights["strategy"], weights["symmetric"]) == (expected.bits, expected.strategy, True)
     assert (activations and activations["num_bits"]) == expected.activations
-    if kind is ExportFormat.INT4:
+    assert (activations and activations["dynamic"]) == expected.dynamic
+    if expected.bits == 4:
         assert weights["group_size"] == 64, "the layers have 64 and 128 inputs"
 
 

@@ -18,8 +18,10 @@ from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.exporting.adapter import write_adapter
 from finetune_jobs.exporting.comparison import require_same
+from finetune_jobs.exporting.rescaling import Rescaling, rescale
 from finetune_jobs.modelling.loading import load_checkpoint
 from finetune_jobs.modelling.tuning import Tuning
+from tests.support.sentences import assert_says
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama, build_tiny_lora, edit_json
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -28,10 +30,13 @@ Tensors = dict[str, torch.Tensor]
 Damage = Callable[[Tensors], Any]
 
 GROUP = 32
+ONE_SCALE = QuantizationArgs(num_bits=8, type="float", strategy="tensor", symmetric=True, dynamic=False)
+"""Of activations that are rounded by a scale which calibration has found."""
 SCHEMES: dict[ExportFormat, tuple[str, dict[str, Any]]] = {
     ExportFormat.INT8: ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
     ExportFormat.W8A16: ("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
     ExportFormat.FP8: ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    ExportFormat.FP8_STATIC: ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     ExportFormat.INT4: ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}),
 }
 """As llm-compressor writes them; that it does is tested with its own files in test_export."""
@@ -67,7 +72,10 @@ def write(out: Path, model: Any, kind: ExportFormat, damage: Damage = lambda _we
     damage(weights)
     if kind in SCHEMES:
         form, args = SCHEMES[kind]
-        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(symmetric=True, **args))
+        inputs = ONE_SCALE if kind is ExportFormat.FP8_STATIC else None
+        scheme = QuantizationScheme(
+            targets=["Linear"], weights=QuantizationArgs(symmetric=True, **args), input_activations=inputs
+        )
         weights = rounded(weights, form, scheme)
         said = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"]}
         edit_json(
@@ -91,6 +99,8 @@ def rounded(weights: Tensors, form: str, scheme: Any) -> Tensors:
         scale = groups.abs().amax(-1) / largest
         scale = scale.where(scale > 0, torch.finfo(scale.dtype).eps)
         parts = compressor.compress({"weight": each, "weight_scale": scale}, scheme)
+        if scheme.input_activations is not None:
+            parts["input_scale"] = torch.ones(1, dtype=each.dtype)
         found |= {f"{name.removesuffix('weight')}{part}": value for part, value in parts.items()}
     return found
 
@@ -160,7 +170,7 @@ def test_noise_in_the_scales_is_seen(kind: ExportFormat, noise: float, tuned: An
 
     def disturb(weights: Tensors) -> None:
         for name, each in weights.items():
-            if name.endswith("_scale"):
+            if name.endswith("weight_scale"):
                 weights[name] = each * (1 + noise * torch.randn(each.shape, generator=random)).to(each.dtype)
 
     assert f"and {2 * len(LORA_TARGETS) - 3} more" in refused(changed(write(tmp_path, tuned, kind), disturb), tuned)
@@ -178,6 +188,16 @@ def test_calibrated_weights_may_be_further_from_the_models_than_the_nearest_but_
 DAMAGED: dict[str, tuple[ExportFormat, Damage, str]] = {
     "tensor lost": (ExportFormat.MERGED, lambda w: w.pop(NORM), f"{NORM} is missing"),
     "scale lost": (ExportFormat.FP8, lambda w: w.pop(f"{LAYER}.weight_scale"), f"{LAYER}.weight_scale is missing"),
+    "scale of inputs lost": (
+        ExportFormat.FP8_STATIC,
+        lambda w: w.pop(f"{LAYER}.input_scale"),
+        f"{LAYER}.input_scale is missing",
+    ),
+    "scale of inputs zero": (
+        ExportFormat.FP8_STATIC,
+        set_(f"{LAYER}.input_scale", torch.zeros_like),
+        f"{LAYER}.input_scale is 0.0, which scales nothing",
+    ),
     "one too many": (
         ExportFormat.INT8,
         lambda w: w.update({"x.weight": w[NORM].clone()}),
@@ -264,6 +284,38 @@ def test_an_output_layer_that_readers_would_take_from_the_embeddings_is_refused(
         tmp_path / "both", tied, ExportFormat.MERGED, lambda weights: weights.update({HEAD: weights[EMBEDDINGS] * 2})
     )
     assert f"{HEAD} differs from the model's in" in refused(out, tied)
+
+
+FACTORS = torch.linspace(0.5, 2.0, 64)
+
+
+def test_a_rescaled_model_computes_the_same_and_its_files_are_compared_with_it(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    """As AWQ does it: the tuned model's weights are then other ones, what it computes is not."""
+    model = load_checkpoint(tiny_llama, dtype=torch.bfloat16, where="cpu")
+    block = "model.layers.1"
+    inputs = [f"{block}.self_attn.{each}_proj" for each in "qkv"]
+    outputs = [Rescaling(f"{block}.mlp.up_proj", [f"{block}.mlp.down_proj"], FACTORS.repeat(2))]
+    text = [list(range(4, 60))]
+    plain = {name: each.clone() for name, each in model.state_dict().items()}
+    rescale(model, [Rescaling(f"{block}.input_layernorm", inputs, FACTORS), *outputs], text)
+    rescaled = model.state_dict()
+    assert {name for name in plain if not torch.equal(plain[name], rescaled[name])} == {
+        *(f"{name}.weight" for name in inputs),
+        *(f"{block}.{name}.weight" for name in ("input_layernorm", "mlp.up_proj", "mlp.down_proj")),
+    }
+    require_same(write(tmp_path, model, ExportFormat.INT4), model)
+    assert "differs from the model's" in refused(
+        tmp_path, load_checkpoint(tiny_llama, dtype=torch.bfloat16, where="cpu")
+    )
+
+    with pytest.raises(StageError) as error:  # what divides is not what computes these inputs
+        rescale(model, [Rescaling(f"{block}.post_attention_layernorm", inputs, FACTORS)], text)
+    assert error.value.reason is Reason.MODEL_UNSUPPORTED
+    assert_says(
+        error.value.message, "Rescaled by AWQ", "computes something else", "of their norm", "to INT4, INT8 or FP8"
+    )
 
 
 def test_several_files_are_read_as_their_index_says(tuned: Any, tmp_path: Path) -> None:

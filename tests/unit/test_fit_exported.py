@@ -37,6 +37,8 @@ def test_every_sentence_about_formats() -> None:
     assert_says(
         indivisible.value.message, "spec.export.format INT4", "128, 64, 32", "are 80, 4096", "Choose INT8 or FP8"
     )
+    with pytest.raises(StageError, match=r"format INT4AWQ needs layers"):
+        require_group([4096, 80], ExportFormat.INT4_AWQ)
     with pytest.raises(StageError) as uncalibrated:
         require_calibrated(["model.layers.0.mlp.up_proj", "model.layers.3.mlp.up_proj"])
     parts = (

@@ -104,6 +104,8 @@ def test_groups_of_4_bit_weights_must_divide_every_layer() -> None:
     """Known from config.json, so before a GPU is asked for; of a model of unknown shape the export says it."""
     with pytest.raises(StageError) as error:
         require_suitable(narrow(2000), Training(), "INT4", L4, [])
+    with pytest.raises(StageError, match="INT4AWQ needs layers"):
+        require_suitable(narrow(2000), Training(), "INT4AWQ", L4, [])
     assert error.value.reason is Reason.MODEL_UNSUPPORTED
     assert_says(error.value.message, *GROUPS_REFUSED.split(" … "))
     for config, export_format in ((narrow(2000), "INT8"), (narrow(2016), "INT4"), ({"model_type": "new"}, "INT4")):

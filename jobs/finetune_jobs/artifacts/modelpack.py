@@ -36,7 +36,9 @@ _PRECISION: Final[Mapping[str, str]] = {
     ExportFormat.INT8: "int8",
     ExportFormat.W8A16: "int8",
     ExportFormat.FP8: "fp8",
+    ExportFormat.FP8_STATIC: "fp8",
     ExportFormat.INT4: "int4",
+    ExportFormat.INT4_AWQ: "int4",
 }
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _FLOATS: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}

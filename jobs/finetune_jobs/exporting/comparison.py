@@ -33,6 +33,8 @@ _NAMED: Final = 3
 """Faults that a message names."""
 _SHAPE: Final = "weight_shape"
 """Where weights are packed: how many they are."""
+_INPUT: Final = "input_scale"
+"""Where activations have a scale that calibration has found: that scale."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,11 @@ class _Rounding:
         """Names of the tensors that one of the model becomes in the files."""
         if not self.covers(tensor):
             return {name}
-        layer = name.removesuffix(".weight")
-        return {f"{layer}.{each}" for each in self.compressor.compression_param_names(self.scheme)}
+        layer, activations = name.removesuffix(".weight"), self.scheme.input_activations
+        parts = {*self.compressor.compression_param_names(self.scheme)}
+        if activations is not None and activations.dynamic is False:
+            parts.add(_INPUT)
+        return {f"{layer}.{each}" for each in parts}
 
     def shapes(self, tensor: torch.Tensor) -> Mapping[str, list[int]]:
         """Of what stands for a rounded tensor."""
@@ -182,6 +187,7 @@ class _Rounding:
             "weight_packed": [rows, math.ceil(columns * args.num_bits / 32)],
             "weight_scale": [rows, columns // (args.group_size or columns)],
             _SHAPE: [2],
+            _INPUT: [1],
         }
 
 
@@ -249,7 +255,7 @@ def _rounded(name: str, tensor: torch.Tensor, files: _Files, rounding: _Rounding
         return _Finding(fault)
     change = Change(rounding.scheme.weights)
     for begin, end in _blocks(tensor):
-        local = {part: files.read(full, begin, end) for part, full in parts.items() if part != _SHAPE}
+        local = {part: files.read(full, begin, end) for part, full in parts.items() if part not in (_SHAPE, _INPUT)}
         local["weight_scale"] = local["weight_scale"].float()  # exact: readers round the products
         found = rounding.compressor.decompress(local | {_SHAPE: (end - begin, tensor.shape[1])}, rounding.scheme)
         if not bool(torch.isfinite(found["weight"]).all()):
@@ -267,6 +273,8 @@ def _misshapen(tensor: torch.Tensor, files: _Files, rounding: _Rounding, parts: 
             return f"{name} has shape {shape}, the model's {wanted[part]}"
     if _SHAPE in parts and (said := files.read(parts[_SHAPE]).tolist()) != wanted["weight"]:
         return f"{parts[_SHAPE]} is {said}, the model's weights have shape {wanted['weight']}"
+    if _INPUT in parts and not 0 < (scale := float(files.read(parts[_INPUT]))) < math.inf:
+        return f"{parts[_INPUT]} is {scale}, which scales nothing"
     return ""
 
 

@@ -18,7 +18,9 @@ _WEIGHT_BYTES: Final[Mapping[str, float]] = {
     ExportFormat.INT8: INT8,
     ExportFormat.W8A16: INT8,
     ExportFormat.FP8: INT8,
+    ExportFormat.FP8_STATIC: INT8,
     ExportFormat.INT4: _INT4,
+    ExportFormat.INT4_AWQ: _INT4,
     ExportFormat.MERGED: BF16,
 }
 
@@ -33,7 +35,7 @@ def exported_bytes(shape: Shape, each: float) -> float:
     return each * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
 
 
-def require_group(inputs: Iterable[int]) -> int:
+def require_group(inputs: Iterable[int], export_format: str = ExportFormat.INT4) -> int:
     """The largest group that divides the inputs of every layer. Raises StageError (ModelUnsupported) if none does."""
     widths = sorted(set(inputs))
     for size in GROUPS:
@@ -41,8 +43,8 @@ def require_group(inputs: Iterable[int]) -> int:
             return size
     raise StageError(
         Reason.MODEL_UNSUPPORTED,
-        f"spec.export.format INT4 needs layers whose inputs are divisible by {', '.join(map(str, GROUPS))}; those of "
-        f"this model are {', '.join(map(str, widths))}. Choose INT8 or FP8.",
+        f"spec.export.format {export_format} needs layers whose inputs are divisible by "
+        f"{', '.join(map(str, GROUPS))}; those of this model are {', '.join(map(str, widths))}. Choose INT8 or FP8.",
     )
 
 
@@ -61,7 +63,7 @@ def require_rounded(export_format: str, layers: int) -> None:
 
 
 def require_calibrated(nearest: Sequence[str]) -> None:
-    """``nearest``: the layers that were rounded to the nearest 4-bit value, because GPTQ could not calibrate them.
+    """``nearest``: the layers that were rounded to the nearest 4-bit value, because they could not be calibrated.
 
     Raises StageError (ModelUnsupported) if there are any.
     """

@@ -109,8 +109,8 @@ def _require_groups(config: Mapping[str, Any], export_format: str) -> None:
         shape = read_shape(config)
     except UnknownShapeError:
         return
-    if export_format == ExportFormat.INT4:
-        require_group(matrix.inputs for matrix in shape.matrices)
+    if export_format in (ExportFormat.INT4, ExportFormat.INT4_AWQ):
+        require_group((matrix.inputs for matrix in shape.matrices), export_format)
 
 
 def _of_level(found: Mapping[str, Suitability], level: Level) -> Iterator[str]:
