@@ -7,6 +7,7 @@ from pydantic import Field
 from finetune_api.artifact_source import LONGEST_ADAPTER, MAX_ADAPTERS
 from finetune_api.base import Condition, Message, OpenEnum, Timestamp, WireModel, Word, as_map
 from finetune_api.storage import Storage
+from finetune_api.verification import Verification
 
 
 class ServingPhase(OpenEnum):
@@ -171,6 +172,8 @@ class RevisionStatus(WireModel):
     it."""
     gates: Annotated[str, Field(max_length=64)] = ""
     """Identity of the gates of spec.policy by which it was verified; absent: none were asked for."""
+    verified_by: Verification | None = None
+    """spec.verification by which it was verified; absent: an earlier version did not note it."""
     gap_starts_at: Timestamp | None = None
     """Strategy InPlace: when the pods of what serves stop for it. The gap in service ends when it serves, or what
     served before does again."""

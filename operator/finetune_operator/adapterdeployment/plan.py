@@ -59,8 +59,10 @@ from finetune_operator.adapterdeployment.last_good import (
     keep_left,
     kept,
     let_go,
+    proves_again,
     roll_back,
     to_keep,
+    unproved,
     watched,
 )
 from finetune_operator.adapterdeployment.limits import (
@@ -133,6 +135,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = go_back(observed, target, stable, previous, now)
     else:
         step = _roll_out(observed, target, stable, now)
+        step = replace(step, events=(*proves_again(observed, target, previous, step), *step.events))
     endpoint = endpoint_state(observed, step.stable, now)
     before = step.left or stable
     keep = to_keep(observed, before, previous, step, now)
@@ -225,8 +228,10 @@ def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus
 
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:
-    """Whether the target is the revision before, and its pods could serve at once."""
-    return target.revision == previous.target.revision and answers(observed, previous)
+    """Whether the target is the revision before, its pods could serve at once, and no floor asks for more than they
+    were verified by."""
+    same = target.revision == previous.target.revision
+    return same and answers(observed, previous) and not unproved(observed, previous.revision)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
