@@ -72,6 +72,7 @@ from finetune_operator.adapterdeployment.limits import (
     promotion_overdue,
     refused_for_long,
 )
+from finetune_operator.adapterdeployment.look import look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import (
@@ -111,6 +112,8 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
+    seeing = look(observed, now)
+    observed = seeing.observed
     target = find_target(observed)
     stable, previous = serving_revision(observed, target, now), kept(observed)
     seen = watched(observed, stable, previous, now) if stable else Sighting()
@@ -142,13 +145,13 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now, keep, step.fallen)
     if rollout.lacks_room:
         rollout = replace(rollout, previous=None)
-    cleanup = plan_cleanup(rollout)
+    cleanup = plan_cleanup(rollout, seeing.under_way)
     keeps = keep_left(observed, rollout.previous, now) or None if rollout.previous else None
     back = RETURN_SECONDS if is_on_its_way_back(observed, step.stable, step.candidate, now) else None
     looks = [
         seconds
         for seconds in (
-            *(step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back),
+            *(step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back, seeing.due_after),
             look_after(observed),
         )
         if seconds is not None
@@ -157,7 +160,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     port = port_of(tls=is_encrypted(observed, serving.revision)) if serving else None
     return Plan(
         status=status,
-        actions=cleanup.first + step.actions + cleanup.last,
+        actions=cleanup.first + step.actions + seeing.actions + cleanup.last,
         optional={
             BUDGET: budget_actions(observed, serving.revision if serving else ""),
             ROUTE: route_actions(observed, port, step.candidate, now),
