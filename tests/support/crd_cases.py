@@ -509,6 +509,7 @@ _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
     (meta.FINETUNEJOB, ("spec", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "artifact", "storage")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0, "artifact", "storage")),
 ]
 
@@ -598,8 +599,8 @@ def _rule_cases() -> Iterator[Case]:
         yield Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | {"strategy": steps, "access": access}, message)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
-    for fields in (("fineTuneJob", "artifact"), ("artifact", "adapters")):
-        said = "exactly one of fineTuneJob, artifact and adapters must be set"
+    for fields in (("fineTuneJob", "artifact"), ("artifact", "output"), ("output", "adapters")):
+        said = "exactly one of fineTuneJob, artifact, output and adapters must be set"
         yield from _choices(meta.ADAPTERDEPLOYMENT, ("spec", "source"), fields, said)
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)
     yield from (Case(neither.kind, DATASET, neither.value, None), both)

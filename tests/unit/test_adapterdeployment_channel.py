@@ -120,6 +120,7 @@ def test_what_is_not_found_is_said_and_what_serves_still_does(reason: Reason) ->
     later(cluster, minutes=6)
     assert condition(cluster.status, "Stalled")[0] == "False"
     assert cluster.status.channel.reason == ""
+    assert cluster.status.stable is not None
     assert cluster.status.stable.artifact_digest == BETTER
 
 
@@ -127,12 +128,12 @@ def test_what_is_not_found_is_said_and_what_serves_still_does(reason: Reason) ->
 def test_the_same_before_anything_serves(reason: Reason) -> None:
     cluster = served(reason)
     assert condition(cluster.status, "Stalled") == ("True", reason)
-    assert cluster.status.phase is ServingPhase.FAILED
+    assert cluster.status.phase == ServingPhase.FAILED
     said = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
     assert_says(said, "channels/demo/stable.json")
     cluster.channel = GOOD
     later(cluster, minutes=6)
-    assert cluster.status.phase is ServingPhase.READY
+    assert cluster.status.phase == ServingPhase.READY
 
 
 def test_another_source_is_looked_at_at_once_and_what_serves_stays_meanwhile() -> None:
