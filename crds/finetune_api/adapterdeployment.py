@@ -10,7 +10,15 @@ from finetune_api.references import SecretRef
 from finetune_api.routes import Route
 from finetune_api.rules import Rule
 from finetune_api.serving_status import AdapterDeploymentStatus
-from finetune_api.strategy import KEEP, KEPT_BY_DEFAULT, QualityWatch, Strategy, StrategyType, seconds_of
+from finetune_api.strategy import (
+    KEEP,
+    KEPT_BY_DEFAULT,
+    MOST_SHARE,
+    QualityWatch,
+    Strategy,
+    StrategyType,
+    seconds_of,
+)
 from finetune_api.verification import Policy, Verification
 
 
@@ -57,11 +65,21 @@ _NOTHING_KEPT: Final = Rule(
     "to 0s",
 )
 
+# All pods of the revision that serves stay, and gateways learn by a Service's name whether its pods speak TLS.
+_DIVIDED_EXACTLY: Final = Rule(
+    f"self.strategy.canary.steps.all(step, step.weight <= {MOST_SHARE}) || "
+    "(has(self.access.route) && has(self.access.route.httpRoute) && !has(self.access.tls))",
+    f"a weight above {MOST_SHARE} of strategy.canary.steps needs an HTTPRoute that divides requests "
+    f"(access.route.httpRoute, without access.tls): without one the share is that of the pods, {MOST_SHARE} at most",
+)
+
 
 class AdapterDeploymentSpec(ApiModel):
     """What to serve and how."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_NOTHING_KEPT.as_schema()]})
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": [_NOTHING_KEPT.as_schema(), _DIVIDED_EXACTLY.as_schema()]}
+    )
 
     source: ArtifactSource
     """The artifact to serve."""
@@ -94,6 +112,14 @@ class AdapterDeploymentSpec(ApiModel):
         kept = self.keep_last_good or KEPT_BY_DEFAULT
         if self.in_place and kept != KEPT_BY_DEFAULT and seconds_of(kept):
             raise ValueError(_NOTHING_KEPT.message)
+        return self
+
+    @model_validator(mode="after")
+    def _divides_what_it_can(self) -> "AdapterDeploymentSpec":
+        route = self.access.route
+        divided = route is not None and route.http_route is not None and self.access.tls is None
+        if not divided and any(step.weight > MOST_SHARE for step in self.strategy.canary.steps):
+            raise ValueError(_DIVIDED_EXACTLY.message)
         return self
 
     @property

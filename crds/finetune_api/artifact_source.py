@@ -1,6 +1,7 @@
 """What an AdapterDeployment serves: a published artifact, or several adapters of one base."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,7 +10,8 @@ from finetune_api.base import ApiModel, Name, as_map
 from finetune_api.hashing import digest
 from finetune_api.meta import NAME_PATTERN
 from finetune_api.rules import exactly_one_of
-from finetune_api.storage import Storage
+from finetune_api.storage import S3Uri, Storage
+from finetune_api.strategy import seconds_of
 
 ARTIFACT_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
 
@@ -40,6 +42,46 @@ class ArtifactRef(ApiModel):
     def digest(self) -> str:
         """Content address of the artifact."""
         return artifact_digest(self.uri)
+
+
+class Channel(StrEnum):
+    """Pointers of an output name."""
+
+    STABLE = "stable"
+    """To the newest accepted artifact."""
+    CANDIDATE = "candidate"
+    """To the newest artifact that missed a goal and was published all the same."""
+
+
+LOOK_INTERVAL: Final = r"^(0m|[1-9][0-9]{0,3}m|[1-9][0-9]?h)$"
+"""Pattern of the time between two looks: none, or a minute and more."""
+
+
+class OutputRef(ApiModel):
+    """An output name of a FineTuneJob, wherever that runs: what it points to is served, and followed."""
+
+    uri: S3Uri
+    """Bucket and prefix of the results: spec.output.uri of that FineTuneJob, e.g. s3://models/team-a."""
+    name: Name
+    """Its spec.output.name. The name must belong to a FineTuneJob of a namespace with this one's name."""
+    channel: Channel = Channel.STABLE
+    """stable: the newest artifact that met its goals. candidate: the newest that missed one and was published all the
+    same."""
+    storage: Storage = Storage()
+    """How to reach S3."""
+    interval: Annotated[str, Field(pattern=LOOK_INTERVAL, max_length=6)] = "5m"
+    """How often a Job looks where the channel points: minutes or hours. "0m": only for a new value of the annotation
+    finetune.dev/look, which has it look at once, whatever the interval. A change of it starts no pod but that of the
+    Job."""
+
+    @property
+    def interval_seconds(self) -> int:
+        """The interval in seconds; 0: there is none."""
+        return seconds_of(self.interval)
+
+    def artifact_uri(self, digest: str) -> str:
+        """The folder of a published artifact."""
+        return f"{self.uri.rstrip('/')}/artifacts/{digest}"
 
 
 MAX_ADAPTERS: Final = 8
@@ -81,14 +123,17 @@ class AdapterSource(ApiModel):
 
 
 class ArtifactSource(ApiModel):
-    """What to serve: exactly one of fineTuneJob, artifact and adapters."""
+    """What to serve: exactly one of fineTuneJob, artifact, output and adapters."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact", "adapters"))
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact", "output", "adapters"))
 
     fine_tune_job: FineTuneJobRef | None = None
     """Follow a FineTuneJob; its storage settings at the time of publishing are used."""
     artifact: ArtifactRef | None = None
     """Serve one pinned artifact."""
+    output: OutputRef | None = None
+    """Follow a channel of an output name in the store, where the FineTuneJob that publishes there is in another
+    cluster, or gone."""
     adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=MAX_ADAPTERS), as_map("name")] | None = None
     """Serve several artifacts of format Adapter on one copy of the model that they were trained on, which all must
     share. Each is verified. Another artifact of one of them is another revision of all; so is one that comes or goes,
@@ -97,8 +142,8 @@ class ArtifactSource(ApiModel):
 
     @model_validator(mode="after")
     def _one(self) -> "ArtifactSource":
-        if sum(each is not None for each in (self.fine_tune_job, self.artifact, self.adapters)) != 1:
-            raise ValueError("exactly one of fineTuneJob, artifact and adapters must be set")
+        if sum(each is not None for each in (self.fine_tune_job, self.artifact, self.output, self.adapters)) != 1:
+            raise ValueError("exactly one of fineTuneJob, artifact, output and adapters must be set")
         names = [each.name for each in self.adapters or []]
         if len(set(names)) < len(names):
             raise ValueError("the names of adapters must differ")

@@ -22,9 +22,9 @@ Every folder holds ``manifest.json``, written last.
 """
 
 import hashlib
-from enum import StrEnum
 from typing import ClassVar, Final
 
+from finetune_api.artifact_source import Channel
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import dollars
 from finetune_api.goals import GoalStatus
@@ -83,15 +83,6 @@ def run_folder(run: RunRef) -> str:
 def run_report(run: RunRef) -> str:
     """The page of a run, relative to the output URI."""
     return f"{run_folder(run)}/{RUN_REPORT}"
-
-
-class Channel(StrEnum):
-    """Pointers of an output name."""
-
-    STABLE = "stable"
-    """To the newest accepted artifact."""
-    CANDIDATE = "candidate"
-    """To the newest artifact that missed a goal and was published all the same."""
 
 
 def channel_object(output_name: str, channel: Channel = Channel.STABLE) -> str:

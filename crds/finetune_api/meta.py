@@ -29,6 +29,9 @@ ANNOTATION_SUSPENDED: Final = f"{GROUP}/suspended"
 ANNOTATION_REVIEW: Final = f"{GROUP}/review"
 """Set by users on a FineTuneJob that awaits a review: any new value has the votes counted at once. On the Job that
 counts them it holds the value that was there."""
+ANNOTATION_LOOK: Final = f"{GROUP}/look"
+"""Set by users on an AdapterDeployment that follows a channel: for any new value a Job looks at once where it
+points."""
 ANNOTATION_METRIC_SECONDS: Final = f"{GROUP}/metric-seconds"
 """On the pod of an evaluation: how long each of its metric containers may run, as JSON."""
 LABEL_ROLE: Final = f"{GROUP}/role"

@@ -110,6 +110,8 @@ class Reason(OpenEnum):
     # Serving
     SOURCE_NOT_READY = "SourceNotReady"
     SOURCE_NOT_FOUND = "SourceNotFound"
+    CHANNEL_NOT_FOUND = "ChannelNotFound"
+    OUTPUT_NAME_FOREIGN = "OutputNameForeign"
     ROLLOUT_QUEUED = "RolloutQueued"
     CANARY_STEP = "CanaryStep"
     API_KEYS_MISSING = "ApiKeysMissing"
@@ -231,6 +233,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PLATEAU: "The validation loss stopped falling: training stopped early and kept the best weights.",
     Reason.SOURCE_NOT_READY: "The FineTuneJob does not exist yet, or has not published yet.",
     Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; the artifact that it published is still served.",
+    Reason.CHANNEL_NOT_FOUND: "Nothing was published in that channel of the output name, or its pointer was deleted; what serves still does.",
+    Reason.OUTPUT_NAME_FOREIGN: "The output name belongs to a FineTuneJob of another namespace; what serves still does.",
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANARY_STEP: "Strategy Canary: a verified revision has a share of the traffic, or is about to get it; the message says how much and until when.",
     Reason.API_KEYS_MISSING: "The Secret of spec.access.apiKeys does not exist, is empty, or holds nothing that can be a key: nobody gets answers, and nothing new starts.",
@@ -334,6 +338,8 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     # It waits and continues automatically
     Reason.BELOW_VERIFICATION_FLOOR: "Change the fields as the message says, or ask the platform's admin to change serving.verificationFloors in the chart's values; the operator then continues automatically.",
     Reason.SOURCE_NOT_READY: "Check the status of the FineTuneJob: its artifact is served as soon as it is published.",
+    Reason.CHANNEL_NOT_FOUND: "Correct uri, name or channel of spec.source.output, or wait for a FineTuneJob to publish there; to look at once, set the annotation finetune.dev/look to a new value.",
+    Reason.OUTPUT_NAME_FOREIGN: "Name an output of your own namespace in spec.source.output; or pin the artifact in spec.source.artifact, if the platform's rules let you read it.",
     Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin the artifact: set spec.source.artifact.uri to the URI that is being served.",
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to a revision that the message lists, or remove it and pin the artifact in spec.source.artifact.",

@@ -4,9 +4,10 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.artifact_source import LONGEST_ADAPTER, MAX_ADAPTERS
+from finetune_api.artifact_source import LONGEST_ADAPTER, MAX_ADAPTERS, Channel
 from finetune_api.base import Condition, Message, OpenEnum, Timestamp, WireModel, Word, as_map
 from finetune_api.storage import Storage
+from finetune_api.verification import Verification
 
 
 class ServingPhase(OpenEnum):
@@ -171,6 +172,8 @@ class RevisionStatus(WireModel):
     it."""
     gates: Annotated[str, Field(max_length=64)] = ""
     """Identity of the gates of spec.policy by which it was verified; absent: none were asked for."""
+    verified_by: Verification | None = None
+    """spec.verification by which it was verified; absent: an earlier version did not note it."""
     gap_starts_at: Timestamp | None = None
     """Strategy InPlace: when the pods of what serves stop for it. The gap in service ends when it serves, or what
     served before does again."""
@@ -221,6 +224,31 @@ class RevisionSummary(WireModel):
     """Why it ended, or what it waits for."""
 
 
+class ChannelStatus(WireModel):
+    """Where the channel of spec.source.output points, as a Job has seen it."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """The output name."""
+    channel: Annotated[str, Field(max_length=63)] = Channel.STABLE.value
+    """stable or candidate."""
+    artifact_digest: Annotated[str, Field(max_length=64)] = ""
+    """Content address of the artifact that it points to; that of the last one that may be served, if the newest look
+    found none. Absent: none has been found yet."""
+    published_at: Timestamp | None = None
+    """When the channel was moved there."""
+    looked_at: Timestamp | None = None
+    """When a Job has last looked; absent: none has come to an end yet."""
+    reason: Word = ""
+    """Why there is no other artifact to serve, as one word for programs; empty: the last look has found one."""
+    message: Message = ""
+    """The same for people."""
+    source: Annotated[str, Field(max_length=64)] = ""
+    """Identity of spec.source.output, without its interval, for which it was looked."""
+    asked: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the annotation finetune.dev/look, spec.rerun and spec.policy.withdrawn, of which each change has it
+    looked again at once."""
+
+
 class AdapterDeploymentStatus(WireModel):
     """The serving revision, and the next one."""
 
@@ -239,6 +267,8 @@ class AdapterDeploymentStatus(WireModel):
     url: Annotated[str, Field(max_length=512)] = ""
     """URL outside of the cluster, the first of spec.access.route, once there is such a route; whether its gateway takes
     it says the condition RouteAccepted."""
+    channel: ChannelStatus | None = None
+    """Where the channel of spec.source.output points; absent for other sources."""
     stable: RevisionStatus | None = None
     """The revision that the Service routes to."""
     candidate: RevisionStatus | None = None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from finetune_api.access import without_access
-from finetune_api.artifact_source import artifact_digest
+from finetune_api.artifact_source import Channel, artifact_digest
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
@@ -51,12 +51,13 @@ class Stage(StrEnum):
     FETCH = "fetch"
     VERIFY = "verify"
     ANALYSE = "analyse"
+    FOLLOW = "follow"
 
 
 PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Stage.PUBLISH)
 """The stages of a FineTuneJob that produce output, in order; ``resolve`` runs before them."""
 
-OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE})
+OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE, Stage.FOLLOW})
 """The stages of an AdapterDeployment."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
@@ -280,6 +281,22 @@ class AnalyseParams(WireModel):
     """Part of the other revision's time."""
 
 
+class FollowParams(WireModel):
+    """Whose channel follow looks at."""
+
+    uri: str
+    """The output URI."""
+    name: str
+    """The output name."""
+    channel: Channel = Channel.STABLE
+    withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
+    """What becomes of an artifact that was withdrawn."""
+
+
+PUBLISHED_AT: Final = "publishedAt"
+"""Scalar of follow: when the channel was moved to the artifact."""
+
+
 class SelfCheckLimits(WireModel):
     """What a serving pod proves itself by, and how often: from the spec, which may change while the pod runs."""
 
@@ -302,6 +319,7 @@ class Params(WireModel):
     fetch: FetchParams | None = None
     verify: VerifyParams | None = None
     analyse: AnalyseParams | None = None
+    follow: FollowParams | None = None
 
 
 class RunRef(WireModel):

@@ -19,8 +19,10 @@ def seconds_of(text: str) -> int:
     return int(text[:-1]) * _UNITS[text[-1]]
 
 
-MOST_WEIGHT: Final = 50
-"""Percent: as many pods of another revision as of the one that serves."""
+MOST_WEIGHT: Final = 99
+"""Percent, where requests are divided: at 100, nothing is left to compare another revision with."""
+MOST_SHARE: Final = 50
+"""Percent, where the share is that of the pods: as many of another revision as of the one that serves."""
 
 
 class StrategyType(StrEnum):
@@ -37,8 +39,9 @@ class CanaryStep(ApiModel):
     weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT, json_schema_extra={"format": "int32"})]
     """Percent of new connections that another revision is to get. Its share is that of its pods, so that few pods give
     coarse shares: it gets as many as come closest without being more than the weight, and at least one. At most 50, as
-    all pods of the revision that serves stay beside. With an HTTPRoute (access.route) it is exact, and percent of the
-    requests that come through it."""
+    all pods of the revision that serves stay beside. With an HTTPRoute (access.route.httpRoute, without access.tls) it
+    is exact, percent of the requests that come through it, and at most 99; above 50 it has as many pods as the revision
+    that serves."""
     pause: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
     """For how long it has to stand this share before the next step, counted from when it has it: seconds, minutes or
     hours."""
@@ -85,7 +88,7 @@ class Canary(ApiModel):
 
     steps: Annotated[list[CanaryStep], Field(min_length=1, max_length=10)] = [
         CanaryStep(weight=10),
-        CanaryStep(weight=MOST_WEIGHT),
+        CanaryStep(weight=MOST_SHARE),
     ]
     """One after the other. After the last one it takes over."""
     analysis: CanaryAnalysis | None = None

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from finetune_api.export import ExportFormat
 from finetune_api.training import Method
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.reference import Passage, make_passages, token_log_probs
@@ -33,6 +35,8 @@ from hack.models import ensure_smollm2
 
 STEPS = 16
 SHORT, LONG = 4, 1
+GROUP = 64
+"""Values of a row with one scale, in 4 bits."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 THETAS = (0.7, 0.1)
 
@@ -54,20 +58,57 @@ def rounded(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
             each.remove()
 
 
+def in_integers(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Values in so many bits, with a scale for each row."""
+    most = 2 ** (bits - 1) - 1
+    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / most
+    return (values / scale).round().clamp(-most - 1, most) * scale
+
+
+def in_groups_of_4_bits(values: torch.Tensor) -> torch.Tensor:
+    """The same in 4 bits with a scale for each GROUP values of a row, as far as these divide it."""
+    size = GROUP if values.shape[-1] % GROUP == 0 else values.shape[-1]
+    return in_integers(values.unflatten(-1, (-1, size)), 4).flatten(-2)
+
+
+def in_fp8(values: torch.Tensor) -> torch.Tensor:
+    """Values as float8_e4m3fn, with a scale for each row."""
+    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / torch.finfo(torch.float8_e4m3fn).max
+    return (values / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def in_8_bit_integers(values: torch.Tensor) -> torch.Tensor:
+    """Values in 8 bits, with a scale for each row: of activations, for each token."""
+    return in_integers(values, 8)
+
+
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+FORMATS: Mapping[ExportFormat, tuple[Rounding, Rounding | None] | None] = {
+    ExportFormat.MERGED: None,
+    ExportFormat.W8A16: (in_8_bit_integers, None),
+    ExportFormat.INT4: (in_groups_of_4_bits, None),
+    ExportFormat.FP8: (in_fp8, in_fp8),
+    ExportFormat.INT8: (in_8_bit_integers, in_8_bit_integers),
+}
+"""How each format of a whole model rounds weights and, while it computes, activations. Adapter is 16 bits too."""
+
+
 @contextmanager
-def int8(model: Any, *, activations: bool = True) -> Iterator[None]:
-    """Weights in 8 bits with a scale for each row and, while it computes, activations in 8 bits with one a token."""
+def as_exported(model: Any, how: tuple[Rounding, Rounding | None] | None) -> Iterator[None]:
+    """The model in a format: its linear layers but the last one are rounded."""
+    if how is None:
+        yield
+        return
+    of_weights, of_activations = how
 
     def pre(_module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        scale = given[0].abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / 127
-        return ((given[0] / scale).round() * scale, *given[1:])
+        return (of_activations(given[0]), *given[1:]) if of_activations else given
 
     layers = [each for each in model.model.layers.modules() if isinstance(each, torch.nn.Linear)]
     kept = [each.weight.data for each in layers]
     for each in layers:
-        scale = each.weight.data.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
-        each.weight.data = (each.weight.data / scale).round() * scale
-    handles = [each.register_forward_pre_hook(pre) for each in layers] if activations else []
+        each.weight.data = of_weights(each.weight.data)
+    handles = [each.register_forward_pre_hook(pre) for each in layers] if of_activations else []
     try:
         yield
     finally:
@@ -118,10 +159,30 @@ def way(artifact: Likely, straight: Likely, wrong: Likely, seen: Likely) -> floa
     return round(sum(a * b for a, b in zip(direction, moved, strict=True)) / sum(a * a for a in direction), 2)
 
 
-def in_16_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
+def right_ones(model: Any, name: str, texts: Mapping[str, Sequence[Passage]], out: dict[str, Any]) -> None:
+    """How far right servers are from the evaluation of each format, text by text: nothing here is damaged.
+
+    Either may compute in another precision, or both, so that each pair of them counts.
+    """
+    for each, how in FORMATS.items():
+        with as_exported(model, how):
+            for kind, passages in texts.items():
+                read_by = {"float32": read(model, passages)}
+                for precision, dtype in DTYPES.items():
+                    with rounded(model, dtype):
+                        read_by[precision] = read(model, passages)
+                for one, other in combinations(read_by, 2):
+                    pairs = zip(read_by[one], read_by[other], strict=True)
+                    found = [round(distance(a, b), 4) for a, b in pairs]
+                    mean = round(fmean(found), 4)
+                    out[f"{name} {each}: {one} to {other}, {kind}"] = {"mean": mean, "most": max(found)}
+                    say(f"{name} {each}: {one} to {other}, {kind}: {mean}, at most {max(found)}")
+
+
+def in_16_bits(model: Any, name: str, by_kind: Mapping[str, Sequence[Passage]], out: dict[str, Any]) -> None:
     """Right and wrong servers of the weights as they are: short texts first, which cost little."""
     layers = len(model.model.layers)
-    for kind, texts in (("short", short), ("long", long)):
+    for kind, texts in by_kind.items():
         right, by_dtype = read(model, texts), dict[str, Likely]()
 
         def note(what: str, seen: Likely, kind: str = kind, right: Likely = right) -> None:
@@ -144,10 +205,10 @@ def in_16_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[P
                 note(f"theta x {factor}", read(model, texts))
 
 
-def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Passage], out: dict[str, Any]) -> None:
+def in_8_bits(model: Any, name: str, texts: Mapping[str, Sequence[Passage]], out: dict[str, Any]) -> None:
     """Right and wrong servers of INT8, and how far each is on the way to wrong positions."""
-    texts = {"short": short, "long": long}
-    with int8(model, activations=False):
+    weights_only = FORMATS[ExportFormat.W8A16]
+    with as_exported(model, weights_only):
         straight = {kind: read(model, each) for kind, each in texts.items()}
         wrong: dict[tuple[str, float], Likely] = {}
         for factor in THETAS:
@@ -155,7 +216,7 @@ def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Pa
                 wrong |= {(kind, factor): read(model, each) for kind, each in texts.items()}
     for (kind, factor), likely in wrong.items():
         out[f"{name} theta x {factor} moves, {kind}"] = apart(straight[kind], likely)
-    with int8(model):
+    with as_exported(model, FORMATS[ExportFormat.INT8]):
         artifact = {kind: read(model, each) for kind, each in texts.items()}
         for precision, served in [(p, t) for t in (1.0, *THETAS) for p in DTYPES]:
             with ExitStack() as stack:
@@ -174,30 +235,39 @@ def in_8_bits(model: Any, name: str, short: Sequence[Passage], long: Sequence[Pa
                 say(f"{what}: {out[what]}")
 
 
-def main(dataset: Path, out: Path) -> None:
-    """Measure, and write the figures."""
+def main(dataset: Path, out: Path, *, planted: bool, long_texts: int) -> None:
+    """Measure, and write the figures. ``planted``: of wrong servers, too. ``long_texts``: so many of 1,000 tokens."""
     base, tuning = ensure_smollm2(cache_directory()), Tuning(method=Method.LORA)
     tokenizer = load_tokenizer(base)
     passages = make_passages(tokenizer, read_split(dataset, "test"), stop_token(base, tokenizer), 8192)
     short = [each for each in passages if not each.long][:SHORT]
-    long = [each for each in passages if each.long][:LONG]
+    long = [each for each in passages if each.long][:long_texts]
+    texts = {kind: each for kind, each in (("short", short), ("long", long)) if each}
     adapter, figures = out / "adapter", dict[str, Any]()
+
+    def measure(model: Any, name: str) -> None:
+        right_ones(model, name, texts, figures)
+        if planted:
+            in_16_bits(model, name, texts, figures)
+            in_8_bits(model, f"{name} INT8:", texts, figures)
+        (out / "server_distance.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
     untuned = load_unpacked(base, tuning)
-    in_16_bits(untuned, "untuned", short, long, figures)
-    in_8_bits(untuned, "untuned INT8:", short, long, figures)
+    measure(untuned, "untuned")
     if not adapter.exists():
         tune(base, read_split(dataset, "train")[: STEPS * BATCH], adapter, tuning)
     model = load_adapter(untuned, adapter).merge_and_unload()
     for each in model.parameters():
         each.data = each.data.to(torch.bfloat16).float()  # as it is exported
-    in_16_bits(model, "tuned", short, long, figures)
-    in_8_bits(model, "tuned INT8:", short, long, figures)
-    (out / "server_distance.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    measure(model, "tuned")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--planted", action="store_true", help="measure damaged servers, too")
+    parser.add_argument("--long", type=int, default=LONG, metavar="N", help="texts of 1,000 tokens (%(default)s)")
     given = parser.parse_args()
-    main(given.dataset, given.out)
+    given.out.mkdir(parents=True, exist_ok=True)
+    main(given.dataset, given.out, planted=given.planted, long_texts=given.long)

@@ -166,6 +166,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("operator", "resources"): {"$ref": "#/$defs/Resources"},
         ("operator", "nodeSelector"): _STRINGS,
         ("operator", "tolerations"): {"type": "array", "items": {"type": "object"}},
+        ("metrics", "withoutCrds"): {"enum": ["Skip", "Fail", "Create"]},
         ("metrics", "podMonitor", "labels"): _STRINGS,
         ("metrics", "podMonitor", "interval"): {"type": "string", "pattern": _SCRAPE_INTERVAL},
         ("metrics", "alerts", "labels"): _STRINGS,

@@ -72,7 +72,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
 ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.WAITS: (
         *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.NOT_ALLOWED),
-        Reason.BELOW_VERIFICATION_FLOOR,
+        *(Reason.BELOW_VERIFICATION_FLOOR, Reason.CHANNEL_NOT_FOUND, Reason.OUTPUT_NAME_FOREIGN),
         *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
         Reason.SELF_CHECK_FAILED,
         *(Reason.ROUTE_PENDING, Reason.ROUTE_REFUSED, Reason.ROUTE_TAKEN, Reason.ROUTE_UNAVAILABLE),

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from finetune_api.artifact_source import Channel
 from finetune_api.dataset import TaskType
 from finetune_api.goals import GateOutcome, GoalStatus, Metric, OnFail, blocking, packed
 from finetune_api.hashing import canonical_json
 from finetune_api.judging import JudgeStatus
-from finetune_api.layout import REVIEW_PAGE, Channel, ChannelPointer, Manifest, channel_object, output_folder
+from finetune_api.layout import REVIEW_PAGE, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, ReviewStatus
 from finetune_api.stages import PublishParams, Stage, StageResult

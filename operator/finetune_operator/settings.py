@@ -192,7 +192,7 @@ class Images(ApiModel):
     """Images of the stages. By digest in production."""
 
     data: str
-    """CPU stages: resolve, publish, fetch, verify, analyse."""
+    """CPU stages: resolve, publish, fetch, verify, analyse, follow."""
     prepare: str
     """Prepare, with readers, tokenizers and PII recognisers."""
     jobs: str

@@ -320,6 +320,7 @@ DEPLOYMENT_FIELDS: dict[str, list[Any]] = {
     ],
     "source": [
         {"fineTuneJob": {"name": "any"}},
+        *({"output": {"name": "any"} | each} for each in reached(["s3://team", "s3://other/x", "s3://shared/base"])),
         *(
             {"adapters": [{"name": name, "artifact": artifact} for name in ("b", "a")]}
             for artifact in reached([f"s3://{team}/artifacts/{DIGEST}" for team in ("team", "other")])

@@ -168,6 +168,13 @@ def _change(result: Object, case: Case) -> None:
         target["custom"] = "a.score"
     if case.value == "InPlace":  # which keeps nothing
         result["spec"]["keepLastGood"] = "0s"
+    if _is_divided(case):
+        del result["spec"]["access"]["tls"]
+
+
+def _is_divided(case: Case) -> bool:
+    """Whether a canary gets a share that only an HTTPRoute in front of plain HTTP can give it."""
+    return case.path[-1] == "weight" and case.complaint is None and isinstance(case.value, int) and case.value > 50
 
 
 def batches(cases: Iterable[Case]) -> list[list[Case]]:
@@ -176,7 +183,7 @@ def batches(cases: Iterable[Case]) -> list[list[Case]]:
     found: list[list[Case]] = []
     open_: dict[tuple[str, bool], list[_Batch]] = {}
     for case in cases:
-        if case.complaint is None and (case.path[: len(GOAL)] == GOAL or case.value == "InPlace"):
+        if case.complaint is None and (case.path[: len(GOAL)] == GOAL or case.value == "InPlace" or _is_divided(case)):
             found.append([case])
             continue
         same = open_.setdefault((json.dumps(_valid_object(case.kind, case.path)), case.complaint is None), [])
@@ -486,10 +493,24 @@ _STRATEGIES: Final[list[tuple[Object, str | None]]] = [
     ({"strategy": {"notice": "5m"}, "keepLastGood": "10m"}, None),
     ({"keepLastGood": "10m"}, None),
 ]
+_DIVIDED: Final = message_of(_schema(meta.ADAPTERDEPLOYMENT, ("spec",)), "weight above 50", "access.route.httpRoute")
+_HTTP_ROUTE: Final = {"httpRoute": {"parentRefs": [{"name": "a"}], "hostnames": ["a.example"]}}
+_INGRESS: Final = {"ingress": {"className": "nginx", "host": "a.example"}}
+_TLS: Final = {"tls": {"secretRef": {"name": "a"}}}
+_SHARES: Final[list[tuple[list[int], Object, str | None]]] = [
+    ([50], {}, None),
+    ([10, 51], {}, _DIVIDED),
+    ([10, 51], {"route": _INGRESS}, _DIVIDED),
+    ([10, 51], {"route": _HTTP_ROUTE} | _TLS, _DIVIDED),
+    ([50], {"route": _HTTP_ROUTE} | _TLS, None),
+    ([10, 51, 99], {"route": _HTTP_ROUTE}, None),
+]
+"""The weights of a canary's steps, and how its clients get in."""
 _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
     (meta.FINETUNEJOB, ("spec", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "artifact", "storage")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0, "artifact", "storage")),
 ]
 
@@ -574,10 +595,13 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
     served = {"source": {"fineTuneJob": {"name": "a"}}, "runtime": "a"}
     yield from (Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | value, message) for value, message in _STRATEGIES)
+    for weights, access, message in _SHARES:
+        steps = {"canary": {"steps": [{"weight": weight} for weight in weights]}}
+        yield Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | {"strategy": steps, "access": access}, message)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
-    for fields in (("fineTuneJob", "artifact"), ("artifact", "adapters")):
-        said = "exactly one of fineTuneJob, artifact and adapters must be set"
+    for fields in (("fineTuneJob", "artifact"), ("artifact", "output"), ("output", "adapters")):
+        said = "exactly one of fineTuneJob, artifact, output and adapters must be set"
         yield from _choices(meta.ADAPTERDEPLOYMENT, ("spec", "source"), fields, said)
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)
     yield from (Case(neither.kind, DATASET, neither.value, None), both)

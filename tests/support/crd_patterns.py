@@ -115,6 +115,9 @@ _URIS = {
         ),
         lambda n: "s3://abc/" + "a" * (n - 9),
     ),
+    artifact_source.LOOK_INTERVAL: Pattern(
+        ("0m", "1m", "24h", "9999m", "5m"), ("", "0s", "0h", "60s", "00m", "100h", "5", "m", "10000m", "1d")
+    ),
     artifact_source.ARTIFACT_URI: Pattern(
         (f"s3://abc/artifacts/{DIGEST}", f"s3://abc/x/y/artifacts/{DIGEST}"),
         (

@@ -26,10 +26,20 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import REPLACED_WITHDRAWN, AnalyseParams, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import (
+    PUBLISHED_AT,
+    REPLACED_WITHDRAWN,
+    AnalyseParams,
+    FollowParams,
+    Outcome,
+    Stage,
+    StageInput,
+    StageResult,
+)
 from finetune_api.storage import Storage
 from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.delivery import is_of_delivery
+from finetune_operator.adapterdeployment.look import is_of_look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.turns import contenders_for
@@ -153,6 +163,11 @@ class ServingCluster:
     """Digests of artifacts whose servers never finish loading."""
     withdrawn: dict[str, str] = field(default_factory=dict)
     """By whom artifacts are marked as withdrawn in the store, by digest."""
+    channel: str | Reason = ""
+    """The digest to which the followed channel points, or why a look at it fails; empty: its Job does not end."""
+    looks: list[FollowParams] = field(default_factory=list)
+    """What the looks at the channel that ended were told."""
+    annotations: dict[str, str] = field(default_factory=dict)
     asked_of: list[tuple[list[str], list[str]]] = field(default_factory=list)
     """Which pods the Jobs asked that wait for adapters on running pods, and for which adapters."""
     watch: Callable[["ServingCluster"], None] = lambda _: None
@@ -165,7 +180,8 @@ class ServingCluster:
 
     def raw(self) -> Object:
         """The resource as the API server has it."""
-        metadata = {"name": "demo", "namespace": self.namespace, "uid": self.uid, "generation": self.generation}
+        metadata: Object = {"name": "demo", "namespace": self.namespace, "uid": self.uid}
+        metadata |= {"generation": self.generation, "annotations": self.annotations}
         return {"metadata": metadata, "spec": self.spec, "status": self.status.model_dump(by_alias=True)}
 
     def observe(self) -> ObservedDeployment:
@@ -222,15 +238,17 @@ class ServingCluster:
             self.events += made.events
         return made
 
-    def settle(self, passes: int = 40) -> None:
+    def settle(self, passes: int = 40, within: float = math.inf) -> None:
         """Let operator, controllers and time go on until three passes in a row change nothing: an endpoint in line
-        starts in the third pass after it has been recorded, a second after the one before."""
+        starts in the third pass after it has been recorded, a second after the one before. What is due in more than
+        ``within`` seconds, such as the next look at a channel, is not waited for."""
         quiet = 0
         for _ in range(passes):
             before = copied(self._state())
             made = self.reconcile()
             self.run_controllers()
-            self.now += timedelta(seconds=math.ceil(made.requeue_after or 0))
+            wait = math.ceil(made.requeue_after or 0)
+            self.now += timedelta(seconds=wait if wait <= within else 0)
             quiet = quiet + 1 if before == self._state() and not made.actions else 0
             if quiet == 3:
                 return
@@ -327,6 +345,9 @@ class ServingCluster:
         if job["metadata"]["labels"][meta.LABEL_STAGE] == Stage.ANALYSE:
             self._analyse(name, job)
             return
+        if is_of_look(job):
+            self._look(name, job)
+            return
         if is_of_delivery(job):
             self._deliver(name, job)
             return
@@ -379,6 +400,25 @@ class ServingCluster:
             reason=reasons[0] if reasons else Reason.VERIFIED,
             message="It answers like the base." if reasons else "All of them have proved it.",
             checks=made,
+        )
+        self.pods[name] = [job_pod(job, result)]
+
+    def _look(self, name: str, job: Object) -> None:
+        """What a Job finds in the store."""
+        asked = StageInput.model_validate_json(self.objects[CONFIG_MAPS][name]["data"]["input.json"]).params.follow
+        assert asked is not None
+        if not self.channel:
+            return
+        self.looks.append(asked)
+        fails = self.channel if isinstance(self.channel, Reason) else None
+        job["status"] = {"conditions": [{"type": "Failed" if fails else "Complete", "status": "True"}]}
+        result = StageResult(
+            stage=Stage.FOLLOW,
+            outcome=Outcome.FAILED if fails else Outcome.SUCCEEDED,
+            reason=fails or Reason.STAGE_SUCCEEDED,
+            message="s3://m/team/channels/demo/stable.json: nothing there." if fails else "It points there.",
+            output_digest="" if fails else self.channel,
+            scalars={} if fails else {PUBLISHED_AT: timestamp(START)},
         )
         self.pods[name] = [job_pod(job, result)]
 

@@ -84,6 +84,7 @@ def crash_once(cluster: ServingCluster, revision: str) -> None:
     [
         *[(1, 10, 1), (1, 50, 1), (3, 10, 1), (3, 25, 1), (3, 39, 1), (3, 40, 2), (3, 50, 3)],
         *[(9, 10, 1), (18, 10, 2), (100, 1, 1), (100, 50, 100)],
+        *[(1, 51, 1), (1, 99, 1), (3, 75, 3), (100, 99, 100)],
     ],
 )
 def test_as_many_pods_as_come_closest_without_being_more(beside: int, weight: int, pods: int) -> None:

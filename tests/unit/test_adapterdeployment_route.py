@@ -379,12 +379,13 @@ def test_a_kind_that_is_missing_is_known_to_be_and_its_objects_are_gone() -> Non
 
 def weighted(**spec: Any) -> tuple[ServingCluster, str]:
     """An endpoint whose gateway takes its route, and follows it at once, and that is to serve another artifact."""
-    cluster = open_to_the_world(replicas=spec.pop("replicas", 3))
+    replicas = spec.pop("replicas", 3)
+    cluster = open_to_the_world(replicas=replicas)
     says(cluster)
     cluster.settle()
     old = cluster.traffic()
     cluster.watch = lambda each: says(each) if route(each) else None
-    given: dict[str, Any] = {"replicas": 3, "strategy": CANARY} | spec
+    given: dict[str, Any] = {"replicas": replicas, "strategy": CANARY} | spec
     cluster.spec = routed(None, digest=BETTER, **given)
     cluster.generation += 1
     return cluster, old
@@ -423,6 +424,31 @@ def test_requests_are_divided_exactly_while_the_service_names_the_old_one() -> N
     assert shares(cluster) == [Backend("demo", 100)]
     assert set(cluster.objects[SERVICES]) == {"demo"}
     assert all(left), "the route never names a Service that is gone"
+
+
+MOST = {"type": "Canary", "canary": {"steps": [{"weight": 90, "pause": "1m"}]}}
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_most_requests_go_to_a_canary_that_has_as_many_pods_as_the_old_one(replicas: int) -> None:
+    cluster, old = weighted(strategy=MOST, replicas=replicas)
+    candidate = until(cluster, has_share(1))
+    assert candidate.canary is not None
+    assert (candidate.canary.routed_weight, candidate.canary.share) == (90, 90)
+    assert shares(cluster) == [Backend("demo", 10), Backend(candidate_service(candidate.revision), 90)]
+    assert wanted(cluster) == {old: replicas, candidate.revision: replicas}
+    cluster.settle()
+    assert cluster.traffic() == candidate.revision
+
+
+def test_without_its_gateway_a_canary_gets_half_at_most() -> None:
+    cluster = open_to_the_world(replicas=3)
+    cluster.spec = routed(digest=BETTER, replicas=3, strategy=MOST)
+    cluster.generation += 1
+    candidate = until(cluster, has_share(1))
+    assert candidate.canary is not None
+    assert (candidate.canary.routed_weight, candidate.canary.share, candidate.canary.pods) == (None, 50, "3 of 6")
+    assert_says(candidate.message, "50 % of new connections (weight 90)")
 
 
 def test_the_next_weight_waits_for_the_pods_of_its_step() -> None:

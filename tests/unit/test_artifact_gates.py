@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.artifact_source import Channel
 from finetune_api.goals import GateOutcome, GoalStatus
-from finetune_api.layout import Channel, GatesRecord, gates_folder
+from finetune_api.layout import GatesRecord, gates_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageResult, Upstream, VerifyParams
 from finetune_api.verification import GatesPolicy

@@ -21,6 +21,17 @@ from tests.support.sentences import assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
+MONITORED = (
+    *("--api-versions", "monitoring.coreos.com/v1/PodMonitor"),
+    *("--api-versions", "monitoring.coreos.com/v1/PrometheusRule"),
+)
+"""A cluster with the Prometheus operator's CRDs."""
+ALL_MONITORS = tuple(
+    argument
+    for each in ("podMonitor", "alerts", "endpoints.podMonitor", "endpoints.rules")
+    for argument in ("--set", f"metrics.{each}.enabled=true")
+)
+
 
 def test_generated_files_are_up_to_date() -> None:
     assert stale(generate()) == []
@@ -37,7 +48,7 @@ def test_monitoring_is_there_if_it_is_asked_for(tmp_path: Path) -> None:
     guide = REPOSITORY / "docs" / "how-to" / "operate.md"
     (example,) = (block for block in blocks(guide, "yaml") if "podMonitor" in block)
     (tmp_path / "values.yaml").write_text(example)
-    objects = render("--values", str(tmp_path / "values.yaml"))
+    objects = render("--values", str(tmp_path / "values.yaml"), *MONITORED)
     (deployment,) = of_kind(objects, "Deployment")
     (monitor,) = of_kind(objects, "PodMonitor")
     (rule,) = of_kind(objects, "PrometheusRule")
@@ -68,7 +79,7 @@ def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
     guide = REPOSITORY / "docs" / "how-to" / "monitor.md"
     (example,) = blocks(guide, "yaml")
     (tmp_path / "values.yaml").write_text(example)
-    objects = render("--values", str(tmp_path / "values.yaml"))
+    objects = render("--values", str(tmp_path / "values.yaml"), *MONITORED)
     (monitor,) = of_kind(objects, "PodMonitor")
     (rule,) = of_kind(objects, "PrometheusRule")
     (boards,) = (each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"].endswith("-dashboards"))
@@ -97,10 +108,36 @@ def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
     titles = [json.loads(text)["title"] for text in boards["data"].values()]
     assert [title for title in titles if f"`{title}`" not in page] == []
     assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
-    only = render(
-        "--values", str(tmp_path / "values.yaml"), "--set", "metrics.endpoints.podMonitor.namespaces={team-a}"
-    )
+    chosen = ("--set", "metrics.endpoints.podMonitor.namespaces={team-a}")
+    only = render("--values", str(tmp_path / "values.yaml"), *chosen, *MONITORED)
     assert of_kind(only, "PodMonitor")[0]["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
+
+
+@pytest.mark.parametrize(
+    ("known", "without_crds", "made"),
+    [
+        ((), "Skip", {}),
+        ((), "Create", {"PodMonitor": 2, "PrometheusRule": 2}),
+        (("PodMonitor",), "Skip", {"PodMonitor": 2}),
+        (("PodMonitor", "PrometheusRule"), "Fail", {"PodMonitor": 2, "PrometheusRule": 2}),
+    ],
+)
+def test_a_cluster_without_the_prometheus_operator(
+    known: tuple[str, ...], without_crds: str, made: dict[str, int]
+) -> None:
+    """What is asked for and cannot be is left out: an unknown kind would fail the whole installation."""
+    crds = [argument for kind in known for argument in ("--api-versions", f"monitoring.coreos.com/v1/{kind}")]
+    objects = render(*ALL_MONITORS, "--set", f"metrics.withoutCrds={without_crds}", *crds)
+    kinds = [each["kind"] for each in of_kind(objects, "PodMonitor", "PrometheusRule")]
+    assert {kind: kinds.count(kind) for kind in kinds} == made
+
+
+def test_without_its_crds_monitoring_is_refused_if_so_asked() -> None:
+    refused = helm("template", str(CHART), *ALL_MONITORS, "--set", "metrics.withoutCrds=Fail")
+    assert refused.returncode != 0
+    assert_says(refused.stderr, ".enabled is true", "monitoring.coreos.com/v1", "withoutCrds to Skip")
+    unknown = helm("template", str(CHART), "--set", "metrics.withoutCrds=Perhaps")
+    assert_says(unknown.stderr, "withoutCrds")
 
 
 def test_the_operators_pod_is_restricted() -> None:

@@ -105,6 +105,10 @@ def test_the_job_for_aws_has_no_keys_and_fits_its_gpu_as_its_page_says() -> None
 def test_a_deployment_names_a_job_and_a_runtime_that_exist(deployment: dict[str, Any]) -> None:
     spec = AdapterDeployment.model_validate(deployment).spec
     assert spec.runtime in CHART["runtimes"]
+    if (followed := spec.source.output) is not None:
+        outputs = [job["spec"]["output"] for job in of_kind("FineTuneJob")]
+        assert (followed.uri, followed.name) in {(each["uri"], each["name"]) for each in outputs}
+        return
     assert spec.source.fine_tune_job
     assert spec.source.fine_tune_job.name in {job["metadata"]["name"] for job in of_kind("FineTuneJob")}
 

@@ -30,6 +30,7 @@ EXTRA_OF = {
     Stage.FETCH: "data",
     Stage.VERIFY: "data",
     Stage.ANALYSE: "data",
+    Stage.FOLLOW: "data",
 }
 """The extra that each stage's image installs. Export's has pins of its own, which this environment lacks."""
 PROGRAM = """

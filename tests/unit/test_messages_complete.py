@@ -102,6 +102,7 @@ NOT_OF_THE_INPUT: Final = {
     "verify": "a server: test_jobs_serving, test_jobs_artifact",
     "self_check": "the pod: test_quality_watch",
     "analyse": "a server: test_jobs_analyse",
+    "follow": "the store: test_jobs_follow",
     "runtime.adapters": "results: test_jobs_adapters",
     "verification.delivery": "the pod: test_delivery",
     "verification.loading": "results: test_jobs_adapters",

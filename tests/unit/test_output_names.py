@@ -9,8 +9,9 @@ from threading import Barrier
 
 import pytest
 
+from finetune_api.artifact_source import Channel
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import Channel, ChannelPointer, channel_object
+from finetune_api.layout import ChannelPointer, channel_object
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, StageInput, Upstream
 from finetune_jobs.artifacts.channel import read_channel

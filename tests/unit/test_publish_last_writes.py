@@ -9,7 +9,8 @@ from typing import Final
 
 import pytest
 
-from finetune_api.layout import Channel, Withdrawal, output_folder
+from finetune_api.artifact_source import Channel
+from finetune_api.layout import Withdrawal, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.storage import Storage

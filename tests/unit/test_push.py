@@ -10,9 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from finetune_api.artifact_source import Channel
 from finetune_api.export import ExportFormat
 from finetune_api.finetunejob import Output
-from finetune_api.layout import Channel, FileEntry, PushRecord, output_folder, push_object
+from finetune_api.layout import FileEntry, PushRecord, output_folder, push_object
 from finetune_api.push import OciTarget, PushTarget
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretRef

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.artifact_source import Channel
 from finetune_api.finetunejob import Output
 from finetune_api.goals import MAX_GOALS, GateOutcome, GoalStatus, packed
 from finetune_api.hashing import canonical_json
@@ -12,7 +13,6 @@ from finetune_api.layout import (
     MANIFEST,
     READINESS_PAGE,
     REPORTS_INDEX,
-    Channel,
     ChannelPointer,
     StageRecord,
     channel_object,

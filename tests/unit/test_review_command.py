@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from finetune_api.artifact_source import Channel
 from finetune_api.goals import GateOutcome, Gates
-from finetune_api.layout import Channel, channel_object, output_folder, votes_folder
+from finetune_api.layout import channel_object, output_folder, votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, Reviewing, ReviewStatus
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key

@@ -169,7 +169,8 @@ def test_hardware_without_a_price_costs_nothing() -> None:
 def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], field: re.Pattern[str]) -> None:
     """Every field that takes an s3:// URI, a URL or the name of a Secret is claimed, also one that is added later."""
     jobs = (claim for each in (FULL, ELSEWHERE, FULL_STORES) for claim in claims_of(each, PRICED))
-    deployed = (claim for each in (pinned_with_keys(), adapters_with_keys()) for claim in deployment_claims(each))
+    sources = (pinned_with_keys(), channel_with_keys(), adapters_with_keys())
+    deployed = (claim for each in sources for claim in deployment_claims(each))
     claimed = jobs if spec is FineTuneJobSpec else deployed
     asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claimed}
     found = {f"spec{path}" for path in _fields(spec.model_json_schema(), field)}
@@ -187,6 +188,15 @@ def pinned_with_keys() -> ObservedDeployment:
     shown = {"tls": {"secretRef": {"name": "servers"}}}
     spec["access"] = {"apiKeys": {"secretRef": {"name": "clients"}}, "route": {"ingress": ingress}} | shown
     return ServingCluster(spec=spec).observe()
+
+
+def channel_with_keys() -> ObservedDeployment:
+    """The same of a channel, at which nobody has looked yet."""
+    artifact = pinned_with_keys().resource.spec.source.artifact
+    assert artifact is not None
+    storage = artifact.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    output = {"uri": "s3://models/team", "name": "intents", "storage": storage}
+    return ServingCluster(spec={"source": {"output": output}, "runtime": "tgi-cpu"}).observe()
 
 
 def adapters_with_keys() -> ObservedDeployment:

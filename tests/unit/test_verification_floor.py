@@ -10,9 +10,10 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
 from finetune_api.verification import Policy, Verification
 from finetune_jobs.verification.power import smallest_sample
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.floor import VerificationFloor, floor_violation, strictest
+from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned
 
@@ -118,6 +119,54 @@ def test_what_asks_for_less_is_not_rolled_out() -> None:
     cluster.settle()
     assert cluster.status.stable is not None
     assert cluster.status.stable.artifact_digest == BETTER
+
+
+def taken_over(**first: Any) -> tuple[ServingCluster, str]:
+    """An endpoint just after an update, while the pods of the revision before stay, and that revision."""
+    cluster = ServingCluster(spec=pinned(GOOD, keepLastGood="10m", **first))
+    cluster.settle()
+    old = cluster.traffic()
+    cluster.spec = pinned(BETTER, keepLastGood="10m")
+    until(cluster, lambda: cluster.traffic() != old)
+    return cluster, old
+
+
+def test_kept_pods_from_before_a_floor_are_verified_again_before_they_serve() -> None:
+    cluster, old = taken_over(verification=LOOSE)
+    new, verified = cluster.traffic(), set(cluster.objects[JOBS])
+    cluster.settings = floored(FLOOR)
+    cluster.spec["rollbackTo"] = old
+    cluster.reconcile()
+    assert cluster.traffic() == new
+    [told] = [event.message for event in cluster.events if event.reason == Reason.BELOW_VERIFICATION_FLOOR]
+    assert_says(told, old, "verified again", "maxDistance is 9.999", "samples is 0")
+    until(cluster, lambda: cluster.traffic() == old)
+    assert set(cluster.objects[JOBS]) - verified, "a Job of its own has verified it"
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.verified_by == Verification()
+    del cluster.spec["rollbackTo"]
+    cluster.reconcile()
+    assert cluster.traffic() == new, "what meets the floor goes back at once"
+
+
+@pytest.mark.parametrize("for_others", [False, True])
+def test_of_what_an_earlier_version_verified_nothing_is_known(for_others: bool) -> None:
+    cluster, old = taken_over()
+    assert cluster.status.previous is not None
+    unknown = cluster.status.previous.model_copy(update={"verified_by": None})
+    cluster.status = cluster.status.model_copy(update={"previous": unknown})
+    cluster.spec["rollbackTo"] = old
+    cluster.settings = floored({"namespaces": ["others"], **FLOOR} if for_others else FLOOR)
+    cluster.reconcile()
+    assert (cluster.traffic() == old) == for_others
+
+
+def test_a_floor_keeps_no_traffic_with_a_revision_that_crashes() -> None:
+    cluster, old = taken_over(verification=LOOSE)
+    cluster.settings = floored(FLOOR)
+    crash(cluster, cluster.traffic())
+    passes(cluster)
+    assert cluster.traffic() == old
 
 
 def limits_of(cluster: ServingCluster) -> tuple[str, dict[str, Any]]:

@@ -116,3 +116,15 @@ policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{ .Files.Get "files/rules-former-ingresses.yaml" | trim }}
 {{- end }}
 {{- end -}}
+
+{{- /* Whether to make an object of the Prometheus operator: "true" or nothing. Of a list: the chart's context, the kind,
+and the value that asks for it. */}}
+{{- define "finetune.monitors" -}}
+{{- $root := index . 0 }}
+{{- $known := $root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" (index . 1)) }}
+{{- if or $known (eq $root.Values.metrics.withoutCrds "Create") -}}
+true
+{{- else if eq $root.Values.metrics.withoutCrds "Fail" }}
+{{- fail (printf "%s.enabled is true, and the cluster has no %s of monitoring.coreos.com/v1: install the Prometheus operator's CRDs first, or set metrics.withoutCrds to Skip. `helm template` knows no cluster: give it --api-versions monitoring.coreos.com/v1/%s, or set metrics.withoutCrds to Create." (index . 2) (index . 1) (index . 1)) }}
+{{- end }}
+{{- end }}

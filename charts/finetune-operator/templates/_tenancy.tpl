@@ -200,6 +200,14 @@ FineTuneJob, only the operator knows what that has published, and where. */}}
   ['secrets', '{{ . }}.storage.secretRef.name', string(o.{{ . }}.?storage.?secretRef.?name.orValue(''))]
 {{- end }}
 ] : [])
++ (has(o.spec.source.output) ? [
+{{- with "spec.source.output" }}
+  ['inputs', '{{ . }}.uri', string(o.{{ . }}.uri)],
+  ['endpoints', '{{ . }}.storage.endpoint', string(o.{{ . }}.?storage.?endpoint.orValue(''))],
+  ['insecureHosts', '{{ . }}.storage.endpoint', string(o.{{ . }}.?storage.?endpoint.orValue(''))],
+  ['secrets', '{{ . }}.storage.secretRef.name', string(o.{{ . }}.?storage.?secretRef.?name.orValue(''))]
+{{- end }}
+] : [])
 {{- $adapters := "o.spec.source.?adapters.orValue([])" }}
 + {{ toJson (until 32) }}.filter(n, n / 4 < size({{ $adapters }}) && has({{ $adapters }}[n / 4].artifact)).map(n, [
   ['inputs', 'endpoints', 'insecureHosts', 'secrets'][n % 4],

@@ -6,8 +6,9 @@ whoever wrote it first, two jobs could end up with one each, and neither could p
 
 from collections.abc import Mapping
 
+from finetune_api.artifact_source import Channel
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import Channel, ChannelPointer, NameOwner, channel_object, owner_object
+from finetune_api.layout import ChannelPointer, NameOwner, channel_object, owner_object
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef
 from finetune_jobs.base.documents import parse_json
@@ -28,7 +29,7 @@ def require_name(store: Store, name: str, run: RunRef) -> None:
     """Raises StageError (OutputNameConflict) if the output name belongs to another resource than the run's. A
     recreated resource (same namespace and name, another UID) is the same owner.
     """
-    found = _owner(store, name)
+    found = owner_of(store, name)
     if found is None:
         return
     uri, owner = found
@@ -50,7 +51,7 @@ def claim_name(store: Store, name: str, run: RunRef, moment: str) -> None:
         require_name(store, name, run)
 
 
-def _owner(store: Store, name: str) -> tuple[str, RunRef] | None:
+def owner_of(store: Store, name: str) -> tuple[str, RunRef] | None:
     """Whose a name is, and the object that says so. Earlier versions let each channel have its own owner; where they
     have left two, the name is that of ``stable``, so that nobody has to delete anything."""
     place = owner_object(name)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from finetune_api.artifact_source import Channel
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import Channel, Manifest, PushRecord, output_folder, push_object, pushes_folder
+from finetune_api.layout import Manifest, PushRecord, output_folder, push_object, pushes_folder
 from finetune_api.push import HubTarget, OciTarget
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage

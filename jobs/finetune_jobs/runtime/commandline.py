@@ -30,6 +30,7 @@ from finetune_api.stages import (
     AnalyseParams,
     EvaluateParams,
     ExportParams,
+    FollowParams,
     Params,
     PrepareParams,
     PublishParams,
@@ -92,6 +93,11 @@ _WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
     Stage.ANALYSE: (
         "Compares the errors and times of a canary's servers with those of the revision that serves.",
         "/metrics of the pods of both revisions",
+        "nothing but its result",
+    ),
+    Stage.FOLLOW: (
+        "Tells to which artifact a channel of an output name points, for an endpoint that follows it.",
+        "channels/<output name>/, owners/<output name>.json; of the artifact that it exists and was not withdrawn",
         "nothing but its result",
     ),
 }
@@ -280,6 +286,7 @@ _ENDPOINT_PARAMS: Final = {
             max_latency_increase=0.5,
         )
     ),
+    Stage.FOLLOW: Params(follow=FollowParams(uri="s3://models/team-a", name="transactions")),
 }
 
 

@@ -178,6 +178,8 @@ def _help(context: Context, work: Work) -> StageResult:
 
 def results_root(given: StageInput) -> str:
     """URI of the place that ``finetune_api.layout`` describes. Raises StageError (SpecInvalid)."""
+    if followed := given.params.follow:
+        return followed.uri.rstrip("/")
     return given.output.uri if given.output else artifact_root(given.artifact_uri, given.artifact_digest)
 
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
-from finetune_api.artifact_source import AdapterSource, set_address
+from finetune_api.artifact_source import AdapterSource, OutputRef, set_address
 from finetune_api.compatibility import ADAPTER
 from finetune_api.job_status import ArtifactTokens, Phase
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
+from finetune_operator.adapterdeployment.channel import channel_blocker, known_channel, not_looked_yet
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash, tls_secret
@@ -62,6 +63,8 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
     source, job = observed.resource.spec.source, observed.source
     if source.adapters is not None:
         return _find_adapters(observed, source.adapters)
+    if source.output is not None:
+        return _find_in_channel(observed, source.output)
     if source.artifact is not None:
         return Artifact(source.artifact.uri, source.artifact.digest, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
@@ -78,6 +81,16 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
         )
     name = source.fine_tune_job.name if source.fine_tune_job else ""
     return _last_known(observed, _source_blocker(observed, name, job))
+
+
+def _find_in_channel(observed: ObservedDeployment, asked: OutputRef) -> Artifact | Blocker:
+    """Where the channel points, as far as that is known; the last artifact stays if the newest look found none."""
+    known = known_channel(observed, asked)
+    blocker = channel_blocker(known)
+    if known is None or not known.artifact_digest:
+        return _last_known(observed, blocker or not_looked_yet(asked))
+    uri = asked.artifact_uri(known.artifact_digest)
+    return Artifact(uri, known.artifact_digest, asked.storage.for_reading, source_blocker=blocker)
 
 
 def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource]) -> Artifact | Blocker:

@@ -168,6 +168,8 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     if spec.access.tls:
         yield from secret_claim("spec.access.tls.secretRef.name", spec.access.tls.secret_ref)
     yield from route_claims(observed.owner.namespace, spec.access.route)
+    if (output := spec.source.output) is not None:
+        yield from _store_claims(output.uri, output.storage, "spec.source.output")
     if isinstance(artifact, Artifact) and artifact.adapters:
         asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}
         # As the spec lists them, in which order the API server finds them; those to go back to may be others.
@@ -175,7 +177,7 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
             number, job = asked.get(adapter.name, (0, None))
             place = f"spec.source.adapters[{number}].artifact"
             yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
-    elif isinstance(artifact, Artifact):
+    elif isinstance(artifact, Artifact) and (output is None or not artifact.uri.startswith(f"{output.uri}/")):
         job = spec.source.fine_tune_job
         yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
 
@@ -189,3 +191,9 @@ def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef
         secret = f"The Secret with which FineTuneJob '{job.name}' published"
     yield Claim(Subject.INPUT, named, uri)
     yield from store_claims(storage, endpoint, secret)
+
+
+def _store_claims(uri: str, storage: Storage, place: str) -> Iterator[Claim]:
+    """What is read below a place of the spec."""
+    yield Claim(Subject.INPUT, f"{place}.uri", uri)
+    yield from store_claims(storage, f"{place}.storage.endpoint", f"{place}.storage.secretRef.name")

@@ -117,8 +117,8 @@ def is_routed(candidate: RevisionStatus | None) -> bool:
 
 def canary_pods(beside: int, weight: int) -> int:
     """So many pods beside those of the old revision come closest to a weight in percent without being more; at least
-    one. At 50 percent it is as many."""
-    return max(1, weight * beside // (100 - weight))
+    one, and never more than the old one has: as many can take all requests, which is what comes next."""
+    return max(1, min(beside, weight * beside // (100 - weight)))
 
 
 def canary_sighting(candidate: RevisionStatus, pods: Sequence[Object], now: datetime) -> Sighting:

@@ -9,6 +9,7 @@ from finetune_api.serving_status import RevisionState
 from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
 from finetune_operator.adapterdeployment.delivery import delivery_in_use, is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods
+from finetune_operator.adapterdeployment.look import is_of_look
 from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import named_left
@@ -47,8 +48,9 @@ class Cleanup:
     due_after: float | None = None
 
 
-def plan_cleanup(rollout: Rollout) -> Cleanup:
-    """Delete what belongs to no revision in use.
+def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
+    """Delete what belongs to no revision in use. ``looking``: the Job that looks where a channel points; the one before
+    stays until then, so that its log can be read.
 
     The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
     began with the newest promotion, is over and none of them is an endpoint of the Service, or of one that a gateway
@@ -83,6 +85,8 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
             return name not in analyses
         if is_of_delivery(child):
             return name != delivery
+        if is_of_look(child):
+            return name != looking and (bool(looking) or spec.source.output is None)
         if resource == SERVICES:
             return name not in services
         if resource == CONTROLLER_REVISIONS:

@@ -70,6 +70,7 @@ def promote(
     """Verified and ready: the public Service now points to it."""
     serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, said, now)
     serving = serving.model_copy(update={"gap_starts_at": None, "canary": None})
-    serving = serving.model_copy(update={"gates": asked_gates(observed.resource.spec)})
+    spec = observed.resource.spec
+    serving = serving.model_copy(update={"gates": asked_gates(spec), "verified_by": spec.verification})
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {said}"
     return RolloutStep(serving, actions=serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))

@@ -27,6 +27,7 @@ from finetune_operator.blockers import Blocker
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS
+from finetune_operator.tenancy.floor import floor_violation
 
 _STAYED: Final = "Its pods had stayed since it served before"
 
@@ -59,6 +60,34 @@ def barred(observed: ObservedDeployment, revision: RevisionStatus) -> str:
     if gates and revision.gates != gates:
         return "it was not verified by the gates of spec.policy."
     return ""
+
+
+def unproved(observed: ObservedDeployment, revision: RevisionStatus) -> str:
+    """Why a revision that served before does not do so again where the spec asks for it, until it is verified again: it
+    was verified by less than the platform asks for by now. Empty: nothing is in the way.
+
+    Traffic that goes back by itself does not wait for that: what serves would go on failing its clients.
+    """
+    floors, spec = observed.settings.serving.verification_floors, observed.resource.spec
+    if revision.verified_by is not None:
+        return floor_violation(floors, observed.owner.namespace, revision.verified_by, spec.policy)
+    asks = any(floor.is_for(observed.owner.namespace) for floor in floors)
+    return "An earlier version did not note by what it was verified, and the platform asks for a least." if asks else ""
+
+
+def proves_again(
+    observed: ObservedDeployment, target: Target | Blocker, previous: Kept | None, step: RolloutStep
+) -> tuple[Event, ...]:
+    """That the revision to go back to is verified again first, as soon as it is the candidate."""
+    known, begun = observed.resource.status.candidate, step.candidate
+    if previous is None or begun is None or not isinstance(target, Target):
+        return ()
+    if target.revision != previous.target.revision or begun.revision != target.revision:
+        return ()
+    if (known is not None and known.revision == target.revision) or not (said := unproved(observed, previous.revision)):
+        return ()
+    message = f"Revision {target.revision} served before, and is verified again before it does so: {said}"
+    return (Event("Normal", Reason.BELOW_VERIFICATION_FLOOR, message),)
 
 
 def let_go(observed: ObservedDeployment, before: RevisionStatus | None, step: RolloutStep) -> tuple[Event, ...]:

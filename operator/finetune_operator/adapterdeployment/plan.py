@@ -59,8 +59,10 @@ from finetune_operator.adapterdeployment.last_good import (
     keep_left,
     kept,
     let_go,
+    proves_again,
     roll_back,
     to_keep,
+    unproved,
     watched,
 )
 from finetune_operator.adapterdeployment.limits import (
@@ -70,6 +72,7 @@ from finetune_operator.adapterdeployment.limits import (
     promotion_overdue,
     refused_for_long,
 )
+from finetune_operator.adapterdeployment.look import look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import (
@@ -109,6 +112,8 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
+    seeing = look(observed, now)
+    observed = seeing.observed
     target = find_target(observed)
     stable, previous = serving_revision(observed, target, now), kept(observed)
     seen = watched(observed, stable, previous, now) if stable else Sighting()
@@ -133,19 +138,20 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = go_back(observed, target, stable, previous, now)
     else:
         step = _roll_out(observed, target, stable, now)
+        step = replace(step, events=(*proves_again(observed, target, previous, step), *step.events))
     endpoint = endpoint_state(observed, step.stable, now)
     before = step.left or stable
     keep = to_keep(observed, before, previous, step, now)
     rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now, keep, step.fallen)
     if rollout.lacks_room:
         rollout = replace(rollout, previous=None)
-    cleanup = plan_cleanup(rollout)
+    cleanup = plan_cleanup(rollout, seeing.under_way)
     keeps = keep_left(observed, rollout.previous, now) or None if rollout.previous else None
     back = RETURN_SECONDS if is_on_its_way_back(observed, step.stable, step.candidate, now) else None
     looks = [
         seconds
         for seconds in (
-            *(step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back),
+            *(step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back, seeing.due_after),
             look_after(observed),
         )
         if seconds is not None
@@ -154,7 +160,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     port = port_of(tls=is_encrypted(observed, serving.revision)) if serving else None
     return Plan(
         status=status,
-        actions=cleanup.first + step.actions + cleanup.last,
+        actions=cleanup.first + step.actions + seeing.actions + cleanup.last,
         optional={
             BUDGET: budget_actions(observed, serving.revision if serving else ""),
             ROUTE: route_actions(observed, port, step.candidate, now),
@@ -225,8 +231,10 @@ def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus
 
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:
-    """Whether the target is the revision before, and its pods could serve at once."""
-    return target.revision == previous.target.revision and answers(observed, previous)
+    """Whether the target is the revision before, its pods could serve at once, and no floor asks for more than they
+    were verified by."""
+    same = target.revision == previous.target.revision
+    return same and answers(observed, previous) and not unproved(observed, previous.revision)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:

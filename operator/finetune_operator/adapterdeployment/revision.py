@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.artifact_source import OutputRef
 from finetune_api.hashing import digest, short, without_defaults
 from finetune_api.stages import Stage
 from finetune_api.verification import GatesPolicy
@@ -87,10 +88,13 @@ def asked_gates(spec: AdapterDeploymentSpec) -> str:
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:
     """Identity of the spec, except for the number of pods, which autoscalers change, which pods go and stay when, how
-    what serves is watched, and the way in from outside.
+    what serves is watched, how often a channel is looked at, and the way in from outside.
 
     Defaults are left out, so a field that a later version adds changes nothing.
     """
     apart = {"replicas", "strategy", "keep_last_good", "quality_watch"}
-    without_route = spec.model_copy(update={"access": spec.access.model_copy(update={"route": None})})
-    return digest(without_route.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))
+    told = spec.model_copy(update={"access": spec.access.model_copy(update={"route": None})})
+    if followed := spec.source.output:
+        seldom = followed.model_copy(update={"interval": OutputRef.model_fields["interval"].default})
+        told = told.model_copy(update={"source": spec.source.model_copy(update={"output": seldom})})
+    return digest(told.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))

@@ -43,6 +43,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, rollout.now),
         endpoint=_endpoint(observed, stable) if stable else "",
         url=public_url(observed, stable),
+        channel=observed.resource.status.channel,
         stable=stable,
         candidate=rollout.candidate,
         previous=rollout.previous,

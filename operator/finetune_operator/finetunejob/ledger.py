@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
+from finetune_api.artifact_source import Channel
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
@@ -22,7 +23,7 @@ from finetune_api.job_status import (
     StageStatus,
 )
 from finetune_api.judging import JudgeStatus
-from finetune_api.layout import READINESS_PAGE, Channel, output_folder
+from finetune_api.layout import READINESS_PAGE, output_folder
 from finetune_api.push import COPY_DIGEST, PushStatus
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.review import ReviewStatus

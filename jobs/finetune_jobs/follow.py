@@ -1,0 +1,63 @@
+"""Stage follow: where a channel of an output name points, for an AdapterDeployment that serves what is published there.
+
+It reads what the store says and writes nothing: the pointer, whose the name is, and whether the artifact is there and
+stands. The operator holds no keys; this runs with those of its own namespace.
+"""
+
+from finetune_api.layout import MANIFEST, channel_object, output_folder
+from finetune_api.meta import FINETUNEJOB
+from finetune_api.reasons import Reason
+from finetune_api.stages import PUBLISHED_AT, Stage
+from finetune_api.verification import WithdrawnPolicy
+from finetune_jobs.artifacts.channel import owner_of, read_channel
+from finetune_jobs.artifacts.withdrawal import require_standing
+from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
+from finetune_jobs.store.s3 import Store
+
+
+def follow(context: Context) -> StageOutput:
+    """The stage. Raises StageError: ChannelNotFound, OutputNameForeign, ArtifactNotFound, ArtifactWithdrawn."""
+    params, store = require(context.input.params.follow, "params.follow"), context.store
+    store.require_bucket()
+    require_own(store, params.name, context.input.run.namespace)
+    place = store.uri(channel_object(params.name, params.channel))
+    found = read_channel(store, params.name, params.channel)
+    if found is None:
+        raise StageError(Reason.CHANNEL_NOT_FOUND, f"{place} does not exist: channel {params.channel} has no artifact.")
+    pointer, _ = found
+    folder = output_folder(Stage.PUBLISH, pointer.artifact_digest)
+    if not store.exists(f"{folder}/{MANIFEST}"):
+        raise StageError(
+            Reason.ARTIFACT_NOT_FOUND, f"{place} points to {store.uri(folder)}, which contains no {MANIFEST}."
+        )
+    if params.withdrawn is WithdrawnPolicy.REFUSE:
+        require_standing(store, pointer.artifact_digest)
+    return StageOutput(
+        output_digest=pointer.artifact_digest,
+        scalars={PUBLISHED_AT: pointer.updated_at},
+        message=f"{place} points to {pointer.artifact_digest[:12]}, since {pointer.updated_at}.",
+    )
+
+
+def require_own(store: Store, name: str, namespace: str) -> None:
+    """Raises StageError (OutputNameForeign) if the output name belongs to another namespace."""
+    found = owner_of(store, name)
+    if found is None:
+        return
+    uri, owner = found
+    if (owner.kind, owner.namespace) != (FINETUNEJOB, namespace):
+        raise StageError(
+            Reason.OUTPUT_NAME_FOREIGN,
+            f"{uri} belongs to {owner.kind} {owner.namespace}/{owner.name}; an AdapterDeployment of namespace "
+            f"{namespace} does not follow it.",
+        )
+
+
+def main() -> None:
+    """``python -m finetune_jobs.follow``"""
+    run_stage(Stage.FOLLOW, follow)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Looking where a channel points: a Job from time to time, whose verdict goes into the status. Pure.
+
+The operator holds no keys of any store, so it does not look itself. The Job has those of its namespace, reads a few
+objects and ends (``finetune_jobs.follow``). Whatever comes of it, what serves keeps serving: a look that finds nothing
+is a reason beside the artifact that the last one has found.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_api import meta
+from finetune_api.artifact_source import OutputRef
+from finetune_api.reasons import Reason, remedy
+from finetune_api.serving_status import ChannelStatus
+from finetune_api.stages import PUBLISHED_AT, FollowParams, Params, Stage, StageInput
+from finetune_operator.adapterdeployment.blockers import not_allowed
+from finetune_operator.adapterdeployment.channel import asked_of, identity_of, known_channel
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.blockers import choice_unknown
+from finetune_operator.framework.actions import Action
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
+from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS, look_after
+from finetune_operator.resources.drift import ensure_exists
+from finetune_operator.resources.stage_job import input_config_map, stage_job
+from finetune_operator.resources.stage_request import StageRequest, run_ref
+from finetune_operator.settings import PodShape
+
+DEADLINE_SECONDS: Final = 300
+"""For how long a look may take, from when its pod has a node."""
+_RETRIES: Final = 2
+_MESSAGE_LIMIT: Final = 1024
+"""The API's limit."""
+_SHAPE: Final = PodShape(
+    requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"}, scratch_size="100Mi"
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is observed, with what is known of the channel by now in its status."""
+
+    observed: ObservedDeployment
+    actions: tuple[Action, ...] = ()
+    due_after: float | None = None
+    """Seconds until there is something to do for it, if nothing is heard of it."""
+    under_way: str = ""
+    """Name of the Job, if one looks or is to look."""
+
+
+def look(observed: ObservedDeployment, now: datetime) -> Look:
+    """Start a look that is due, or take in what one has found."""
+    asked = observed.resource.spec.source.output
+    if asked is None:
+        return Look(_knowing(observed, None))
+    known = known_channel(observed, asked)
+    if choice_unknown(observed) or not_allowed(observed):  # nothing is read in the name of what is not allowed
+        return Look(_knowing(observed, known))
+    left = _left(observed, asked, known, now)
+    if left is None or left > 0:
+        return Look(_knowing(observed, known), due_after=left)
+    request = _request(observed, asked, known)
+    job = observed.child(JOBS, request.name)
+    made = (
+        *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
+        *ensure_exists(JOBS, stage_job(request), job),
+    )
+    begun = known or _nothing_known(asked)
+    if job is None:
+        return Look(_knowing(observed, begun), made, FIRST_LOOK_SECONDS, request.name)
+    verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+    if verdict.state in UNFINISHED:
+        age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
+        again = look_after(age) if verdict.needs_events else None
+        return Look(_knowing(observed, _hindered(begun, verdict)), made, again, request.name)
+    found = _found(begun, verdict, asked_of(observed), now)
+    return Look(_knowing(observed, found), due_after=_left(_knowing(observed, found), asked, found, now))
+
+
+def is_of_look(child: Object) -> bool:
+    """Whether a Job or ConfigMap is one of a look."""
+    return (child["metadata"].get("labels") or {}).get(meta.LABEL_STAGE) == Stage.FOLLOW.value
+
+
+def _left(observed: ObservedDeployment, asked: OutputRef, known: ChannelStatus | None, now: datetime) -> float | None:
+    """Seconds until the next look; None: none is due by itself."""
+    if known is None or known.looked_at is None or known.asked != asked_of(observed):
+        return 0.0
+    if not asked.interval_seconds:
+        return None
+    due = parse_timestamp(known.looked_at) + timedelta(seconds=asked.interval_seconds)
+    return max(0.0, (due - now).total_seconds())
+
+
+def _knowing(observed: ObservedDeployment, known: ChannelStatus | None) -> ObservedDeployment:
+    resource = observed.resource
+    status = resource.status.model_copy(update={"channel": known})
+    return replace(observed, resource=resource.model_copy(update={"status": status}))
+
+
+def _nothing_known(asked: OutputRef) -> ChannelStatus:
+    return ChannelStatus(name=asked.name, channel=asked.channel.value, source=identity_of(asked))
+
+
+def _hindered(known: ChannelStatus, verdict: Verdict) -> ChannelStatus:
+    """While a look is under way: what its pod waits for, if a person can do something about it."""
+    if verdict.state is not State.WAITING or not remedy(verdict.reason, meta.ADAPTERDEPLOYMENT):
+        return known
+    message = f"The look at the channel waits. {verdict.message}"
+    return known.model_copy(update={"reason": verdict.reason.value, "message": message[:_MESSAGE_LIMIT]})
+
+
+def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) -> ChannelStatus:
+    """What a Job has found that has ended. One whose result is lost has found nothing."""
+    looked = {"looked_at": timestamp(now), "asked": asked}
+    result = verdict.result
+    if verdict.state is State.SUCCEEDED and result is not None and _is_address(result.output_digest):
+        published = result.scalars.get(PUBLISHED_AT)
+        update = {"artifact_digest": result.output_digest, "published_at": _moment(published)}
+        return known.model_copy(update=looked | update | {"reason": "", "message": ""})
+    reason = verdict.reason if verdict.state is State.FAILED else Reason.RESULT_LOST
+    message = verdict.message if verdict.state is State.FAILED else "The result of the look at the channel is lost."
+    if known.artifact_digest:
+        message = f"{message} Artifact {known.artifact_digest[:12]}, to which it pointed before, is still served."
+    return known.model_copy(update=looked | {"reason": reason.value, "message": message[:_MESSAGE_LIMIT]})
+
+
+def _is_address(text: str) -> bool:
+    """Whether a pod has told a content address: it is not trusted to."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _moment(text: str | None) -> str | None:
+    try:
+        return timestamp(parse_timestamp(text)) if text else None
+    except ValueError:
+        return None
+
+
+def _request(observed: ObservedDeployment, asked: OutputRef, known: ChannelStatus | None) -> StageRequest:
+    """The Job of the next look: another one for each, and the same one until its verdict is in the status."""
+    owner, settings, spec = observed.owner, observed.settings, observed.resource.spec
+    params = FollowParams(uri=asked.uri, name=asked.name, channel=asked.channel, withdrawn=spec.policy.withdrawn)
+    before = known.looked_at if known is not None else None
+    return StageRequest(
+        owner=owner,
+        input=StageInput(
+            stage=Stage.FOLLOW,
+            run=run_ref(owner, asked.channel.value),
+            storage=asked.storage.for_reading,
+            params=Params(follow=params),
+        ),
+        identity=[identity_of(asked), asked_of(observed), before],
+        image=settings.images.of(Stage.FOLLOW),
+        images=settings.images,
+        proxy=settings.proxy,
+        shape=_SHAPE,
+        service_account=settings.runtimes[spec.runtime].service_account_name,
+        deadline_seconds=DEADLINE_SECONDS,
+        retries=_RETRIES,
+    )

@@ -1,0 +1,203 @@
+"""A channel of an output name as the source: when a Job looks, what comes of what it finds, what it never costs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.meta import ANNOTATION_LOOK
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
+from finetune_api.stages import Stage
+from finetune_operator.adapterdeployment.blockers import claims_of
+from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
+from tests.support.promoted import until
+from tests.support.sentences import assert_says
+from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, uri
+
+pytestmark = pytest.mark.unit
+
+SOON = 30.0
+OUTPUT: dict[str, Any] = {"uri": "s3://models/team", "name": "intents"}
+
+
+def following(**output: Any) -> dict[str, Any]:
+    return {"source": {"output": OUTPUT | output}, "runtime": "tgi-cpu", "keepLastGood": "0s"}
+
+
+def settle(cluster: ServingCluster) -> None:
+    """Until nothing happens before the next look."""
+    cluster.settle(within=SOON)
+
+
+def served(channel: str | Reason = GOOD, **output: Any) -> ServingCluster:
+    """An endpoint after its first look."""
+    cluster = ServingCluster(spec=following(**output), channel=channel)
+    settle(cluster)
+    return cluster
+
+
+def looks(cluster: ServingCluster) -> list[str]:
+    return [name for name in cluster.objects[JOBS] if f"-{Stage.FOLLOW}-" in name]
+
+
+def later(cluster: ServingCluster, **time: float) -> None:
+    cluster.now += timedelta(**time)
+    settle(cluster)
+
+
+def test_what_the_channel_points_to_is_verified_and_served() -> None:
+    cluster = served()
+    assert cluster.status.phase is ServingPhase.READY
+    assert cluster.status.stable is not None
+    assert (cluster.status.stable.artifact_digest, cluster.status.stable.artifact_uri) == (GOOD, uri(GOOD))
+    known = cluster.status.channel
+    assert known is not None
+    assert (known.name, known.channel, known.artifact_digest, known.reason) == ("intents", "stable", GOOD, "")
+    assert known.looked_at is not None
+    assert [each.uri for each in cluster.looks] == [OUTPUT["uri"]]
+
+
+def test_before_the_first_look_it_waits() -> None:
+    cluster = served("")
+    assert (cluster.status.phase, cluster.status.stable) == (ServingPhase.PENDING, None)
+    assert condition(cluster.status, "Reconciling") == ("True", Reason.SOURCE_NOT_READY)
+    assert len(looks(cluster)) == 1
+
+
+def test_it_is_looked_at_again_after_the_interval_and_not_before() -> None:
+    cluster = served()
+    cluster.channel = BETTER
+    assert cluster.status.channel is not None
+    looked = parse_timestamp(cluster.status.channel.looked_at or "")
+    cluster.now = looked + timedelta(minutes=4)
+    settle(cluster)
+    assert len(cluster.looks) == 1
+    cluster.now = looked + timedelta(minutes=5)
+    settle(cluster)
+    assert len(cluster.looks) == 2
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+    assert len(looks(cluster)) == 1, "the Job of the look before is gone"
+
+
+@pytest.mark.parametrize("interval", ["0m", "24h"])
+def test_an_annotation_has_it_looked_at_at_once(interval: str) -> None:
+    cluster = served(interval=interval)
+    cluster.channel = BETTER
+    later(cluster, hours=23)
+    assert len(cluster.looks) == 1
+    cluster.annotations[ANNOTATION_LOOK] = "now"
+    settle(cluster)
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+    settle(cluster)
+    assert len(cluster.looks) == 2, "and once only"
+
+
+FAILURES = [Reason.CHANNEL_NOT_FOUND, Reason.OUTPUT_NAME_FOREIGN, Reason.ARTIFACT_WITHDRAWN, Reason.S3_UNREACHABLE]
+
+
+@pytest.mark.parametrize("reason", FAILURES)
+def test_what_is_not_found_is_said_and_what_serves_still_does(reason: Reason) -> None:
+    cluster = served()
+    before = cluster.status.stable
+    cluster.channel = reason
+    later(cluster, minutes=6)
+    assert cluster.status.stable == before
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+    assert condition(cluster.status, "Stalled") == ("True", reason)
+    assert cluster.status.channel is not None
+    assert (cluster.status.channel.artifact_digest, cluster.status.channel.reason) == (GOOD, reason)
+    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "still served")
+    assert [event.reason for event in cluster.events].count(reason) == 1
+    cluster.channel = BETTER
+    later(cluster, minutes=6)
+    assert condition(cluster.status, "Stalled")[0] == "False"
+    assert cluster.status.channel.reason == ""
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+
+
+@pytest.mark.parametrize("reason", FAILURES)
+def test_the_same_before_anything_serves(reason: Reason) -> None:
+    cluster = served(reason)
+    assert condition(cluster.status, "Stalled") == ("True", reason)
+    said = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
+    assert_says(said, "channels/demo/stable.json")
+    cluster.channel = GOOD
+    later(cluster, minutes=6)
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+
+def test_another_source_is_looked_at_at_once_and_what_serves_stays_meanwhile() -> None:
+    cluster = served()
+    before, cluster.channel = cluster.traffic(), ""
+    cluster.spec = following(channel="candidate")
+    settle(cluster)
+    assert cluster.traffic() == before
+    assert cluster.status.channel is not None
+    assert (cluster.status.channel.channel, cluster.status.channel.artifact_digest) == ("candidate", "")
+    cluster.channel = BETTER
+    settle(cluster)
+    assert cluster.traffic() != before
+    assert cluster.looks[-1].channel == "candidate"
+
+
+def test_a_look_that_was_not_recorded_is_the_same_look() -> None:
+    """The operator may die between the Job's end and its status."""
+    cluster = ServingCluster(spec=following(), channel="")
+    cluster.reconcile()
+    names = looks(cluster)
+    cluster.channel = GOOD
+    cluster.run_controllers()
+    status = cluster.status
+    cluster.reconcile()
+    cluster.status = status
+    settle(cluster)
+    assert len(cluster.looks) == 1
+    assert looks(cluster) == names
+
+
+def test_another_interval_is_no_other_spec() -> None:
+    seldom, often = (ServingCluster(spec=following(interval=each)).observe() for each in ("1h", "1m"))
+    other = ServingCluster(spec=following(name="others")).observe()
+    assert spec_hash(seldom.resource.spec) == spec_hash(often.resource.spec) != spec_hash(other.resource.spec)
+
+
+def test_a_place_that_the_rules_do_not_allow_is_not_looked_at() -> None:
+    rules = Tenancy(rules=[TenancyRule.model_validate({"namespaces": ["*"], "inputs": ["s3://models/others"]})])
+    cluster = ServingCluster(spec=following(), channel=GOOD, settings=SETTINGS.model_copy(update={"tenancy": rules}))
+    settle(cluster)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.NOT_ALLOWED)
+    assert not cluster.looks
+    assert cluster.objects.get(JOBS, {}) == {}
+    said = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
+    assert_says(said, "spec.source.output.uri", "s3://models/team", "s3://models/others")
+
+
+def test_what_it_reads_and_with_which_keys_is_claimed_once() -> None:
+    cluster = served(storage={"endpoint": "https://s3.example", "secretRef": {"name": "keys"}})
+    found = [claim.field for claim in claims_of(cluster.observe()) if claim.field.startswith("spec.source")]
+    assert sorted(found) == [
+        "spec.source.output.storage.endpoint",
+        "spec.source.output.storage.endpoint",
+        "spec.source.output.storage.secretRef.name",
+        "spec.source.output.uri",
+    ]
+
+
+def test_its_jobs_go_with_the_source() -> None:
+    cluster = served()
+    assert looks(cluster)
+    cluster.spec = {"source": {"artifact": {"uri": uri(GOOD)}}, "runtime": "tgi-cpu", "keepLastGood": "0s"}
+    settle(cluster)
+    assert not looks(cluster)
+    assert not [name for name in cluster.objects[CONFIG_MAPS] if f"-{Stage.FOLLOW}-" in name]
+    assert cluster.status.channel is None
+    until(cluster, lambda: cluster.status.phase is ServingPhase.READY)
