@@ -25,6 +25,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.store import cache
 from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.transfers import hash_files
+from tests.support.cache_times import aged, released
 
 pytestmark = pytest.mark.unit
 
@@ -43,24 +44,6 @@ class Filling:
         (folder / "model.safetensors").write_text(self.text)
         names = ["config.json", "model.safetensors"]
         return dict(zip(names, hash_files([folder / name for name in names]), strict=True))
-
-
-def aged(path: Path, seconds: float) -> None:
-    """Let a file look that old."""
-    then = time.time() - seconds
-    os.utime(path, (then, then))
-
-
-def released(root: Path, key: str, *, unused: float = 0) -> None:
-    """What happens when the process that reads a folder ends: its lock goes. Here: the descriptors of the lock file."""
-    lock = root / f"{key}.lock"
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") == str(lock):
-                os.close(int(descriptor))
-        except OSError:
-            continue  # the listing's own descriptor
-    aged(lock, unused)
 
 
 def names(root: Path) -> set[str]:
