@@ -148,7 +148,8 @@ def self_check(options: Options, gate: Gate) -> None:
     Raises StageError: AdapterInactive, VerificationFailed, PromptsTooLong, ArtifactCorrupt; retriable ones are
     CandidateFailed, if the server does not answer what it is asked, and InternalError, if the limits cannot be read.
     """
-    _hold_models(options)
+    if options.model_cache is not None:
+        hold_models(options.models, FolderCache(options.model_cache))
     log.info("waiting for the server at %s", options.endpoint)
     wait_until_healthy(options.endpoint)
     limits = _read(options.limits, SelfCheckLimits)
@@ -178,13 +179,10 @@ def self_check(options: Options, gate: Gate) -> None:
     log.info("the server has ended: the next one proves itself anew")
 
 
-def _hold_models(options: Options) -> None:
-    """Keep what the server reads in the cache, also when it starts again, for as long as this program runs. Should the
+def hold_models(models: Path, cache: FolderCache) -> None:
+    """Keep what a server reads in the cache, also when it starts again, for as long as this process runs. Should the
     volume refuse it, the use by ``fetch`` counts for an hour, and it is tried again."""
-    if options.model_cache is None:
-        return
-    cache = FolderCache(options.model_cache)
-    for link in options.models.glob("*/model"):
+    for link in models.glob("*/model"):
         if link.is_symlink():
             name = f"the hold on {link.readlink()}"
             Repeating(cache.hold(link.readlink().name), name=name, pause=HOLD_SECONDS).soon()

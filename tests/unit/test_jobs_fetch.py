@@ -1,5 +1,6 @@
 """The stage fetch: every byte is verified before a server reads it, also out of a cache that pods share."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import publish
 from finetune_jobs.runtime.runner import Context, execute
+from finetune_jobs.self_check import hold_models
+from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.s3 import Store
-from tests.support.cache_times import released
+from tests.support.cache_times import aged, released
 from tests.support.publishing import CONFIG, WEIGHTS, deployment_input, publish_input
 from tests.support.seaweedfs import READER, STRANGER, SeaweedFS
 from tests.support.sentences import assert_says
@@ -136,6 +139,25 @@ def test_the_cache_serves_nobody_whom_the_store_would_not(pods: Pods, monkeypatc
         pods.fetch("stranger")
     assert error.value.reason is Reason.S3_ACCESS_DENIED
     assert not pods.model("stranger").exists()
+
+
+def test_what_a_running_pod_reads_is_not_removed(pods: Pods) -> None:
+    """Its self-check holds it, however long ago it was fetched, and says so again and again."""
+    pods.fetch("pod")
+    key = pods.kept().name
+    lock = pods.cache / f"{key}.lock"
+    released(pods.cache, key, unused=9 * 3600)
+    hold_models(pods.model("pod").parent.parent, FolderCache(pods.cache))
+    deadline = time.monotonic() + 60
+    while time.time() - lock.stat().st_mtime > 3600 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    aged(lock, 9 * 3600)
+    full = FolderCache(pods.cache, limit=1)
+    assert full.folder("another", 1, lambda _: {}) is None
+    assert pods.kept().name == key
+    released(pods.cache, key, unused=9 * 3600)
+    full.folder("another", 1, lambda _: {})
+    assert not (pods.cache / key).exists()
 
 
 @pytest.mark.slow
