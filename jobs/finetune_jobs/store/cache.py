@@ -124,8 +124,8 @@ class FolderCache:
                             self._discard(key, lock, fault)
                         _lock(lock, fcntl.LOCK_SH)
                         self._make_room(size)
-                        self._fill(home, fill)
-                        break
+                        if self._fill(home, fill):
+                            break
             os.utime(lock)
         except BaseException:
             os.close(lock)
@@ -142,7 +142,8 @@ class FolderCache:
             raise OSError(errno.EBUSY, f"{home} is damaged, and another pod reads it") from None
         self._remove(key)
 
-    def _fill(self, home: Path, fill: Fill) -> None:
+    def _fill(self, home: Path, fill: Fill) -> bool:
+        """Whether the folder is this pod's; if not, another one's took its name first, which is looked at."""
         with self._partial(home.name) as partial:
             digests = fill(partial)
             files = [
@@ -157,6 +158,8 @@ class FolderCache:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 log.info("another pod was first with %s: its files are used", home)
+                return False
+        return True
 
     @contextmanager
     def _partial(self, key: str) -> Iterator[Path]:
