@@ -30,7 +30,7 @@ STORAGE = Storage(endpoint="http://s3.svc:8333", secret_ref=SecretRef(name="s3-r
 PLAIN = Runtime(engine=Engine.VLLM, image="vllm", pod=PodShape(scratch_size="40Gi"))
 CACHED = PLAIN.model_copy(update={"model_cache": CACHE})
 DE = Adapter("de", uri(GOOD), GOOD, base="b", rank=8)
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "a whole model": {},
     "adapters": {"artifact_uri": "", "adapters": (DE,)},
     "adapters that come and go": {"artifact_uri": "", "adapters": (DE,), "api_keys_secret": "keys"},

@@ -296,10 +296,19 @@ def _guarded(
             store = places.open(results_root(given), given.results_storage)
             if given.output and kept_log:  # serving may only read what the artifact's FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, kept_log.name or stage))
-            cache = Path(options.model_cache) if options.model_cache else None
-            folders = {"scratch": Path(scratch), "models": Path(options.models), "metrics": Path(options.metrics)}
-            room = {"model_cache_limit": options.model_cache_limit, "models_room": options.models_room}
-            context = Context(given, store, places, progress, **folders, **room, stopping=stopping, model_cache=cache)
+            context = Context(
+                given,
+                store,
+                places,
+                progress,
+                Path(scratch),
+                Path(options.models),
+                Path(options.metrics),
+                stopping,
+                model_cache=Path(options.model_cache) if options.model_cache else None,
+                model_cache_limit=options.model_cache_limit,
+                models_room=options.models_room,
+            )
             with _naming_a_full_disk(context):
                 return run(context), ExitCode.OK
     except StageError as error:
