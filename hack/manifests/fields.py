@@ -16,8 +16,8 @@ from finetune_operator.tenancy.rules import TenancyRule
 _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("profiles.<name>", Profile),
     ("profiles.<name>.gpu", Gpu),
-    ("profiles.<name>.modelCache", ModelCache),
     ("runtimes.<name>", Runtime),
+    ("modelCache of a profile and of a runtime", ModelCache),
     ("Pod shape: cpu and accelerator of a profile, pod of a runtime", PodShape),
     ("metricContainers.<name>", MetricContainer),
     ("metricContainers.<name>.figures.<name>", FigureRule),

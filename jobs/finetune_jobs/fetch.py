@@ -1,7 +1,8 @@
 """Stage fetch: the artifact and the exported model that it names, verified, onto the volume of the model server.
 
 ``<models>/<artifact digest>/artifact/`` holds the artifact's own files, ``…/model/`` those that the server loads. Of
-several adapters each has such a folder, and their base is in ``<models>/<address of the set>/model/``.
+several adapters each has such a folder, and their base is in ``<models>/<address of the set>/model/``. With a cache,
+the model, or the base, is a link into it; what is small is not worth one.
 """
 
 import logging
@@ -11,11 +12,12 @@ from finetune_api.artifact_source import set_address
 from finetune_api.layout import Manifest, Withdrawal
 from finetune_api.reasons import Reason
 from finetune_api.stages import AdapterRef, FetchParams, Stage, WantedAdapters
-from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, fetch_folder_through, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Report
 from finetune_jobs.modelling.base_model import WEIGHTS
 from finetune_jobs.runtime.adapters import AdapterSource, fetch_artifact, require_no_code
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
@@ -42,12 +44,8 @@ def fetch(context: Context) -> StageOutput:
         )
     manifest = require_manifest(context.store, model.folder)
     _require_safetensors(context.store.uri(model.folder), manifest)
-    fetch_folder(
-        context.store,
-        model.folder,
-        home / "model",
-        report=context.progress.part(0.05, 1, "downloading the model"),
-    )
+    report = context.progress.part(0.05, 1, "downloading the model")
+    how = _fetch_model(context, context.store, model.folder, home / "model", report)
     size = sum(file.size for file in manifest.files)
     signed = f", signed by key {signed_by[:12]}" if signed_by else ""
     mark = _mark(context.store, digest)
@@ -58,7 +56,7 @@ def fetch(context: Context) -> StageOutput:
             **({"signedBy": signed_by} if signed_by else {}),
             **({"withdrawn": in_words(mark)} if mark else {}),
         },
-        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}; every hash matches{signed}.",
+        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}{how}; every hash matches{signed}.",
     )
 
 
@@ -82,21 +80,28 @@ def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     _require_safetensors(first.store.uri(first.base.folder), manifest)
     address = set_address({each.name: each.digest for each in asked.adapters})
     (context.models / address).mkdir(parents=True, exist_ok=True)
-    fetch_folder(
-        first.store,
-        first.base.folder,
-        context.models / address / "model",
-        report=context.progress.part(0.05, 1, "downloading the base model"),
-    )
+    report = context.progress.part(0.05, 1, "downloading the base model")
+    how = _fetch_model(context, first.store, first.base.folder, context.models / address / "model", report)
     size = sum(file.size for file in manifest.files)
     marks = [(each.ref.name, _mark(each.store, each.ref.digest)) for each in places]
     withdrawn = "; ".join(f"{in_words(mark)} (adapter {name!r})" for name, mark in marks if mark)
     return StageOutput(
         output_digest=address,
         scalars={"sizeBytes": str(size), **({"withdrawn": withdrawn} if withdrawn else {})},
-        message=f"{len(places)} adapters, and their base model ({size} bytes); every hash matches"
+        message=f"{len(places)} adapters, and their base model ({size} bytes){how}; every hash matches"
         f"{', and each is signed' if asked.public_keys else ''}.",
     )
+
+
+def _fetch_model(context: Context, store: Store, folder: str, target: Path, report: Report) -> str:
+    """What is large: through the cache, where there is one. Returns where it came from, to be put behind what it is.
+    Raises StageError as fetch_folder_through."""
+    if context.cache is None:
+        fetch_folder(store, folder, target, report=report)
+        return ""
+    how = fetch_folder_through(context.cache, store, folder, target, room=context.models_room, report=report).how
+    log.info("%s: %s", store.uri(folder), how)
+    return f", {how}"
 
 
 def _wanted(asked: FetchParams) -> list[AdapterRef]:

@@ -34,6 +34,7 @@ from finetune_api.meta import INPUT_FILE, MODELS_DIR, SELF_CHECK_FILE, SELF_CHEC
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import AdapterReports, FetchParams, SelfCheckLimits, Stage, StageResult, WantedAdapters
+from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.documents import M, read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime import logs
@@ -41,6 +42,7 @@ from finetune_jobs.runtime.adapters import AdapterSource
 from finetune_jobs.runtime.commandline import TERMINATION_LOG
 from finetune_jobs.runtime.runner import failure, write_result
 from finetune_jobs.runtime.stage_input import read_input
+from finetune_jobs.store.cache import HOLD_SECONDS, FolderCache
 from finetune_jobs.store.places import Places
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.connection import wait_until_healthy
@@ -82,6 +84,8 @@ class Options:
     """The StageInput of ``fetch``: how the adapters are reached, and what they must bear."""
     models: Path = Path(MODELS_DIR)
     """Where the server reads them."""
+    model_cache: Path | None = None
+    """The volume to which links lead there; None: there are none."""
 
 
 class Gate:
@@ -144,6 +148,8 @@ def self_check(options: Options, gate: Gate) -> None:
     Raises StageError: AdapterInactive, VerificationFailed, PromptsTooLong, ArtifactCorrupt; retriable ones are
     CandidateFailed, if the server does not answer what it is asked, and InternalError, if the limits cannot be read.
     """
+    if options.model_cache is not None:
+        hold_models(options.models, FolderCache(options.model_cache))
     log.info("waiting for the server at %s", options.endpoint)
     wait_until_healthy(options.endpoint)
     limits = _read(options.limits, SelfCheckLimits)
@@ -171,6 +177,15 @@ def self_check(options: Options, gate: Gate) -> None:
                     _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
     log.info("the server has ended: the next one proves itself anew")
+
+
+def hold_models(models: Path, cache: FolderCache) -> None:
+    """Keep what a server reads in the cache, also when it starts again, for as long as this process runs. Should the
+    volume refuse it, the use by ``fetch`` counts for an hour, and it is tried again."""
+    for link in models.glob("*/model"):
+        if link.is_symlink():
+            name = f"the hold on {link.readlink()}"
+            Repeating(cache.hold(link.readlink().name), name=name, pause=HOLD_SECONDS).soon()
 
 
 def _loader(options: Options, gate: Gate) -> Loader | None:
@@ -307,6 +322,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     add("--model", default="", help="the name of their base on the server")
     add("--input", default=INPUT_FILE, metavar="FILE", help="the input of fetch, for them (default: %(default)s)")
     add("--models", type=Path, default=Path(MODELS_DIR), metavar="DIR", help="where they go (default: %(default)s)")
+    add("--model-cache", type=Path, metavar="DIR", help="the volume to which links among them lead (default: none)")
     add("--engine", required=True, choices=list(SERVERS), help="API of the server")
     default = f"http://127.0.0.1:{SERVING_PORT}"
     add("--endpoint", default=default, metavar="URL", help="the server (default: %(default)s)")

@@ -53,11 +53,17 @@ class Gpu(ApiModel):
     """Price of one GPU for one hour."""
 
 
+_SIZE: Final = r"^([1-9][0-9]*(k|M|G|T|Ki|Mi|Gi|Ti)?)?$"
+
+
 class ModelCache(ApiModel):
-    """A volume that keeps base models, so that they are downloaded once and not by every stage of every run."""
+    """A volume that keeps models, so that they are downloaded once and not by every stage, or every serving pod."""
 
     claim_name: Name
-    """PersistentVolumeClaim in the namespace of the jobs; without it there, their pods wait for it."""
+    """PersistentVolumeClaim in the namespace of the pods; without it there, they wait for it."""
+    size_limit: Annotated[str, Field(pattern=_SIZE)] = ""
+    """The most that the models on it may have together, e.g. 200Gi; those that were used longest ago make room. Empty:
+    as much as its file system says is free, which on a network file system without a size of its own is no limit."""
 
 
 class Profile(ApiModel):
@@ -127,6 +133,8 @@ class Runtime(ApiModel):
     """Maximum tokens of prompt and answer together: more than maxInputTokens."""
     num_shard: Annotated[int, Field(ge=1)] = 1
     """GPUs that one pod uses."""
+    model_cache: ModelCache | None = None
+    """Where serving pods keep the model, or the base of adapters; None: each downloads it to a volume of its own."""
     startup_timeout_seconds: int = 1800
     """Seconds that loading may take before the candidate fails."""
     drain_seconds: int = 15

@@ -169,10 +169,11 @@ def test_the_claim_of_the_guides_example_is_the_one_that_it_makes(tmp_path: Path
     guide = REPOSITORY / "docs" / "how-to" / "operate.md"
     values, claim = (block for block in blocks(guide, "yaml") if "base-models" in block)
     (tmp_path / "values.yaml").write_text(values)
-    cache = settings(render("--values", str(tmp_path / "values.yaml"))).profiles["gpu-l4"].model_cache
+    given = settings(render("--values", str(tmp_path / "values.yaml")))
     made = yaml.safe_load(claim)
-    assert cache is not None
-    assert (made["kind"], made["metadata"]["name"]) == ("PersistentVolumeClaim", cache.claim_name)
+    for cache in (given.profiles["gpu-l4"].model_cache, given.runtimes["vllm"].model_cache):
+        assert cache == ModelCache(claim_name="base-models", size_limit="180Gi")
+        assert (made["kind"], made["metadata"]["name"]) == ("PersistentVolumeClaim", cache.claim_name)
 
 
 def test_the_examples_of_the_guide_to_clouds(tmp_path: Path) -> None:

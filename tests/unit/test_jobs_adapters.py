@@ -78,6 +78,7 @@ class Endpoint:
         signed_by: Sequence[str] = (),
         *,
         wanted: str = "",
+        cache: Path | None = None,
     ) -> StageResult:
         """Fetch or verify."""
         params = Params(
@@ -100,7 +101,8 @@ class Endpoint:
             artifact_digest=self.refs[0].digest,
             params=params,
         )
-        return execute(context(given, self._work), fetch if stage is Stage.FETCH else verify)
+        made = replace(context(given, self._work), model_cache=cache)
+        return execute(made, fetch if stage is Stage.FETCH else verify)
 
     @property
     def storage(self) -> Storage:
@@ -167,12 +169,19 @@ def as_base(answers: list[Answer]) -> list[Answer]:
 
 
 def test_each_adapter_proves_itself_under_its_own_name(endpoint: Endpoint) -> None:
-    fetched = endpoint.run(Stage.FETCH)
+    """Their base may lie in a cache that pods share; they are each pod's own."""
+    cache = endpoint.models.parent / "cache"
+    cache.mkdir()
+    first, fetched = (endpoint.run(Stage.FETCH, cache=cache) for _ in range(2))
+    assert_says(first.message, "2 adapters, and their base model", "into the cache", "every hash matches")
+    assert_says(fetched.message, "2 adapters, and their base model", "taken from the cache", "every hash matches")
     address = set_address({each.name: each.digest for each in endpoint.refs})
     assert fetched.output_digest == address
     assert (endpoint.models / address / "model" / "config.json").exists()
+    assert (endpoint.models / address / "model").resolve().parent == cache
     for each in endpoint.refs:
         assert (endpoint.models / each.digest / "model" / "adapter_model.safetensors").exists()
+        assert not (endpoint.models / each.digest / "model").is_symlink()
     good = endpoint.contract()
     with running(good) as server:
         result = endpoint.run(Stage.VERIFY, server.url)

@@ -1,22 +1,28 @@
-"""The stage fetch: every byte is verified before a server reads it."""
+"""The stage fetch: every byte is verified before a server reads it, also out of a cache that pods share."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, StageResult, Upstream
+from finetune_api.stages import Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import publish
-from finetune_jobs.runtime.runner import execute
+from finetune_jobs.runtime.runner import Context, execute
+from finetune_jobs.self_check import hold_models
+from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.s3 import Store
+from tests.support.cache_times import aged, released
 from tests.support.publishing import CONFIG, WEIGHTS, deployment_input, publish_input
-from tests.support.seaweedfs import SeaweedFS
+from tests.support.seaweedfs import READER, STRANGER, SeaweedFS
 from tests.support.sentences import assert_says
-from tests.support.stages import context
+from tests.support.stages import context, start_process, wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -57,3 +63,116 @@ def test_fetch_takes_safetensors_only(s3: SeaweedFS, store: Store, upstream: Ups
     with pytest.raises(StageError, match=r"/quantized .*pytorch_model\.bin, .* run code; only safetensors") as error:
         execute(context(deployment_input(s3, made.scalars["artifactUri"], Stage.FETCH), tmp_path), fetch)
     assert error.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+class Pods:
+    """Serving pods of one node, each with a volume of its own, and a cache that they share."""
+
+    def __init__(self, given: StageInput, folder: Path) -> None:
+        self.given, self._folder, self.cache = given, folder, folder / "cache"
+        self.cache.mkdir(parents=True)
+
+    def context(self, name: str) -> Context:
+        own = self._folder / name
+        own.mkdir(exist_ok=True)
+        return replace(context(self.given, own), model_cache=self.cache)
+
+    def fetch(self, name: str, **fields: Any) -> StageResult:
+        return execute(replace(self.context(name), **fields), fetch)
+
+    def model(self, name: str) -> Path:
+        return self._folder / name / "models" / self.given.artifact_digest / "model"
+
+    def kept(self) -> Path:
+        """The only folder in the cache."""
+        [found] = [each for each in self.cache.iterdir() if each.is_dir()]
+        return found
+
+
+@pytest.fixture
+def pods(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> Pods:
+    return Pods(deployment_input(s3, published.scalars["artifactUri"], Stage.FETCH), tmp_path / "node")
+
+
+def test_a_second_pod_takes_the_model_from_the_cache(pods: Pods, upstream: Upstream) -> None:
+    first, second = pods.fetch("first"), pods.fetch("second")
+    assert_says(first.message, "2 files", "downloaded 128.0 KiB into the cache", "every hash matches")
+    assert_says(second.message, "2 files", "taken from the cache", "every hash matches")
+    assert (first.output_digest, first.scalars) == (second.output_digest, second.scalars)
+    assert pods.kept().name == upstream.export, "by the address of its content, whatever artifact names it"
+    for name in ("first", "second"):
+        assert pods.model(name).resolve() == pods.kept()
+        assert (pods.model(name) / "model.safetensors").read_bytes() == WEIGHTS
+        assert (pods.model(name).parent / "artifact" / "manifest.json").is_file(), "what is small is each pod's own"
+    assert {each.name for each in pods.kept().iterdir()} == {"config.json", "model.safetensors", "files.json"}
+
+
+def test_a_byte_that_flipped_in_the_cache_is_found_and_replaced(pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
+    pods.fetch("first")
+    released(pods.cache, pods.kept().name)
+    (pods.kept() / "model.safetensors").write_bytes(WEIGHTS[:1000] + b"\x00" + WEIGHTS[1001:])
+    assert_says(pods.fetch("second").message, "downloaded", "into the cache")
+    assert (pods.model("first") / "model.safetensors").read_bytes() == WEIGHTS
+    assert_says(caplog.text, "SHA-256 of model.safetensors")
+
+
+def test_without_a_usable_cache_the_model_goes_to_the_pods_own_volume_if_it_has_room(pods: Pods) -> None:
+    lost = pods.cache / "not mounted"
+    size = len(WEIGHTS) + len(CONFIG)
+    assert_says(pods.fetch("pod", model_cache=lost, models_room=size).message, "to the pod's own volume")
+    assert not pods.model("pod").is_symlink()
+    assert (pods.model("pod") / "model.safetensors").read_bytes() == WEIGHTS
+    with pytest.raises(StageError) as error:
+        pods.fetch("other", model_cache=lost, models_room=size - 1)
+    assert (error.value.reason, error.value.retriable) == (Reason.SCRATCH_FULL, True)
+    assert_says(error.value.message, "128.0 KiB", "cache could not be used", "scratchSize")
+    assert not pods.model("other").exists()
+    pods.fetch("pod")
+    assert pods.model("pod").is_symlink(), "the next attempt finds the cache again"
+
+
+def test_the_cache_serves_nobody_whom_the_store_would_not(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    pods.fetch("first")
+    for name, value in STRANGER.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StageError) as error:
+        pods.fetch("stranger")
+    assert error.value.reason is Reason.S3_ACCESS_DENIED
+    assert not pods.model("stranger").exists()
+
+
+def test_what_a_running_pod_reads_is_not_removed(pods: Pods) -> None:
+    """Its self-check holds it, however long ago it was fetched, and says so again and again."""
+    pods.fetch("pod")
+    key = pods.kept().name
+    lock = pods.cache / f"{key}.lock"
+    released(pods.cache, key, unused=9 * 3600)
+    hold_models(pods.model("pod").parent.parent, FolderCache(pods.cache))
+    deadline = time.monotonic() + 60
+    while time.time() - lock.stat().st_mtime > 3600 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    aged(lock, 9 * 3600)
+    full = FolderCache(pods.cache, limit=1)
+    assert full.folder("another", 1, lambda _: {}) is None
+    assert pods.kept().name == key
+    released(pods.cache, key, unused=9 * 3600)
+    full.folder("another", 1, lambda _: {})
+    assert not (pods.cache / key).exists()
+
+
+@pytest.mark.slow
+def test_of_two_programs_that_start_at_the_same_time_one_downloads(pods: Pods, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    started = [
+        start_process(
+            pods.given, each, READER, "--models", str(each / "models"), "--model-cache", str(pods.cache), fresh=True
+        )
+        for each in folders
+    ]
+    ended = [wait_for(process, each) for process, each in zip(started, folders, strict=True)]
+    assert [each.code for each in ended] == [0, 0]
+    said = [each.result.message for each in ended]
+    assert sorted("taken from the cache" in each for each in said) == [False, True], said
+    assert sorted("128.0 KiB into the cache" in each for each in said) == [False, True], said

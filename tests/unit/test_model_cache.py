@@ -1,23 +1,31 @@
-"""The cache of base models: several pods at a time, pods that die, full volumes, damage."""
+"""The cache of models: several pods at a time, pods that die, full volumes, damage."""
 
 import errno
 import fcntl
+import hashlib
+import json
 import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from finetune_api.layout import FileEntry
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.store import cache
 from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.transfers import hash_files
+from tests.support.cache_times import aged, released
 
 pytestmark = pytest.mark.unit
 
@@ -36,24 +44,6 @@ class Filling:
         (folder / "model.safetensors").write_text(self.text)
         names = ["config.json", "model.safetensors"]
         return dict(zip(names, hash_files([folder / name for name in names]), strict=True))
-
-
-def aged(path: Path, seconds: float) -> None:
-    """Let a file look that old."""
-    then = time.time() - seconds
-    os.utime(path, (then, then))
-
-
-def released(root: Path, key: str, *, unused: float = 0) -> None:
-    """What happens when the process that reads a folder ends: its lock goes. Here: the descriptors of the lock file."""
-    lock = root / f"{key}.lock"
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") == str(lock):
-                os.close(int(descriptor))
-        except OSError:
-            continue  # the listing's own descriptor
-    aged(lock, unused)
 
 
 def names(root: Path) -> set[str]:
@@ -121,7 +111,10 @@ def test_hashes_that_are_right_count_for_another_day(tmp_path: Path) -> None:
     assert time.time() - listed.stat().st_mtime < 60
 
 
-def test_damage_that_another_pod_reads_is_left_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_that_another_pod_reads_is_left_to_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_lock", partial(cache._lock, patience=0.0))
     FolderCache(tmp_path).folder("key", 9, Filling())
     _cut(tmp_path / "key")
     assert FolderCache(tmp_path).folder("key", 9, Filling()) is None
@@ -137,53 +130,137 @@ class Done(NamedTuple):
     times: int
 
 
-def _read(root: Path, start: str, results: "multiprocessing.Queue[Done]", barrier: object) -> None:
+def _read(root: Path, results: "multiprocessing.Queue[Done]") -> None:
     fill = Filling()
 
     def slowly(folder: Path) -> Mapping[str, str]:
-        barrier.wait(60)  # type: ignore[attr-defined] # a Barrier: both are downloading now
+        for _ in range(8):  # it gets on, for longer than the others would wait for one that does not
+            time.sleep(0.1)
+            (folder / "model.safetensors").write_text("half")
         return fill(folder)
 
-    found = FolderCache(root).folder("key", 9, slowly if start == "together" else fill)
+    found = FolderCache(root).folder("key", 9, slowly)
     assert found is not None
     results.put(Done(found.name, (found / "model.safetensors").read_text(), fill.times))
 
 
 @pytest.mark.slow
-def test_of_pods_that_download_at_the_same_time_one_wins_and_all_read_it(tmp_path: Path) -> None:
+def test_of_pods_that_start_at_the_same_time_one_downloads_and_all_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_STALLED_SECONDS", 0.6)
     processes = multiprocessing.get_context("fork")
-    barrier, results = processes.Barrier(3), processes.Queue()
-    started = [processes.Process(target=_read, args=(tmp_path, "together", results, barrier)) for _ in range(3)]
+    results: multiprocessing.Queue[Done] = processes.Queue()
+    started = [processes.Process(target=_read, args=(tmp_path, results)) for _ in range(3)]
     for process in started:
         process.start()
-    assert [results.get(timeout=60) for _ in started] == [Done("key", "weights", 1)] * 3
+    done = sorted(results.get(timeout=60) for _ in started)
+    assert done == [Done("key", "weights", 0), Done("key", "weights", 0), Done("key", "weights", 1)]
     for process in started:
         process.join(60)
         assert process.exitcode == 0
     assert names(tmp_path) == {"key"}
 
 
-def _die(root: Path) -> None:
+def test_a_download_that_does_not_get_on_is_waited_for_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor where locks do not reach other nodes: both download, the first wins, and the other reads its files."""
+    monkeypatch.setattr(cache, "_STALLED_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    quick, slow = Filling(), Filling()
+
+    def overtaken(folder: Path) -> Mapping[str, str]:
+        assert FolderCache(tmp_path).folder("key", 9, quick) == tmp_path / "key"
+        return slow(folder)
+
+    assert FolderCache(tmp_path).folder("key", 9, overtaken) == tmp_path / "key"
+    assert (quick.times, slow.times, names(tmp_path)) == (1, 1, {"key"})
+    assert "does not get on" in caplog.text
+    assert "was first" in caplog.text
+
+
+def _die(root: Path, half: Event) -> None:
     def fill(folder: Path) -> Mapping[str, str]:
         (folder / "model.safetensors").write_text("half")
-        os._exit(9)
+        half.set()
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
     FolderCache(root).folder("key", 9, fill)
 
 
 @pytest.mark.slow
-def test_a_pod_that_dies_leaves_only_what_a_later_one_removes(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_die, args=(tmp_path,))
+def test_a_pod_that_is_killed_leaves_nothing_half_and_the_one_that_waits_goes_on(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("fork")
+    half, fill = processes.Event(), Filling()
+    process = processes.Process(target=_die, args=(tmp_path, half))
     process.start()
+    assert half.wait(60)
+    assert FolderCache(tmp_path).folder("key", 9, fill) == tmp_path / "key"
     process.join(60)
-    (left,) = names(tmp_path)
-    assert left.startswith(".partial-")
-    assert FolderCache(tmp_path).folder("key", 9, Filling()) == tmp_path / "key"
-    assert names(tmp_path) == {"key", left}, "it may still be at work"
-    for path in (tmp_path / left, tmp_path / left / "model.safetensors"):
-        aged(path, 2 * DAY)
+    assert (process.exitcode, fill.times) == (-signal.SIGKILL, 1)
+    assert (tmp_path / "key" / "model.safetensors").read_text() == "weights"
+    (left,) = names(tmp_path) - {"key"}
+    assert left.startswith(".partial-key-")
+
+
+@pytest.mark.parametrize(("key", "minutes", "stays"), [("key", 5, False), ("key", 0, True), ("other", 5, True)])
+def test_who_downloads_the_same_removes_what_a_dead_pod_left(
+    tmp_path: Path, key: str, minutes: float, stays: bool
+) -> None:
+    """One that has just changed may be that of a pod whose lock was not seen here."""
+    left = tmp_path / ".partial-key-node-0123abcd"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    for path in (left / "model.safetensors", left):
+        aged(path, minutes * 60)
+    FolderCache(tmp_path).folder(key, 9, Filling())
+    assert left.exists() is stays
+
+
+def test_whatever_a_dead_pod_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    left = tmp_path / ".partial-other-node-0123abcd"
+    left.mkdir()
+    aged(left, 2 * DAY)
     FolderCache(tmp_path).folder("key", 9, Filling())
     assert names(tmp_path) == {"key"}
+
+
+LISTED = [
+    FileEntry(path=name, size=len(text), sha256=hashlib.sha256(text.encode()).hexdigest())
+    for name, text in (("config.json", "{}"), ("model.safetensors", "weights"))
+]
+
+
+def _plant(folder: Path) -> None:
+    (folder / "planted.safetensors").write_text("weights")
+
+
+def _forge(folder: Path) -> None:
+    """A file with its own list, as who may write to the volume can make them."""
+    _change(folder)
+    listed = json.loads((folder / "files.json").read_text())
+    listed["files"][1] |= {"size": 8, "sha256": hashlib.sha256(b"weighty").hexdigest()}
+    (folder / "files.json").write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize("damage", [_cut, _lose, _change, _plant, _forge])
+def test_of_what_is_listed_every_hash_is_compared_at_every_use(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    fill = Filling()
+    for _ in range(2):
+        assert FolderCache(tmp_path).folder("key", 9, fill, LISTED) == tmp_path / "key"
+    assert fill.times == 1
+    released(tmp_path, "key")
+    damage(tmp_path / "key")
+    assert FolderCache(tmp_path).folder("key", 9, fill, LISTED) == tmp_path / "key"
+    assert fill.times == 2
+    assert {path.name for path in (tmp_path / "key").iterdir()} == {"config.json", "model.safetensors", "files.json"}
+    assert (tmp_path / "key" / "model.safetensors").read_text() == "weights"
+    assert "damaged" in caplog.text
 
 
 @contextmanager
@@ -235,6 +312,39 @@ def test_what_is_read_or_was_used_within_the_hour_stays(small: Path, caplog: pyt
     released(small, "read", unused=3 * 3600)
     assert FolderCache(small).folder("new", 100, fill) == small / "new"
     assert names(small) == {"recent", "new"}
+
+
+def test_a_limit_makes_room_as_a_full_volume_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limited = FolderCache(tmp_path, limit=1000)
+    for key in ("old", "read"):
+        assert limited.folder(key, 9, Filling("w" * 250)) == tmp_path / key
+        released(tmp_path, key, unused=9 * 3600)
+    with _held(tmp_path, "read"):
+        assert limited.folder("new", 400, Filling("w" * 250)) == tmp_path / "new"
+        assert names(tmp_path) == {"read", "new"}
+        assert limited.folder("newer", 400, Filling()) is None
+    assert "in use" in caplog.text
+    assert FolderCache(tmp_path).folder("newer", 400, Filling()) == tmp_path / "newer"
+
+
+def test_what_a_running_pod_holds_stays_whenever_it_was_fetched(small: Path) -> None:
+    """By its lock; and, where locks do not reach, because it renews its use."""
+    for key in ("held", "renewed"):
+        FolderCache(small).folder(key, 100, Filling())
+        released(small, key, unused=9 * 3600)
+    held, renewed = FolderCache(small).hold("held"), FolderCache(small).hold("renewed")
+    held()
+    aged(small / "held.lock", 9 * 3600)
+    renewed()
+    released(small, "renewed", unused=9 * 3600)
+    (small / "renewed.lock").touch()
+    assert FolderCache(small).folder("new", 100, Filling()) is None
+    assert names(small) == {"held", "renewed"}
+    held()
+    assert time.time() - (small / "held.lock").stat().st_mtime < 60
+    released(small, "held", unused=9 * 3600)
+    assert FolderCache(small).folder("new", 100, Filling()) == small / "new"
+    assert names(small) == {"renewed", "new"}
 
 
 def test_a_volume_that_is_full_after_all_costs_the_cache_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

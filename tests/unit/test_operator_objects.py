@@ -271,7 +271,7 @@ def test_only_training_is_shared(stage: Stage, nodes: int, processes: int, known
 def test_stages_with_the_base_model_share_the_profiles_cache(stage: Stage) -> None:
     """A claim, which the restricted level allows, named in an argument; nothing of it without the profile's field."""
     pods = []
-    for profile in (Profile(model_cache=ModelCache(claim_name="base-models")), Profile()):
+    for profile in (Profile(model_cache=ModelCache(claim_name="base-models", size_limit="1Gi")), Profile()):
         seen = replace(observed(), settings=SETTINGS.model_copy(update={"profiles": {"small": profile}}))
         pods.append(stage_job(stage_request(context(seen), stage))["spec"]["template"]["spec"])
     cached, plain = pods
@@ -288,7 +288,7 @@ def test_stages_with_the_base_model_share_the_profiles_cache(stage: Stage) -> No
     ]
     assert cached["containers"][0]["command"] == [
         *plain["containers"][0]["command"],
-        *("--model-cache", "/model-cache"),
+        *("--model-cache", "/model-cache", "--model-cache-limit", "1073741824"),
     ]
 
 

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -30,6 +32,8 @@ from finetune_api.stages import Stage
 from finetune_jobs.base.documents import M, parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
+from finetune_jobs.base.wording import sized
+from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.store.transfers import TransferError, Wanted, download_files, hash_files
 
@@ -126,32 +130,67 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
     Raises StageError: ArtifactNotFound, ArtifactCorrupt (names the object and what is wrong with it), or as Store.
     """
     manifest = require_manifest(store, folder)
-    place = store.below(folder)
-    for file in manifest.files:
-        _require_inside(place, file.path)
+    _require_all_inside(store.below(folder), manifest)
     if not _damaged(manifest, target):
         return manifest
     partial = target.with_name(f".{target.name}.partial")
     lacking = _damaged(manifest, partial)  # what an attempt that was cut short has completed is kept
     _remove_others(partial, {file.path for file in manifest.files} - {file.path for file in lacking})
-    counter = _Counter(sum(file.size for file in manifest.files), report)
-    counter.advance(sum(file.size for file in manifest.files) - sum(file.size for file in lacking))
-    try:
-        download_files(
-            place,
-            [Wanted(file.path, partial / file.path, file.size, sha256=file.sha256) for file in lacking],
-            counter.advance,
-        )
-    except TransferError as fault:
-        uri = place.uri(fault.wanted.path)
-        if fault.missing:
-            raise StageError(Reason.ARTIFACT_CORRUPT, f"{uri} is missing, but its manifest lists it.") from None
-        raise StageError(Reason.ARTIFACT_CORRUPT, f"{uri} is damaged: {fault} as its manifest says.") from None
+    _download(store.below(folder), manifest, lacking, partial, report)
     partial.mkdir(parents=True, exist_ok=True)
     (partial / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     return manifest
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A folder that was fetched through a cache."""
+
+    manifest: Manifest
+    how: str
+    """Where its files came from, for people: "taken from the cache"."""
+
+
+def fetch_folder_through(
+    cache: FolderCache, store: Store, folder: str, target: Path, *, room: int = 0, report: Report | None = None
+) -> Fetched:
+    """As ``fetch_folder``, but ``target`` is a link into a cache. Its key there is its content address, so whoever
+    serves the same files shares them; the store is asked for the manifest all the same, and by it every file in the
+    cache is hashed now. If the cache is of no use, the files go to ``target``, whose volume has ``room`` for so many
+    bytes (0: not known).
+
+    Raises StageError as ``fetch_folder``, and ScratchFull, which is retriable.
+    """
+    manifest = require_manifest(store, folder)
+    place = store.below(folder)
+    _require_all_inside(place, manifest)
+    size = sum(file.size for file in manifest.files)
+    downloads = 0
+
+    def fill(empty: Path) -> dict[str, str]:
+        nonlocal downloads
+        downloads += 1
+        _download(place, manifest, manifest.files, empty, report)
+        return {file.path: file.sha256 for file in manifest.files}
+
+    if target.is_symlink():  # of an earlier attempt
+        target.unlink()
+    found = cache.folder(manifest.content_digest(), size, fill, manifest.files)
+    if found is None:
+        if 0 < room < size:
+            raise StageError(
+                Reason.SCRATCH_FULL,
+                f"{place.uri()} has {sized(size)}. The cache could not be used, as the log says, and the pod's own "
+                f"volume has {sized(room)} (scratchSize).",
+                retriable=True,
+            )
+        fetch_folder(store, folder, target, report=report)
+        return Fetched(manifest, f"downloaded {sized(size)} to the pod's own volume, as the cache could not be used")
+    shutil.rmtree(target, ignore_errors=True)
+    target.symlink_to(found, target_is_directory=True)
+    return Fetched(manifest, f"downloaded {sized(size)} into the cache" if downloads else "taken from the cache")
 
 
 def read_record(store: Store, stage: Stage, input_key: str, max_cost: str = "") -> StageRecord | None:
@@ -197,6 +236,22 @@ def _standing(store: Store, path: str) -> StageRecord | None:
     return record
 
 
+def _download(
+    place: Store, manifest: Manifest, lacking: Sequence[FileEntry], folder: Path, report: Report | None
+) -> None:
+    """Those of the files that are lacking, each with its hash. Raises StageError as ``fetch_folder``."""
+    counter = _Counter(sum(file.size for file in manifest.files), report)
+    counter.advance(sum(file.size for file in manifest.files) - sum(file.size for file in lacking))
+    wanted = [Wanted(file.path, folder / file.path, file.size, sha256=file.sha256) for file in lacking]
+    try:
+        download_files(place, wanted, counter.advance)
+    except TransferError as fault:
+        uri = place.uri(fault.wanted.path)
+        if fault.missing:
+            raise StageError(Reason.ARTIFACT_CORRUPT, f"{uri} is missing, but its manifest lists it.") from None
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{uri} is damaged: {fault} as its manifest says.") from None
+
+
 def _damaged(manifest: Manifest, folder: Path) -> list[FileEntry]:
     """The files that are not in a local folder as the manifest says."""
     there = [file for file in manifest.files if _has_size(folder / file.path, file.size)]
@@ -213,6 +268,11 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.relative_to(folder).as_posix() not in kept:
             path.unlink()
+
+
+def _require_all_inside(place: Store, manifest: Manifest) -> None:
+    for file in manifest.files:
+        _require_inside(place, file.path)
 
 
 def _require_inside(place: Store, path: str) -> None:

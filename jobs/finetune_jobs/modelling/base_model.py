@@ -74,19 +74,19 @@ def fetch_base_model(context: Context, target: Path) -> None:
     _require_same(context, model)  # also of a model in the cache: who may not read it now, gets nothing from there
     if target.is_symlink():
         target.unlink()
-    cached = None if context.model_cache is None else _from_cache(context, model, context.model_cache)
+    cached = None if context.cache is None else _from_cache(context, model, context.cache)
     if cached:
         target.symlink_to(cached, target_is_directory=True)
     else:
         _download(context, model, target)
 
 
-def _from_cache(context: Context, model: BaseModel, cache: Path) -> Path | None:
+def _from_cache(context: Context, model: BaseModel, cache: FolderCache) -> Path | None:
     """The model's folder in the cache, filled if need be. Its key names the place as well as the files: another store
     could claim to have the same."""
     storage = context.input.base_model_storage or context.input.storage
     key = digest([model.uri, storage.endpoint, model.digest])
-    return FolderCache(cache).folder(key, model.size, lambda folder: _download(context, model, folder, hashing=True))
+    return cache.folder(key, model.size, lambda folder: _download(context, model, folder, hashing=True))
 
 
 def _download(context: Context, model: BaseModel, target: Path, *, hashing: bool = False) -> dict[str, str]:

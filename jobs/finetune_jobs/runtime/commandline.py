@@ -140,8 +140,8 @@ _MORE: Final[Mapping[Stage, str]] = {
 
 
 def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
-    """The options ``input``, ``result``, ``models``, ``metrics``, ``model_cache``, ``metrics_port``; ``--help`` and
-    ``--example`` end the process."""
+    """The options ``input``, ``result``, ``models``, ``models_room``, ``metrics``, ``model_cache``,
+    ``model_cache_limit``, ``metrics_port``; ``--help`` and ``--example`` end the process."""
     does, reads, writes = _WORK[stage]
     parser = argparse.ArgumentParser(
         prog=f"python -m finetune_jobs.{stage}",
@@ -173,6 +173,13 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         help="where fetch puts the server's models (default: %(default)s)",
     )
     parser.add_argument(
+        "--models-room",
+        type=int,
+        default=0,
+        metavar="BYTES",
+        help="that fetch may put there if the cache is of no use (default: not known)",
+    )
+    parser.add_argument(
         "--metrics",
         default=METRICS_DIR,
         metavar="DIR",
@@ -181,7 +188,14 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model-cache",
         metavar="DIR",
-        help="folder that keeps base models, and that stages may share at the same time (default: none)",
+        help="folder that keeps models, and that stages may share at the same time (default: none)",
+    )
+    parser.add_argument(
+        "--model-cache-limit",
+        type=int,
+        default=0,
+        metavar="BYTES",
+        help="that it may hold (default: as many as its file system has)",
     )
     parser.add_argument(
         "--metrics-port",

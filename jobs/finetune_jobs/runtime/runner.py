@@ -46,6 +46,7 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime import commandline, logs
 from finetune_jobs.runtime.full_disk import full_disk, is_said
 from finetune_jobs.runtime.stage_input import read_input
+from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
 
@@ -76,7 +77,16 @@ class Context:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
     model_cache: Path | None = None
-    """A volume that keeps base models for later pods; None: they are downloaded to ``scratch``."""
+    """A volume that keeps models for later pods; None: each downloads its own."""
+    model_cache_limit: int = 0
+    """Bytes that it may hold; 0: as many as the volume has."""
+    models_room: int = 0
+    """Bytes that fetch may put into ``models``; 0: not known."""
+
+    @property
+    def cache(self) -> FolderCache | None:
+        """The folders on that volume."""
+        return None if self.model_cache is None else FolderCache(self.model_cache, self.model_cache_limit)
 
 
 @dataclass(frozen=True)
@@ -288,9 +298,19 @@ def _guarded(
             store = places.open(results_root(given), given.results_storage)
             if given.output and kept_log:  # serving may only read what the artifact's FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, kept_log.name or stage))
-            cache = Path(options.model_cache) if options.model_cache else None
-            folders = {"scratch": Path(scratch), "models": Path(options.models), "metrics": Path(options.metrics)}
-            context = Context(given, store, places, progress, **folders, stopping=stopping, model_cache=cache)
+            context = Context(
+                given,
+                store,
+                places,
+                progress,
+                Path(scratch),
+                Path(options.models),
+                Path(options.metrics),
+                stopping,
+                model_cache=Path(options.model_cache) if options.model_cache else None,
+                model_cache_limit=options.model_cache_limit,
+                models_room=options.models_room,
+            )
             with _naming_a_full_disk(context):
                 return run(context), ExitCode.OK
     except StageError as error:

@@ -117,6 +117,7 @@ def verdict(ended: Sequence[Ended]) -> tuple[StageResult | None, ExitCode]:
 def _command(options: argparse.Namespace, result: Path, shared: Path) -> list[str]:
     command = [sys.executable, "-m", "finetune_jobs.train", "--input", options.input, "--result", str(result)]
     cache = ["--model-cache", options.model_cache] if options.model_cache else []
+    cache += ["--model-cache-limit", str(options.model_cache_limit)] if options.model_cache_limit else []
     return [*command, "--scratch", str(shared), "--metrics-port", str(options.metrics_port), *cache]
 
 

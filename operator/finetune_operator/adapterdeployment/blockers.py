@@ -109,16 +109,18 @@ def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
 
 def artifact_too_large(observed: ObservedDeployment) -> Blocker | None:
     """The artifact does not fit the volume into which its pods would download it: they would ask for a GPU, fill the
-    volume, be evicted, and start over. A revision that serves already keeps serving."""
+    volume, be evicted, and start over. With a cache it has to fit that, if there is a limit. A revision that serves
+    already keeps serving."""
     artifact, name = find_artifact(observed), observed.resource.spec.runtime
     if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to:
         return None
-    room = observed.settings.runtimes[name].pod.scratch_size
-    if artifact.size_bytes <= (quantity(room) or 0) or _serves(observed, artifact):
+    runtime = observed.settings.runtimes[name]
+    room, where = runtime.pod.scratch_size, "pods of runtime {!r} have {} (scratchSize)"
+    if runtime.model_cache:
+        room, where = runtime.model_cache.size_limit, "the cache of runtime {!r} may hold {} (modelCache.sizeLimit)"
+    if not room or artifact.size_bytes <= (quantity(room) or 0) or _serves(observed, artifact):
         return None
-    message = (
-        f"The artifact has {artifact.size_bytes / 2**30:.1f} GiB; pods of runtime {name!r} have {room} (scratchSize)."
-    )
+    message = f"The artifact has {artifact.size_bytes / 2**30:.1f} GiB; {where.format(name, room)}."
     return Blocker(Reason.RUNTIME_UNSUITABLE, message, watched=True)
 
 

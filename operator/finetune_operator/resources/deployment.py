@@ -1,4 +1,4 @@
-"""The Deployment of one revision: ``fetch`` fills a volume, and the model server reads it."""
+"""The Deployment of one revision: ``fetch`` fills a volume, its own or a shared one, and the server reads it."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of
 from finetune_operator.resources.client_proxy import Door, behind_proxy, host_of, proxy_container, proxy_volumes
+from finetune_operator.resources.drift import quantity
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
+from finetune_operator.resources.model_cache import model_cache_mounts, model_cache_volumes
 from finetune_operator.resources.pod import container, pod_spec
 from finetune_operator.resources.self_check import (
     Proved,
@@ -203,6 +205,7 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
         shape=_FETCH_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={meta.LABEL_REVISION: revision},
+        model_cache=serving.runtime.model_cache,
     )
 
 
@@ -247,9 +250,11 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         [behind_proxy(server, door) if door.is_there else server], runtime.pod, images, runtime.service_account_name
     )
     if serving.run_time_rank:
-        first, check = _fetch_wanted(fetch), loading_container(fetch, runtime.engine)
+        first, check = _fetch_wanted(fetch, runtime), loading_container(fetch, runtime.engine)
     else:
-        first, check = _fetch(fetch), self_check_container(serving.proofs(owner.name), runtime.engine, images)
+        proofs = serving.proofs(owner.name)
+        first = _fetch(fetch, runtime)
+        check = self_check_container(proofs, runtime.engine, images, runtime.model_cache)
     pod["initContainers"] = [first, check, *([proxy_container(door, plan, images)] if door.is_there else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
@@ -258,6 +263,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         self_check_volume(deployment_name(owner, revision)),
         *ca_volumes(access_of(fetch.input).authorities),
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
+        *model_cache_volumes(runtime.model_cache),
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
         *shared_memory_volumes(plan.shared_memory),
         *(proxy_volumes(door) if door.is_there else ()),
@@ -292,16 +298,18 @@ def _spread(labels: dict[str, str]) -> list[Object]:
     ]
 
 
-def _fetch(request: StageRequest) -> Object:
+def _fetch(request: StageRequest, runtime: Runtime) -> Object:
     body = stage_container(request)
     body["name"] = FETCH
     body["volumeMounts"].append({"name": "models", "mountPath": meta.MODELS_DIR})
+    if runtime.model_cache:
+        body["command"] += ["--models-room", str(int(quantity(runtime.pod.scratch_size) or 0))]
     return body
 
 
-def _fetch_wanted(request: StageRequest) -> Object:
+def _fetch_wanted(request: StageRequest, runtime: Runtime) -> Object:
     """The same, of what is wanted when the pod starts."""
-    body = _fetch(request)
+    body = _fetch(request, runtime)
     body["volumeMounts"].append(self_check_mount())
     return body
 
@@ -309,6 +317,7 @@ def _fetch_wanted(request: StageRequest) -> Object:
 def _server(runtime: Runtime, plan: ServingPlan, images: Images) -> Object:
     mounts: list[Object] = [
         {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
+        *model_cache_mounts(runtime.model_cache, read_only=True),
         {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod, not on this machine
         *({"name": name, "mountPath": path} for name, path in _writable(plan).items()),
         *shared_memory_mounts(plan.shared_memory),

@@ -17,10 +17,11 @@ from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of
 from finetune_operator.resources.egress import ca_mounts, proxy_env
 from finetune_operator.resources.environment import access_env, cpu_env, scratch_env
+from finetune_operator.resources.model_cache import model_cache_mounts
 from finetune_operator.resources.pod import container
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.runtimes.plan import LOOPBACK
-from finetune_operator.settings import Engine, Images, PodShape, Proxy
+from finetune_operator.settings import Engine, Images, ModelCache, PodShape, Proxy
 
 SELF_CHECK: Final = "self-check"
 """Name of the container, and of the volume with its limits."""
@@ -54,11 +55,17 @@ class Proved:
         return ("--artifact", self.artifact, "--digest", self.digest)
 
 
-def self_check_container(proofs: Sequence[Proved], engine: Engine, images: Images) -> Object:
-    """The sidecar."""
-    mounts = [{"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True}, self_check_mount()]
+def self_check_container(
+    proofs: Sequence[Proved], engine: Engine, images: Images, cache: ModelCache | None = None
+) -> Object:
+    """The sidecar. While it runs, nobody removes from the cache what its server reads there: it holds a lock."""
+    mounts = [
+        {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
+        self_check_mount(),
+        *model_cache_mounts(cache),
+    ]
     env = [*scratch_env(), *cpu_env(_SHAPE)]
-    options = [*(option for each in proofs for option in each.options), "--engine", engine.value]
+    options = [*(option for each in proofs for option in each.options), "--engine", engine.value, *_held(cache)]
     return _sidecar(container(SELF_CHECK, images.of(Stage.VERIFY), images, _SHAPE, env, mounts), options)
 
 
@@ -71,11 +78,17 @@ def loading_container(fetch: StageRequest, engine: Engine) -> Object:
         self_check_mount(),
         {"name": "input", "mountPath": str(PurePosixPath(meta.INPUT_FILE).parent), "readOnly": True},
         *ca_mounts(access.authorities),
+        *model_cache_mounts(fetch.model_cache),
     ]
     env = [*access_env(access), *proxy_env(_past_loopback(fetch.proxy)), *scratch_env(), *cpu_env(_LOADING_SHAPE)]
     options = ["--wanted", meta.WANTED_ADAPTERS_FILE, "--model", fetch.owner.name, "--engine", engine.value]
+    options += _held(fetch.model_cache)
     image = fetch.images.of(Stage.VERIFY)
     return _sidecar(container(SELF_CHECK, image, fetch.images, _LOADING_SHAPE, env, mounts), options)
+
+
+def _held(cache: ModelCache | None) -> list[str]:
+    return ["--model-cache", meta.MODEL_CACHE_DIR] if cache else []
 
 
 def _past_loopback(proxy: Proxy) -> Proxy:

@@ -68,7 +68,7 @@ def stage_job(request: StageRequest) -> Object:
     pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     pod["volumes"] += [*ca_volumes(_authorities(request)), *shared_memory_volumes(request.shared_memory)]
-    pod["volumes"] += model_cache_volumes(request.model_cache_claim)
+    pod["volumes"] += model_cache_volumes(request.model_cache)
     pod["volumes"] += [api_keys_volume(secret) for secret in _api_keys(request)]
     pod["volumes"] += [trust_volume(secret) for secret in _trusted(request)]
     pod["volumes"] += metrics_volumes(request)
@@ -156,12 +156,12 @@ def stage_container(request: StageRequest) -> Object:
             *_source_mounts(request),
             *ca_mounts(access.authorities),
             *shared_memory_mounts(request.shared_memory),
-            *model_cache_mounts(request.model_cache_claim),
+            *model_cache_mounts(request.model_cache),
             *(api_keys_mount() for _ in _api_keys(request)),
             *(tls_mount() for _ in _trusted(request)),
         ],
     )
-    body["command"] = [*argv, *model_cache_arguments(request.model_cache_claim), *_together_arguments(request)]
+    body["command"] = [*argv, *model_cache_arguments(request.model_cache), *_together_arguments(request)]
     body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
     if says_proved(request):
         body["readinessProbe"] = {"exec": {"command": ["test", "-e", meta.PROVED_FILE]}, "periodSeconds": 1}
@@ -186,7 +186,7 @@ def _answers_container(request: StageRequest, given: StageInput) -> Object:
 
 def _measuring_container(request: StageRequest) -> Object:
     """The last part, which takes in what the metric containers wrote."""
-    body = stage_container(replace(request, shape=request.measuring_shape, model_cache_claim=""))
+    body = stage_container(replace(request, shape=request.measuring_shape, model_cache=None))
     body["command"][2] = "finetune_jobs.measure"
     body["command"] += ["--metrics", meta.METRICS_DIR]
     body["volumeMounts"].append(metrics_mount())

@@ -9,7 +9,7 @@ from finetune_api import meta
 from finetune_api.hashing import short, without_defaults
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.settings import Images, MetricContainer, PodShape, Proxy
+from finetune_operator.settings import Images, MetricContainer, ModelCache, PodShape, Proxy
 
 
 def stage_name(owner: Owner, stage: Stage, identity: Any) -> str:
@@ -50,8 +50,8 @@ class StageRequest:
     """Processes of each pod that work together."""
     asked: str = ""
     """The value of the owner's annotation for which the stage counts votes; empty: there is none."""
-    model_cache_claim: str = ""
-    """PersistentVolumeClaim that keeps base models; empty: none."""
+    model_cache: ModelCache | None = None
+    """The volume that keeps models; None: there is none."""
     answers: StageInput | None = None
     """Of an evaluation with metric containers: the input of its first part, which asks the models. None: there are no
     such containers."""

@@ -1,0 +1,145 @@
+"""Serving pods that share a volume of models: what each container may do with it, and what does not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api import meta
+from finetune_api.reasons import Reason
+from finetune_api.references import SecretRef
+from finetune_api.serving_status import ServingPhase
+from finetune_api.stages import Stage
+from finetune_api.storage import Storage
+from finetune_jobs.runtime.commandline import parse
+from finetune_jobs.self_check import parse as parse_self_check
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.resources.deployment import Adapter, Serving, pod_template
+from finetune_operator.settings import Engine, ModelCache, PodShape, Runtime, Settings
+from tests.support.sentences import assert_says
+from tests.support.serving import GOOD, SETTINGS, ServingCluster, following, published, uri
+
+pytestmark = pytest.mark.unit
+
+OWNER = Owner(ADAPTERDEPLOYMENTS, "team", "demo", "uid")
+CACHE = ModelCache(claim_name="models", size_limit="180Gi")
+STORAGE = Storage(endpoint="http://s3.svc:8333", secret_ref=SecretRef(name="s3-read"))
+PLAIN = Runtime(engine=Engine.VLLM, image="vllm", pod=PodShape(scratch_size="40Gi"))
+CACHED = PLAIN.model_copy(update={"model_cache": CACHE})
+DE = Adapter("de", uri(GOOD), GOOD, base="b", rank=8)
+KINDS: dict[str, dict[str, Any]] = {
+    "a whole model": {},
+    "adapters": {"artifact_uri": "", "adapters": (DE,)},
+    "adapters that come and go": {"artifact_uri": "", "adapters": (DE,), "api_keys_secret": "keys"},
+}
+
+
+def pod(runtime: Runtime, kind: str) -> dict[str, Any]:
+    asked = replace(Serving(uri(GOOD), GOOD, STORAGE, "vllm", runtime), **KINDS[kind])
+    spec: dict[str, Any] = pod_template(OWNER, asked, SETTINGS, "0123abcd")["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_server_reads_the_shared_volume_and_cannot_change_it(kind: str) -> None:
+    """A claim, which the restricted level allows. The proxy before the server sees nothing of it."""
+    spec = pod(CACHED, kind)
+    [volume] = [each for each in spec["volumes"] if each["name"] == "model-cache"]
+    assert volume == {"name": "model-cache", "persistentVolumeClaim": {"claimName": "models"}}
+    found = {}
+    for container in (*spec["initContainers"], *spec["containers"]):
+        mounts = [each for each in container["volumeMounts"] if each["name"] == "model-cache"]
+        assert all(each["mountPath"] == meta.MODEL_CACHE_DIR for each in mounts), "where the links lead"
+        found[container["name"]] = [each.get("readOnly", False) for each in mounts]
+    assert {name: each for name, each in found.items() if each} == {
+        "fetch": [False],
+        "self-check": [False],
+        "server": [True],
+    }
+    server = spec["containers"][0]
+    assert meta.MODEL_CACHE_DIR not in str([server["args"], server["env"]]), "its path shows the digest, as without"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fetch_fills_it_and_the_self_check_holds_it(kind: str) -> None:
+    fetch, check, *_ = pod(CACHED, kind)["initContainers"]
+    asked = parse(Stage.FETCH, fetch["command"][3:])
+    assert (asked.model_cache, asked.model_cache_limit) == (meta.MODEL_CACHE_DIR, 180 << 30)
+    assert asked.models_room == 40 << 30, "what the pod's own volume takes if the cache is of no use"
+    assert parse_self_check(check["command"][3:]).model_cache == Path(meta.MODEL_CACHE_DIR)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_cache_pods_know_nothing_of_one(kind: str) -> None:
+    said = str(pod(PLAIN, kind))
+    assert "model-cache" not in said
+    assert "models-room" not in said
+
+
+def test_no_limit_is_told_where_there_is_none() -> None:
+    unlimited = PLAIN.model_copy(update={"model_cache": ModelCache(claim_name="models")})
+    command = pod(unlimited, "a whole model")["initContainers"][0]["command"]
+    assert "--model-cache-limit" not in command
+    assert parse(Stage.FETCH, command[3:]).model_cache_limit == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "right"),
+    [("", True), ("200Gi", True), ("5000000000", True), ("2T", True), ("200GB", False), ("0Gi", False), ("-1", False)],
+)
+def test_a_limit_is_a_quantity_of_bytes(limit: str, right: bool) -> None:
+    if right:
+        assert ModelCache(claim_name="models", size_limit=limit).size_limit == limit
+    else:
+        with pytest.raises(ValidationError, match="sizeLimit"):
+            ModelCache.model_validate({"claimName": "models", "sizeLimit": limit})
+
+
+def deployed(cache: ModelCache | None) -> ServingCluster:
+    """An artifact of 50 GiB on a runtime whose pods have 4 GiB."""
+    settings: Settings = SETTINGS
+    runtime = settings.runtimes["tgi-cpu"].model_copy(update={"model_cache": cache})
+    source = published(GOOD)
+    assert source.artifact is not None
+    source = replace(source, artifact=source.artifact.model_copy(update={"size_bytes": 50 << 30}))
+    settings = settings.model_copy(update={"runtimes": {"tgi-cpu": runtime}})
+    cluster = ServingCluster(spec=following(), source=source, settings=settings)
+    cluster.settle()
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("cache", "says"),
+    [
+        (None, "(scratchSize)"),
+        (ModelCache(claim_name="models", size_limit="49Gi"), "the cache of runtime 'tgi-cpu' may hold 49Gi"),
+    ],
+)
+def test_an_artifact_for_which_nothing_has_room_starts_nothing(cache: ModelCache | None, says: str) -> None:
+    cluster = deployed(cache)
+    assert (cluster.status.phase, cluster.objects) == (ServingPhase.FAILED, {})
+    [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+    assert stalled.reason == Reason.RUNTIME_UNSUITABLE
+    assert_says(stalled.message, "50.0 GiB", says, "ask the admin")
+
+
+@pytest.mark.parametrize("limit", ["", "51Gi"])
+def test_in_a_cache_an_artifact_needs_no_room_in_the_pods_own_volume(limit: str) -> None:
+    assert deployed(ModelCache(claim_name="models", size_limit=limit)).status.phase is ServingPhase.READY
+
+
+def test_a_cache_makes_another_revision_and_its_loss_the_earlier_one() -> None:
+    """Pods read elsewhere: they prove themselves. What is proved is found again."""
+    cluster = ServingCluster()
+    cluster.settle()
+    settings, plain = cluster.settings, cluster.traffic()
+    cached = settings.runtimes["tgi-cpu"].model_copy(update={"model_cache": CACHE})
+    cluster.settings = settings.model_copy(update={"runtimes": {"tgi-cpu": cached}})
+    cluster.settle()
+    assert cluster.traffic() != plain
+    cluster.settings = settings
+    cluster.settle()
+    assert cluster.traffic() == plain
