@@ -61,7 +61,7 @@ OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE})
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 12,
-    Stage.TRAIN: 4,
+    Stage.TRAIN: 5,
     Stage.EXPORT: 2,
     Stage.EVALUATE: 10,
     Stage.PUBLISH: 7,
