@@ -62,7 +62,7 @@ OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE, Stage
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 12,
-    Stage.TRAIN: 4,
+    Stage.TRAIN: 5,
     Stage.EXPORT: 2,
     Stage.EVALUATE: 11,
     Stage.PUBLISH: 7,

@@ -103,6 +103,8 @@ class Table:
     """Logits are never held: TRL's, Liger's or Unsloth's loss."""
     fused: bool = False
     """Kernels fused by Unsloth, Liger or ``torch.compile``, which this project has not."""
+    rounded_keep_inputs: bool = False
+    """The product with rounded weights keeps its input, without need: bitsandbytes 0.41, LitGPT's, did."""
     tensors: bool = False
     """Memory is that of tensors: PyTorch's allocated bytes, not the process's."""
     processes: int = 1
@@ -573,5 +575,6 @@ TABLES: tuple[Table, ...] = (
         {"method": "QLoRA", **_LITGPT_LORA},
         (Measured(1304, None, 13.84 * GB), Measured(1304, None, 22.55 * GB, model="Llama-2-13B")),
         checkpointing=False,
+        rounded_keep_inputs=True,
     ),
 )

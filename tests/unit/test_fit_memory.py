@@ -191,6 +191,27 @@ def test_the_shares_of_a_divided_base_add_up_to_it() -> None:
     assert quarter.activations == whole.activations
 
 
+@pytest.mark.parametrize(
+    ("targets", "read"),
+    [
+        (("q_proj", "v_proj"), 4096),
+        (("o_proj",), 0),
+        (("gate_proj", "up_proj"), 4096),
+        (("down_proj",), 14336),
+        (("k_proj", "up_proj", "down_proj"), 2 * 4096 + 14336),
+        ((), 2 * 4096 + 14336),
+    ],
+)
+def test_without_dropout_a_layer_keeps_once_what_its_adapters_read(targets: tuple[str, ...], read: int) -> None:
+    """Attention keeps its result itself; the adapters' inner numbers are kept too."""
+    shape = shape_of(LLAMA_8B)
+    training = Training(target_modules=list(targets), dropout="0", batch_size=1, max_length=100)
+    none = training.model_copy(update={"target_modules": ["o_proj"]})
+    found, least = (peak_memory(shape, each, KEPT).activations for each in (training, none))
+    inner = training.rank * (len(targets or shape.matrices) - 1)
+    assert found - least == pytest.approx(2 * 100 * shape.layers * (read + inner))
+
+
 def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:
     """SmolLM2-135M: measured 470 MB for the imports alone and 105 MB of nf4 weights."""
     floor = floor_memory(shape_of(SMOLLM), Training(), ON_CPU)

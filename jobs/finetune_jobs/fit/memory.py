@@ -10,13 +10,14 @@ there on a Tesla T4.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.training import AdapterKind, Method, Quantization, Training
-from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.shapes import Matrix, Read, Shape
 
 GIB: Final = 1 << 30
 BF16: Final = 2
@@ -52,7 +53,7 @@ class Head(StrEnum):
     TILED = "Tiled"
     """In tiles, without ever holding all logits: this project's (``training.tiled_loss``)."""
     LOGITS = "Logits"
-    """All logits at once: transformers' own loss."""
+    """All logits at once: transformers' own loss, for comparisons with what others have measured."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class Step:
     is."""
     selective: bool = False
     """Under checkpointing, what is small and took long is kept of each layer (``training.selective``)."""
+    rounded_keep_inputs: bool = False
+    """Rounded layers keep their inputs, which their gradient does not need: bitsandbytes did in 2023. For comparisons
+    with what others have measured."""
 
     @property
     def keeps_least(self) -> bool:
@@ -151,7 +155,8 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
     if not step.bfloat16:
         weights, activations, workspace = _in_float32(shape, training, weights, activations, workspace)
     tensors = weights + state + activations + workspace
-    overhead = CUDA_CONTEXT + FRAGMENTATION * tensors if step.on_gpu else PROCESS
+    held = tensors + _left_behind(shape, training, step)
+    overhead = CUDA_CONTEXT + FRAGMENTATION * held + held - tensors if step.on_gpu else PROCESS
     return Memory(weights, state, activations, workspace, overhead)
 
 
@@ -347,7 +352,7 @@ def _selected_bytes(shape: Shape, training: Training) -> float:
 
 def _input_bytes(shape: Shape, training: Training, step: Step) -> float:
     """What linear layers keep of their inputs, per token: a frozen one keeps nothing, its adapter does."""
-    norms, product = shape.norms * shape.hidden, shape.intermediate
+    norms = shape.norms * shape.hidden
     if step.rounded:
         return BF16 * (norms + sum(matrix.inputs for matrix in shape.matrices))
     if training.method is Method.FULL:  # the hidden state is float32, of which autocast makes each layer a copy
@@ -356,9 +361,20 @@ def _input_bytes(shape: Shape, training: Training, step: Step) -> float:
     inner = BF16 * training.rank * len(adapted)
     if training.adapter is AdapterKind.DORA:
         inner += DORA_PER_OUTPUT * sum(matrix.outputs for matrix in adapted)
-    if float(training.dropout) == 0:
-        return inner + BF16 * (norms + product)
-    return inner + (BF16 + MASK) * sum(matrix.inputs for matrix in adapted)  # each adapter has its own dropout
+    dropped = float(training.dropout) > 0
+    rounded = training.base_quantization is not None and step.rounded_keep_inputs
+    reading = shape.matrices if rounded else () if dropped else adapted
+    plain = BF16 * _read(shape, reading)
+    return inner + plain + (BF16 + MASK) * sum(m.inputs for m in adapted if dropped)  # each has its own dropout
+
+
+def _read(shape: Shape, matrices: Iterable[Matrix]) -> int:
+    """Numbers per token that these linear layers read, those that several read once, and without attention's result,
+    which attention keeps itself."""
+    kinds = {matrix.reads for matrix in matrices}
+    normalised = kinds & {Read.BEFORE_ATTENTION, Read.BEFORE_FEED_FORWARD}
+    norms = shape.norms if len(normalised) == 2 else (shape.norms + 1) // 2 if normalised else 0
+    return norms * shape.hidden + (shape.intermediate if Read.PRODUCT in kinds else 0)
 
 
 def _dora_kept(shape: Shape, training: Training) -> float:
@@ -382,6 +398,14 @@ def _backward_bytes(shape: Shape) -> float:
     return BF16 * (4 * shape.intermediate + 6 * shape.hidden)
 
 
+def _left_behind(shape: Shape, training: Training, step: Step) -> float:
+    """Bytes that PyTorch's allocator holds of whole logits beyond those that are alive at once: one tensor of them in
+    float32. Fitted to LLaMA-Factory's and Qwen's figures, which are of the whole process; those of tensors have none of
+    it, nor has the loss in tiles."""
+    tokens = training.batch_size * training.max_length
+    return FP32 * tokens * shape.vocab if step.head is Head.LOGITS else 0
+
+
 def _output_gradient(shape: Shape, training: Training) -> float:
     """The output layer's gradient, beside the one of the pass before; where tied, it waits for the embedding's."""
     return FP32 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
@@ -390,8 +414,8 @@ def _output_gradient(shape: Shape, training: Training) -> float:
 def _head(shape: Shape, training: Training, tokens: int, step: Step) -> float:
     """From the last hidden state to its gradient, with the last normalisation; every token has a label."""
     hidden = (3 * FP32 + 3 * BF16) * tokens * shape.hidden
-    if step.head is Head.LOGITS:
-        return hidden + 4 * FP32 * tokens * shape.vocab
+    if step.head is Head.LOGITS:  # probabilities, the gradient of the loss by them, and that by the logits
+        return hidden + 3 * FP32 * tokens * shape.vocab
     # A CPU makes a float32 copy of a tile on the way to its probabilities.
     logit = BF16 + FP32 + (0 if step.on_gpu else FP32)
     # The output layer in 16 bits, and a tile's share of its gradient.

@@ -7,6 +7,7 @@ in a config may differ in memory.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, ValidationError
@@ -18,6 +19,19 @@ class UnknownShapeError(ValueError):
     """This config.json does not describe a known shape; the message says why."""
 
 
+class Read(Enum):
+    """What a linear layer reads: those of a kind share one tensor."""
+
+    BEFORE_ATTENTION = auto()
+    """The normalised hidden state."""
+    ATTENTION = auto()
+    """What attention gives."""
+    BEFORE_FEED_FORWARD = auto()
+    """The normalised hidden state, which one family's single normalisation makes for attention too."""
+    PRODUCT = auto()
+    """What the last layer of the feed-forward part reads."""
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A linear layer: what quantisation rounds and what adapters attach to."""
@@ -25,6 +39,7 @@ class Matrix:
     name: str
     inputs: int
     outputs: int
+    reads: Read
 
     @property
     def parameters(self) -> int:
@@ -259,16 +274,17 @@ def _shape(fields: _Config, family: Family, tower: Tower | None) -> Shape:
 
 
 def _attention(fields: _Config, family: Family, query: int, key: int) -> tuple[Matrix, ...]:
-    hidden, out = fields.hidden_size, Matrix(family.out, query, fields.hidden_size)
-    if len(family.qkv) == 1:
-        return (Matrix(family.qkv[0], hidden, query + 2 * key), out)
-    return (*(Matrix(name, hidden, size) for name, size in zip(family.qkv, (query, key, key), strict=True)), out)
+    hidden, out = fields.hidden_size, Matrix(family.out, query, fields.hidden_size, Read.ATTENTION)
+    sizes = (query + 2 * key,) if len(family.qkv) == 1 else (query, key, key)
+    named = zip(family.qkv, sizes, strict=True)
+    return (*(Matrix(name, hidden, size, Read.BEFORE_ATTENTION) for name, size in named), out)
 
 
 def _feed_forward(hidden: int, width: int, family: Family) -> tuple[Matrix, ...]:
     total = width * (2 if family.gated else 1)
-    up = tuple(Matrix(name, hidden, total // len(family.up)) for name in family.up)
-    return (*up, Matrix(family.down, width, hidden))
+    each = total // len(family.up)
+    up = tuple(Matrix(name, hidden, each, Read.BEFORE_FEED_FORWARD) for name in family.up)
+    return (*up, Matrix(family.down, width, hidden, Read.PRODUCT))
 
 
 def _experts(fields: _Config, family: Family) -> Experts:

@@ -48,6 +48,7 @@ from finetune_jobs.training.callbacks import FIRST, Checkpointing, Reporting
 from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
+from finetune_jobs.training.dropout import use_sparse_dropout
 from finetune_jobs.training.kernels import runnable, use_kernels
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
@@ -273,6 +274,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
         optimizer_cls_and_kwargs=(RoundedAdamW, {"lr": plan.rate}) if step.rounded else None,
     )
     trainer.remove_callback(PrinterCallback)
+    use_sparse_dropout(trainer.model)
     trainer.labels_per_example = _labelled(validation) / len(validation)
     blanks, examples_a_step = len(train) - len(lengths), together * batch.passes
     trainer.team = team
