@@ -23,7 +23,7 @@ from finetune_api.dataset import Dataset, Task
 from finetune_api.evaluation import Examination
 from finetune_api.export import Export, OnRegression
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.hashing import digest, without_defaults
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason

@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, GoalStatus, Metric, OnFail, blocking, packed
+from finetune_api.gates import GateOutcome, GoalStatus, OnFail, blocking, packed
+from finetune_api.goals import Metric
 from finetune_api.hashing import canonical_json
 from finetune_api.judging import JudgeStatus
 from finetune_api.layout import REVIEW_PAGE, Channel, ChannelPointer, Manifest, channel_object, output_folder

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
-from finetune_api.goals import GateOutcome, GoalStatus
+from finetune_api.gates import GateOutcome, GoalStatus
 from finetune_api.layout import Channel, GatesRecord, gates_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageResult, Upstream, VerifyParams

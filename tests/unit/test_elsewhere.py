@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Evaluation
-from finetune_api.goals import GateOutcome, Gates
+from finetune_api.gates import GateOutcome, Gates
 from finetune_api.judging import OtherModel
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError

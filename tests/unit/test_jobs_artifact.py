@@ -11,7 +11,7 @@ import yaml
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
-from finetune_api.goals import GateOutcome, Gates, unpacked
+from finetune_api.gates import GateOutcome, Gates, unpacked
 from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.goals import GateOutcome, Gates
+from finetune_api.gates import GateOutcome, Gates
 from finetune_api.layout import Channel, channel_object, output_folder, votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, Reviewing, ReviewStatus

@@ -15,7 +15,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.export import Export, ExportFormat
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason

@@ -7,7 +7,7 @@ and another, with other goals, as a candidate. Each verdict is an object of its 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from finetune_api.goals import GateOutcome, GoalStatus, unpacked
+from finetune_api.gates import GateOutcome, GoalStatus, unpacked
 from finetune_api.hashing import canonical_json, short
 from finetune_api.layout import Channel, GatesRecord, gates_folder, output_folder
 from finetune_api.reasons import Reason

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from finetune_api.base import WireModel
-from finetune_api.goals import GateOutcome, GoalStatus, unpacked
+from finetune_api.gates import GateOutcome, GoalStatus, unpacked
 from finetune_api.judging import JudgeStatus
 from finetune_api.layout import Channel
 from finetune_api.review import ReviewStatus, ReviewTerms
