@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from finetune_api.endpoint_stages import AdapterReports, FetchParams, SelfCheckLimits, WantedAdapters
 from finetune_api.meta import INPUT_FILE, MODELS_DIR, SELF_CHECK_FILE, SELF_CHECK_PORT, SERVING_PORT, ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import AdapterReports, FetchParams, SelfCheckLimits, Stage, StageResult, WantedAdapters
+from finetune_api.stages import Stage, StageResult
 from finetune_jobs.base.documents import M, read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime import logs

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import WantedAdapters
 from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
-from finetune_api.stages import Stage, WantedAdapters
+from finetune_api.stages import Stage
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.endpoint_stages import REPLACED_WITHDRAWN, AnalyseParams
 from finetune_api.export import ExportFormat
 from finetune_api.job_status import ArtifactStatus, ArtifactTokens
 from finetune_api.reasons import Reason
@@ -26,7 +27,7 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import REPLACED_WITHDRAWN, AnalyseParams, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
 from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.delivery import is_of_delivery

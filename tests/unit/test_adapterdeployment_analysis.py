@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import (
     AnalysisOutcome,
@@ -23,7 +24,7 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import AnalyseParams, Stage, StageInput
+from finetune_api.stages import Stage, StageInput
 from finetune_operator.adapterdeployment.analysis import LATE_SECONDS, Analysis
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Create

@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.references import ConfigMapKeyRef, SecretRef
-from finetune_api.stages import SelfCheckLimits, StageInput
+from finetune_api.stages import StageInput
 from finetune_api.storage import CaBundle, Storage
 from finetune_api.strategy import QualityWatch
 from finetune_jobs.self_check import parse as parse_self_check

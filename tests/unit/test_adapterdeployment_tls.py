@@ -9,8 +9,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.reasons import Reason
-from finetune_api.stages import StageInput, VerifyParams
+from finetune_api.stages import StageInput
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.health import Outlook, Sighting, candidate_problem, watch
 from finetune_operator.adapterdeployment.revision import choice_of

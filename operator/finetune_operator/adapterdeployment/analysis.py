@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AnalysisOutcome, CanaryAnalysisStatus, RevisionState, RevisionStatus
-from finetune_api.stages import AnalyseParams, Params, Stage, StageInput
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.strategy import CanaryAnalysis, WithoutVerdict
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
