@@ -27,7 +27,8 @@ from finetune_operator.settings import Engine, Runtime
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned, uri
+from tests.support.played_pods import BETTER, CORRUPT, GOOD, INACTIVE
+from tests.support.serving_specs import SETTINGS, pinned, uri
 
 pytestmark = pytest.mark.controlplane
 

@@ -22,7 +22,8 @@ from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
 from tests.support.fake_node import Ending
-from tests.support.serving import BETTER, GOOD, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

@@ -14,7 +14,8 @@ from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISION
 from finetune_operator.settings import Images
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
-from tests.support.serving import BETTER, GOOD, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

@@ -20,7 +20,7 @@ from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import PODS, Object, Resource
 from finetune_operator.resources.deployment import SERVER
-from tests.support.serving import UNSCHEDULABLE, pod_status, served
+from tests.support.played_pods import UNSCHEDULABLE, pod_status, served
 from tests.support.watched import Watched
 
 NODE = "servers"

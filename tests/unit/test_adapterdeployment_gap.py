@@ -23,21 +23,10 @@ from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Obj
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.deployment import SERVER
+from tests.support.played_pods import BETTER, CRASHING, GOOD, INACTIVE
 from tests.support.sentences import assert_says
-from tests.support.serving import (
-    BETTER,
-    CRASHING,
-    GOOD,
-    INACTIVE,
-    SETTINGS,
-    Quota,
-    ServingCluster,
-    condition,
-    following,
-    pinned,
-    published,
-    serving,
-)
+from tests.support.serving import Quota, ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, following, pinned, published
 from tests.unit.test_adapterdeployment_walk import IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
