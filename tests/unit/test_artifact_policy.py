@@ -35,11 +35,6 @@ def key_id(key: PrivateKeyTypes) -> str:
     return load_public_key(public_pem(key), "the key").keyid
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def published(s3: SeaweedFS, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: bytes = b"") -> str:
     """The digest of an artifact that SIGNER has signed."""
     monkeypatch.setenv(KEY.variable, private_pem(SIGNER))

@@ -35,11 +35,6 @@ SAID = "withdrawn by dpo on 2026-03-01: erasure request 4711"
 
 
 @pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
 def asked(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
     """The input of publish."""
     return publish_input(s3, store, put_upstream(store, tmp_path / "made"))

@@ -276,11 +276,6 @@ def test_pages_that_are_made_before_the_judge_is_asked_say_so() -> None:
 
 
 @pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
 def upstream(store: Store, tmp_path: Path) -> Upstream:
     """An evaluation with the pairs of SHEET."""
     (tmp_path / "made").mkdir()

@@ -37,11 +37,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 SHEET = sheet_with(40)
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def with_sheet(store: Store, chain: Upstream, folder: Path, sheet: ReviewSheet = SHEET) -> Upstream:
     """The chain with an evaluation that has this review."""
     fetch_folder(store, output_folder(Stage.EVALUATE, chain.evaluation), folder / "evaluation")
