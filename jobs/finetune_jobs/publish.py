@@ -231,7 +231,7 @@ def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None,
         wanted = any(goal.metric is Metric.JUDGE_WIN_RATE for goal in gates.goals)
         if wanted and status and not status.win_rate:
             scalars = {"judge": status.model_dump_json(by_alias=True)}
-            text = f"A goal is about judgeWinRate, and there is none. {compared.text} Nothing was published."
+            text = f"A goal is about judgeWinRate, which was not measured. {compared.text} Nothing was published."
             raise StageError(Reason.GATE_FAILED, text, scalars=scalars)
         measured = [*measurements.measured, *compared.judgement.measured]
         measurements = measurements.model_copy(update={"measured": measured})

@@ -171,7 +171,7 @@ def self_check(options: Options, gate: Gate) -> None:
                 with _named(who):
                     _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
-    log.info("the server has ended: the next one proves itself anew")
+    log.info("the server has exited: the next one is checked again")
 
 
 def _loader(options: Options, gate: Gate) -> Loader | None:

@@ -185,7 +185,7 @@ def test_a_name_that_is_taken_ends_the_gap_for_good(how: str) -> None:
     failed = cluster.status.candidate
     assert failed is not None
     assert failed.state is RevisionState.FAILED
-    assert_says(failed.message, "not tried again by itself: set spec.rerun to a new value", "Deployment demo-x")
+    assert_says(failed.message, "not retried automatically: set spec.rerun to a new value", "Deployment demo-x")
     cluster.now += timedelta(days=1)
     cluster.settle()
     assert wanted(cluster) == {old: 1}
@@ -248,7 +248,7 @@ def test_nothing_is_waited_for_as_long_as_it_takes(how: str, reason: Reason) -> 
     candidate = cluster.status.candidate
     assert candidate is not None
     assert (candidate.state, candidate.reason) == (RevisionState.FAILED, reason)
-    assert "It did not go on, and meanwhile nobody got answers." in candidate.message
+    assert "It made no progress, and meanwhile requests were not answered." in candidate.message
     assert wanted(cluster) == {old: 1}
 
 

@@ -39,11 +39,11 @@ def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     kind, serving = _kind(route), observed.settings.serving
     if kind not in serving.routes:
         value = "httpRoutes" if kind == HTTP_ROUTES else "ingresses"
-        said = f"The platform makes no {kind.kind} (serving.{value} of the chart's values), and "
+        said = f"The platform offers no {kind.kind} (serving.{value} of the chart's values), and "
         if kind in serving.watched_routes:
             said += "deletes the one that was there."
         else:
-            said += "one that was there stays as it is (serving.formerRoutes): its weights too."
+            said += "an existing one stays as it is, with its weights (serving.formerRoutes)."
         return Reason.ROUTE_UNAVAILABLE, said
     if kind in observed.lacking:
         crd = f"{kind.plural}.{kind.api_version.partition('/')[0]}"
@@ -90,13 +90,13 @@ def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -
     if said := observed.unmet.get(ROUTE, "").rstrip("."):
         return _finding(False, Reason.ROUTE_REFUSED, f"The {name} cannot be written: {said}.")
     if stable is None:
-        return _finding(False, Reason.ROUTE_PENDING, f"The {name} is made once a revision serves.")
+        return _finding(False, Reason.ROUTE_PENDING, f"The {name} is created once a revision serves.")
     answer = _answer(observed, route)
     if answer.refusal:
         return _finding(False, Reason.ROUTE_REFUSED, f"The {name} is not accepted. {answer.refusal}")
     if not answer.accepted:
-        return _finding(False, Reason.ROUTE_PENDING, f"The {name} waits for the answer of {answer.of}.")
-    return _finding(True, Reason.ROUTE_ACCEPTED, f"{answer.of} takes the {name}: {', '.join(route.urls)}.")
+        return _finding(False, Reason.ROUTE_PENDING, f"The {name} waits for {answer.of} to accept it.")
+    return _finding(True, Reason.ROUTE_ACCEPTED, f"{answer.of} accepts the {name}: {', '.join(route.urls)}.")
 
 
 def public_url(observed: ObservedDeployment, stable: RevisionStatus | None) -> str:
