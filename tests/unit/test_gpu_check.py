@@ -25,7 +25,8 @@ from hack.gpu import bench, serving, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
-from hack.gpu.machine import GpuCard, allocator, numbers, other_versions
+from hack.gpu.machine import GpuCard, allocator, numbers
+from hack.gpu.setting import other_versions
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
 
