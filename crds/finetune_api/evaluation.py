@@ -7,13 +7,13 @@ from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel
 from finetune_api.custom_metrics import CustomMetrics
+from finetune_api.gates import Gates
 from finetune_api.goals import (
     APART,
     CONTAINED,
     ELSEWHERE,
     JUDGED,
     Baseline,
-    Gates,
     Metric,
     asked_rule,
     concerns,

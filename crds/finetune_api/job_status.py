@@ -6,7 +6,8 @@ from pydantic import Field
 
 from finetune_api.base import Condition, Count, Digest, Message, OpenEnum, Timestamp, WireModel, Word, as_map
 from finetune_api.budget import CostStatus, FitStatus
-from finetune_api.goals import MAX_GOALS, GoalStatus
+from finetune_api.gates import GoalStatus
+from finetune_api.goals import MAX_GOALS
 from finetune_api.judging import JudgeStatus
 from finetune_api.push import MAX_TARGETS, PushStatus
 from finetune_api.readiness import MAX_SUMMARY

@@ -27,7 +27,7 @@ from typing import ClassVar, Final
 from finetune_api.artifact_source import Channel
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import dollars
-from finetune_api.goals import GoalStatus
+from finetune_api.gates import GoalStatus
 from finetune_api.hashing import digest
 from finetune_api.stages import RunRef, Stage, StageResult, Upstream
 from finetune_api.usage import Usage

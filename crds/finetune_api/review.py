@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, WireModel
-from finetune_api.goals import GateOutcome, Share
+from finetune_api.gates import GateOutcome
+from finetune_api.goals import Share
 
 
 class HumanReview(StrEnum):

@@ -83,7 +83,9 @@ def job_copies(template: list[Found], count: int) -> Iterator[Found]:
 
 def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[Found]:
     """AdapterDeployments that serve, with their children. Their Services are created: they need an address."""
-    from tests.support.serving import GOOD, ServingCluster, pinned
+    from tests.support.played_pods import GOOD
+    from tests.support.serving import ServingCluster
+    from tests.support.serving_specs import pinned
 
     cluster = ServingCluster(spec=pinned(GOOD), settings=settings, namespace=NAMESPACE)
     cluster.settle()

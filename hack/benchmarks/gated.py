@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Examination
 from finetune_api.export import ExportFormat
-from finetune_api.goals import Gates, Goal, Metric, blocking
+from finetune_api.gates import Gates, blocking
+from finetune_api.goals import Goal, Metric
 from finetune_api.training import Method, Quantization
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError

@@ -31,7 +31,7 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Heard:
+class ClientAnswers:
     """What the clients have heard."""
 
     answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Heard:
         return sum(sum(by_revision.values()) for by_revision in self.answers.values())
 
 
-def read(log: str) -> Heard:
+def read(log: str) -> ClientAnswers:
     """What a log says. Raises ClusterError for a line that is none of the client's: the program has crashed."""
     totals: dict[str, Any] = {}
     switches, faults, refused_first = [], [], 0
@@ -90,7 +90,7 @@ def read(log: str) -> Heard:
             refused_first += 1
         else:
             totals = said
-    return Heard(
+    return ClientAnswers(
         totals.get("heard", {}),
         totals.get("connections", {}),
         totals.get("slowest", {}),
@@ -121,7 +121,7 @@ class Load:
         clients = sum(self.plan.clients.values())
         wait_for("the load's first answers", lambda: _clients(self.heard()) == clients, 120, _LOOK_S)
 
-    def heard(self) -> Heard:
+    def heard(self) -> ClientAnswers:
         """What its clients have heard so far."""
         return read(self.team("logs", POD))
 
@@ -137,5 +137,5 @@ class Load:
         return time.time()
 
 
-def _clients(heard: Heard) -> int:
+def _clients(heard: ClientAnswers) -> int:
     return len({(switch.kind, switch.client) for switch in heard.switches})

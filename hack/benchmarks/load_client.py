@@ -50,7 +50,7 @@ class WrongAnswerError(Exception):
 
 
 @dataclass
-class Tally:
+class ClientTally:
     """What all clients have heard so far."""
 
     heard: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Client:
     plan: Plan
     kind: str
     number: int
-    tally: Tally
+    tally: ClientTally
     say: Callable[[str], None]
     connection: http.client.HTTPConnection | None = None
     revision: str = ""
@@ -193,7 +193,7 @@ def _after(event: str, text: str, finish: Any) -> tuple[str, Any]:
 
 def main(argument: str) -> None:
     """Ask until the pod is stopped."""
-    plan, tally, lock = Plan(**json.loads(argument)), Tally(), threading.Lock()
+    plan, tally, lock = Plan(**json.loads(argument)), ClientTally(), threading.Lock()
 
     def say(line: str) -> None:
         with lock:

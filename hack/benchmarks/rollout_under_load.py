@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
-from hack.benchmarks.load import Heard, Load
+from hack.benchmarks.load import ClientAnswers, Load
 from hack.benchmarks.load_client import FRESH, KEPT, STREAM, Plan
 from hack.benchmarks.result import Result
 from hack.benchmarks.tiny_artifacts import TinyArtifact, publish_tiny
@@ -116,7 +116,7 @@ def _is_alone(team: Kubectl) -> bool:
     return len({pod["metadata"]["labels"][LABEL_REVISION] for pod in serving}) == 1
 
 
-def _result(heard: Heard, told: list[dict[str, Any]], seconds: float) -> Result:
+def _result(heard: ClientAnswers, told: list[dict[str, Any]], seconds: float) -> Result:
     return Result(
         name="rollout_under_load",
         value=len(heard.faults),

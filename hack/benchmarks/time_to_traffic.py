@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import DOOR_SECONDS
 from finetune_api.serving_status import RevisionStatus, ServingPhase
-from finetune_api.stages import DOOR_SECONDS
 from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK

@@ -103,7 +103,7 @@ CHAT = Workload("chat", LogNormal(median=95, sigma=1.0, most=950), batch=8, pass
 
 
 @dataclass(frozen=True)
-class Measured:
+class Throughput:
     """One run."""
 
     tokens_per_cpu_second: float
@@ -137,7 +137,7 @@ def run() -> Result:
     )
 
 
-def compared(workload: Workload, ours: Measured, stock: Measured) -> dict[str, Any]:
+def compared(workload: Workload, ours: Throughput, stock: Throughput) -> dict[str, Any]:
     """Figures of both sides of a workload, and the differences of their losses."""
     apart = [abs(a - b) / b for a, b in zip(ours.losses, stock.losses, strict=True)]
     return {
@@ -176,7 +176,7 @@ def encoded(workload: Workload, model: Path) -> list[Any]:
     return [chat.encode(tokenizer, messages(workload, seed), tokenizer.eos_token_id) for seed in range(rows)]
 
 
-def measure(side: str, workload: Workload, model: Path) -> Measured:
+def measure(side: str, workload: Workload, model: Path) -> Throughput:
     """One training, in this process."""
     import torch
 
@@ -197,7 +197,7 @@ def measure(side: str, workload: Workload, model: Path) -> Measured:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(len(example.input_ids) for example in examples)
     measured = tokens * (workload.steps - 1) / workload.steps
-    return Measured(measured / (clock[-1] - clock[0]), losses, tokens / len(examples))
+    return Throughput(measured / (clock[-1] - clock[0]), losses, tokens / len(examples))
 
 
 def stepping_clock(trainer: Any) -> list[float]:

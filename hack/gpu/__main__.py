@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hack.gpu.check import Check, Part
 
 PARTS: Mapping[str, str] = {
-    "machine": "machine.described",
+    "machine": "setting.described",
     "kernels": "compiling.compiled",
     "train": "training.methods",
     "resume": "training.resuming",

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.export import ExportFormat
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
-from finetune_api.stages import Params, Stage, StageInput, VerifyParams
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.runtimes.plan import ServedModel
 from finetune_operator.settings import Engine, Runtime
 from hack import environments

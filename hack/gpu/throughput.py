@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from finetune_api.training import Kernels
 from hack import environments
-from hack.benchmarks.train_throughput import CHAT, Measured, Workload, compared, encoded, fresh_process, measure
+from hack.benchmarks.train_throughput import CHAT, Throughput, Workload, compared, encoded, fresh_process, measure
 from hack.cluster.console import ClusterError
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.gpu.bench import Bench
@@ -44,7 +44,7 @@ def compare(bench: Bench) -> Iterator[Check]:
     yield _against_unsloth(bench, replace(workload, dropout="0"))
 
 
-def _against_trl(bench: Bench, workload: Workload, ours: Measured) -> Check:
+def _against_trl(bench: Bench, workload: Workload, ours: Throughput) -> Check:
     figures = compared(workload, ours, _measured(bench, "stock", workload))
     found = f"{figures['ours']:.0f} against {figures['stock']:.0f} tokens/s: {figures['ratio']} ×"
     wanted = f"≥ {GOAL} ×, losses within 2 %"
@@ -52,7 +52,7 @@ def _against_trl(bench: Bench, workload: Workload, ours: Measured) -> Check:
     return Check("throughput", "chat-like lengths, plain TRL", found, wanted, passed if bench.on_gpu else None)
 
 
-def _against_plain(bench: Bench, workload: Workload, ours: Measured) -> Check:
+def _against_plain(bench: Bench, workload: Workload, ours: Throughput) -> Check:
     """The same without fused kernels, which no CPU uses."""
     what = "chat-like lengths, without fused kernels"
     if not bench.on_gpu:
@@ -87,11 +87,11 @@ def _against_unsloth(bench: Bench, workload: Workload) -> Check:
     return Check("throughput", what, told, f"≥ {UNSLOTH} ×", ratio >= UNSLOTH if bench.on_gpu else None)
 
 
-def _measured(bench: Bench, side: str, workload: Workload) -> Measured:
+def _measured(bench: Bench, side: str, workload: Workload) -> Throughput:
     """A side in a process of its own, which sees the first GPU only: TRL's trainer would divide its batches among
     all."""
     with patch.dict(os.environ, _first_gpu(bench)):
-        measured: Measured = fresh_process(measure, side, workload, bench.model)
+        measured: Throughput = fresh_process(measure, side, workload, bench.model)
     return measured
 
 

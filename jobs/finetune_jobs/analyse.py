@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AnalysisOutcome, CheckOutcome, VerificationCheck
-from finetune_api.stages import AnalyseParams, Stage
+from finetune_api.stages import Stage
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.verification.comparison import (

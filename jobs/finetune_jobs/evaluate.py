@@ -11,7 +11,7 @@ from typing import Any, Final
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
 from finetune_api.export import OnRegression
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
 from finetune_api.stages import RunRef, Stage, StageResult
 from finetune_api.training import Method

@@ -9,9 +9,10 @@ import logging
 from pathlib import Path
 
 from finetune_api.artifact_source import set_address
+from finetune_api.endpoint_stages import AdapterRef, FetchParams, WantedAdapters
 from finetune_api.layout import Manifest, Withdrawal
 from finetune_api.reasons import Reason
-from finetune_api.stages import AdapterRef, FetchParams, Stage, WantedAdapters
+from finetune_api.stages import Stage
 from finetune_jobs.artifacts.folders import fetch_folder, fetch_folder_through, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal

@@ -4,10 +4,11 @@ It reads what the store says and writes nothing: the pointer, whose the name is,
 stands. The operator holds no keys; this runs with those of its own namespace.
 """
 
+from finetune_api.endpoint_stages import PUBLISHED_AT
 from finetune_api.layout import MANIFEST, channel_object, output_folder
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
-from finetune_api.stages import PUBLISHED_AT, Stage
+from finetune_api.stages import Stage
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.channel import owner_of, read_channel
 from finetune_jobs.artifacts.withdrawal import require_standing

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from finetune_api.artifact_source import Channel
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, GoalStatus, Metric, OnFail, blocking, packed
+from finetune_api.gates import GateOutcome, GoalStatus, OnFail, blocking, packed
+from finetune_api.goals import Metric
 from finetune_api.hashing import canonical_json
 from finetune_api.judging import JudgeStatus
 from finetune_api.layout import REVIEW_PAGE, ChannelPointer, Manifest, channel_object, output_folder
@@ -231,7 +232,7 @@ def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None,
         wanted = any(goal.metric is Metric.JUDGE_WIN_RATE for goal in gates.goals)
         if wanted and status and not status.win_rate:
             scalars = {"judge": status.model_dump_json(by_alias=True)}
-            text = f"A goal is about judgeWinRate, and there is none. {compared.text} Nothing was published."
+            text = f"A goal is about judgeWinRate, which was not measured. {compared.text} Nothing was published."
             raise StageError(Reason.GATE_FAILED, text, scalars=scalars)
         measured = [*measurements.measured, *compared.judgement.measured]
         measurements = measurements.model_copy(update={"measured": measured})

@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from finetune_api.endpoint_stages import AdapterReports, FetchParams, SelfCheckLimits, WantedAdapters
 from finetune_api.meta import INPUT_FILE, MODELS_DIR, SELF_CHECK_FILE, SELF_CHECK_PORT, SERVING_PORT, ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import AdapterReports, FetchParams, SelfCheckLimits, Stage, StageResult, WantedAdapters
+from finetune_api.stages import Stage, StageResult
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.documents import M, read_json
 from finetune_jobs.base.errors import StageError
@@ -176,7 +177,7 @@ def self_check(options: Options, gate: Gate) -> None:
                 with _named(who):
                     _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
-    log.info("the server has ended: the next one proves itself anew")
+    log.info("the server has exited: the next one is checked again")
 
 
 def hold_models(models: Path, cache: FolderCache) -> None:

@@ -27,7 +27,7 @@ _PLACES: Final = ("datasets", "models", "evaluations", "artifacts")
 """Folders whose manifests are read."""
 
 
-Made = Sequence[tuple[str, Manifest]]
+Manifests = Sequence[tuple[str, Manifest]]
 """Folders with their manifests."""
 Pushed = Sequence[tuple[PushRecord, str]]
 """Copies on hubs and in registries, with the digest of the artifact."""
@@ -112,14 +112,14 @@ def trace(store: Store, asked: str) -> Trace:
             f"{asked!r} is no digest of a data set: 64 hexadecimal digits, as in status.dataset.digest; or of its "
             "sources, as in status.run.sourceDigest.",
         )
-    made = list(_manifests(store))
-    pushed = _pushed(store, made)
-    found = [_described(store, *each, pushed) for each in _containing(made, asked, pushed)]
+    manifests = list(_manifests(store))
+    pushed = _pushed(store, manifests)
+    found = [_described(store, *each, pushed) for each in _containing(manifests, asked, pushed)]
     artifacts = {each.digest for each in found if each.stage is Stage.PUBLISH}
     return Trace(
         asked=asked,
         uri=store.uri(output_folder(Stage.PREPARE, asked)),
-        datasets=tuple(sorted(each.content_digest() for _, each in made if _is_dataset(each, asked))),
+        datasets=tuple(sorted(each.content_digest() for _, each in manifests if _is_dataset(each, asked))),
         found=tuple(sorted(found, key=lambda each: (each.stage, each.created_at))),
         channels=tuple(each for each in _channels(store) if each.artifact in artifacts),
     )
@@ -129,12 +129,12 @@ def _is_dataset(manifest: Manifest, asked: str) -> bool:
     return manifest.stage is Stage.PREPARE and asked in (manifest.content_digest(), manifest.lineage.upstream.source)
 
 
-def _containing(made: Made, asked: str, pushed: Pushed) -> Iterator[tuple[str, Manifest, str]]:
+def _containing(manifests: Manifests, asked: str, pushed: Pushed) -> Iterator[tuple[str, Manifest, str]]:
     """Folder, manifest and, where it is not the data set itself, the base model that brought the data in (pure).
 
     What is trained on a model that contains the data contains them too, and so on; so this is repeated until nothing is
     added."""
-    models, left = set[str](), [each for each in made if each[1].stage is not Stage.PREPARE]
+    models, left = set[str](), [each for each in manifests if each[1].stage is not Stage.PREPARE]
     added = True
     while added:
         added = False
@@ -155,9 +155,9 @@ def _bases(uri: str, pushed: Pushed) -> set[str]:
     return {known[2]} if known else {digest for record, digest in pushed if is_copy(uri, record)}
 
 
-def _pushed(store: Store, made: Made) -> Pushed:
+def _pushed(store: Store, manifests: Manifests) -> Pushed:
     """Every copy, with the digest of what it is a copy of."""
-    artifacts = [each.content_digest() for _, each in made if each.stage is Stage.PUBLISH]
+    artifacts = [each.content_digest() for _, each in manifests if each.stage is Stage.PUBLISH]
     return [(record, digest) for digest in artifacts for record in read_pushes(store, digest)]
 
 

@@ -19,10 +19,11 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.api_keys import read_api_keys
 from finetune_api.artifact_source import adapter_model, set_address
+from finetune_api.endpoint_stages import DOOR_SECONDS, REPLACED_WITHDRAWN, AdapterRef, VerifyParams
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import DOOR_SECONDS, REPLACED_WITHDRAWN, AdapterRef, Stage, VerifyParams
+from finetune_api.stages import Stage
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.gates import require_gates

@@ -32,7 +32,7 @@ from tests.support.crd_server import CrdServer
 from tests.support.fake_node import FakeNode
 from tests.support.fake_servers import NODE, FakeServers
 from tests.support.operator_process import Fault, Running, Start, start
-from tests.support.serving import CORRUPT, GOOD
+from tests.support.played_pods import CORRUPT, GOOD
 
 if TYPE_CHECKING:
     from tests.controlplane.serving import Serving

@@ -30,8 +30,9 @@ from tests.controlplane.conftest import Team, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
 from tests.support.operator_process import Running
+from tests.support.played_pods import INACTIVE
 from tests.support.promoted import self_checked
-from tests.support.serving import INACTIVE, SETTINGS, pinned
+from tests.support.serving_specs import SETTINGS, pinned
 
 CHILDREN = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, JOBS, CONFIG_MAPS)
 NAME = "demo"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import WantedAdapters
 from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
-from finetune_api.stages import Stage, WantedAdapters
+from finetune_api.stages import Stage
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
@@ -26,7 +27,8 @@ from finetune_operator.settings import Engine, Runtime
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned, uri
+from tests.support.played_pods import BETTER, CORRUPT, GOOD, INACTIVE
+from tests.support.serving_specs import SETTINGS, pinned, uri
 
 pytestmark = pytest.mark.controlplane
 

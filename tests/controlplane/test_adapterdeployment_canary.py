@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import (
     AdapterDeploymentStatus,
@@ -16,12 +17,13 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import AnalyseParams, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
 from tests.support.fake_node import Ending
-from tests.support.serving import BETTER, GOOD, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import PUBLISHED_AT
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
-from finetune_api.stages import PUBLISHED_AT, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
 from tests.support.fake_node import Ending, failed
-from tests.support.serving import BETTER, GOOD
+from tests.support.played_pods import BETTER, GOOD
 
 pytestmark = pytest.mark.controlplane
 

@@ -18,7 +18,7 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import ADDED_LATER, newer_crds, wait
 from tests.controlplane.serving import CHILDREN, NAME, Serving
 from tests.support.operator_process import CRASH_EXIT
-from tests.support.serving import BETTER, GOOD
+from tests.support.played_pods import BETTER, GOOD
 
 pytestmark = pytest.mark.controlplane
 

@@ -10,7 +10,8 @@ from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, 
 from finetune_operator.framework.objects import DEPLOYMENTS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
-from tests.support.serving import BETTER, GOOD, INACTIVE, pinned
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

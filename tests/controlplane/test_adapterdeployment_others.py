@@ -22,7 +22,8 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.settings import Images
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import CHILDREN, NAME, Serving
-from tests.support.serving import BETTER, GOOD, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

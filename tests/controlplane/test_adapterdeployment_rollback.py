@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
-from finetune_api.stages import SelfCheckLimits
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, PODS
 from finetune_operator.settings import Images
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
-from tests.support.serving import BETTER, GOOD, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

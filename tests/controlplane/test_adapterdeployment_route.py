@@ -18,7 +18,8 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.gateway_api import http_route_crd
 from tests.controlplane.conftest import OPERATOR, RBAC, RIGHTS, wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import BETTER, GOOD, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 

@@ -13,8 +13,9 @@ from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, pinned
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.controlplane
 

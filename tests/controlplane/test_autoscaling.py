@@ -14,7 +14,7 @@ from hack.cluster.layout import REPOSITORY
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
 from tests.support.pages import blocks
-from tests.support.serving import GOOD
+from tests.support.played_pods import GOOD
 
 pytestmark = pytest.mark.controlplane
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_api import meta
-from finetune_api.goals import GateOutcome
+from finetune_api.gates import GateOutcome
 from finetune_api.job_status import Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.review import ReviewStatus

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.goals import GateOutcome, GoalStatus, packed
+from finetune_api.gates import GateOutcome, GoalStatus, packed
 from finetune_api.job_status import Phase, StageState
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput

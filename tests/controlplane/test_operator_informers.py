@@ -19,7 +19,7 @@ from finetune_operator.kinds import FINETUNEJOBS, selector
 from hack.cluster.controlplane import ControlPlane
 from tests.controlplane.conftest import Team, wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import GOOD
+from tests.support.played_pods import GOOD
 
 pytestmark = pytest.mark.controlplane
 

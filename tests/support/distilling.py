@@ -11,7 +11,7 @@ from finetune_api.distillation import Distillation, TeacherRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
 from finetune_jobs.distillation.prompts import Prompt, terms_of
-from finetune_jobs.inquiry.answer_collector import Inquiry
+from finetune_jobs.inquiry.answer_collector import AnswerSource
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.inquiry.pace import Patience
@@ -73,8 +73,8 @@ def run(
     """Distil, with less patience than a pod has."""
     outcome = Outcome()
     terms = terms_of(spec)
-    inquiry = Inquiry(terms, teacher or ChatModel(terms), kept_journal(store, spec), patience)
-    session = TeacherSession(spec, inquiry)
+    source = AnswerSource(terms, teacher or ChatModel(terms), kept_journal(store, spec), patience)
+    session = TeacherSession(spec, source)
     outcome.result = distil(asked, session, outcome.take, **options)
     return outcome
 

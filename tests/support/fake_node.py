@@ -7,7 +7,6 @@ from the ConfigMap that its volume names and answers through its termination mes
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,11 +16,11 @@ from finetune_api import meta
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
-from finetune_operator.framework.client import ApiError, Selection, StreamClient
+from finetune_operator.framework.client import ApiError, StreamClient
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, PODS, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, Object
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
-from tests.support.watched import Watched
+from tests.support.played_kubelet import PlayedKubelet
 
 SCALARS: dict[Stage, dict[str, str]] = {
     Stage.PREPARE: {
@@ -113,47 +112,23 @@ Script = Callable[[StageInput], Ending | None]
 """What a stage's pod does; None keeps it running until the script is asked again."""
 
 
-class FakeNode:
+class FakeNode(PlayedKubelet):
     """Runs the stage pods of one namespace in a thread of its own. Use as a context manager."""
 
     def __init__(self, client: StreamClient, namespace: str, store: Store | None = None, address: str = "") -> None:
+        super().__init__(client, namespace, meta.LABEL_STAGE)
         self.store = store or Store()
         self.scripts: dict[Stage, Script] = {}
         self.admit: Callable[[Object], Object | None] = lambda pod: None
         """The status that keeps a pending pod from starting, or None to start it."""
         self.started: list[tuple[Stage, str]] = []
         """Stage and pod of every container that was started."""
-        self._client = client
-        self._namespace = namespace
-        self._pods = Watched(client, Selection(PODS, namespace, meta.LABEL_STAGE))
         self._inputs: dict[str, StageInput] = {}
         """What pods have mounted, by their uid."""
         self._held: dict[str, Object] = {}
         """The last status that kept a pod from starting, by its uid."""
         self.address = address
         """Of all pods."""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.trouble: BaseException | None = None
-
-    def __enter__(self) -> FakeNode:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-        if self.trouble is not None:
-            raise self.trouble
-
-    def _run(self) -> None:
-        try:
-            with self._pods:
-                while not self._stop.wait(0.05):
-                    for pod in self._pods.all():
-                        self._step(pod)
-        except BaseException as error:  # noqa: BLE001 - told to the test when it leaves the context
-            self.trouble = error
 
     def _step(self, pod: Object) -> None:
         phase = pod["status"].get("phase")
@@ -168,7 +143,7 @@ class FakeNode:
                 return
             self.started.append((given.stage, pod["metadata"]["name"]))
             running = {"phase": "Running", "podIP": self.address, "startTime": _now()}
-            self._write(pod, running | _container({"running": {}}))
+            self._wrote(pod, running | _container({"running": {}}))
         if _is_late(pod):
             self._end(pod, Ending(exit_code=137, reason="Error"), {"reason": "DeadlineExceeded"})
             return
@@ -181,12 +156,12 @@ class FakeNode:
         terminated = {"exitCode": int(ending.exit_code), "reason": ending.reason, "message": message}
         terminated["finishedAt"] = _now()
         phase = "Succeeded" if ending.exit_code == 0 else "Failed"
-        self._write(pod, {"phase": phase} | (why or {}) | _container({"terminated": terminated}))
+        self._wrote(pod, {"phase": phase} | (why or {}) | _container({"terminated": terminated}))
 
     def _hold(self, pod: Object, blocker: Object) -> None:
         """Say once why a pod does not start."""
         uid = pod["metadata"]["uid"]
-        if self._held.get(uid) != blocker and self._write(pod, blocker):
+        if self._held.get(uid) != blocker and self._wrote(pod, blocker):
             self._held[uid] = blocker
 
     def _input(self, pod: Object) -> StageInput | None:
@@ -195,17 +170,16 @@ class FakeNode:
         if uid in self._inputs:
             return self._inputs[uid]
         name = next(volume["configMap"]["name"] for volume in pod["spec"]["volumes"] if volume["name"] == "input")
-        found = self._client.get(CONFIG_MAPS, self._namespace, name)
+        found = self._api.get(CONFIG_MAPS, self._namespace, name)
         if found is None:
             return None
         self._inputs[uid] = StageInput.model_validate_json(found["data"]["input.json"], extra="ignore")
         return self._inputs[uid]
 
-    def _write(self, pod: Object, status: Object) -> bool:
+    def _wrote(self, pod: Object, status: Object) -> bool:
         """Whether the pod was still there to be written to."""
         try:
-            name = pod["metadata"]["name"]
-            self._pods.written(self._client.patch_status(PODS, self._namespace, name, {"status": status}))
+            self._write(pod, status)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,12 +15,12 @@ from kubernetes.client.exceptions import NotFoundException
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_operator.framework.client import ApiError, Selection, StreamClient
+from finetune_operator.framework.client import ApiError, StreamClient
 from finetune_operator.framework.conditions import timestamp
-from finetune_operator.framework.objects import PODS, Object, Resource
+from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.resources.deployment import SERVER
-from tests.support.serving import UNSCHEDULABLE, pod_status, served
-from tests.support.watched import Watched
+from tests.support.played_kubelet import PlayedKubelet
+from tests.support.played_pods import UNSCHEDULABLE, pod_status, served
 
 NODE = "servers"
 """Where the pods run. The controller of endpoints wants a Node of the name to exist."""
@@ -29,46 +28,25 @@ _BINDINGS = Resource("v1", "Binding", "bindings")
 _REPORTED = {"image": "example/image", "imageID": ""}
 
 
-class FakeServers:
+class FakeServers(PlayedKubelet):
     """Runs the serving pods of one namespace in a thread of its own. Use as a context manager."""
 
     def __init__(self, api: StreamClient, pods: client.CoreV1Api, namespace: str) -> None:
+        super().__init__(api, namespace, f"{meta.LABEL_ROLE}={SERVER}")
         self.fates: dict[str, Reason | None] = {}
         """Why pods with an artifact fail, by its digest; others become ready."""
         self.loading: set[str] = set()
         """Digests of artifacts whose servers never finish loading."""
         self.homeless: set[str] = set()
         """Digests of artifacts whose pods find no node."""
-        self._api = api
         self._pods = pods
-        self._namespace = namespace
-        self._watched = Watched(api, Selection(PODS, namespace, f"{meta.LABEL_ROLE}={SERVER}"))
         self._addresses = (f"10.9.{number // 200}.{number % 200 + 1}" for number in itertools.count())
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.trouble: BaseException | None = None
 
-    def __enter__(self) -> FakeServers:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-        if self.trouble is not None:
-            raise self.trouble
-
-    def _run(self) -> None:
-        try:
-            with self._watched:
-                while not self._stop.wait(0.05):
-                    for pod in self._watched.all():
-                        if "deletionTimestamp" in pod["metadata"]:
-                            self._end(pod)
-                        elif "containerStatuses" not in pod["status"]:
-                            self._begin(pod)
-        except BaseException as error:  # noqa: BLE001 - told to the test when it leaves the context
-            self.trouble = error
+    def _step(self, pod: Object) -> None:
+        if "deletionTimestamp" in pod["metadata"]:
+            self._end(pod)
+        elif "containerStatuses" not in pod["status"]:
+            self._begin(pod)
 
     def _end(self, pod: Object) -> None:
         with contextlib.suppress(NotFoundException):  # one that no node had is gone by itself
@@ -86,7 +64,7 @@ class FakeServers:
         try:
             if not pod["spec"].get("nodeName"):
                 self._api.create(_BINDINGS, _binding(self._namespace, name))
-            self._write(name, status)
+            self._write(pod, status)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
@@ -94,10 +72,7 @@ class FakeServers:
     def _refuse(self, pod: Object) -> None:
         """What the scheduler says of a pod that no node has room for."""
         if not pod["spec"].get("nodeName") and not pod["status"].get("conditions"):
-            self._write(pod["metadata"]["name"], UNSCHEDULABLE)
-
-    def _write(self, name: str, status: Object) -> None:
-        self._watched.written(self._api.patch_status(PODS, self._namespace, name, {"status": status}))
+            self._write(pod, UNSCHEDULABLE)
 
 
 def _binding(namespace: str, pod: str) -> Object:

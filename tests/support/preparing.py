@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.dataset import DataFormat, DatasetSource, Source, Task, TaskType
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
 from finetune_jobs.modelling.base_model import find_base_model

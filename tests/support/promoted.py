@@ -11,7 +11,9 @@ from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
-from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving import START, ServingCluster
+from tests.support.serving_specs import SETTINGS, pinned
 
 
 def promoted(keep: str = "10m", replicas: int = 1) -> tuple[ServingCluster, str, str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.dataset import TaskType
+from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.finetunejob import Output
-from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
+from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.artifact import Answer, write_answers
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.artifacts.measurements import Distances

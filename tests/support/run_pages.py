@@ -11,7 +11,7 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.evaluation import Evaluation
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates, packed
+from finetune_api.gates import Gates, packed
 from finetune_api.layout import Lineage, Manifest, output_folder
 from finetune_api.review import ReviewTerms
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream

@@ -16,8 +16,7 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment
-from finetune_api.export import ExportFormat
-from finetune_api.job_status import ArtifactStatus, ArtifactTokens
+from finetune_api.endpoint_stages import PUBLISHED_AT, REPLACED_WITHDRAWN, AnalyseParams, FollowParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import (
     AdapterDeploymentStatus,
@@ -26,17 +25,7 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import (
-    PUBLISHED_AT,
-    REPLACED_WITHDRAWN,
-    AnalyseParams,
-    FollowParams,
-    Outcome,
-    Stage,
-    StageInput,
-    StageResult,
-)
-from finetune_api.storage import Storage
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.delivery import is_of_delivery
 from finetune_operator.adapterdeployment.look import is_of_look
@@ -47,85 +36,25 @@ from finetune_operator.framework.actions import Action, Apply, Create, Delete, E
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
-from finetune_operator.resources.deployment import Serving
-from finetune_operator.resources.drift import quantity
-from finetune_operator.resources.self_check import loads_adapters
 from finetune_operator.resources.service import names_no_revision, serving_revision_of
-from finetune_operator.settings import Engine, Images, Runtime, Settings
+from finetune_operator.settings import Settings
 from tests.support.copies import copied
+from tests.support.played_pods import (
+    FATES,
+    GOOD,
+    UNSCHEDULABLE,
+    adapter_checks,
+    checks,
+    is_ready,
+    job_pod,
+    outcome_of,
+    pod_status,
+    served,
+    server_pod,
+)
+from tests.support.serving_specs import SETTINGS, pinned
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-SETTINGS = Settings(
-    images=Images(
-        data="images/data:1",
-        prepare="images/prepare:1",
-        jobs="images/jobs:1",
-        quantize="images/quantize:1",
-        proxy="images/proxy:1",
-    ),
-    profiles={},
-    runtimes={
-        "tgi": Runtime(engine=Engine.TGI, image="images/tgi:3.3.7", drain_seconds=15),
-        "tgi-cpu": Runtime(engine=Engine.TGI, image="images/tgi-cpu:1", drain_seconds=5),
-    },
-    max_concurrent_rollouts=None,
-)
-GOOD, BETTER, INACTIVE, CORRUPT, CRASHING = (character * 64 for character in "abcde")
-"""Digests of artifacts, by their fate in a pod."""
-FATES: Mapping[str, Reason | None] = {
-    GOOD: None,
-    BETTER: None,
-    INACTIVE: Reason.ADAPTER_INACTIVE,
-    CORRUPT: Reason.ARTIFACT_CORRUPT,
-    CRASHING: Reason.CANDIDATE_FAILED,
-}
-"""Why a revision with the artifact fails; None: it serves."""
-
-
-UNSCHEDULABLE: Object = {
-    "phase": "Pending",
-    "conditions": [
-        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: insufficient GPU"}
-    ],
-}
-"""The status of a pod that finds no node."""
-
-
-def start_seconds(runtime: str) -> int:
-    """For how long a pod with a pinned artifact may have a node before it is ready."""
-    chosen = SETTINGS.runtimes[runtime]
-    room = int(quantity(chosen.pod.scratch_size) or 0)
-    return Serving("", "", Storage(), runtime, chosen, fetched_bytes=room).start_seconds
-
-
-def uri(digest: str) -> str:
-    """URI of an artifact."""
-    return f"s3://models/team/artifacts/{digest}"
-
-
-def published(
-    digest: str,
-    endpoint: str = "http://s3.storage.svc:8333",
-    tokens: ArtifactTokens | None = None,
-    architecture: str = "",
-) -> Source:
-    """A FineTuneJob that has published an artifact to a store."""
-    storage = Storage(endpoint=endpoint)
-    artifact = ArtifactStatus(
-        digest=digest,
-        uri=uri(digest),
-        format=ExportFormat.INT8,
-        architecture=architecture or None,
-        storage=storage,
-        tokens=tokens,
-    )
-    return Source("Succeeded", artifact, storage)
-
-
-def without_record(source: Source) -> Source:
-    """The same FineTuneJob, published by a version that did not yet note with which storage settings."""
-    assert source.artifact is not None
-    return replace(source, artifact=source.artifact.model_copy(update={"storage": None}))
 
 
 @dataclass
@@ -305,7 +234,7 @@ class ServingCluster:
             metadata = known["metadata"]
         selected = [pod for pod in pods if service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()]
         endpoints = [
-            {"targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}, "conditions": {"ready": _is_ready(pod)}}
+            {"targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}, "conditions": {"ready": is_ready(pod)}}
             for pod in selected
         ]
         return {"metadata": metadata, "endpoints": endpoints}
@@ -321,9 +250,9 @@ class ServingCluster:
             waits = "startTime" not in pod["status"] and self.held() < self.room
             if waits or (pod["metadata"].pop("loads", False) and digest not in self.loading):
                 pod["status"] = self._started(digest)
-            if "startTime" in pod["status"] and digest in self.loading and not _is_ready(pod):
+            if "startTime" in pod["status"] and digest in self.loading and not is_ready(pod):
                 pod["metadata"]["loads"] = True
-        ready = sum(map(_is_ready, pods))
+        ready = sum(map(is_ready, pods))
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": wanted,
@@ -367,7 +296,7 @@ class ServingCluster:
             reason=fate or Reason.VERIFIED,
             message="The answers agree." if fate is None else "The answers are those of the base model.",
             scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100", **self._told(name)} if fate is None else {},
-            checks=_adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
+            checks=adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
         )
         self.pods[name] = [job_pod(job, result)]
 
@@ -391,7 +320,7 @@ class ServingCluster:
         if any(each.digest in self.loading for each in asked.adapters):
             return
         fates = {each.name: FATES[each.digest] for each in asked.adapters}
-        made = [VerificationCheck(name=each, outcome=_outcome(fate)) for each, fate in fates.items()]
+        made = [VerificationCheck(name=each, outcome=outcome_of(fate)) for each, fate in fates.items()]
         reasons = [fate for fate in fates.values() if fate]
         job["status"] = {"conditions": [{"type": "Failed" if reasons else "Complete", "status": "True"}]}
         result = StageResult(
@@ -495,118 +424,6 @@ class Quota:
         full = len(cluster.objects.get(self.resource, {})) >= self.most
         refused = isinstance(action, Create) and action.resource == self.resource and full
         return f'{self.resource.plural} "x" is forbidden: exceeded quota: few' if refused else ""
-
-
-def checks(fate: Reason | None) -> list[VerificationCheck]:
-    """What the verification of a revision with this fate compares."""
-    outcome = CheckOutcome.PASSED if fate is None else CheckOutcome.FAILED
-    return [
-        VerificationCheck(name="digest", expected="artifact", seen="artifact", outcome=CheckOutcome.PASSED),
-        VerificationCheck(name="differsFromBase", expected="0.0", seen="0.0 or 1.2", outcome=outcome),
-    ]
-
-
-def pinned(digest: str, **spec: Any) -> dict[str, Any]:
-    """A spec that serves a pinned artifact on ``tgi-cpu``, and keeps no pods of the revision before."""
-    return {"source": {"artifact": {"uri": uri(digest)}}, "runtime": "tgi-cpu", "keepLastGood": "0s"} | spec
-
-
-def following(**spec: Any) -> dict[str, Any]:
-    """A spec that serves what the FineTuneJob ``intents`` publishes, and keeps no pods of the revision before."""
-    return {"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu", "keepLastGood": "0s"} | spec
-
-
-_NOT_FETCHED = {
-    Reason.ARTIFACT_CORRUPT: (meta.ExitCode.FATAL, "model.safetensors has another hash."),
-    Reason.S3_UNREACHABLE: (meta.ExitCode.RETRIABLE, "The store does not answer."),
-}
-
-
-def pod_status(fate: Reason | None) -> Object:
-    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact, and while the
-    store does not answer."""
-    fetched = {"name": "fetch", "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}
-    if fate in _NOT_FETCHED:
-        code, said = _NOT_FETCHED[fate]
-        result = StageResult(stage=Stage.FETCH, outcome=Outcome.FAILED, reason=fate, message=said)
-        ended = {"exitCode": int(code), "message": result.model_dump_json(by_alias=True)}
-        waiting = {"name": "server", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
-        failed = fetched | {"state": {"terminated": ended}}
-        return {"initContainerStatuses": [failed], "containerStatuses": [waiting]}
-    server: Object = {"name": "server", "restartCount": 0, "state": {"running": {}}}
-    if fate is Reason.CANDIDATE_FAILED:
-        server = {
-            "name": "server",
-            "restartCount": 3,
-            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
-        }
-    return {"initContainerStatuses": [fetched], "containerStatuses": [server]}
-
-
-def server_pod(deployment: str, name: str, labels: dict[str, str], status: Object) -> Object:
-    """A pod of a Deployment's ReplicaSet."""
-    controller = {"kind": "ReplicaSet", "name": f"{deployment}-5d8f", "uid": f"uid-of-{deployment}", "controller": True}
-    return {"metadata": {"name": name, "labels": labels, "ownerReferences": [controller]}, "status": status}
-
-
-def job_pod(job: Object, result: StageResult) -> Object:
-    """The finished pod of a stage's Job."""
-    succeeded = result.outcome is Outcome.SUCCEEDED
-    ended = {
-        "exitCode": int(meta.ExitCode.OK if succeeded else meta.ExitCode.FATAL),
-        "message": result.model_dump_json(by_alias=True),
-    }
-    return {
-        "metadata": {
-            "name": f"{job['metadata']['name']}-x",
-            "labels": job["spec"]["template"]["metadata"]["labels"],
-            "creationTimestamp": job["metadata"]["creationTimestamp"],
-            "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
-        },
-        "status": {
-            "phase": "Succeeded" if succeeded else "Failed",
-            "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}],
-        },
-    }
-
-
-def _is_ready(pod: Object) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def served(pod: Object) -> str:
-    """Digest of the artifact that a serving pod's spec names."""
-    if adapters := _adapters(pod).values():  # that of the first one with a fate, which is that of all
-        return next((digest for digest in adapters if FATES.get(digest)), next(iter(adapters)))
-    server = pod["containers"][0]
-    if loads_adapters({"spec": pod}):  # the first ones are good, and a Job says what becomes of others
-        return GOOD
-    path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
-    return str(path).split("/")[2]
-
-
-def _adapters(pod: Object) -> dict[str, str]:
-    """Digests of the adapters that a pod of vLLM serves, by the names in its API."""
-    args = [str(each) for each in pod["containers"][0].get("args") or []]
-    modules = args[args.index("--lora-modules") + 1 :] if "--lora-modules" in args else []
-    return {each.partition("=")[0]: each.split("/")[2] for each in modules}
-
-
-def _outcome(fate: Reason | None) -> CheckOutcome:
-    return CheckOutcome.FAILED if fate else CheckOutcome.PASSED
-
-
-def _adapter_checks(pod: Object) -> list[VerificationCheck]:
-    """What the verification of adapters compares, up to the first that fails."""
-    made: list[VerificationCheck] = []
-    for name, digest in _adapters(pod).items():
-        outcome = CheckOutcome.FAILED if FATES[digest] else CheckOutcome.PASSED
-        made.append(VerificationCheck(name=f"{name.partition(':')[2]}.checks", outcome=outcome))
-        if outcome is CheckOutcome.FAILED:
-            break
-    return made
 
 
 def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:

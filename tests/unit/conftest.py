@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hack.cluster.layout import cache_directory
+from tests.support.clock import Clock
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from finetune_api.stages import StageResult, Upstream
     from finetune_jobs.store.s3 import Store
     from tests.support.preparing import Prepared
+    from tests.support.publish_job import PublishJob
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """A real S3 server with the bucket ``data``."""
     with SeaweedFS.running(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock of the test's own."""
+    return Clock()
 
 
 @pytest.fixture
@@ -106,6 +114,22 @@ def upstream(store: Store, tmp_path: Path) -> Upstream:
     from tests.support.publishing import put_upstream
 
     return put_upstream(store, tmp_path)
+
+
+@pytest.fixture
+def chain(store: Store, tmp_path: Path) -> Upstream:
+    """The same, each with its lineage."""
+    from tests.support.published import put_upstream
+
+    return put_upstream(store, tmp_path / "made")
+
+
+@pytest.fixture
+def job(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> PublishJob:
+    """A FineTuneJob whose publish runs."""
+    from tests.support.publish_job import PublishJob
+
+    return PublishJob(s3, store, chain, tmp_path)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
+from finetune_api.endpoint_stages import AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, VerificationCheck
-from finetune_api.stages import AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
 from finetune_jobs.artifacts.artifact import BaseRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.adapters import Adapter

@@ -28,9 +28,11 @@ from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.settings import Engine, Runtime, ServingAccess
 from finetune_proxy.__main__ import failure, nobody, parse
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import passes, promoted, until
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, uri
+from tests.support.serving import ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, pinned, uri
 from tests.unit.test_adapterdeployment_analysis import analysed, told
 from tests.unit.test_adapterdeployment_canary import canary, has_share
 from tests.unit.test_adapterdeployment_canary import until as step

@@ -19,9 +19,11 @@ from finetune_operator.adapterdeployment.followed import FollowedJob, followed_j
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.settings import Engine, Runtime
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
 from tests.support.promoted import passes
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, condition, uri
+from tests.support.serving import ServingCluster, condition
+from tests.support.serving_specs import SETTINGS, uri
 from tests.unit.test_adapterdeployment_walk import ANALYSED
 
 pytestmark = pytest.mark.unit

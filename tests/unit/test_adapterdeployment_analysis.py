@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import (
     AnalysisOutcome,
@@ -23,14 +24,16 @@ from finetune_api.serving_status import (
     ServingPhase,
     VerificationCheck,
 )
-from finetune_api.stages import AnalyseParams, Stage, StageInput
+from finetune_api.stages import Stage, StageInput
 from finetune_operator.adapterdeployment.analysis import LATE_SECONDS, Analysis
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Create
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, Quota, ServingCluster, condition, pinned, serving
+from tests.support.serving import Quota, ServingCluster, condition, serving
+from tests.support.serving_specs import pinned
 from tests.unit.test_adapterdeployment_canary import canary, crash_once, has_share, one_pass, until
 from tests.unit.test_adapterdeployment_walk import ANALYSED, Safety, wanted
 

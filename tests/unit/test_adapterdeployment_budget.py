@@ -27,8 +27,10 @@ from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.framework.unmet import RETRY
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.support.memory_cluster import NAMESPACE, MemoryCluster, runner
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, Quota, ServingCluster, condition, pinned, serving
+from tests.support.serving import Quota, ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

@@ -20,19 +20,11 @@ from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import disprove, falls_silent, passes
 from tests.support.sentences import assert_says
-from tests.support.serving import (
-    BETTER,
-    GOOD,
-    SETTINGS,
-    ServingCluster,
-    condition,
-    pinned,
-    serving,
-    shown,
-    start_seconds,
-)
+from tests.support.serving import ServingCluster, condition, serving, shown
+from tests.support.serving_specs import SETTINGS, pinned, start_seconds
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit

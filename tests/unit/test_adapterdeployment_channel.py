@@ -16,9 +16,11 @@ from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import until
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, uri
+from tests.support.serving import ServingCluster, condition
+from tests.support.serving_specs import SETTINGS, uri
 
 pytestmark = pytest.mark.unit
 

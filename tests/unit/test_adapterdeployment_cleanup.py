@@ -7,7 +7,9 @@ import pytest
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, pinned, serving
+from tests.support.played_pods import BETTER, GOOD
+from tests.support.serving import ServingCluster, serving
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

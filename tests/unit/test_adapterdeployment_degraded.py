@@ -9,9 +9,10 @@ import pytest
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, RevisionState, ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS
+from tests.support.played_pods import GOOD
 from tests.support.promoted import disprove, passes, promoted, prove
 from tests.support.sentences import assert_says
-from tests.support.serving import GOOD, ServingCluster, condition, serving, shown
+from tests.support.serving import ServingCluster, condition, serving, shown
 from tests.unit.test_adapterdeployment_canary import canary, has_share
 from tests.unit.test_adapterdeployment_canary import until as canary_until
 

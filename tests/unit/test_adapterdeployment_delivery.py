@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 
 from finetune_api.artifact_source import set_address
+from finetune_api.endpoint_stages import WantedAdapters
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
-from finetune_api.stages import StageInput, WantedAdapters
+from finetune_api.stages import StageInput
 from finetune_operator.adapterdeployment.delivery import DELIVERY_SECONDS, delivery_seconds, is_of_delivery
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.settings import Engine, Proxy, Runtime
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
 from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, INACTIVE, ServingCluster, condition, uri
+from tests.support.serving import ServingCluster, condition
+from tests.support.serving_specs import uri
 from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, published
 
 pytestmark = pytest.mark.unit

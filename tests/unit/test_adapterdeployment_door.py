@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import DOOR_SECONDS
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState
-from finetune_api.stages import DOOR_SECONDS, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, NETWORK_POLICIES, SERVICES, Object
-from tests.support.serving import BETTER, SETTINGS, ServingCluster, job_pod, pinned, serving
+from tests.support.played_pods import BETTER, job_pod
+from tests.support.serving import ServingCluster, serving
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

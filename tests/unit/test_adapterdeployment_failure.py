@@ -23,24 +23,10 @@ from finetune_operator.framework.objects import (
     Object,
     Resource,
 )
+from tests.support.played_pods import BETTER, CORRUPT, CRASHING, FATES, GOOD, INACTIVE, checks
 from tests.support.sentences import assert_says
-from tests.support.serving import (
-    BETTER,
-    CORRUPT,
-    CRASHING,
-    FATES,
-    GOOD,
-    INACTIVE,
-    ServingCluster,
-    checks,
-    condition,
-    following,
-    pinned,
-    published,
-    serving,
-    shown,
-    uri,
-)
+from tests.support.serving import ServingCluster, condition, serving, shown
+from tests.support.serving_specs import following, pinned, published, uri
 
 pytestmark = pytest.mark.unit
 

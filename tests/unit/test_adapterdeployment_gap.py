@@ -23,21 +23,10 @@ from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Obj
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.deployment import SERVER
+from tests.support.played_pods import BETTER, CRASHING, GOOD, INACTIVE
 from tests.support.sentences import assert_says
-from tests.support.serving import (
-    BETTER,
-    CRASHING,
-    GOOD,
-    INACTIVE,
-    SETTINGS,
-    Quota,
-    ServingCluster,
-    condition,
-    following,
-    pinned,
-    published,
-    serving,
-)
+from tests.support.serving import Quota, ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, following, pinned, published
 from tests.unit.test_adapterdeployment_walk import IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
@@ -196,7 +185,7 @@ def test_a_name_that_is_taken_ends_the_gap_for_good(how: str) -> None:
     failed = cluster.status.candidate
     assert failed is not None
     assert failed.state is RevisionState.FAILED
-    assert_says(failed.message, "not tried again by itself: set spec.rerun to a new value", "Deployment demo-x")
+    assert_says(failed.message, "not retried automatically: set spec.rerun to a new value", "Deployment demo-x")
     cluster.now += timedelta(days=1)
     cluster.settle()
     assert wanted(cluster) == {old: 1}
@@ -259,7 +248,7 @@ def test_nothing_is_waited_for_as_long_as_it_takes(how: str, reason: Reason) -> 
     candidate = cluster.status.candidate
     assert candidate is not None
     assert (candidate.state, candidate.reason) == (RevisionState.FAILED, reason)
-    assert "It did not go on, and meanwhile nobody got answers." in candidate.message
+    assert "It made no progress, and meanwhile requests were not answered." in candidate.message
     assert wanted(cluster) == {old: 1}
 
 

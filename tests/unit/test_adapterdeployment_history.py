@@ -21,16 +21,9 @@ from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISION
 from finetune_operator.resources import deployment
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Proxy, Settings
-from tests.support.serving import (
-    BETTER,
-    GOOD,
-    INACTIVE,
-    SETTINGS,
-    START,
-    ServingCluster,
-    pinned,
-    serving,
-)
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
+from tests.support.serving import START, ServingCluster, serving
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

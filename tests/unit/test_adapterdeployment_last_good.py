@@ -24,9 +24,11 @@ from finetune_operator.framework.objects import (
     SERVICES,
     Object,
 )
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import crash, falls_silent, passes, promoted, until
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, pinned, published, shown
+from tests.support.serving import ServingCluster, condition, shown
+from tests.support.serving_specs import SETTINGS, following, pinned, published
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.references import ConfigMapKeyRef, SecretRef
-from finetune_api.stages import SelfCheckLimits, StageInput
+from finetune_api.stages import StageInput
 from finetune_api.storage import CaBundle, Storage
 from finetune_api.strategy import QualityWatch
 from finetune_jobs.self_check import parse as parse_self_check
@@ -30,7 +31,9 @@ from finetune_operator.resources.service import candidate_service, public_servic
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy, ServingAccess
 from tests.support.copies import copied
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, following, pinned, published, uri
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
+from tests.support.serving import ServingCluster
+from tests.support.serving_specs import SETTINGS, following, pinned, published, uri
 
 pytestmark = pytest.mark.unit
 

@@ -30,7 +30,8 @@ from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, WATCHED_OWNERS
 from finetune_operator.resources.deployment import deployment_name, server_labels
 from tests.support.memory_cluster import MemoryCluster
-from tests.support.serving import GOOD, SETTINGS, pinned, server_pod
+from tests.support.played_pods import GOOD, server_pod
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

@@ -22,23 +22,9 @@ from finetune_operator.framework.objects import (
     Resource,
 )
 from finetune_operator.settings import ServingAccess, Settings
-from tests.support.serving import (
-    BETTER,
-    GOOD,
-    INACTIVE,
-    SETTINGS,
-    ServingCluster,
-    checks,
-    condition,
-    following,
-    pinned,
-    pod_status,
-    published,
-    serving,
-    shown,
-    uri,
-    without_record,
-)
+from tests.support.played_pods import BETTER, GOOD, INACTIVE, checks, pod_status
+from tests.support.serving import ServingCluster, condition, serving, shown
+from tests.support.serving_specs import SETTINGS, following, pinned, published, uri, without_record
 
 pytestmark = pytest.mark.unit
 

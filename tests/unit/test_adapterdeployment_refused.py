@@ -8,7 +8,9 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.framework.actions import Action, Delete
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Resource
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, Quota, ServingCluster, condition, pinned, serving
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
+from tests.support.serving import Quota, ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

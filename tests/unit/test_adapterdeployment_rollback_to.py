@@ -7,9 +7,11 @@ import pytest
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import crash, crashed_before, passes, promoted, until
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, pinned, published, shown
+from tests.support.serving import ServingCluster, condition, shown
+from tests.support.serving_specs import SETTINGS, following, pinned, published
 
 pytestmark = pytest.mark.unit
 

@@ -29,8 +29,10 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
 from finetune_operator.settings import FormerRoutes, HttpRoutes, Ingresses, ServingAccess, Settings
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, start_seconds
+from tests.support.serving import ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, pinned, start_seconds
 from tests.unit.test_adapterdeployment_canary import crash_once, has_share, one_pass, until
 from tests.unit.test_adapterdeployment_walk import CANARY, wanted
 

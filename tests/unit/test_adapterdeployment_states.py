@@ -22,8 +22,10 @@ from finetune_operator.framework.actions import Plan
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import FETCH_SECONDS
 from tests.support.fast import share
+from tests.support.played_pods import BETTER, GOOD, INACTIVE
 from tests.support.promoted import crash, disprove, prove
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, start_seconds
+from tests.support.serving import ServingCluster
+from tests.support.serving_specs import SETTINGS, pinned, start_seconds
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, ROOM, OneAtATime, steps, walk
 
 pytestmark = pytest.mark.unit

@@ -8,8 +8,10 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Engine, PodShape, Runtime, Settings
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, pinned, published
+from tests.support.serving import ServingCluster, condition
+from tests.support.serving_specs import SETTINGS, following, pinned, published
 
 pytestmark = pytest.mark.unit
 

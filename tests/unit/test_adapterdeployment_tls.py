@@ -9,8 +9,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.reasons import Reason
-from finetune_api.stages import StageInput, VerifyParams
+from finetune_api.stages import StageInput
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.health import Outlook, Sighting, candidate_problem, watch
 from finetune_operator.adapterdeployment.revision import choice_of
@@ -30,9 +31,11 @@ from finetune_operator.resources.deployment import Adapter, Serving, pod_templat
 from finetune_operator.resources.route import backends_of
 from finetune_operator.settings import Engine, Runtime
 from finetune_proxy.__main__ import Certificate, failure, parse, unusable
+from tests.support.played_pods import GOOD
 from tests.support.promoted import passes, until
 from tests.support.sentences import assert_says
-from tests.support.serving import GOOD, SETTINGS, ServingCluster, condition, serving, uri
+from tests.support.serving import ServingCluster, condition, serving
+from tests.support.serving_specs import SETTINGS, uri
 from tests.unit.test_adapterdeployment_access import DEPLOYMENT, NOW, container, started
 from tests.unit.test_adapterdeployment_canary import canary, has_share
 from tests.unit.test_adapterdeployment_canary import until as step

@@ -8,8 +8,10 @@ from finetune_api.serving_status import ServingPhase
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Engine, Runtime, Settings
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, published
+from tests.support.serving import ServingCluster, condition
+from tests.support.serving_specs import SETTINGS, following, published
 
 pytestmark = pytest.mark.unit
 

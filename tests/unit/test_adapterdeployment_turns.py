@@ -28,20 +28,10 @@ from finetune_operator.framework.objects import DEPLOYMENTS, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.settings import Settings
 from tests.support.fast import share
+from tests.support.played_pods import BETTER, CRASHING, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import (
-    BETTER,
-    CRASHING,
-    GOOD,
-    SETTINGS,
-    START,
-    Quota,
-    ServingCluster,
-    condition,
-    pinned,
-    serving,
-    shown,
-)
+from tests.support.serving import START, Quota, ServingCluster, condition, serving, shown
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 
@@ -355,7 +345,7 @@ class TestAnnouncedGap:
             assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
             assert condition(cluster.status, "ServiceGap") == ("False", Reason.GAP_ANNOUNCED)
             said = next(each.message for each in cluster.status.conditions if each.type == "ServiceGap")
-            assert_says(said, "notice is over", "serves on", "waits for its turn", "another")
+            assert_says(said, "notice is over", "still serves", "waits for its turn", "another")
             cluster.now += timedelta(hours=1)
             cluster.others = []
         cluster.reconcile()

@@ -12,18 +12,10 @@ from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Apply, Create
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object, Resource
+from tests.support.played_pods import BETTER, GOOD, UNSCHEDULABLE
 from tests.support.sentences import assert_says
-from tests.support.serving import (
-    BETTER,
-    GOOD,
-    UNSCHEDULABLE,
-    ServingCluster,
-    condition,
-    pinned,
-    serving,
-    shown,
-    start_seconds,
-)
+from tests.support.serving import ServingCluster, condition, serving, shown
+from tests.support.serving_specs import pinned, start_seconds
 
 pytestmark = pytest.mark.unit
 

@@ -29,21 +29,9 @@ from finetune_operator.framework.objects import (
 )
 from finetune_operator.resources.deployment import FETCH_SECONDS
 from tests.support.fast import share
-from tests.support.serving import (
-    BETTER,
-    CORRUPT,
-    CRASHING,
-    FATES,
-    GOOD,
-    INACTIVE,
-    SETTINGS,
-    Quota,
-    ServingCluster,
-    following,
-    pinned,
-    published,
-    start_seconds,
-)
+from tests.support.played_pods import BETTER, CORRUPT, CRASHING, FATES, GOOD, INACTIVE
+from tests.support.serving import Quota, ServingCluster
+from tests.support.serving_specs import SETTINGS, following, pinned, published, start_seconds
 
 pytestmark = pytest.mark.unit
 

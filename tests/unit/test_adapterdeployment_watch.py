@@ -12,7 +12,8 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import Outlook, watch
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
-from tests.support.serving import START, UNSCHEDULABLE, server_pod
+from tests.support.played_pods import UNSCHEDULABLE, server_pod
+from tests.support.serving import START
 
 pytestmark = pytest.mark.unit
 

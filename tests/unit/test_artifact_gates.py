@@ -8,10 +8,11 @@ import pytest
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.artifact_source import Channel
-from finetune_api.goals import GateOutcome, GoalStatus
+from finetune_api.endpoint_stages import VerifyParams
+from finetune_api.gates import GateOutcome, GoalStatus
 from finetune_api.layout import GatesRecord, gates_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, StageResult, Upstream, VerifyParams
+from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_api.verification import GatesPolicy
 from finetune_jobs.artifacts.gates import _missing, read_gates, require_gates
 from finetune_jobs.base.errors import StageError

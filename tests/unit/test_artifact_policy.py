@@ -10,9 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from finetune_api.endpoint_stages import FetchParams
 from finetune_api.layout import MANIFEST, Manifest, output_folder, provenance_object
 from finetune_api.reasons import Reason
-from finetune_api.stages import FetchParams, Params, Stage, StageInput, StageResult
+from finetune_api.stages import Params, Stage, StageInput, StageResult
 from finetune_jobs.artifacts.artifact import GOLDEN
 from finetune_jobs.artifacts.signing import load_public_key, load_signer, seal
 from finetune_jobs.base.errors import StageError
@@ -32,11 +33,6 @@ SIGNER, OTHER = new_key(), new_key("p256")
 
 def key_id(key: PrivateKeyTypes) -> str:
     return load_public_key(public_pem(key), "the key").keyid
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 def published(s3: SeaweedFS, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: bytes = b"") -> str:

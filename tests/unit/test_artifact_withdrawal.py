@@ -8,21 +8,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.endpoint_stages import REPLACED_WITHDRAWN, AdapterRef, VerifyParams
 from finetune_api.layout import StageRecord, Withdrawal, channel_object, output_folder, withdrawn_object
 from finetune_api.reasons import Reason
-from finetune_api.stages import (
-    PIPELINE,
-    REPLACED_WITHDRAWN,
-    AdapterRef,
-    Outcome,
-    Params,
-    Stage,
-    StageInput,
-    StageResult,
-    Upstream,
-    VerifyParams,
-    input_key,
-)
+from finetune_api.stages import PIPELINE, Outcome, Params, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.artifacts.withdrawal import MAX_WORDS, in_words, read_withdrawal, withdraw
@@ -43,11 +32,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 MARK = Withdrawal(reason="erasure request 4711", by="dpo", withdrawn_at="2026-03-01T12:00:00Z")
 SAID = "withdrawn by dpo on 2026-03-01: erasure request 4711"
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.behaviour.checks import Mentions
 from finetune_jobs.evaluation.behaviour.comparison import ALL, Behaviour, compare_behaviour

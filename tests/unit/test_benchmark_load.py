@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from hack.benchmarks.load import Heard, read
+from hack.benchmarks.load import ClientAnswers, read
 from hack.benchmarks.load_client import (
     FRESH,
     KEPT,
     STREAM,
     Client,
+    ClientTally,
     Plan,
-    Tally,
     WrongAnswerError,
     revision_of,
     streamed_text,
@@ -112,12 +112,12 @@ def answering(*replies: bytes) -> Iterator[int]:
         thread.join()
 
 
-def asked(port: int, kind: str, times: int) -> Heard:
+def asked(port: int, kind: str, times: int) -> ClientAnswers:
     """What a client of a kind makes of it that had an answer before. It asks again once the connection before is closed
     on both sides."""
     lines = [json.dumps({"switch": "before", "kind": kind, "client": 0, "at": 0.0})]
     plan = Plan("127.0.0.1", port, {kind: 1}, [], dict.fromkeys([FRESH, KEPT, STREAM], 4), ANSWERS, 0, 10)
-    client = Client(plan, kind, 0, Tally(), lines.append)
+    client = Client(plan, kind, 0, ClientTally(), lines.append)
     for _ in range(times):
         client.step()
         if client.connection is not None and client.connection.sock is not None:

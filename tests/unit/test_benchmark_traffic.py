@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.endpoint_stages import DOOR_SECONDS
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
-from finetune_api.stages import DOOR_SECONDS, Outcome, Stage, StageResult
+from finetune_api.stages import Outcome, Stage, StageResult
 from hack.benchmarks.time_to_traffic import Moments, moments_of, split
 from hack.benchmarks.watching import Watched
 from hack.cluster.console import ClusterError

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Examination
-from finetune_api.goals import GateOutcome, Gates, Goal, GoalStatus
+from finetune_api.gates import GateOutcome, Gates, GoalStatus
+from finetune_api.goals import Goal
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.training import Method
 from finetune_jobs.artifacts import model_card

@@ -24,7 +24,7 @@ from finetune_jobs.fit.shapes import FAMILIES
 from finetune_operator.runtimes.facts import offered_facts, serving_facts
 from finetune_operator.settings import Engine, PodShape, Runtime
 from tests.support.sentences import assert_says
-from tests.support.serving import SETTINGS
+from tests.support.serving_specs import SETTINGS
 
 pytestmark = pytest.mark.unit
 

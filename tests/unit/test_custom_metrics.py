@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from finetune_api.custom_metrics import CustomMetric, DataFolder, FigureRule, MetricParameter, MetricRun, MetricsReport
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Gates, Goal
+from finetune_api.gates import Gates
+from finetune_api.goals import Goal
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_api.endpoint_stages import AdapterRef, AdapterReport, AdapterReports
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, CheckOutcome, VerificationCheck
-from finetune_api.stages import AdapterRef, AdapterReport, AdapterReports
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.self_check import Gate
 from finetune_jobs.verification.delivery import await_adapters

@@ -18,16 +18,10 @@ from finetune_jobs.reading.rows import Row
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.distilling import SOURCE, config, distilled, echo, failure, prompts, run
-from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 # Asking

@@ -26,15 +26,9 @@ from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY
 from tests.support.distilling import KEY, SOURCE, run
-from tests.support.seaweedfs import SeaweedFS
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 EXAMPLE = REPOSITORY / "examples" / "support"

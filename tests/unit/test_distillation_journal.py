@@ -35,11 +35,6 @@ from tests.support.teacher_server import Reply, TeacherServer, says
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 # What outlives a pod
 
 

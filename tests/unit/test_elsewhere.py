@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Evaluation
-from finetune_api.goals import GateOutcome, Gates
+from finetune_api.gates import GateOutcome, Gates
 from finetune_api.judging import OtherModel
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
@@ -16,7 +16,7 @@ from finetune_jobs.evaluation.elsewhere import ask_elsewhere
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.page import EvaluationSubject, render_html
 from finetune_jobs.evaluation.report import Evaluated
-from finetune_jobs.inquiry.answer_collector import Inquiry
+from finetune_jobs.inquiry.answer_collector import AnswerSource
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.inquiry.terms import Terms
@@ -24,7 +24,6 @@ from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.store.s3 import Store
 from tests.support.distilling import QUICK
 from tests.support.readiness import Parsed
-from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import RUN
 from tests.support.teacher_server import Behaviour, Reply, TeacherServer, fails, says
@@ -47,15 +46,10 @@ def example(text: str, answer: str = "a") -> Conversation:
 SHOTS: Final = [example("shown", "b")]
 
 
-def asked_at(url: str, store: Store) -> Inquiry:
+def asked_at(url: str, store: Store) -> AnswerSource:
     endpoint = OtherModel.model_validate({"endpoint": {"url": url, "model": "large"}}).endpoint
     terms = Terms(endpoint, "model of spec.evaluation.baseline", "spec.evaluation.baseline", "", max_answer_tokens=64)
-    return Inquiry(terms, ChatModel(terms), Journal.of(store, RUN, "baseline", terms.recipe), QUICK)
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
+    return AnswerSource(terms, ChatModel(terms), Journal.of(store, RUN, "baseline", terms.recipe), QUICK)
 
 
 @pytest.mark.slow

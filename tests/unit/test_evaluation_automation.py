@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import PRECISIONS, Gates
+from finetune_api.gates import Gates
+from finetune_api.goals import PRECISIONS
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.evaluation.automation import DIGITS, LEEWAY, Weighed, automate, choose_threshold
 from finetune_jobs.evaluation.gates import judge

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import MAX_GOALS, Gates, GoalStatus, Metric, packed, unpacked
-from finetune_api.goals import GateOutcome as Outcome
+from finetune_api.gates import GateOutcome as Outcome
+from finetune_api.gates import Gates, GoalStatus, packed, unpacked
+from finetune_api.goals import MAX_GOALS, Metric
 from finetune_api.stages import MAX_RESULT_BYTES
 from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
 from finetune_jobs.evaluation.estimates import METRICS, measure, metrics_of

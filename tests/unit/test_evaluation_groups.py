@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, Gates, packed, unpacked
+from finetune_api.gates import GateOutcome, Gates, packed, unpacked
 from finetune_jobs.artifacts.measurements import Figure, Measurements
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.clusters import Floats, Groups, likeness, mean, mean_gain

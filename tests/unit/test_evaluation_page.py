@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.evaluation import Evaluation
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.layout import REVIEW_PAGE
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
 from finetune_jobs.evaluation.automation import Weighed, automate

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.lenient import read
 from finetune_jobs.evaluation.report import PROMPTED, Evaluated

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.gates import judge

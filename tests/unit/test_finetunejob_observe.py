@@ -11,9 +11,9 @@ import pytest
 from finetune_api.base import ObjectMeta
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
+from finetune_operator.controller import INDEXES
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import LABEL_SERVICE, ObservedJob
-from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.objects import (
     ENDPOINT_SLICES,
@@ -65,7 +65,7 @@ def training(nodes: int) -> tuple[AskedCluster, StageRequest]:
 
 def observe(cluster: AskedCluster) -> ObservedJob:
     """The FineTuneJob as the operator sees it."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     read_all(cache, cluster)
     raw = cache.get(FINETUNEJOBS, NAMESPACE, "walk")
     assert raw is not None
@@ -126,7 +126,7 @@ def test_who_goes_first_with_an_output(rival: dict[str, Any], conflicts: bool) -
     elder["metadata"] |= {"name": "elder", "uid": "0", "creationTimestamp": "2025-01-01T00:00:00Z"}
     for part, changes in rival.items():
         elder[part] |= changes
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     for each in (mine, elder):
         cache.record(FINETUNEJOBS, each)
     rule = TenancyRule(namespaces=["*"], inputs=["s3://models", "s3://data"])

@@ -19,13 +19,14 @@ import yaml
 from finetune_api.meta import ExitCode
 from finetune_api.stages import Stage
 from finetune_jobs.runtime.commandline import example_input
-from hack.benchmarks.train_throughput import CHAT, Measured
+from hack.benchmarks.train_throughput import CHAT, Throughput
 from hack.cluster.layout import REPOSITORY
 from hack.gpu import bench, serving, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
-from hack.gpu.machine import GpuCard, allocator, numbers, other_versions
+from hack.gpu.machine import GpuCard, allocator, numbers
+from hack.gpu.setting import other_versions
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
 
@@ -110,9 +111,9 @@ def test_each_side_of_a_comparison_sees_one_gpu(tmp_path: Path, s3: SeaweedFS, m
     monkeypatch.setattr(Bench, "model", tmp_path)
     seen = []
 
-    def measured(*_: object) -> Measured:
+    def measured(*_: object) -> Throughput:
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        return Measured(100.0, [1.0] * CHAT.steps, 10.0)
+        return Throughput(100.0, [1.0] * CHAT.steps, 10.0)
 
     monkeypatch.setattr(throughput, "fresh_process", measured)
     cards = [GpuCard("card", 80.0, (9, 0))] * 2

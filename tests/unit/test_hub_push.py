@@ -47,21 +47,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PushedHub]:
 
 
 @pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
-def chain(store: Store, tmp_path: Path) -> Upstream:
-    return put_upstream(store, tmp_path / "made")
-
-
-@pytest.fixture
-def job(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> PublishJob:
-    return PublishJob(s3, store, chain, tmp_path)
-
-
-@pytest.fixture
 def next_job(s3: SeaweedFS, store: Store, tmp_path: Path) -> PublishJob:
     """The same job, once its data have changed."""
     return PublishJob(s3, store, put_upstream(store, tmp_path / "next", b"other rows\n"), tmp_path / "next")

@@ -15,21 +15,18 @@ from pathlib import Path
 import pytest
 
 from finetune_api.artifact_source import set_address
-from finetune_api.layout import Withdrawal, output_folder
-from finetune_api.reasons import Reason
-from finetune_api.serving_status import AdapterState, CheckOutcome
-from finetune_api.stages import (
+from finetune_api.endpoint_stages import (
     AdapterRef,
     FetchParams,
-    Params,
     SelfCheckLimits,
-    Stage,
-    StageInput,
-    StageResult,
     VerifyParams,
     WantedAdapter,
     WantedAdapters,
 )
+from finetune_api.layout import Withdrawal, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import AdapterState, CheckOutcome
+from finetune_api.stages import Params, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.artifacts.bom import BOM

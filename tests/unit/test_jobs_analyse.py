@@ -10,8 +10,9 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.compatibility import TGI, VLLM
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
-from finetune_api.stages import AnalyseParams, Outcome, Params, Stage, StageInput, StageResult
+from finetune_api.stages import Outcome, Params, Stage, StageInput, StageResult
 from finetune_jobs.analyse import analyse
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import execute

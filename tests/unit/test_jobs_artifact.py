@@ -12,7 +12,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.artifact_source import Channel
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
-from finetune_api.goals import GateOutcome, Gates, unpacked
+from finetune_api.gates import GateOutcome, Gates, unpacked
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream

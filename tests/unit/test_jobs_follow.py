@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.artifact_source import Channel
+from finetune_api.endpoint_stages import PUBLISHED_AT, FollowParams
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import (
     MANIFEST,
@@ -20,7 +21,7 @@ from finetune_api.layout import (
     withdrawn_object,
 )
 from finetune_api.reasons import Reason
-from finetune_api.stages import PUBLISHED_AT, FollowParams, Params, RunRef, Stage, StageInput, StageResult
+from finetune_api.stages import Params, RunRef, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.base.errors import StageError

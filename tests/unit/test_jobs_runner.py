@@ -261,11 +261,6 @@ def test_a_taken_metrics_port_costs_only_the_progress(tmp_path: Path) -> None:
 # The log that outlives the pod
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def kept_given(s3: SeaweedFS, store: Store) -> str:
     """An input with an output, below which the log is kept."""
     return changed(storage=s3.storage, output=Output(uri=store.uri(), name="transactions"))

@@ -11,18 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.endpoint_stages import LatencyObjectives, SelfCheckLimits, VerifyParams
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome
-from finetune_api.stages import (
-    LatencyObjectives,
-    Params,
-    SelfCheckLimits,
-    Stage,
-    StageInput,
-    StageResult,
-    VerifyParams,
-)
+from finetune_api.stages import Params, Stage, StageInput, StageResult
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.runtime.runner import execute

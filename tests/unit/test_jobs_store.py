@@ -36,11 +36,6 @@ from tests.support.sentences import assert_says
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def test_objects(store: Store, tmp_path: Path) -> None:
     assert (store.get("a"), store.head("a"), list(store.list())) == (None, None, [])
     store.put("a", b"one")

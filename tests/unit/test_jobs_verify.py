@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from huggingface_hub import ChatCompletionOutputMessage
 
+from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, StageResult, VerifyParams
+from finetune_api.stages import Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, Marks
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import execute

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Evaluation
-from finetune_api.goals import GateOutcome, Gates, Metric, unpacked
+from finetune_api.gates import GateOutcome, Gates, unpacked
+from finetune_api.goals import Metric
 from finetune_api.judging import Judge, JudgeStatus
 from finetune_api.layout import judged_object
 from finetune_api.reasons import Reason
@@ -272,11 +273,6 @@ def test_pages_that_are_made_before_the_judge_is_asked_say_so() -> None:
 
 
 # The stage
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from finetune_jobs.training.learning_curve import CURVE, Parts, divide, measure_
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import TrainingFiles
 from tests.support.readiness import assert_accessible, parsed_page
-from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, run_training, settings, write_dataset
@@ -249,11 +248,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("curve") / "dataset", train=rows(40), validation=rows(6, first=90))
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 PARTS = LearningCurve(percents=[20, 50])

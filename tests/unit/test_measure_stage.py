@@ -15,7 +15,7 @@ from finetune_api.custom_metrics import FigureRule, MetricData, MetricRequest, M
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import EvaluateParams, Params, PublishParams, Stage, StageInput, StageResult

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Coverage, Evaluation, Examination
-from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blocking
+from finetune_api.gates import GateOutcome, Gates, OnInconclusive, blocking
+from finetune_api.goals import Goal
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat

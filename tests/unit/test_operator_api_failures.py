@@ -10,8 +10,8 @@ import pytest
 from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason, remedy
+from finetune_operator.controller import INDEXES
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
-from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.api_failures import LASTING
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError
@@ -80,7 +80,7 @@ class Operator:
 
     def restart(self) -> None:
         """A new process, which remembers nothing."""
-        self._cache = Cache(OUTPUT_INDEX)
+        self._cache = Cache(INDEXES)
         kind = fine_tune_job_kind(self.cluster, self._cache, SETTINGS)
         self._reconciler = Reconciler(self.cluster, self._cache, {KEY.kind: kind}, lambda: self.cluster.now)
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api import meta
+from finetune_operator.controller import INDEXES
 from finetune_operator.finetunejob.observe import elder_publishers
-from finetune_operator.finetunejob.output import OUTPUT_INDEX, Output, output_of
+from finetune_operator.finetunejob.output import Output, output_of
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.framework.ownership import Key, Owner
@@ -52,7 +53,7 @@ def leaving(job: Object) -> Object:
 
 def test_only_newer_versions_are_news() -> None:
     """Our own write comes back on the stream, and old events may come after new ones."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     assert [cache.record(JOBS, child(version)) for version in (9, 9, 10, 4)] == [True, False, True, False]
     assert [found["metadata"]["resourceVersion"] for found in cache.children(KEY, JOBS)] == ["10"]
     assert "managedFields" not in cache.children(KEY, JOBS)[0]["metadata"]
@@ -60,7 +61,7 @@ def test_only_newer_versions_are_news() -> None:
 
 def test_what_was_deleted_does_not_come_back() -> None:
     """The answer to a write may arrive after the event of the deletion; a new object of the name is another one."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1))
     assert cache.forget(JOBS, child(3))
     assert [cache.record(JOBS, child(version)) for version in (1, 2, 3)] == [False, False, False]
@@ -72,7 +73,7 @@ def test_what_was_deleted_does_not_come_back() -> None:
 
 def test_what_lost_its_label_comes_back_with_it() -> None:
     """A stream shows an object that loses the label as deleted, and as added when it gets the label back."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1))
     assert cache.forget(JOBS, child(2))
     assert cache.record(JOBS, child(3))
@@ -83,7 +84,7 @@ def test_what_lost_its_label_comes_back_with_it() -> None:
 
 def test_a_list_finds_what_the_stream_missed() -> None:
     """Gone is what was known before the LIST and is not in it; what came during the LIST stays."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1))
     asked = cache.moment()
     late = child(5, uid="late")
@@ -94,7 +95,7 @@ def test_a_list_finds_what_the_stream_missed() -> None:
 
 
 def test_a_list_counts_more_than_a_tombstone_from_before_it() -> None:
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1))
     cache.forget(JOBS, child(2))
     asked = cache.moment()
@@ -103,7 +104,7 @@ def test_a_list_counts_more_than_a_tombstone_from_before_it() -> None:
 
 
 def test_a_deletion_during_a_list_counts_more_than_its_pages() -> None:
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1))
     asked = cache.moment()
     cache.forget(JOBS, child(2))
@@ -114,7 +115,7 @@ def test_a_deletion_during_a_list_counts_more_than_its_pages() -> None:
 
 def test_a_restored_etcd_has_lower_versions() -> None:
     """What is read now is what there is; what the operator wrote since it asked is newer still."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(900))
     assert cache.record(JOBS, child(40), cache.moment())
     assert cache.children(KEY, JOBS)[0]["metadata"]["resourceVersion"] == "40"
@@ -125,7 +126,7 @@ def test_a_restored_etcd_has_lower_versions() -> None:
 
 
 def test_a_list_of_one_namespace_says_nothing_of_others() -> None:
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1))
     assert cache.sweep(JOBS, "elsewhere", cache.moment()) == []
     assert uids(cache) == ["a"]
@@ -170,7 +171,7 @@ def test_after_a_list_the_cache_is_what_the_api_server_has(steps: list[tuple[str
 
     And whatever comes late afterwards changes nothing.
     """
-    server, cache = Server(), Cache(OUTPUT_INDEX)
+    server, cache = Server(), Cache(INDEXES)
     late: list[tuple[bool, Object]] = []
 
     def show(events: list[tuple[bool, Object]]) -> None:
@@ -212,7 +213,7 @@ def test_after_a_list_the_cache_is_what_the_api_server_has(steps: list[tuple[str
 
 def test_no_more_is_kept_than_is_observed() -> None:
     """Of the children that are not watched, the operator's own writes are not kept either."""
-    cache = Cache(OUTPUT_INDEX, WATCHED_OWNERS)
+    cache = Cache(INDEXES, WATCHED_OWNERS)
     ours = {"metadata": Owner(FINETUNEJOBS, "team", "ft", "u").metadata("c") | {"uid": "u", "resourceVersion": "1"}}
     theirs = {
         "metadata": Owner(ADAPTERDEPLOYMENTS, "team", "s", "u").metadata("d") | {"uid": "v", "resourceVersion": "1"}
@@ -224,7 +225,7 @@ def test_no_more_is_kept_than_is_observed() -> None:
 
 def test_publishers_follow_the_spec() -> None:
     """Found by output, whatever its trailing slash, until the spec changes or the resource goes."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(FINETUNEJOBS, publisher("one", 1, "s3://b/x/"))
     cache.record(FINETUNEJOBS, publisher("two", 2, "s3://b/x"))
     cache.record(FINETUNEJOBS, publisher("foreign", 2, "s3://b/x", namespace="other"))
@@ -238,7 +239,7 @@ def test_publishers_follow_the_spec() -> None:
 
 
 def test_a_bucket_of_the_same_name_in_another_store_is_another_bucket() -> None:
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     places = (publisher("aws", 1, "s3://b/x"), publisher("minio", 2, "s3://b/x", "http://minio.a.svc:9000"))
     for each in places:
         cache.record(FINETUNEJOBS, each)
@@ -262,7 +263,7 @@ def test_the_older_publishers_by_age(others: list[Object], elders: list[str]) ->
 
 def test_objects_of_others_are_nobodys_children() -> None:
     """The labels decide, and they name another owner."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES)
     cache.record(JOBS, child(1, owner="other"))
     assert cache.children(KEY, JOBS) == []
     assert meta.LABEL_OWNER_NAME in child(1)["metadata"]["labels"]

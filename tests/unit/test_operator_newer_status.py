@@ -28,8 +28,10 @@ from finetune_operator.framework.stored_status import merge_patch
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from tests.support.fast import share
 from tests.support.memory_cluster import MemoryCluster, merged
+from tests.support.played_pods import BETTER, INACTIVE
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, INACTIVE, SETTINGS, ServingCluster, pinned, serving
+from tests.support.serving import ServingCluster, serving
+from tests.support.serving_specs import SETTINGS, pinned
 from tests.unit.test_operator_walk import Walk
 
 pytestmark = pytest.mark.unit

@@ -541,7 +541,7 @@ MEASURING: dict[str, tuple[Object, Object, State, Reason, tuple[str, ...]]] = {
         measuring("Failed", before("answers", **DONE), before("metric-brevity", **KILLED), reason="DeadlineExceeded"),
         State.FAILED,
         Reason.DEADLINE_EXCEEDED,
-        ("Metric 'brevity' was at work",),
+        ("Metric 'brevity' was running",),
     ),
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.goals import GateOutcome
+from finetune_api.gates import GateOutcome
 from finetune_api.job_status import FineTuneJobStatus, Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.review import ReviewStatus

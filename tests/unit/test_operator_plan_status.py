@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.goals import GateOutcome, GoalStatus, packed
+from finetune_api.gates import GateOutcome, GoalStatus, packed
 from finetune_api.job_status import FineTuneJobStatus, Phase, StageState
 from finetune_api.push import PushStatus, PushTarget
 from finetune_api.reasons import REMEDIES, Reason

@@ -16,7 +16,7 @@ from finetune_operator import __main__ as program
 from finetune_operator.controller import Controller
 from finetune_operator.framework.lease import Elector
 from hack.cluster.layout import free_port
-from tests.support.serving import SETTINGS
+from tests.support.serving_specs import SETTINGS
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

@@ -29,9 +29,11 @@ from finetune_operator.framework.stored_status import status_patch
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import parse_result
+from tests.support.played_pods import GOOD, INACTIVE
 from tests.support.retired_fields import JOB, OLD, Old
 from tests.support.sentences import assert_says
-from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving
+from tests.support.serving import ServingCluster, serving
+from tests.support.serving_specs import SETTINGS, pinned
 from tests.support.stage_objects import ended, failure, job, pod, terminated
 
 pytestmark = pytest.mark.unit

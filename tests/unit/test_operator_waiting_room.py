@@ -7,24 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_operator.framework.waiting_room import LONGEST_LOOK, PACE, WAIT_LIMIT, WAIT_START, WaitingRoom
+from tests.support.clock import Clock
 
 pytestmark = pytest.mark.unit
-
-
-class Clock:
-    """Stands still unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """The test's clock."""
-    return Clock()
 
 
 @pytest.fixture

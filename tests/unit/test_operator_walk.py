@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.stages import PIPELINE
+from finetune_operator.controller import INDEXES
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import spec_hash
-from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, SERVICE_ACCOUNTS
@@ -63,7 +63,7 @@ class Walk:
         cluster.crash_in = 0
         cluster.stream.clear()
         self.lagging = False
-        self.cache = Cache(OUTPUT_INDEX)
+        self.cache = Cache(INDEXES)
         read_all(self.cache, cluster)
         kind = fine_tune_job_kind(cluster, self.cache, self.settings)
         self.reconciler = Reconciler(cluster, self.cache, {KEY.kind: kind}, lambda: cluster.now)

@@ -8,24 +8,9 @@ import time
 import pytest
 
 from finetune_operator.framework.workqueue import BACKOFF_LIMIT, BACKOFF_START, PATIENCE, QUIET, QueueState, WorkQueue
+from tests.support.clock import Clock
 
 pytestmark = pytest.mark.unit
-
-
-class Clock:
-    """Stands still unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """The test's clock."""
-    return Clock()
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ ELSEWHERE = RUN.model_copy(update={"namespace": "team-b", "uid": "9c1d"})
 CHAIN = Upstream(**{name: str(n) * 64 for n, name in enumerate(Upstream.model_fields, start=1)})
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def asked(s3: SeaweedFS, store: Store, run: RunRef) -> StageInput:
     return publish_input(s3, store, CHAIN, run=run)
 

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.dataset import Task
 from finetune_api.evaluation import Coverage, Examination
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.evaluation.applicable import require_applicable
 from finetune_jobs.evaluation.estimates import measure

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import finetune_jobs.promote as promoting
+from finetune_api.endpoint_stages import FetchParams
 from finetune_api.layout import MANIFEST, Withdrawal, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import FetchParams, Params, Stage, StageInput, StageResult, Upstream
+from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch

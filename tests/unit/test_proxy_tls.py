@@ -175,7 +175,7 @@ class TestHaproxy:
             first = serial(door)
             mount(door.certificate, ISSUER.secret(HOST, seconds=6))
             until(lambda: serial(door) != first)
-        said = [each.message for each in caplog.records if "goes on with the one before" in each.message]
+        said = [each.message for each in caplog.records if "keeps the previous one" in each.message]
         assert len(said) == 1, "however often it was looked at"
         assert_says(said[0], "not yet valid")
 

@@ -23,7 +23,7 @@ from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.forgetful_store import forgetful
-from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input, put_upstream
+from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import context
@@ -65,17 +65,6 @@ def endpoint(s3: SeaweedFS, fault: Fault) -> Iterator[str]:
     """A store that fails as ``fault`` says, in front of the real one."""
     with forgetful(s3.endpoint, ADMIN, ignores=(), fails=fault) as url:
         yield url
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    """The real one."""
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
-def chain(store: Store, tmp_path: Path) -> Upstream:
-    return put_upstream(store, tmp_path / "made")
 
 
 def content(store: Store) -> dict[str, str]:

@@ -26,9 +26,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.s3 import Store
 from tests.support import registry as registries
 from tests.support.publish_job import PublishJob
-from tests.support.published import put_upstream
 from tests.support.registry import PASSWORD, USER, MemoryRegistry
-from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import RUN
 
@@ -100,21 +98,6 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
     made = MemoryRegistry()
     monkeypatch.setattr(push, "Registry", made)
     return made
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
-def chain(store: Store, tmp_path: Path) -> Upstream:
-    return put_upstream(store, tmp_path / "made")
-
-
-@pytest.fixture
-def job(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> PublishJob:
-    return PublishJob(s3, store, chain, tmp_path)
 
 
 @slow

@@ -14,10 +14,11 @@ from typing import TypeVar
 
 import pytest
 
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import SelfCheckLimits, StageResult
+from finetune_api.stages import StageResult
 from finetune_jobs.artifacts.artifact import (
     GOLDEN,
     MODEL_REF,

@@ -119,7 +119,7 @@ REFUSALS: list[tuple[str, httpx2.Response, OciTarget, Reason, list[str]]] = [
     ("POST", says(403, "DENIED"), CLOSED, Reason.REGISTRY_ACCESS_DENIED, ["403 DENIED", "the login in Secret 'login'"]),
     ("POST", says(403), OPEN, Reason.REGISTRY_ACCESS_DENIED, ["answered 403 to no login"]),
     ("HEAD", says(401, headers={"WWW-Authenticate": "Basic"}), OPEN, Reason.REGISTRY_ACCESS_DENIED, ["names none"]),
-    ("HEAD", says(401, headers={"WWW-Authenticate": "Negotiate"}), CLOSED, Reason.PUSH_REFUSED, ["none of OCI's"]),
+    ("HEAD", says(401, headers={"WWW-Authenticate": "Negotiate"}), CLOSED, Reason.PUSH_REFUSED, ["not one of OCI's"]),
     ("HEAD", asks("http://x/"), CLOSED, Reason.PUSH_REFUSED, ["it names an address without TLS for logins"]),
     ("POST", says(404, "NAME_UNKNOWN"), OPEN, Reason.REPOSITORY_NOT_FOUND, ["registry has no such repository"]),
     ("POST", says(404), OPEN, Reason.REPOSITORY_NOT_FOUND, ["registry has no such repository"]),

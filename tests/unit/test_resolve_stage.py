@@ -7,7 +7,8 @@ import pytest
 
 from finetune_api.artifact_source import Channel
 from finetune_api.finetunejob import Output
-from finetune_api.goals import MAX_GOALS, GateOutcome, GoalStatus, packed
+from finetune_api.gates import GateOutcome, GoalStatus, packed
+from finetune_api.goals import MAX_GOALS
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import (
     MANIFEST,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finetune_api.finetunejob import Output
-from finetune_api.goals import GateOutcome, Gates, OnInconclusive
+from finetune_api.gates import GateOutcome, Gates, OnInconclusive
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, Reviewing, ReviewTerms
 from finetune_api.stages import PublishParams

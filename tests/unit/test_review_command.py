@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api.artifact_source import Channel
-from finetune_api.goals import GateOutcome, Gates
+from finetune_api.gates import GateOutcome, Gates
 from finetune_api.layout import channel_object, output_folder, votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, Reviewing, ReviewStatus
@@ -36,11 +36,6 @@ from tests.support.stages import context
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 SHEET = sheet_with(40)
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 def with_sheet(store: Store, chain: Upstream, folder: Path, sheet: ReviewSheet = SHEET) -> Upstream:

@@ -19,8 +19,10 @@ from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Adapter, Serving, pod_template
 from finetune_operator.settings import Engine, ModelCache, PodShape, Runtime, Settings
+from tests.support.played_pods import GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import GOOD, SETTINGS, ServingCluster, following, published, uri
+from tests.support.serving import ServingCluster
+from tests.support.serving_specs import SETTINGS, following, published, uri
 
 pytestmark = pytest.mark.unit
 

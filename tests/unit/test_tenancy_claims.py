@@ -17,7 +17,9 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.settings import Gpu, Profile
 from finetune_operator.tenancy.claim import Subject
-from tests.support.serving import GOOD, ServingCluster, pinned
+from tests.support.played_pods import GOOD
+from tests.support.serving import ServingCluster
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,8 @@ import pytest
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Examination
-from finetune_api.goals import OF_CALLS, GateOutcome, Gates, Metric
+from finetune_api.gates import GateOutcome, Gates
+from finetune_api.goals import OF_CALLS, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.calls import CallFormat, learnt, read, written
 from finetune_jobs.base.errors import StageError

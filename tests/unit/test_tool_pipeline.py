@@ -12,10 +12,11 @@ import pytest
 
 from finetune_api.dataset import Task as SpecTask
 from finetune_api.dataset import TaskType
+from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.export import Export, ExportFormat
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates
+from finetune_api.gates import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
@@ -29,7 +30,6 @@ from finetune_api.stages import (
     StageResult,
     TrainParams,
     Upstream,
-    VerifyParams,
 )
 from finetune_api.training import Method
 from finetune_jobs.artifacts.artifact import ANSWERS, GOLDEN, METRICS, SAMPLE, read_answers

@@ -28,11 +28,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 MARK = Withdrawal(reason="erasure request 4711", by="dpo", withdrawn_at="2026-03-01T12:00:00Z")
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def put(s3: SeaweedFS, store: Store, folder: Path, rows: str, name: str) -> tuple[Upstream, str]:
     """Everything of one FineTuneJob, up to its artifact; returns the addresses, and the artifact's."""
     chain = put_upstream(store, folder / f"{name}-{rows}", rows.encode())

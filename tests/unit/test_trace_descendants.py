@@ -43,11 +43,6 @@ class Made:
     given: StageInput
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def make(s3: SeaweedFS, store: Store, folder: Path, name: str, base: str = BASE) -> Made:
     """Everything of one FineTuneJob with data and sources of its own, up to its artifact."""
     run, source = RUN.model_copy(update={"name": name}), f"{len(name):064x}"

@@ -43,11 +43,6 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine, the end of a training would give up before the last copy is made."""
     monkeypatch.setattr(tracking_module, "LAST_WORDS_SECONDS", 60.0)

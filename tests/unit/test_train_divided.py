@@ -49,11 +49,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llama(tmp_path_factory.mktemp("divided") / "base")
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 @pytest.fixture(scope="module")
 def large(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """128 MiB of weights in float32, the largest of which has 4."""

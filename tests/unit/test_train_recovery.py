@@ -44,11 +44,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("recovery") / "dataset")
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def assert_same_weights(one: Path, other: Path) -> None:
     (found,), (expected,) = ((folder / "adapter").glob("*.safetensors") for folder in (one, other))
     wanted = load_file(expected)

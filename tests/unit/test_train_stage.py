@@ -39,11 +39,6 @@ ENCRYPTION = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)
 
 
 @pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
-@pytest.fixture
 def given(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
     """A training of 60 steps, whose first checkpoint comes long before its end; the store encrypts what it writes."""
     storage = s3.storage.model_copy(update={"encryption": ENCRYPTION})

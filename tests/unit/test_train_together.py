@@ -83,11 +83,6 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
-
-
 def train_input(base: Path, dataset: Path, store: Store, s3: SeaweedFS, training: Training) -> StageInput:
     """A training whose inputs and results lie in a place of their own."""
     upstream = publish_inputs(store, base, dataset)

@@ -28,7 +28,6 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE
 from finetune_jobs.training.trainer import Examples, build_trainer
-from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import (
     load_for_training,
@@ -49,11 +48,6 @@ ADAPTERS = pytest.mark.parametrize("method", [Method.QLORA, Method.LORA])
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llama(tmp_path_factory.mktemp("train") / "base")
-
-
-@pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
-    return Store.connect(s3.storage, place)
 
 
 def weights(tuned: Path) -> dict[str, torch.Tensor]:

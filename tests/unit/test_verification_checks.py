@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset import TaskType
+from finetune_api.endpoint_stages import LatencyObjectives
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import MAX_RESULT_BYTES, LatencyObjectives, Outcome, Stage, StageResult
+from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.distances import distance

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.stages import DOOR_SECONDS, StageResult
+from finetune_api.endpoint_stages import DOOR_SECONDS
+from finetune_api.stages import StageResult
 from finetune_jobs import verify
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.door import Door

@@ -13,9 +13,11 @@ from finetune_jobs.verification.power import smallest_sample
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.floor import VerificationFloor, floor_violation, strictest
+from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned
+from tests.support.serving import ServingCluster, condition
+from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
 

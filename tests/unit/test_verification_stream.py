@@ -62,10 +62,10 @@ FAILED = b'data: {"error":"Request failed during generation"}\n\n'
         ([HELLO, REST, DONE], "Hello", "no finish reason"),
         ([HELLO, OVERLOADED, DONE], "Hel", "error in a stream: Model is overloaded"),
         ([HELLO, FAILED], "Hel", "error in a stream: Request failed"),
-        ([HELLO, b"data: {\n\n", DONE], "Hel", "is none of a chat (JSONDecodeError)"),
-        ([b"data: []\n\n"], "", "is none of a chat (TypeError)"),
-        ([b'data: {"choices":[{"delta":{"content":7}}]}\n\n'], "", "is none of a chat"),
-        ([b"data: \xff\n\n"], "", "is none of a chat"),
+        ([HELLO, b"data: {\n\n", DONE], "Hel", "is not a chat completion chunk (JSONDecodeError)"),
+        ([b"data: []\n\n"], "", "is not a chat completion chunk (TypeError)"),
+        ([b'data: {"choices":[{"delta":{"content":7}}]}\n\n'], "", "is not a chat completion chunk"),
+        ([b"data: \xff\n\n"], "", "is not a chat completion chunk"),
     ],
 )
 def test_an_answer_is_what_came_until_the_fault(body: list[bytes], content: str, fault: str) -> None:

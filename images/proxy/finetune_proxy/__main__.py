@@ -185,7 +185,7 @@ def _tell_certificate(certificate: Certificate | None, files: Files, known: _Kno
     if checked.fault:
         said = unusable(certificate, checked.fault)
         if said != known.refused:
-            log.warning("%s It goes on with the one before. %s.", said, server_tls.REMEDY)
+            log.warning("%s It keeps the previous one. %s.", said, server_tls.REMEDY)
         known.refused = said
         return
     set_certificate(files.socket, files.certificate, tls.pem)
@@ -203,7 +203,7 @@ def report(keys: ApiKeys) -> None:
     """How many keys there are, and which entries are none."""
     log.info("%d keys are accepted", len(keys.accepted))
     for each in keys.refused:
-        log.warning("%s, and lets nobody in: %s", each, REMEDY)
+        log.warning("%s, and rejects all requests: %s", each, REMEDY)
 
 
 def nobody(secret: str, keys: ApiKeys) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from finetune_api.artifact_source import Channel
-from finetune_api.goals import GateOutcome, GoalStatus, unpacked
+from finetune_api.gates import GateOutcome, GoalStatus, unpacked
 from finetune_api.hashing import canonical_json, short
 from finetune_api.layout import GatesRecord, gates_folder, output_folder
 from finetune_api.reasons import Reason

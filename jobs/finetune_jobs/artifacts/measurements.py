@@ -4,7 +4,8 @@ from typing import Final
 
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Metric, main_metric
+from finetune_api.gates import main_metric
+from finetune_api.goals import Metric
 
 CHANCE: Final = 0.05
 """p-value below which a difference is called more than chance."""

@@ -14,7 +14,7 @@ from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_promp
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example
-from finetune_jobs.inquiry.answer_collector import Inquiry
+from finetune_jobs.inquiry.answer_collector import AnswerSource
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.preparation.collect import Collector, Copy, provided_part
@@ -58,7 +58,7 @@ def collect_distilled(
     near = NearAnswers(params.dataset.duplicates.sought_percent)
     terms = terms_of(config)
     journal = Journal.of(context.store, context.input.run, "distillation", terms.recipe)
-    session = TeacherSession(config, Inquiry(terms, ChatModel.from_environment(terms), journal))
+    session = TeacherSession(config, AnswerSource(terms, ChatModel.from_environment(terms), journal))
     report = context.progress.part(0.2, 0.75, "collecting the teacher's answers")
     made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)

@@ -23,7 +23,7 @@ from finetune_jobs.base.wording import shorten
 from finetune_jobs.distillation.filters import ANSWER, AnswerRules, Near
 from finetune_jobs.distillation.prompts import Prompt, Question, questions, terms_of
 from finetune_jobs.examples.validation import Faults
-from finetune_jobs.inquiry.answer_collector import AnswerCollector, Inquiry
+from finetune_jobs.inquiry.answer_collector import AnswerCollector, AnswerSource
 from finetune_jobs.inquiry.answers import AttemptError
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
@@ -41,7 +41,7 @@ class TeacherSession:
     """The spec of a distillation, and how its teacher is asked."""
 
     config: Distillation
-    inquiry: Inquiry
+    source: AnswerSource
 
 
 @dataclass
@@ -124,21 +124,21 @@ def distil(
     TeacherUnavailable, TeacherRefused, BudgetExceeded (not one answer can be paid), DeadlineExceeded, SpecInvalid (the
     answers' schema), or as Store.
     """
-    config, teacher, journal = session.config, session.inquiry.model, session.inquiry.journal
+    config, teacher, journal = session.config, session.source.model, session.source.journal
     rules = AnswerRules(config, near)
     made = Distilled()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         spool = _Spool(file, config)
         _collect(prompts, spool, made)
         count = _announce(spool, teacher, journal)
-        inquiry = AnswerCollector(session.inquiry)
+        collector = AnswerCollector(session.source)
         try:
-            asyncio.run(inquiry.run(_open(spool, journal), count, report, stopping or threading.Event()))
+            asyncio.run(collector.run(_open(spool, journal), count, report, stopping or threading.Event()))
         finally:
             journal.flush()
-        made.answered = inquiry.answered
-        made.tokens, made.cost = inquiry.budget.spent, inquiry.budget.cost
-        _hand_on(spool, journal, inquiry.given_up, rules, take, made)
+        made.answered = collector.answered
+        made.tokens, made.cost = collector.budget.spent, collector.budget.cost
+        _hand_on(spool, journal, collector.given_up, rules, take, made)
     _require_an_answer(made, config, teacher)
     return made
 

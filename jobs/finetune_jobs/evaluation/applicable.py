@@ -9,7 +9,8 @@ from typing import Final
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Examination
-from finetune_api.goals import OF_CANARIES, OF_TEXT, Gates, Goal, Metric, OnInconclusive
+from finetune_api.gates import Gates, OnInconclusive
+from finetune_api.goals import OF_CANARIES, OF_TEXT, Goal, Metric
 from finetune_api.judging import Judge
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError

@@ -19,7 +19,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress, Report
 from finetune_jobs.evaluation.asking import Paper
 from finetune_jobs.evaluation.shots import PLAIN, with_shots
-from finetune_jobs.inquiry.answer_collector import AnswerCollector, Inquiry
+from finetune_jobs.inquiry.answer_collector import AnswerCollector, AnswerSource
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.inquiry.terms import Terms, Turns
@@ -54,15 +54,15 @@ def asker(
         concurrency=other.concurrency,
         requests_per_minute=other.requests_per_minute,
     )
-    inquiry = Inquiry(terms, ChatModel.from_environment(terms), Journal.of(store, run, "baseline", terms.recipe))
+    source = AnswerSource(terms, ChatModel.from_environment(terms), Journal.of(store, run, "baseline", terms.recipe))
     report = progress.part(0.0, 0.05, "another model")
-    return lambda paper: ask_elsewhere(paper.examples, paper.shots, inquiry, report, stopping)
+    return lambda paper: ask_elsewhere(paper.examples, paper.shots, source, report, stopping)
 
 
 def ask_elsewhere(
     examples: Sequence[Conversation],
     shots: Sequence[Conversation],
-    inquiry: Inquiry,
+    source: AnswerSource,
     report: Report | None,
     stopping: threading.Event,
 ) -> list[str]:
@@ -77,9 +77,9 @@ def ask_elsewhere(
     if not plain or any(example.tools for example in examples):
         log.warning("%s is not asked: test examples have tools or thoughts, which servers write in other forms", _PLACE)
         return []
-    recipe, journal = inquiry.terms.recipe, inquiry.journal
+    recipe, journal = source.terms.recipe, source.journal
     asked = [_Asked(prompt, digest([recipe, prompt])) for prompt in prompts]
-    collector = AnswerCollector(inquiry)
+    collector = AnswerCollector(source)
     fresh = [each for each in {each.identity: each for each in asked}.values() if each.identity not in journal]
     try:
         asyncio.run(collector.run(iter(fresh), len(fresh), report, stopping))
@@ -89,8 +89,8 @@ def ask_elsewhere(
     if lost:
         raise StageError(
             Reason.TEACHER_UNAVAILABLE,
-            f"{inquiry.model.url}: {len(lost)} of {len(asked)} test examples were not answered; the last time, the "
-            f"{inquiry.terms.role} {lost[-1]}. All models must answer the same ones. The answers so far are kept.",
+            f"{source.model.url}: {len(lost)} of {len(asked)} test examples were not answered; the last time, the "
+            f"{source.terms.role} {lost[-1]}. All models must answer the same ones. The answers so far are kept.",
             retriable=True,
         )
     answers = [journal.find(each.identity) for each in asked]

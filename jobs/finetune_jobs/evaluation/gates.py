@@ -11,7 +11,8 @@ from math import ceil, floor, inf, log10
 from typing import Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import OF_ADVERSARIAL, Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
+from finetune_api.gates import GateOutcome, Gates, GoalStatus
+from finetune_api.goals import OF_ADVERSARIAL, Baseline, Goal, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import (

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import OF_ADVERSARIAL, OF_CALLS, OF_GENERAL, Baseline, Gates, Goal, Metric
+from finetune_api.gates import Gates
+from finetune_api.goals import OF_ADVERSARIAL, OF_CALLS, OF_GENERAL, Baseline, Goal, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import OF_JSON

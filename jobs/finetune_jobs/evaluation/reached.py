@@ -3,7 +3,8 @@
 from typing import Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, Gates, Metric
+from finetune_api.gates import GateOutcome, Gates
+from finetune_api.goals import Metric
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.conclusion import Conclusion

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Metric, main_metric
+from finetune_api.gates import main_metric
+from finetune_api.goals import Metric
 from finetune_jobs.artifacts.measurements import ELSEWHERE, Automation, Difference, Distances, Measurements
 from finetune_jobs.evaluation.clusters import Groups, mean
 from finetune_jobs.evaluation.estimates import measure, metrics_of

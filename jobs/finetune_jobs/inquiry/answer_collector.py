@@ -33,7 +33,7 @@ _TICK: Final = 0.2
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class AnswerSource:
     """Who is asked, by which terms, with how much patience, and where the answers are kept."""
 
     terms: Terms
@@ -45,8 +45,8 @@ class Inquiry:
 class AnswerCollector:
     """Asks questions and notes the answers in the journal."""
 
-    def __init__(self, session: Inquiry) -> None:
-        terms, model, journal, patience = session.terms, session.model, session.journal, session.patience
+    def __init__(self, source: AnswerSource) -> None:
+        terms, model, journal, patience = source.terms, source.model, source.journal, source.patience
         self._terms, self._model, self._journal, self._patience = terms, model, journal, patience
         self._pacer = Pacer(terms.requests_per_minute)
         self._breaker = Breaker(model.url, terms.role, terms.concurrency, patience)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.artifact_source import Channel
 from finetune_api.base import WireModel
-from finetune_api.goals import GateOutcome, GoalStatus, unpacked
+from finetune_api.gates import GateOutcome, GoalStatus, unpacked
 from finetune_api.judging import JudgeStatus
 from finetune_api.review import ReviewStatus, ReviewTerms
 from finetune_jobs.evaluation.conclusion import Conclusion

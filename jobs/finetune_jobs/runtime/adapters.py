@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from finetune_api.endpoint_stages import AdapterRef, FetchParams
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import AdapterRef, FetchParams, Stage
+from finetune_api.stages import Stage
 from finetune_api.storage import Storage
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest

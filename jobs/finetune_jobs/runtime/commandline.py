@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
+from finetune_api.endpoint_stages import AnalyseParams, FollowParams, VerifyParams
 from finetune_api.evaluation import Examination
 from finetune_api.export import Export
 from finetune_api.finetunejob import Output
@@ -27,10 +28,8 @@ from finetune_api.meta import (
 from finetune_api.stages import (
     DEPENDS_ON,
     OF_ENDPOINTS,
-    AnalyseParams,
     EvaluateParams,
     ExportParams,
-    FollowParams,
     Params,
     PrepareParams,
     PublishParams,
@@ -39,7 +38,6 @@ from finetune_api.stages import (
     StageInput,
     TrainParams,
     Upstream,
-    VerifyParams,
 )
 from finetune_api.storage import Storage
 from finetune_api.tracking import WANDB_KEY_VARIABLE

@@ -244,7 +244,7 @@ class Registry:
         elif self._login is None:
             raise self._denied(action, "it asks for a login, and secretRef names none")
         else:
-            raise self._refused(action, "it asks for a login in a way that is none of OCI's")
+            raise self._refused(action, "its login challenge is not one of OCI's")
 
     def _token(self, asked: Mapping[str, str], action: str) -> str:
         realm = self._place(asked["realm"], httpx2.URL(self._base), action, "it names", "for logins")

@@ -242,7 +242,7 @@ class _Copying:
                 if attempt == _ATTEMPTS or position == part.end:  # all there, yet not as the store says
                     raise broken.why from None
                 attempt += 1
-                log.info("%s Attempt %d goes on at byte %d.", broken.why.message, attempt, position)
+                log.info("%s Attempt %d resumes at byte %d.", broken.why.message, attempt, position)
         if not self._stopped.is_set():
             part.of.arrived(part.begin, part.end)
 

@@ -81,7 +81,7 @@ def use_kernels(model: Any, training: Training, team: Team = ALONE) -> tuple[Ker
         if faulty:
             fused.remove(kernel)
             why = fault or "it does not on another process's GPU"
-            log.warning("training goes on without the fused kernel for %s, which takes longer: %s", kernel, why)
+            log.warning("training continues without the fused kernel for %s, which is slower: %s", kernel, why)
         else:
             used.append(kernel)
     log.info("fused kernels: %s", listed(tuple(used)))

@@ -115,7 +115,7 @@ class Shards:
             raise StageError(
                 Reason.ARTIFACT_CORRUPT,
                 f"{self._checkpoint.name} lacks {self._kind} of {name}, row {reached} of {stop}: delete this "
-                "checkpoint; the training goes on from an earlier one.",
+                "checkpoint; the training resumes from an earlier one.",
             )
         return torch.cat(found)
 

@@ -11,9 +11,9 @@ from statistics import mean, median
 from typing import Final
 
 from finetune_api.dataset import TaskType
+from finetune_api.endpoint_stages import LatencyObjectives
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten

@@ -8,9 +8,9 @@ from typing import Final
 from huggingface_hub import get_session, hf_raise_for_status
 from pydantic import ValidationError
 
+from finetune_api.endpoint_stages import AdapterRef, AdapterReport, AdapterReports
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, CheckOutcome, VerificationCheck
-from finetune_api.stages import AdapterRef, AdapterReport, AdapterReports
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.hub import CLIENT_ERROR

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.artifact_source import adapter_model
+from finetune_api.endpoint_stages import AdapterReport, AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, VerificationCheck
-from finetune_api.stages import AdapterReport, AdapterReports, SelfCheckLimits, WantedAdapter, WantedAdapters
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.gates import require_gates
 from finetune_jobs.artifacts.withdrawal import require_standing

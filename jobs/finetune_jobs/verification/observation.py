@@ -7,8 +7,8 @@ from itertools import repeat
 from typing import Final, TypeVar
 
 from finetune_api.dataset import TaskType
+from finetune_api.endpoint_stages import LatencyObjectives
 from finetune_api.reasons import Reason
-from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed

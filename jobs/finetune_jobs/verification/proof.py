@@ -5,8 +5,8 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_api.stages import SelfCheckLimits
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import ModelServer

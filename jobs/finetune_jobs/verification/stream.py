@@ -57,7 +57,7 @@ def read_stream(body: Iterable[bytes], clock: Callable[[], float]) -> Stream:
         try:
             _add(found, json.loads(data), clock())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            found.fault = f"an event is none of a chat ({type(error).__name__})"
+            found.fault = f"an event is not a chat completion chunk ({type(error).__name__})"
         if found.fault:
             return found
     found.fault = "a stream ends without [DONE]"

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.serving_status import VerificationCheck
-from finetune_api.stages import SelfCheckLimits
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.engine import Forced, Reply
 

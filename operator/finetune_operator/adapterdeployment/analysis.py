@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import AnalyseParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AnalysisOutcome, CanaryAnalysisStatus, RevisionState, RevisionStatus
-from finetune_api.stages import AnalyseParams, Params, Stage, StageInput
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.strategy import CanaryAnalysis, WithoutVerdict
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
@@ -150,7 +151,7 @@ def _running(known: CanaryAnalysisStatus | None, until: str, again: bool) -> Can
 
 def _ended(verdict: Verdict | None, until: str) -> CanaryAnalysisStatus:
     """What a Job has found that has ended, or has taken too long; None: there is none, and it is too late for one."""
-    outcome, message = AnalysisOutcome.INCONCLUSIVE, "Nobody has looked at it in time."
+    outcome, message = AnalysisOutcome.INCONCLUSIVE, "It was not analysed in time."
     checks = verdict.result.checks if verdict is not None and verdict.result is not None else []
     if verdict is not None and verdict.state is State.SUCCEEDED and verdict.result is not None:
         passed = verdict.result.scalars.get("analysis") == AnalysisOutcome.PASSED

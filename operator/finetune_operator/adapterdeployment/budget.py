@@ -37,9 +37,11 @@ def budget_advice(observed: ObservedDeployment) -> str:
         return ""
     name = f"PodDisruptionBudget {observed.owner.name}"
     if not has_budget(observed):
-        return f"The {name} cannot be deleted: {said}. Delete it, or the operator does once nothing refuses it."
+        return (
+            f"The {name} cannot be deleted: {said}. Delete it yourself, or the operator does once nothing prevents it."
+        )
     return (
-        f"The {name} cannot be written: {said}. The endpoint serves all the same, but drained nodes may take all its "
-        "pods at once. Remove what is in the way, and the operator tries again within minutes; or ask the platform's "
+        f"The {name} cannot be written: {said}. The endpoint still serves, but a node drain may evict all its "
+        "pods at once. Remove the cause, and the operator tries again within minutes; or ask the platform's "
         "admin to set operator.disruptionBudgets: false in the chart's values."
     )

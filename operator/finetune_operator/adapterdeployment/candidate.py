@@ -136,7 +136,7 @@ def _in_line(
     """The candidate in its place in line, or started if its turn has come."""
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
     if turn is None or (turn.has_come and _just_recorded(waiting, now)):
-        message, due_after = "It waits for its turn among the endpoints that are rolled out.", RECORD_SECONDS
+        message, due_after = "It waits for its turn; other endpoints are being rolled out.", RECORD_SECONDS
     elif turn.has_come:
         return _started(observed, waiting, stable, now)
     else:
@@ -180,14 +180,14 @@ def _going_on(
     if left > 0:
         message = (
             f"The pods of revision {stable.revision} stop at {known.gap_starts_at}, as spec.strategy asks; from then "
-            f"on nobody gets answers {until}."
+            f"on requests are not answered {until}."
         )
         announced = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
         return Candidacy(announced, due_after=left)
     if is_ahead(known):
         if (turn := _missing_turn(observed, now)) is not None:
             message = (
-                f"The notice is over; revision {stable.revision} serves on. {turn.message(observed.owner.namespace)}"
+                f"The notice is over; revision {stable.revision} still serves. {turn.message(observed.owner.namespace)}"
             )
             overdue = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
             return Candidacy(overdue, due_after=turn.look_after)
@@ -195,7 +195,7 @@ def _going_on(
     found = remains(observed, known, now)
     if not found.left:
         return _starting(known, now)
-    message = f"The pods of revision {stable.revision} stop. Nobody gets answers {until}."
+    message = f"The pods of revision {stable.revision} stop. Requests are not answered {until}."
     stopping = in_state(known, RevisionState.STOPPING, Reason.GAP_IN_SERVICE, message, now)
     return Candidacy(stopping, due_after=found.due_after)
 
@@ -210,7 +210,7 @@ def _missing_turn(observed: ObservedDeployment, now: datetime) -> Turn | None:
 def _proved_again(known: RevisionStatus, now: datetime) -> RevisionStatus:
     """A canary whose spec has changed: it is verified again, and its steps begin anew. Its network stays open, since
     clients may still be connected."""
-    message = "The spec has changed: it is verified again, and its steps begin anew."
+    message = "The spec has changed: it is verified again, and its steps start over."
     anew = in_state(known, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
     return anew.model_copy(update={"verification": [], "canary": CanaryStatus()})
 

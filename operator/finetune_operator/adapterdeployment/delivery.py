@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from finetune_api import meta
 from finetune_api.artifact_source import set_address
+from finetune_api.endpoint_stages import VerifyParams, WantedAdapter, WantedAdapters
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import (
     AdapterState,
@@ -28,7 +29,7 @@ from finetune_api.serving_status import (
     RevisionStatus,
     VerificationCheck,
 )
-from finetune_api.stages import Params, Stage, StageInput, VerifyParams, WantedAdapter, WantedAdapters
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record, records

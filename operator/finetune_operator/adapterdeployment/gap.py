@@ -126,8 +126,8 @@ def overdue(observed: ObservedDeployment, problem: ServerProblem | None) -> Serv
     refused all along."""
     stalled = next((each for each in observed.resource.status.conditions if each.type == ConditionType.STALLED), None)
     said = (
-        "It did not go on, and meanwhile nobody got answers. It is not tried again by itself: set spec.rerun to a new "
-        "value."
+        "It made no progress, and meanwhile requests were not answered. It is not retried automatically: set "
+        "spec.rerun to a new value."
     )
     if problem is not None:
         reason = Reason.DEADLINE_EXCEEDED if problem.reason is Reason.WAITING else problem.reason

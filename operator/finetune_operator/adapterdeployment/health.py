@@ -294,8 +294,10 @@ def _pod_problems(pod: Object) -> Iterator[ServerProblem]:
             yield _container_problem(pod["metadata"]["name"], container, ended)
     if _has_lost_its_keys(pod):
         name = pod["metadata"]["name"]
-        said = f"The proxy of pod {name} lets nobody in: the Secret of spec.access.apiKeys has no key by now."
-        yield ServerProblem(Reason.API_KEYS_MISSING, f"{said} `kubectl logs {name} -c {PROXY}` names what is none.")
+        said = f"The proxy of pod {name} rejects all requests: the Secret of spec.access.apiKeys has no valid key."
+        yield ServerProblem(
+            Reason.API_KEYS_MISSING, f"{said} `kubectl logs {name} -c {PROXY}` names the invalid entries."
+        )
     blocker = pod_blocker(pod)
     if blocker is not None:
         yield ServerProblem(*blocker)

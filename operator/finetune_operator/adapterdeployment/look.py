@@ -11,9 +11,10 @@ from typing import Final
 
 from finetune_api import meta
 from finetune_api.artifact_source import OutputRef
+from finetune_api.endpoint_stages import PUBLISHED_AT, FollowParams
 from finetune_api.reasons import Reason, remedy
 from finetune_api.serving_status import ChannelStatus
-from finetune_api.stages import PUBLISHED_AT, FollowParams, Params, Stage, StageInput
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.blockers import not_allowed
 from finetune_operator.adapterdeployment.channel import asked_of, identity_of, known_channel
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

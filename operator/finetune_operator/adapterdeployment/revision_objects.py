@@ -1,6 +1,6 @@
 """The objects of a revision, as actions that make or restore them: those of a candidate, and those that serve."""
 
-from finetune_api.stages import SelfCheckLimits
+from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.strategy import watch_seconds
 from finetune_operator.adapterdeployment.delivery import wanted_adapters
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

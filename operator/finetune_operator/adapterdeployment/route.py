@@ -31,7 +31,7 @@ SETTLING_SECONDS: Final = 10.0
 names."""
 
 
-def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
+def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     """Why the route that the spec asks for cannot be; None if it can, or none is asked for."""
     route = observed.resource.spec.access.route
     if route is None:
@@ -39,11 +39,11 @@ def hindrance(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     kind, serving = _kind(route), observed.settings.serving
     if kind not in serving.routes:
         value = "httpRoutes" if kind == HTTP_ROUTES else "ingresses"
-        said = f"The platform makes no {kind.kind} (serving.{value} of the chart's values), and "
+        said = f"The platform offers no {kind.kind} (serving.{value} of the chart's values), and "
         if kind in serving.watched_routes:
             said += "deletes the one that was there."
         else:
-            said += "one that was there stays as it is (serving.formerRoutes): its weights too."
+            said += "an existing one stays as it is, with its weights (serving.formerRoutes)."
         return Reason.ROUTE_UNAVAILABLE, said
     if kind in observed.lacking:
         crd = f"{kind.plural}.{kind.api_version.partition('/')[0]}"
@@ -62,10 +62,10 @@ def route_actions(
     """Make or restore the route, once a revision serves, which clients reach at a ``port`` of its Service; delete what
     is not wanted any more. What the platform's rules no longer allow stays as it is, as everything that serves does. No
     rollout goes on then: a canary has no share."""
-    route, hindered = observed.resource.spec.access.route, hindrance(observed)
-    if hindered is not None and hindered[0] is Reason.NOT_ALLOWED:
+    route, blocked = observed.resource.spec.access.route, route_blocker(observed)
+    if blocked is not None and blocked[0] is Reason.NOT_ALLOWED:
         return _undivided(observed, now)
-    wanted = None if hindered or port is None or route is None else _wanted(observed, route, port, candidate, now)
+    wanted = None if blocked or port is None or route is None else _wanted(observed, route, port, candidate, now)
     kind = _kind(route) if route else None
     gone = tuple(
         Delete(resource, name, child["metadata"]["uid"])
@@ -85,31 +85,31 @@ def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -
     if route is None:
         return None
     name = f"{_kind(route).kind} {observed.owner.name}"
-    if hindered := hindrance(observed):
-        return _finding(False, *hindered)
+    if blocked := route_blocker(observed):
+        return _finding(False, *blocked)
     if said := observed.unmet.get(ROUTE, "").rstrip("."):
         return _finding(False, Reason.ROUTE_REFUSED, f"The {name} cannot be written: {said}.")
     if stable is None:
-        return _finding(False, Reason.ROUTE_PENDING, f"The {name} is made once a revision serves.")
+        return _finding(False, Reason.ROUTE_PENDING, f"The {name} is created once a revision serves.")
     answer = _answer(observed, route)
     if answer.refusal:
         return _finding(False, Reason.ROUTE_REFUSED, f"The {name} is not accepted. {answer.refusal}")
     if not answer.accepted:
-        return _finding(False, Reason.ROUTE_PENDING, f"The {name} waits for the answer of {answer.of}.")
-    return _finding(True, Reason.ROUTE_ACCEPTED, f"{answer.of} takes the {name}: {', '.join(route.urls)}.")
+        return _finding(False, Reason.ROUTE_PENDING, f"The {name} waits for {answer.of} to accept it.")
+    return _finding(True, Reason.ROUTE_ACCEPTED, f"{answer.of} accepts the {name}: {', '.join(route.urls)}.")
 
 
 def public_url(observed: ObservedDeployment, stable: RevisionStatus | None) -> str:
     """Where clients outside of the cluster reach the endpoint; empty without a route."""
     route = observed.resource.spec.access.route
-    if route is None or stable is None or hindrance(observed) or observed.unmet.get(ROUTE):
+    if route is None or stable is None or route_blocker(observed) or observed.unmet.get(ROUTE):
         return ""
     return route.urls[0]
 
 
 def look_after(observed: ObservedDeployment) -> float | None:
     """Seconds after which to look again whether the route can be; None where an event tells."""
-    found = hindrance(observed)
+    found = route_blocker(observed)
     is_watched = found is None or found[0] is Reason.NOT_ALLOWED or _is_turned_off(observed)
     return None if is_watched else LOOK_SECONDS
 
@@ -117,7 +117,7 @@ def look_after(observed: ObservedDeployment) -> float | None:
 def gives_weights(observed: ObservedDeployment) -> bool:
     """Whether a gateway takes the endpoint's HTTPRoute, so that it can divide requests."""
     route = observed.resource.spec.access.route
-    if route is None or route.http_route is None or hindrance(observed) or observed.unmet.get(ROUTE):
+    if route is None or route.http_route is None or route_blocker(observed) or observed.unmet.get(ROUTE):
         return False
     return _answer(observed, route).accepted
 

@@ -291,10 +291,10 @@ def _gap(rollout: Rollout) -> str:
     revision = stable.revision if stable else ""
     if not candidate or not rollout.in_gap:
         why = "" if rollout.ready else f" {rollout.trouble.message}"
-        return f"Nobody gets answers until revision {revision} gives them.{why}"
+        return f"Requests are not answered until revision {revision} serves.{why}"
     return (
-        f"Nobody gets answers since {candidate.gap_starts_at}: the pods of revision {revision} are stopped for "
-        f"revision {candidate.revision}, until that is verified, or {revision} serves again."
+        f"Requests have not been answered since {candidate.gap_starts_at}: the pods of revision {revision} are stopped "
+        f"for revision {candidate.revision}, until that is verified or {revision} serves again."
     )
 
 

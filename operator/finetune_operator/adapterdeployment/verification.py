@@ -5,20 +5,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.endpoint_stages import DOOR_SECONDS, REPLACED_WITHDRAWN, AdapterRef, LatencyObjectives, VerifyParams
 from finetune_api.hashing import without_defaults
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION, SELF_CHECK_PORT
 from finetune_api.reasons import remedy
 from finetune_api.serving_status import RevisionStatus
-from finetune_api.stages import (
-    DOOR_SECONDS,
-    REPLACED_WITHDRAWN,
-    AdapterRef,
-    LatencyObjectives,
-    Params,
-    Stage,
-    StageInput,
-    VerifyParams,
-)
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.verification import duration_seconds
 from finetune_operator.adapterdeployment.adapters import judged, read_back
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem

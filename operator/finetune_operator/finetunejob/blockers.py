@@ -43,8 +43,8 @@ def output_conflict(observed: ObservedJob) -> Blocker | None:
     """An older FineTuneJob of the namespace publishes to the same output."""
     if not observed.conflicting_job:
         return None
-    output, rival = observed.spec.output, observed.conflicting_job
-    message = f"The older FineTuneJob {rival!r} already publishes {output.name!r} under {output.uri}."
+    output, older = observed.spec.output, observed.conflicting_job
+    message = f"The older FineTuneJob {older!r} already publishes {output.name!r} under {output.uri}."
     return Blocker(Reason.OUTPUT_NAME_CONFLICT, message)
 
 

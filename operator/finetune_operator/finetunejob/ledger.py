@@ -9,7 +9,7 @@ from finetune_api.artifact_source import Channel
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
+from finetune_api.gates import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.job_status import (
     ArtifactStatus,
     ArtifactTokens,

@@ -1,10 +1,8 @@
 """Where a FineTuneJob publishes: two of them must not publish to the same output."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from finetune_operator.framework.cache import Indexes
 from finetune_operator.framework.objects import Object
-from finetune_operator.kinds import FINETUNEJOBS
 
 
 class Output(NamedTuple):
@@ -30,7 +28,3 @@ def output_of(job: Object) -> Output:
         uri=str(output.get("uri", "")).rstrip("/"),
         name=str(output.get("name", "")),
     )
-
-
-OUTPUT_INDEX: Final[Indexes] = {FINETUNEJOBS.kind: (output_of,)}
-"""How the cache finds the FineTuneJobs of a namespace that publish to an output."""

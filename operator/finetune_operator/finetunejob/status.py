@@ -131,7 +131,7 @@ def _rest(headline: Headline) -> str:
     """Why nothing is in progress."""
     if headline.phase is Phase.SUSPENDED:
         return "spec.suspend is true."
-    return "Somebody has to act first." if headline.phase is not Phase.SUCCEEDED else "The run has ended."
+    return "Waiting for a person to act." if headline.phase is not Phase.SUCCEEDED else "The run has ended."
 
 
 def _advice(spec: FineTuneJobSpec | None, dataset: DatasetStatus | None, fit: FitStatus | None) -> list[Finding]:

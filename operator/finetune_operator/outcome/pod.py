@@ -141,7 +141,7 @@ def refusal(message: str) -> tuple[Reason, str]:
 def late_message(pods: Sequence[Object]) -> str:
     """That the stage took too long, and what its pods waited for or reported last."""
     blocker = next((found[1] for pod in reversed(pods) if (found := pod_blocker(pod))), "")
-    metric = next((f"Metric {name!r} was at work." for pod in reversed(pods) if (name := failed_metric(pod))), "")
+    metric = next((f"Metric {name!r} was running." for pod in reversed(pods) if (name := failed_metric(pod))), "")
     said = blocker or metric or _last_words(pods)
     return " ".join(filter(None, ["The stage took longer than its profile allows.", said]))
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from finetune_api import meta
 from finetune_api.artifact_source import adapter_model
-from finetune_api.stages import AdapterRef, FetchParams, Params, Stage, StageInput
+from finetune_api.endpoint_stages import AdapterRef, FetchParams
+from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner

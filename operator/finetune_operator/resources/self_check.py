@@ -10,8 +10,9 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import SelfCheckLimits, WantedAdapters
 from finetune_api.hashing import canonical_json, short
-from finetune_api.stages import SelfCheckLimits, Stage, WantedAdapters
+from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of

@@ -22,7 +22,7 @@ from finetune_jobs.evaluation.judging.comparison import (
 )
 from finetune_jobs.evaluation.judging.verdict import Judgement
 from finetune_jobs.evaluation.review.sheet import ReviewPair, ReviewSheet
-from finetune_jobs.inquiry.answer_collector import AnswerCollector, Inquiry
+from finetune_jobs.inquiry.answer_collector import AnswerCollector, AnswerSource
 from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.inquiry.terms import Terms
@@ -53,7 +53,7 @@ def terms_of(judge: Judge) -> Terms:
     )
 
 
-def inquiry_of(store: Store, run: RunRef, judge: Judge, sheet: ReviewSheet) -> Inquiry:
+def answer_source(store: Store, run: RunRef, judge: Judge, sheet: ReviewSheet) -> AnswerSource:
     """The judge of a run with its key, and the journal in which its answers to these pairs outlive the pod. Each sheet
     has one of its own: what was asked of another artifact's answers is no part of this one's requests and cost.
 
@@ -61,11 +61,11 @@ def inquiry_of(store: Store, run: RunRef, judge: Judge, sheet: ReviewSheet) -> I
     """
     terms = terms_of(judge)
     journal = Journal.of(store, run, f"judging/{sheet.address[:16]}", terms.recipe)
-    return Inquiry(terms, ChatModel.from_environment(terms), journal)
+    return AnswerSource(terms, ChatModel.from_environment(terms), journal)
 
 
 def compare_answers(
-    sheet: ReviewSheet, judge: Judge, inquiry: Inquiry, report: Report | None, stopping: threading.Event
+    sheet: ReviewSheet, judge: Judge, source: AnswerSource, report: Report | None, stopping: threading.Event
 ) -> Judgement:
     """What the judge thinks of the pairs of an evaluation, or of the first ``maxExamples``.
 
@@ -74,11 +74,11 @@ def compare_answers(
     ``stopping`` is set.
     """
     pairs = sheet.votable[: judge.max_examples]
-    asking = _Asking(pairs, inquiry)
+    asking = _Asking(pairs, source)
     try:
         asyncio.run(asking.run(report, stopping))
     finally:
-        inquiry.journal.flush()
+        source.journal.flush()
     preferences = {
         pair.id: preference(pair, [asking.said.get((pair.id, turned)) for turned in ORDERS]) for pair in pairs
     }
@@ -91,7 +91,7 @@ def compare_answers(
         baseline=sheet.baseline,
         preferences=preferences,
         reasons=asking.reasons(pair for pair in pairs if preferences[pair.id] is Preference.UNDECIDED),
-        requests=inquiry.journal.requests,
+        requests=source.journal.requests,
         input_tokens=spent.spent.input,
         output_tokens=spent.spent.output,
         cost_usd=f"{spent.cost:.4f}" if judge.prices else "",
@@ -111,12 +111,12 @@ class _Slot:
 class _Asking:
     """All questions, in rounds: those without a verdict are asked again, as other questions."""
 
-    def __init__(self, pairs: list[ReviewPair], inquiry: Inquiry) -> None:
-        self.collector = AnswerCollector(inquiry)
+    def __init__(self, pairs: list[ReviewPair], source: AnswerSource) -> None:
+        self.collector = AnswerCollector(source)
         self.said: dict[tuple[str, bool], JudgeSays] = {}
         self._slots = {(pair.id, turned): _Slot(pair, turned) for pair in pairs for turned in ORDERS}
-        self._journal = inquiry.journal
-        self._recipe = inquiry.terms.recipe
+        self._journal = source.journal
+        self._recipe = source.terms.recipe
 
     async def run(self, report: Report | None, stopping: threading.Event) -> None:
         for attempt in range(ATTEMPTS):

@@ -3,7 +3,7 @@
 from finetune_api.judging import Judge
 from finetune_api.layout import judged_folder, judged_object
 from finetune_jobs.base.documents import parse_json
-from finetune_jobs.evaluation.judging.asking import compare_answers, inquiry_of
+from finetune_jobs.evaluation.judging.asking import answer_source, compare_answers
 from finetune_jobs.evaluation.judging.page import render_judgement
 from finetune_jobs.evaluation.judging.verdict import Judgement
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
@@ -17,7 +17,7 @@ def judgement_of(context: Context, judge: Judge, review: ReviewState, *, ask: bo
     """What the judge says of the run's evaluation: what is known, or else what it answers now, or None if it is not to
     be asked. Its page is written anew each time, since people may have voted meanwhile.
 
-    Raises StageError: ArtifactCorrupt, as inquiry_of, compare_answers and Store.
+    Raises StageError: ArtifactCorrupt, as answer_source, compare_answers and Store.
     """
     evaluation, store, run = context.input.upstream.evaluation, context.store, context.input.run
     found = read_judgement(store, evaluation, judge, review.sheet)
@@ -25,8 +25,8 @@ def judgement_of(context: Context, judge: Judge, review: ReviewState, *, ask: bo
         return None
     if found is None:
         report = context.progress.part(0.5, 0.7, "asking the judge")
-        inquiry = inquiry_of(store, run, judge, review.sheet)
-        found = compare_answers(review.sheet, judge, inquiry, report, context.stopping)
+        source = answer_source(store, run, judge, review.sheet)
+        found = compare_answers(review.sheet, judge, source, report, context.stopping)
         content = found.model_dump_json(by_alias=True, indent=1)
         store.put(judged_object(evaluation, judge.identity, "json"), f"{content}\n".encode())
     identity = [Fact("Job", [f"{run.namespace}/{run.name}"]), Fact("Evaluation", [evaluation], code=True)]

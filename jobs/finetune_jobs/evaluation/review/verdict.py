@@ -1,6 +1,6 @@
 """Whether the votes of people are enough to publish an artifact, or not to. Pure functions."""
 
-from finetune_api.goals import GateOutcome, OnInconclusive
+from finetune_api.gates import GateOutcome, OnInconclusive
 from finetune_api.reasons import Reason
 from finetune_api.review import ReviewStatus, ReviewTerms
 from finetune_api.stages import PublishParams

@@ -1,0 +1,130 @@
+"""Pods as the kubelet and their controllers leave them, whose fate depends on the artifact that they serve."""
+
+from collections.abc import Mapping
+
+from finetune_api import meta
+from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome, VerificationCheck
+from finetune_api.stages import Outcome, Stage, StageResult
+from finetune_operator.framework.objects import Object
+from finetune_operator.resources.self_check import loads_adapters
+
+GOOD, BETTER, INACTIVE, CORRUPT, CRASHING = (character * 64 for character in "abcde")
+"""Digests of artifacts, by their fate in a pod."""
+FATES: Mapping[str, Reason | None] = {
+    GOOD: None,
+    BETTER: None,
+    INACTIVE: Reason.ADAPTER_INACTIVE,
+    CORRUPT: Reason.ARTIFACT_CORRUPT,
+    CRASHING: Reason.CANDIDATE_FAILED,
+}
+"""Why a revision with the artifact fails; None: it serves."""
+UNSCHEDULABLE: Object = {
+    "phase": "Pending",
+    "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: insufficient GPU"}
+    ],
+}
+"""The status of a pod that finds no node."""
+
+
+def checks(fate: Reason | None) -> list[VerificationCheck]:
+    """What the verification of a revision with this fate compares."""
+    outcome = CheckOutcome.PASSED if fate is None else CheckOutcome.FAILED
+    return [
+        VerificationCheck(name="digest", expected="artifact", seen="artifact", outcome=CheckOutcome.PASSED),
+        VerificationCheck(name="differsFromBase", expected="0.0", seen="0.0 or 1.2", outcome=outcome),
+    ]
+
+
+_NOT_FETCHED = {
+    Reason.ARTIFACT_CORRUPT: (meta.ExitCode.FATAL, "model.safetensors has another hash."),
+    Reason.S3_UNREACHABLE: (meta.ExitCode.RETRIABLE, "The store does not answer."),
+}
+
+
+def pod_status(fate: Reason | None) -> Object:
+    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact, and while the
+    store does not answer."""
+    fetched = {"name": "fetch", "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}
+    if fate in _NOT_FETCHED:
+        code, said = _NOT_FETCHED[fate]
+        result = StageResult(stage=Stage.FETCH, outcome=Outcome.FAILED, reason=fate, message=said)
+        ended = {"exitCode": int(code), "message": result.model_dump_json(by_alias=True)}
+        waiting = {"name": "server", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
+        failed = fetched | {"state": {"terminated": ended}}
+        return {"initContainerStatuses": [failed], "containerStatuses": [waiting]}
+    server: Object = {"name": "server", "restartCount": 0, "state": {"running": {}}}
+    if fate is Reason.CANDIDATE_FAILED:
+        server = {
+            "name": "server",
+            "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+        }
+    return {"initContainerStatuses": [fetched], "containerStatuses": [server]}
+
+
+def server_pod(deployment: str, name: str, labels: dict[str, str], status: Object) -> Object:
+    """A pod of a Deployment's ReplicaSet."""
+    controller = {"kind": "ReplicaSet", "name": f"{deployment}-5d8f", "uid": f"uid-of-{deployment}", "controller": True}
+    return {"metadata": {"name": name, "labels": labels, "ownerReferences": [controller]}, "status": status}
+
+
+def job_pod(job: Object, result: StageResult) -> Object:
+    """The finished pod of a stage's Job."""
+    succeeded = result.outcome is Outcome.SUCCEEDED
+    ended = {
+        "exitCode": int(meta.ExitCode.OK if succeeded else meta.ExitCode.FATAL),
+        "message": result.model_dump_json(by_alias=True),
+    }
+    return {
+        "metadata": {
+            "name": f"{job['metadata']['name']}-x",
+            "labels": job["spec"]["template"]["metadata"]["labels"],
+            "creationTimestamp": job["metadata"]["creationTimestamp"],
+            "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+        },
+        "status": {
+            "phase": "Succeeded" if succeeded else "Failed",
+            "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}],
+        },
+    }
+
+
+def is_ready(pod: Object) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def served(pod: Object) -> str:
+    """Digest of the artifact that a serving pod's spec names."""
+    if adapters := adapters_of(pod).values():  # that of the first one with a fate, which is that of all
+        return next((digest for digest in adapters if FATES.get(digest)), next(iter(adapters)))
+    server = pod["containers"][0]
+    if loads_adapters({"spec": pod}):  # the first ones are good, and a Job says what becomes of others
+        return GOOD
+    path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
+    return str(path).split("/")[2]
+
+
+def adapters_of(pod: Object) -> dict[str, str]:
+    """Digests of the adapters that a pod of vLLM serves, by the names in its API."""
+    args = [str(each) for each in pod["containers"][0].get("args") or []]
+    modules = args[args.index("--lora-modules") + 1 :] if "--lora-modules" in args else []
+    return {each.partition("=")[0]: each.split("/")[2] for each in modules}
+
+
+def outcome_of(fate: Reason | None) -> CheckOutcome:
+    return CheckOutcome.FAILED if fate else CheckOutcome.PASSED
+
+
+def adapter_checks(pod: Object) -> list[VerificationCheck]:
+    """What the verification of adapters compares, up to the first that fails."""
+    made: list[VerificationCheck] = []
+    for name, digest in adapters_of(pod).items():
+        outcome = CheckOutcome.FAILED if FATES[digest] else CheckOutcome.PASSED
+        made.append(VerificationCheck(name=f"{name.partition(':')[2]}.checks", outcome=outcome))
+        if outcome is CheckOutcome.FAILED:
+            break
+    return made
