@@ -85,6 +85,7 @@ NOT_OF_THE_INPUT: Final = {
     "artifacts.withdrawal": "results: test_artifact_withdrawal",
     "exporting.adapter": "results: test_export",
     "exporting.comparison": "results: test_export_comparison",
+    "exporting.rescaling": "results: test_export_comparison",
     "exporting.positions": "results: test_exported_positions",
     "runtime.tools": "a command's options: test_artifact_withdrawal",
     "artifacts.signature": "results: test_artifact_policy",

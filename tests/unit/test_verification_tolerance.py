@@ -19,10 +19,13 @@ RIGHT = {
     ExportFormat.ADAPTER: 0.0547,
     ExportFormat.W8A16: 0.0476,
     ExportFormat.INT4: 0.063,
+    ExportFormat.INT4_AWQ: 0.063,
     ExportFormat.FP8: 0.3112,
+    ExportFormat.FP8_STATIC: 0.3112,
     ExportFormat.INT8: 0.3908,
 }
-"""The largest distance of a right server, on average over the texts, by hack/benchmarks/server_distance.py."""
+"""The largest distance of a right server, on average over the texts, by hack/benchmarks/server_distance.py. Adapter,
+INT4AWQ and FP8Static were not measured: they have the figure of the format that rounds as they do."""
 EARLY_MLP_LOST = 0.4
 """Distance of a model in 16 bits that has lost an early MLP layer, which 0.55 for all formats let through."""
 MARGIN = 1.4
@@ -41,7 +44,7 @@ def test_a_layer_that_was_lost_in_16_bits_does_not_where_activations_are_not_rou
         [Forced([1, 2, 3], [-1.0 - EARLY_MLP_LOST, -1.0 + EARLY_MLP_LOST])],
         tolerance(VLLM, format_.value),
     )
-    rounds = format_ in (ExportFormat.INT8, ExportFormat.FP8)
+    rounds = format_ in (ExportFormat.INT8, ExportFormat.FP8, ExportFormat.FP8_STATIC)
     assert (seen.name, seen.outcome) == (BASE_MODEL, CheckOutcome.PASSED if rounds else CheckOutcome.FAILED)
 
 

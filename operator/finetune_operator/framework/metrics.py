@@ -129,7 +129,7 @@ def phase_and_reason(kind: str) -> Callable[[Object], PhaseAndReason]:
 
     def of(resource: Object) -> PhaseAndReason:
         status = resource.get("status") or {}
-        reasons = [each.get("reason", "") for each in status.get("conditions") or [] if each.get("type") == "Ready"]
+        reasons = [each.get("reason", "") for each in _conditions(resource) if each.get("type") == "Ready"]
         return PhaseAndReason(kind, status.get("phase") or "", reasons[0] if reasons else "")
 
     return of
@@ -139,11 +139,16 @@ def degraded(kind: str) -> Callable[[Object], Degraded | None]:
     """Whether a custom resource of this kind is degraded."""
 
     def of(resource: Object) -> Degraded | None:
-        conditions = (resource.get("status") or {}).get("conditions") or []
-        shown = any((each.get("type"), each.get("status")) == ("Degraded", "True") for each in conditions)
+        shown = any((each.get("type"), each.get("status")) == ("Degraded", "True") for each in _conditions(resource))
         return Degraded(kind) if shown else None
 
     return of
+
+
+def _conditions(resource: Object) -> list[Object]:
+    """Those of a status; none where another version of the CRD made something else of them."""
+    conditions = (resource.get("status") or {}).get("conditions")
+    return [each for each in conditions if isinstance(each, dict)] if isinstance(conditions, list) else []
 
 
 class Request(NamedTuple):
