@@ -1,0 +1,115 @@
+"""transformers answers: in this process, on its GPU or CPU."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from finetune_jobs.evaluation.batches import Answered, PromptBatch, Prompts, in_batches
+from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
+from finetune_jobs.evaluation.choices import choosing
+from finetune_jobs.evaluation.generate import Generated, Questions, ask_each, generate, writing
+from finetune_jobs.evaluation.reference import Passage, log_probs, turned_log_probs
+from finetune_jobs.evaluation.weighing import weighing
+from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint, make_room, unpacked
+from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.modelling.tuning import Tuning
+
+LoadArtifact = Callable[[Path, Path | None], Any]
+"""Loads an exported model from its folder, an adapter with the folder of its base."""
+
+
+@dataclass(frozen=True)
+class TransformersGenerator:
+    """A model of transformers. Satisfies ``Generator``."""
+
+    model: Any
+    tokenizer: Any
+
+    def write(self, questions: Questions, answered: Answered, *, weighed: bool = False) -> list[Generated]:
+        """In batches of similar length."""
+        return generate(self.model, self.tokenizer, questions, answered, weighed=weighed)
+
+    def write_and_choose(
+        self, questions: Questions, labels: Sequence[str], stop: int, answered: Answered
+    ) -> tuple[list[Generated], list[str]]:
+        """Both after reading each prompt once."""
+        choose = choosing(self.tokenizer, labels, stop)
+        write = writing(self.model, self.tokenizer, questions)
+
+        def both(batch: PromptBatch) -> list[tuple[str, Generated]]:
+            return list(zip(choose(batch), write(batch), strict=True))
+
+        found = ask_each(self.model, self.tokenizer, questions, both, answered)
+        return [answer for _, answer in found], [label for label, _ in found]
+
+    def losses(self, given: Sequence[Given], done: Answered) -> list[float]:
+        """In batches of similar length."""
+        return answer_losses(self.model, self.tokenizer.pad_token_id, given, done)
+
+    def weigh(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """After reading the prompt once."""
+        prompts = Prompts([prompt], self.tokenizer.pad_token_id, max(map(len, answers)), 1)
+        [likely] = in_batches(self.model, prompts, weighing(answers), lambda _done, _total: None)
+        return likely
+
+    def log_probs(self, passage: Passage) -> list[float]:
+        """In pieces, so that the logits of a text are never in memory at once."""
+        return log_probs(self.model, passage)
+
+
+@dataclass
+class TransformersGenerators:
+    """Satisfies ``Generators``."""
+
+    base_folder: Path
+    tuned_folder: Path
+    """train's output."""
+    tuning: Tuning
+    load_artifact: LoadArtifact
+    _model: Any = field(default=None, init=False)
+
+    @property
+    def program(self) -> str:
+        """That of this process."""
+        return f"transformers {version('transformers')}"
+
+    def base(self) -> TransformersGenerator:
+        """Rounded as it was trained."""
+        self._drop()
+        self._model = unpacked(load_base(self.base_folder, self.tuning.quantization))
+        return TransformersGenerator(self._model, load_tokenizer(self.base_folder))
+
+    def tuned(self) -> TransformersGenerator:
+        """An adapter goes onto the base that is loaded."""
+        if self.tuning.is_adapter:
+            self._model = load_adapter(self._model, self.tuned_folder)
+        else:
+            self._drop()
+            self._model = load_checkpoint(self.tuned_folder)
+        return TransformersGenerator(self._model, load_tokenizer(self.base_folder))
+
+    def exported(self, folder: Path, base: Path | None) -> TransformersGenerator:
+        """With the tokenizer that was exported with it."""
+        self._drop()
+        self._model = self.load_artifact(folder, base)
+        return TransformersGenerator(self._model, load_tokenizer(base or folder))
+
+    def turned(self, passages: Sequence[Passage]) -> list[tuple[list[float], list[float]]]:
+        """By the model that is loaded."""
+        return [turned_log_probs(self._model, passage) for passage in passages]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        """Before another one needs its memory."""
+        self._model = None
+        make_room()
