@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -53,7 +54,7 @@ class VllmGenerator:
         for start in range(0, len(encoded), CHUNK):
             prompts = encoded[start : start + CHUNK]
             written += self._write(questions, prompts, lambda _done, _total: None, weighed=False)
-            found = likeliest(len(prompts), answers, lambda steps, prompts=prompts: self._ask(prompts, steps))
+            found = likeliest(len(prompts), answers, partial(self._ask, prompts))
             chosen += [labels[number] for number in found]
             answered(len(written), len(encoded))
         return written, chosen

@@ -87,12 +87,12 @@ class LLM:
     ) -> list[RequestOutput]:
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
         model = self._of(lora_request)
-        return [
-            self._one(model, list(prompt["prompt_token_ids"]), wanted)
-            for prompt, wanted in zip(prompts, each, strict=True)
-        ]
+        with torch.inference_mode():
+            return [
+                self._one(model, list(prompt["prompt_token_ids"]), wanted)
+                for prompt, wanted in zip(prompts, each, strict=True)
+            ]
 
-    @torch.inference_mode()
     def _one(self, model: Any, ids: list[int], wanted: SamplingParams) -> RequestOutput:
         if len(ids) + 1 > self._longest:
             raise ValueError(f"The decoder prompt (length {len(ids)}) is longer than the maximum model length")
