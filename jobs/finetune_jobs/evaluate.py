@@ -57,7 +57,7 @@ from finetune_jobs.evaluation.generators.protocol import Generators
 from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, render_html
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.reference import choose_references
+from finetune_jobs.evaluation.reference import choose_references, longest_text
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
@@ -290,8 +290,9 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
     """What answers, as spec.evaluation.generator says: never another program in its place."""
     if asked is Generator.TRANSFORMERS:
         return TransformersGenerators(files.base, files.tuned, tuning, load_artifact)
-    work = files.out.with_name("vllm")
-    return VllmGenerators(files.base, files.tuned, tuning, paper.longest, work, write_base, load_artifact)
+    # An answer that does not fit the model's positions is cut there, as a server cuts it.
+    longest, work = min(paper.longest, longest_text(files.base)), files.out.with_name("vllm")
+    return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact)
 
 
 def _ask_exported(models: Generators, exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:
