@@ -86,12 +86,19 @@ class Worker:
 
     def _read(self, asked: dict[str, Any]) -> list[Any]:
         """Of each text: the log-probability of each token but the first. The last one is what must follow the others:
-        then a text may be as long as the model takes."""
+        then a text may be as long as the model takes. Where there is an adapter, one text at a time: vLLM's layer for the
+        logits of adapters has room for one token of each request, and fails for the prompts of several."""
         wanted = [
             self._greedy(max_tokens=1, allowed_token_ids=[text[-1]], logprobs=0, prompt_logprobs=0)
             for text in asked["prompts"]
         ]
-        outputs = self._run(asked, [text[:-1] for text in asked["prompts"]], wanted)
+        texts = [text[:-1] for text in asked["prompts"]]
+        together = 1 if self._adapter else len(texts)
+        outputs = [
+            output
+            for start in range(0, len(texts), max(1, together))
+            for output in self._run(asked, texts[start : start + together], wanted[start : start + together])
+        ]
         return [[*_given(each), _sampled(each)[0][1]] for each in outputs]
 
     def _greedy(self, **wanted: Any) -> Any:
