@@ -18,9 +18,10 @@ from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.training import Method, Training
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import EvaluationFiles, Exported, Setting, evaluate_models
+from finetune_jobs.evaluate import EvaluationFiles, Setting, evaluate_models
 from finetune_jobs.evaluation import batches
 from finetune_jobs.evaluation.findings import Findings
+from finetune_jobs.evaluation.generators.protocol import Exported
 from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS

@@ -91,6 +91,8 @@ NOT_OF_THE_INPUT: Final = {
     "artifacts.signing": "a Secret: test_artifact_lineage",
     "review": "a command's options: test_review_command",
     "evaluation.elsewhere": "a server: test_elsewhere",
+    "evaluation.generators.on_vllm": "the image: test_generators",
+    "evaluation.generators.vllm_process": "the image: test_generators",
     "evaluation.review.stored": "results: test_review_command",
     "base.documents": "results: test_jobs_runner",
     "runtime.runner": "the operator's input, the pod: test_jobs_runner",
