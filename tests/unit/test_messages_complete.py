@@ -86,6 +86,7 @@ NOT_OF_THE_INPUT: Final = {
     "exporting.adapter": "results: test_export",
     "exporting.comparison": "results: test_export_comparison",
     "exporting.positions": "results: test_exported_positions",
+    "exporting.rescaling": "the model itself: test_export_comparison",
     "runtime.tools": "a command's options: test_artifact_withdrawal",
     "artifacts.signature": "results: test_artifact_policy",
     "artifacts.signing": "a Secret: test_artifact_lineage",
