@@ -31,6 +31,13 @@ class Coverage(StrEnum):
     FULL = "Full"
 
 
+class Generator(StrEnum):
+    """A program that runs the models under test."""
+
+    TRANSFORMERS = "Transformers"
+    VLLM = "VLLM"
+
+
 class Examination(ApiModel):
     """What the models are asked: the part of an evaluation that its figures depend on."""
 
@@ -44,6 +51,10 @@ class Examination(ApiModel):
     adversarial: Coverage = Coverage.SAMPLE
     """Harmful requests and benign ones that sound alike, jailbreaks, injected instructions, secrets, questions off the
     topic, persons to be treated alike: what tuning did to safety. Sample: a fixed part of each kind."""
+    generator: Generator = Generator.TRANSFORMERS
+    """Which program runs base model, tuned model and artifact. Transformers: within the stage, whatever was trained
+    here. VLLM: the model server's engine, with base and adapter in one, where the platform's admin offers it
+    (images.evaluateVllm of the chart's values)."""
     baseline: OtherModel | None = None
     """Another model that answers the same test examples, prompted as well as it can be: whether using that one would
     have done."""

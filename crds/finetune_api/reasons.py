@@ -32,6 +32,7 @@ class Reason(OpenEnum):
     PROFILE_UNKNOWN = "ProfileUnknown"
     RUNTIME_UNKNOWN = "RuntimeUnknown"
     METRIC_UNKNOWN = "MetricUnknown"
+    GENERATOR_UNKNOWN = "GeneratorUnknown"
     NOT_ALLOWED = "NotAllowed"
     BELOW_VERIFICATION_FLOOR = "BelowVerificationFloor"
     RUNNER_SERVICE_ACCOUNT_MISSING = "RunnerServiceAccountMissing"
@@ -98,6 +99,7 @@ class Reason(OpenEnum):
     STAGE_CRASHED = "StageCrashed"
     METRIC_DATA_NOT_FOUND = "MetricDataNotFound"
     METRIC_FAILED = "MetricFailed"
+    GENERATOR_FAILED = "GeneratorFailed"
     GATE_FAILED = "GateFailed"
     RESULT_LOST = "ResultLost"
     INTERNAL_ERROR = "InternalError"
@@ -163,6 +165,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PROFILE_UNKNOWN: "The chart's values have no profile with the name in spec.profile.",
     Reason.RUNTIME_UNKNOWN: "The chart's values have no runtime with the name in spec.runtime.",
     Reason.METRIC_UNKNOWN: "The chart's values have no metric container with the name in spec.evaluation.metrics, or a goal asks for a figure that it does not measure.",
+    Reason.GENERATOR_UNKNOWN: "The chart's values have no image for the program in spec.evaluation.generator.",
     Reason.NOT_ALLOWED: "No rule in tenancy.rules of the chart's values allows this namespace to use what the spec asks for; without rules, profiles with a price are closed.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "The namespace lacks the ServiceAccount that the profile or runtime names.",
     Reason.SECRET_MISSING: "A Secret that the spec names does not exist in the namespace, or lacks a key. An empty teacher API key fails the run.",
@@ -225,6 +228,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.STAGE_CRASHED: "A pod ended without reporting why.",
     Reason.METRIC_DATA_NOT_FOUND: "The folder that spec.evaluation.metrics names as a container's data does not exist, has no files, or was changed during the run.",
     Reason.METRIC_FAILED: "A metric container of the evaluation failed, took too long, or wrote a report that cannot be used: none, an unreadable one, a figure that is missing, not listed or out of its range. The answers are kept, and nothing is published.",
+    Reason.GENERATOR_FAILED: "The program in spec.evaluation.generator cannot load one of the models under test, or ended while it answered. No other program answers in its place, and nothing is published.",
     Reason.GATE_FAILED: "The artifact is not published as stable. It missed a goal of spec.evaluation.goals, or the test is too small to tell; without goals, it is significantly worse than the base model, or cannot be told from it; the export lost more than chance explains; or people prefer the base model's answers.",
     Reason.RESULT_LOST: "A stage succeeded, but its pod is gone with the result, and the store does not hold it.",
     Reason.INTERNAL_ERROR: "An unexpected error.",
@@ -270,6 +274,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     # The run waits and continues automatically
     Reason.PROFILE_UNKNOWN: "Choose a profile that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.METRIC_UNKNOWN: "Choose a metric and a figure that the platform offers, or ask the platform's admin to add the container to metricContainers of the chart's values.",
+    Reason.GENERATOR_UNKNOWN: "Set spec.evaluation.generator to Transformers, or ask the platform's admin to set images.evaluateVllm of the chart's values.",
     Reason.NOT_ALLOWED: "Ask only for what this namespace may use, or ask the platform's admin to extend tenancy.rules in the chart's values (without any, tenancy.open: true allows everything); the operator then continues automatically.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "Ask the admin to create the runner ServiceAccount in this namespace.",
     Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); the pod then starts automatically.",
@@ -328,6 +333,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.AWAITING_REVIEW: "Vote on review.html of the evaluation (status.evaluation.reportUri) and store your file with python -m finetune_jobs.review; it is counted within the hour, or at once when you set the annotation finetune.dev/review to a new value.",
     Reason.METRIC_DATA_NOT_FOUND: "Correct data.uri in spec.evaluation.metrics; or upload the files, then set spec.rerun to a new value.",
     Reason.METRIC_FAILED: "Correct its parameters in spec.evaluation.metrics, or remove it there; or read the log of its container and ask the platform's admin to correct it in the chart's values, then set spec.rerun to a new value: only the metric containers run again.",
+    Reason.GENERATOR_FAILED: "Set spec.evaluation.generator to Transformers, or correct what the message and the pod's log say, then set spec.rerun to a new value; finished stages are reused.",
     Reason.GATE_FAILED: "Read the evaluation's report (status.evaluation.reportUri); improve the data or the training, raise spec.evaluation.maxSamples if the test is too small, set spec.export.onRegression to FallBack or choose another spec.export.format if the export caused the loss, or change the goals: only what depends on the change runs again.",
     Reason.RESULT_LOST: "To run the stage again, set spec.rerun to a new value; finished stages are reused.",
     Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",

@@ -242,10 +242,12 @@ class Bench:
         from finetune_jobs.base.progress import Progress
         from finetune_jobs.evaluation.behaviour.canaries import recall
         from finetune_jobs.evaluation.behaviour.exposure import Exposure
+        from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 
         models = (load_unpacked(self.base, self.tuning), self._tuned(adapter))
         tokenizer, stop, quiet = self.paper.tokenizer, self.paper.stop, Progress("evaluate", quiet=True)
-        return Exposure(*(recall(model, tokenizer, stop, self.canaries, quiet) for model in models))
+        asked = (TransformersGenerator(model, tokenizer) for model in models)
+        return Exposure(*(recall(each, tokenizer, stop, self.canaries, quiet) for each in asked))
 
     def _with_distances(
         self, measurements: Measurements, base: Heard, tuned: LogProbs, artifact: LogProbs
@@ -293,11 +295,13 @@ class Bench:
     def _remembered(self, name: str, load: Callable[[], Any]) -> Heard:
         """What a model says, the adversarial questions included."""
         from finetune_jobs.base.progress import Progress
+        from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 
         def make(out: Path) -> None:
             model = load()
             said = self._ask(model, self.paper.tokenizer)
-            sets = self.paper.probe.ask(model, Progress("evaluate", quiet=True), 0, 1, name).answers
+            asked = TransformersGenerator(model, self.paper.tokenizer)
+            sets = self.paper.probe.ask(asked, Progress("evaluate", quiet=True), 0, 1, name).answers
             out.write_text(json.dumps(asdict(replace(said, sets=sets))), encoding="utf-8")
 
         path = once(self.work / f"{name}.answers.json", f"ask {name}", make)

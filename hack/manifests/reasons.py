@@ -25,7 +25,7 @@ class Then(StrEnum):
 FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.WAITS: (
         *(Reason.PROFILE_UNKNOWN, Reason.NOT_ALLOWED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING),
-        Reason.METRIC_UNKNOWN,
+        *(Reason.METRIC_UNKNOWN, Reason.GENERATOR_UNKNOWN),
         *(Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED),
         *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
         Reason.JOB_SUSPENDED,
@@ -41,7 +41,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.GPU_UNUSABLE, Reason.BUDGET_EXCEEDED, Reason.RESULT_LOST, Reason.MANIFEST_NEWER, Reason.KEY_UNUSABLE),
         *(Reason.GATE_FAILED, Reason.ARTIFACT_WITHDRAWN, Reason.REGISTRY_ACCESS_DENIED, Reason.REPOSITORY_NOT_FOUND),
         *(Reason.PUSH_REFUSED, Reason.TAG_TAKEN, Reason.EXPORT_MISMATCH, Reason.METRIC_FAILED),
-        Reason.METRIC_DATA_NOT_FOUND,
+        *(Reason.METRIC_DATA_NOT_FOUND, Reason.GENERATOR_FAILED),
     ),
     Then.TRIES: (
         *(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.evaluation import Examination
+from finetune_api.evaluation import Examination, Generator
 from finetune_api.export import OnRegression
 from finetune_api.gates import Gates
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
@@ -40,45 +40,37 @@ from finetune_jobs.evaluation.applicable import SCHEMA, require_classes
 from finetune_jobs.evaluation.asking import (
     Paper,
     ServedAnswers,
+    TrainedAnswers,
     ask_artifact,
-    ask_base,
+    ask_trained,
     automation_of,
-    expected_losses,
     labels_of,
     likelihoods_of,
     set_paper,
 )
-from finetune_jobs.evaluation.behaviour.canaries import recall
-from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
-from finetune_jobs.evaluation.behaviour.exposure import Exposure
-from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.custom.exchange import hand_over
 from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
-from finetune_jobs.evaluation.findings import Findings, keep_findings, remove_findings
+from finetune_jobs.evaluation.findings import KeptFindings, remove_findings
 from finetune_jobs.evaluation.formats import choose, measured
-from finetune_jobs.evaluation.generate import generate_answers
+from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerators
+from finetune_jobs.evaluation.generators.on_vllm import VllmGenerators
+from finetune_jobs.evaluation.generators.protocol import Exported, Generators
 from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
-from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
+from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, render_html
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.reference import choose_references, log_probs
+from finetune_jobs.evaluation.reference import choose_references, longest_text
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
+from finetune_jobs.exporting.adapter import write_base
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.exporting.positions import require_same_positions
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.licence import licence_of
-from finetune_jobs.modelling.loading import (
-    cuda_memory,
-    load_adapter,
-    load_base,
-    load_checkpoint,
-    make_room,
-    unpacked,
-)
+from finetune_jobs.modelling.loading import cuda_memory
 from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
@@ -90,23 +82,6 @@ from finetune_jobs.text.schemas import schema_check
 
 TOOLS: Final = ("torch", "transformers", "peft", "bitsandbytes", "compressed-tensors")
 """What decides, beside the models, what they say."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The model in one format."""
-
-    format: str
-    digest: str
-    """Of its folder in the store."""
-    folder: Path
-    base: Path | None = None
-    """Of an adapter: the exported model that it belongs to."""
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where config.json and the tokenizer are."""
-        return self.base or self.folder
 
 
 @dataclass(frozen=True)
@@ -124,7 +99,7 @@ class EvaluationFiles:
     out: Path
     """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``;
     with them ``review.json`` and ``review.html``."""
-    findings: Findings | None = None
+    findings: KeptFindings | None = None
     """Where what the models say outlives the pod; None: nowhere."""
 
 
@@ -156,7 +131,7 @@ def evaluate(context: Context) -> StageOutput:
         exported=_exported(context, chain.export),
         dataset=context.scratch / Stage.PREPARE,
         out=out,
-        findings=Findings.of(context.store, given, tools := versions(*TOOLS)),
+        findings=KeptFindings.of(context.store, given, tools := versions(*TOOLS)),
     )
     tuning = read_tuning(files.tuned, Method(params.method))
     about = About(identify(given), licence_of(context))
@@ -239,14 +214,14 @@ def evaluate_models(
     others = {ELSEWHERE: paper.taken(told)} if told else {}
     expected, kept = paper.answers(len(files.exported)), files.findings
     keeping = kept.keeping(progress, expected) if kept else nullcontext()
-    with cuda_memory("a model and one prompt"), keeping:
-        heard = _ask_base_and_tuned(files, tuning, paper, progress)
+    generators = _generators(files, tuning, paper, evaluation.generator)
+    with cuda_memory("a model and one prompt"), keeping, generators as models:
+        heard = ask_trained(models, paper, progress)
         said: dict[str, ServedAnswers] = {}
         for number, each in enumerate(files.exported):
-            make_room()
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
-            said[each.format] = _ask_exported(each, paper, piece, kept)
+            said[each.format] = _ask_exported(models, each, paper, piece)
     found = {
         name: Evaluated.of(
             task,
@@ -282,6 +257,7 @@ def evaluate_models(
         "thoughts": rendering.marks and rendering.marks.model_dump(mode="json", by_alias=True),
         "closed": rendering.closed,
         "baseLicense": about.licence,
+        "generator": models.program,
         **evaluated.metrics(),
         "formats": [each.model_dump(mode="json", by_alias=True) for each in measured(evaluated, digests)],
         "measurements": measurements.model_dump(mode="json", by_alias=True),
@@ -291,7 +267,7 @@ def evaluate_models(
     asked = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
     quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
     goals = goals_reached(about.gates, measurements, task) if about.gates else []
-    subject = with_weights(about.subject, digests[evaluated.format])
+    subject = as_evaluated(about.subject, digests[evaluated.format], models.program)
     page = render_html(evaluated, asked, subject, behaviour, quoted, goals)
     (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
@@ -305,63 +281,23 @@ def write_review(folder: Path, run: RunRef, facts: Sequence[Fact]) -> None:
     (folder / REVIEW_PAGE).write_text(render_review(sheet, facts), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class _Heard:
-    """What base and tuned model said."""
-
-    answers: dict[str, list[str]]
-    """Of ``base``, in each way in which it was asked, and of ``tuned``."""
-    wordy: list[str] | None
-    """What ``verbose`` was read from."""
-    behaviour: Behaviour
-    likely: dict[str, list[list[float]]]
-    """Of ``base`` and ``tuned``: the log-probabilities of each passage."""
-    losses: dict[str, list[float]]
-    """Of ``base`` and ``tuned``: how unlikely each right answer is."""
-    beside: Responses
-    """What the base model said to the sets of ``behaviour``."""
-    elsewhere: list[str] | None = None
-    """What the model of spec.evaluation.baseline wrote."""
+def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Generator) -> Generators:
+    """What answers, as spec.evaluation.generator says: never another program in its place."""
+    if asked is Generator.TRANSFORMERS:
+        return TransformersGenerators(files.base, files.tuned, tuning, load_artifact, files.findings)
+    # An answer that does not fit the model's positions is cut there, as a server cuts it.
+    longest, work = min(paper.longest, longest_text(files.base)), files.out.with_name("vllm")
+    return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact)
 
 
-def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, progress: Progress) -> _Heard:
-    """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
-    progress.report(0.0, "loading the base model")
-    model = unpacked(load_base(files.base, tuning.quantization))
-    keep_findings(model, files.findings, ["base", tuning.quantization])
-    tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
-    found, wordy = ask_base(model, paper, progress)
-    likely = {"base": [log_probs(model, passage) for passage in paper.passages]}
-    losses = {"base": expected_losses(model, paper, progress, 0.24, 0.25)}
-    seen_before = probe.ask(model, progress, 0.25, 0.33, "base model")
-    known_before = recall(model, tokenizer, paper.stop, paper.canaries, progress.within(0.33, 0.35, "base model, "))
-    if tuning.is_adapter:
-        model = load_adapter(model, files.tuned)
-    else:
-        del model  # before the other one needs its memory
-        make_room()
-        model = load_checkpoint(files.tuned)
-    keep_findings(model, files.findings, "tuned")
-    found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.48, "tuned model"))
-    likely["tuned"] = [log_probs(model, passage) for passage in paper.passages]
-    losses["tuned"] = expected_losses(model, paper, progress, 0.48, 0.5)
-    seen_after = probe.ask(model, progress, 0.5, 0.58, "tuned model")
-    known_after = recall(model, tokenizer, paper.stop, paper.canaries, progress.within(0.58, 0.6, "tuned model, "))
-    behaviour = compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
-    if paper.canaries:
-        behaviour = replace(behaviour, exposure=Exposure(known_before, known_after))
-    return _Heard(found, wordy, behaviour, likely, losses, seen_before)
-
-
-def _ask_exported(exported: Exported, paper: Paper, progress: Progress, findings: Findings | None) -> ServedAnswers:
-    """Exactly as its own files say; returning frees its memory."""
+def _ask_exported(models: Generators, exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:
+    """Exactly as its own files say. Positions are changed at the end: another program may have to load it for that."""
     progress.report(0.0, "loading")
-    model = load_artifact(exported.folder, exported.base)
-    keep_findings(model, findings, ["artifact", exported.digest])
-    return ask_artifact(model, load_tokenizer(exported.checkpoint), paper, progress)
+    said = ask_artifact(models.exported(exported), paper, progress)
+    return replace(said, turned=models.turned(paper.passages))
 
 
-def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:
+def _answers(paper: Paper, heard: TrainedAnswers, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:
     """What each model answered to each test example."""
     limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
     none = [None] * len(paper.examples)
@@ -387,8 +323,8 @@ def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | 
             max_tokens=limit,
             thoughts=marks,
             prompt_tokens=len(ids),
-            # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
-            stopped=not marks and len(chat.answer_ids(tokenizer, artifact.text)) < limit - 1,
+            # Those of a model that thinks end when a server's thoughts are as short, which is not known.
+            stopped=artifact.ended and not marks,
             log_probability=artifact.log_probability if paper.checked is not None else None,
         )
 

@@ -209,6 +209,8 @@ class Images(ApiModel):
     """Export, with llm-compressor."""
     proxy: str
     """The proxy in serving pods whose clients need keys or speak TLS."""
+    evaluate_vllm: str = ""
+    """Evaluate with vLLM, for FineTuneJobs that ask for it; empty: they may not."""
     pull_policy: str = "IfNotPresent"
     """When the kubelet pulls."""
     pull_secrets: list[str] = []

@@ -18,9 +18,10 @@ from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Evaluation
 from finetune_api.training import Method, Training
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import EvaluationFiles, Exported, Setting, evaluate_models
+from finetune_jobs.evaluate import EvaluationFiles, Setting, evaluate_models
 from finetune_jobs.evaluation import batches
-from finetune_jobs.evaluation.findings import Findings
+from finetune_jobs.evaluation.findings import KeptFindings
+from finetune_jobs.evaluation.generators.protocol import Exported
 from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
@@ -47,7 +48,7 @@ class Asked:
             yield
 
 
-def evaluate_tiny(models: Path, out: Path, findings: Findings | None) -> None:
+def evaluate_tiny(models: Path, out: Path, findings: KeptFindings | None) -> None:
     """What ``tests.support.evaluating.build_models`` has made, evaluated in a moment."""
     exported = [Exported("INT8", "e" * 64, models / "artifact")]
     files = EvaluationFiles(models / "base", models / "adapter", exported, models / "dataset", out, findings)
@@ -60,7 +61,7 @@ def main(endpoint: str, place: str, models: str, out: str) -> None:
     """Evaluate slowly, keeping what is found in the store."""
     store = Store.connect(SeaweedFS(endpoint).storage, place)
     with Asked(pause=1.0).counting(), mock.patch("finetune_jobs.evaluation.findings._KEEP_SECONDS", 0.2):
-        evaluate_tiny(Path(models), Path(out), Findings(store))
+        evaluate_tiny(Path(models), Path(out), KeptFindings(store))
 
 
 if __name__ == "__main__":

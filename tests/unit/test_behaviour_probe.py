@@ -14,6 +14,7 @@ from finetune_jobs.evaluation.behaviour.comparison import compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import Sets, adversarial_set, general_set, sets_for, subset, swap_set
 from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses, encode
 from finetune_jobs.evaluation.behaviour.probe import ANSWER_TOKENS, MUST_THINK, Probe, probe_for
+from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.modelling.loading import load_adapter, load_base
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
@@ -41,6 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def probe_of(folder: Path, sets: Sets) -> Probe:
     tokenizer = load_tokenizer(folder / "base")
     return probe_for(tokenizer, stop_token(folder / "base", tokenizer), sets)
+
+
+def generator(model: Any, folder: Path) -> TransformersGenerator:
+    return TransformersGenerator(model, load_tokenizer(folder / "base"))
 
 
 def alone(model: Any, given: Given) -> float:
@@ -107,8 +112,8 @@ def test_base_and_tuned_model_answer_a_sample(folder: Path) -> None:
     sets = sets_for(Evaluation())
     probe, progress = probe_of(folder, sets), Progress("evaluate")
     model = load_base(folder / "base")
-    base = probe.ask(model, progress, 0.0, 0.5, "base model")
-    tuned = probe.ask(load_adapter(model, folder / "adapter"), progress, 0.5, 1.0, "tuned model")
+    base = probe.ask(generator(model, folder), progress, 0.0, 0.5, "base model")
+    tuned = probe.ask(generator(load_adapter(model, folder / "adapter"), folder), progress, 0.5, 1.0, "tuned model")
 
     found = compare_behaviour(sets, base, tuned)
 
@@ -121,14 +126,15 @@ def test_base_and_tuned_model_answer_a_sample(folder: Path) -> None:
     assert found.bias is not None
     assert found.bias.samples == len(sets.swaps)
     assert json.loads(json.dumps(found.document()))["items"][0]["base"] == base.answers[sets.general[0].id]
-    assert base == probe.ask(load_base(folder / "base"), progress, 0.0, 1.0, "base model")
+    assert base == probe.ask(generator(load_base(folder / "base"), folder), progress, 0.0, 1.0, "base model")
 
 
 def test_off_asks_nothing_and_full_asks_everything(folder: Path) -> None:
     assert sets_for(Evaluation(general=Coverage.OFF, adversarial=Coverage.OFF)) == Sets()
     full = sets_for(Evaluation(general=Coverage.FULL, adversarial=Coverage.FULL))
     assert full == Sets(general_set(), adversarial_set(), swap_set())
-    observed = probe_of(folder, Sets()).ask(load_base(folder / "base"), Progress("evaluate"), 0.0, 1.0, "base model")
+    asked = generator(load_base(folder / "base"), folder)
+    observed = probe_of(folder, Sets()).ask(asked, Progress("evaluate"), 0.0, 1.0, "base model")
     assert (observed.answers, observed.losses, observed.swap_losses) == ({}, {}, {})
 
 
@@ -147,7 +153,8 @@ def test_templates_that_are_asked(folder: Path, template: str, system_role: bool
     items = subset(adversarial_set(), 1)
     probe = probe_for(tokenizer, stop, Sets(adversarial=items))
     assert probe.system_role is system_role
-    observed = probe.ask(load_base(folder / "base"), Progress("evaluate"), 0.0, 1.0, "base model")
+    asked = TransformersGenerator(load_base(folder / "base"), tokenizer)
+    observed = probe.ask(asked, Progress("evaluate"), 0.0, 1.0, "base model")
     assert observed.answers.keys() == {item.id for item in items}
 
 
@@ -156,5 +163,5 @@ def test_a_template_that_must_think_is_not_asked_and_says_so(folder: Path) -> No
     stop, tokenizer.chat_template = stop_token(folder / "base", tokenizer), QWEN3_THINKING
     probe = probe_for(tokenizer, stop, sets_for(Evaluation()))
     assert probe.sets == Sets()
-    observed = probe.ask(None, Progress("evaluate"), 0.0, 1.0, "base model")
+    observed = probe.ask(TransformersGenerator(None, tokenizer), Progress("evaluate"), 0.0, 1.0, "base model")
     assert compare_behaviour(probe.sets, observed, observed, probe.note).document()["note"] == MUST_THINK

@@ -21,9 +21,9 @@ from finetune_jobs.artifacts.artifact import Metrics, ModelRef
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
+from finetune_jobs.evaluation import weighing
 from finetune_jobs.evaluation.applicable import require_applicable
 from finetune_jobs.evaluation.batches import Prompts, in_batches
-from finetune_jobs.evaluation.behaviour import canaries as asking
 from finetune_jobs.evaluation.behaviour import exposure as exposures
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
@@ -31,6 +31,7 @@ from finetune_jobs.evaluation.behaviour.exposure import BY_CHANCE, Exposure, Rec
 from finetune_jobs.evaluation.behaviour.likelihood import answer_losses, encode
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.canaries import CANDIDATES, make_canaries, read_canaries, write_canaries
 from finetune_jobs.modelling.loading import load_base
@@ -207,14 +208,15 @@ def test_codes_are_as_likely_together_as_alone(tmp_path: Path, monkeypatch: pyte
     base = build_tiny_llama(tmp_path / "base")
     model, tokenizer = load_base(base).float(), load_tokenizer(base)
     stop, [canary] = stop_token(base, tokenizer), make_canaries(1, "data")
-    monkeypatch.setattr(asking, "MOST_TOKENS", 128)
+    monkeypatch.setattr(weighing, "MOST_TOKENS", 128)
     given = [encode(tokenizer, canary.prompt, code, stop) for code in canary.candidates]
     losses = answer_losses(model, tokenizer.pad_token_id, given, lambda *_: None)
     alone = [-loss * len(each.answer) for loss, each in zip(losses, given, strict=True)]
     prompts = Prompts([chat.prompt_ids(tokenizer, canary.prompt)], tokenizer.pad_token_id, 16, 1)
-    [found] = in_batches(model, prompts, asking._weighing([each.answer for each in given]), lambda *_: None)
+    [found] = in_batches(model, prompts, weighing.weighing([each.answer for each in given]), lambda *_: None)
     assert found == pytest.approx(alone, abs=1e-3)
-    assert recall(model, tokenizer, stop, [canary], Progress("evaluate")) == Recalled([rank(alone)], [False])
+    generator = TransformersGenerator(model, tokenizer)
+    assert recall(generator, tokenizer, stop, [canary], Progress("evaluate")) == Recalled([rank(alone)], [False])
 
 
 def test_a_model_that_is_trained_with_canaries_gives_them_away(s3: SeaweedFS, place: str, tmp_path: Path) -> None:
@@ -227,8 +229,10 @@ def test_a_model_that_is_trained_with_canaries_gives_them_away(s3: SeaweedFS, pl
     tokenizer, progress = load_tokenizer(base), Progress("evaluate")
     stop = stop_token(base, tokenizer)
     exposure = Exposure(
-        recall(load_base(base), tokenizer, stop, canaries, progress),
-        recall(load_tuned(base, tmp_path / "adapter", Method.FULL), tokenizer, stop, canaries, progress),
+        *(
+            recall(TransformersGenerator(model, tokenizer), tokenizer, stop, canaries, progress)
+            for model in (load_base(base), load_tuned(base, tmp_path / "adapter", Method.FULL))
+        )
     )
     assert exposure.base.p_value > 1e-3
     assert exposure.base.leaks.value == 0

@@ -49,6 +49,22 @@ def test_images_come_from_registry_tag_or_digest(values: tuple[str, ...], data: 
     assert rendered.runtimes["tgi"].image == tgi
 
 
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ((), ""),
+        (("images.tag=v2",), ""),
+        (
+            ("images.tag=v2", "images.evaluateVllm.repository=evaluate-vllm"),
+            "localhost/finetune-operator/evaluate-vllm:v2",
+        ),
+    ],
+)
+def test_models_run_in_vllm_only_where_the_admin_offers_it(values: tuple[str, ...], image: str) -> None:
+    rendered = settings(render(*(part for value in values for part in ("--set", value))))
+    assert rendered.images.evaluate_vllm == image
+
+
 def test_default_profiles_and_runtimes_are_complete() -> None:
     rendered = settings(render())
     assert rendered.profiles.keys() == {

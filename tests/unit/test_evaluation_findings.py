@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from finetune_api.stages import Stage, StageInput, Upstream
 from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluation.findings import Findings, Kind, Notes, keep_findings, look_up, remove_findings
+from finetune_jobs.evaluation.findings import FindingKind, KeptFindings, Notes, keep_findings, look_up, remove_findings
 from finetune_jobs.store.s3 import Store
 from tests.support import forked, tiny_evaluation
 from tests.support.evaluating import CANARIES
@@ -30,7 +30,7 @@ from tests.support.tiny_evaluation import Asked, evaluate_tiny
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-KIND = Kind("likely", TypeAdapter(list[float]), 7, answers=True)
+KIND = FindingKind("likely", TypeAdapter(list[float]), 7, answers=True)
 ROWS = [[0.1, -math.inf], [1 / 3], [math.nan]]
 
 
@@ -42,9 +42,9 @@ class Model:
 
 
 @contextmanager
-def kept(store: Store, identity: str = "base", dtype: str = "torch.bfloat16") -> Iterator[tuple[Model, Findings]]:
+def kept(store: Store, identity: str = "base", dtype: str = "torch.bfloat16") -> Iterator[tuple[Model, KeptFindings]]:
     """A pod with a model."""
-    findings, model = Findings(store), Model(dtype)
+    findings, model = KeptFindings(store), Model(dtype)
     keep_findings(model, findings, identity)
     with findings.keeping(Progress("evaluate"), 9):
         yield model, findings
@@ -62,7 +62,7 @@ def filled(store: Store) -> Store:
 
 def test_what_was_kept_is_found_as_it_was(filled: Store, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    progress, findings, model = Progress("evaluate"), Findings(filled), Model()
+    progress, findings, model = Progress("evaluate"), KeptFindings(filled), Model()
     keep_findings(model, findings, "base")
     notes = Notes(model, KIND, ["prompts"])
     with findings.keeping(progress, 9):
@@ -83,8 +83,8 @@ def test_what_was_kept_is_found_as_it_was(filled: Store, caplog: pytest.LogCaptu
     [
         ({"identity": "tuned"}, KIND, ["prompts"], [3, 4]),
         ({"dtype": "torch.float32"}, KIND, ["prompts"], [3, 4]),
-        ({}, Kind("chosen", KIND.form, 7), ["prompts"], [3, 4]),
-        ({}, Kind("likely", KIND.form, 8), ["prompts"], [3, 4]),
+        ({}, FindingKind("chosen", KIND.form, 7), ["prompts"], [3, 4]),
+        ({}, FindingKind("likely", KIND.form, 8), ["prompts"], [3, 4]),
         ({}, KIND, ["prompts", "another"], [3, 4]),
         ({}, KIND, ["prompts"], [4, 3]),
         ({}, KIND, ["prompts"], [3]),
@@ -93,7 +93,7 @@ def test_what_was_kept_is_found_as_it_was(filled: Store, caplog: pytest.LogCaptu
     ids=["model", "dtype", "kind", "what decides", "prompts", "order", "batch", "not kept"],
 )
 def test_what_was_asked_otherwise_is_not_used(
-    filled: Store, pod: dict[str, str], kind: Kind[list[float]] | None, prompts: list[str], batch: list[int]
+    filled: Store, pod: dict[str, str], kind: FindingKind[list[float]] | None, prompts: list[str], batch: list[int]
 ) -> None:
     with kept(filled, **pod) as (model, findings):
         assert Notes(model, kind, prompts).find(batch) is None
@@ -166,11 +166,11 @@ def test_another_recipe_has_another_place_and_a_result_ends_all(store: Store) ->
     tools = {"torch": "2"}
 
     def knows(asked: StageInput, tools: dict[str, str]) -> bool:
-        findings, model = Findings.of(store, asked, tools), Model()
+        findings, model = KeptFindings.of(store, asked, tools), Model()
         keep_findings(model, findings, "base")
         return bool(Notes(model, KIND, "prompts").find([0]))
 
-    findings, model = Findings.of(store, given, tools), Model()
+    findings, model = KeptFindings.of(store, given, tools), Model()
     keep_findings(model, findings, "base")
     with findings.keeping(Progress("evaluate"), 1):
         Notes(model, KIND, "prompts").keep([0], ROWS[:1])
@@ -205,7 +205,7 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
     finally:
         pod.send_signal(signal.SIGKILL)
     assert pod.wait(30) == -signal.SIGKILL, "it was not done"
-    quiet, resumed, findings = Asked(), Asked(), Findings(store)
+    quiet, resumed, findings = Asked(), Asked(), KeptFindings(store)
     with quiet.counting():
         evaluate_tiny(model_folder, tmp_path / "quiet", None)
     caplog.set_level(logging.INFO)
@@ -216,11 +216,12 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
     assert f"resumed: {findings.reused} of {quiet.rows - 2 * len(CANARIES)} answers kept" in caplog.text
     files = sorted(path.name for path in (tmp_path / "quiet").iterdir())
     assert len(files) == 5
-    for name in files:
-        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes(), name
     assert not (tmp_path / "killed").exists()
 
     again = Asked()
     with again.counting():
-        evaluate_tiny(model_folder, tmp_path / "again", Findings(store))
+        evaluate_tiny(model_folder, tmp_path / "again", KeptFindings(store))
     assert again.rows == 0, "a pod that is lost while it publishes asks nothing"
+    for run in ("resumed", "again"):
+        for name in files:
+            assert (tmp_path / run / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes(), (run, name)

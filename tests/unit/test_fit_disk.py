@@ -29,6 +29,8 @@ def test_files_of_the_stages() -> None:
     assert adapter[Stage.EXPORT] == adapter[Stage.EVALUATE] == pytest.approx(15 + 8.5, abs=0.5)
     assert full[Stage.TRAIN] == pytest.approx(15 + 3 * 90 + 15, abs=1)
     assert full[Stage.EVALUATE] == pytest.approx(15 + 15 + 8.5, abs=0.5)
+    unrounded = [scratch_bytes(shape, each, unrounded=True)[Stage.EVALUATE] / GIB for each in (Training(), FULL)]
+    assert unrounded == pytest.approx([adapter[Stage.EVALUATE] + 15, full[Stage.EVALUATE]], abs=0.5)
 
 
 def test_too_small_a_volume_is_refused() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
 
 from finetune_api import meta
+from finetune_api.evaluation import Generator
 from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
@@ -17,7 +18,7 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.stage_job import QUEUE_LABEL
-from tests.support.runs import NOW, RESOLVED, SPEC, conditions, done, job, observed, told
+from tests.support.runs import NOW, RESOLVED, SETTINGS, SPEC, conditions, done, job, observed, started, told
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -115,3 +116,27 @@ def test_a_pod_without_a_node_is_stalled_after_a_while(minutes: float, stalled: 
     if stalled == "False":
         assert made.requeue_after is not None
         assert timedelta(seconds=made.requeue_after) <= timedelta(minutes=10 - minutes)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_models_run_in_vllm_where_there_is_an_image_for_it(offered: bool) -> None:
+    """Without one, no pod starts; the other stages keep their image."""
+    asked = SPEC.evaluation.model_copy(update={"generator": Generator.VLLM})
+    images = SETTINGS.images.model_copy(update={"evaluate_vllm": "evaluate-vllm" if offered else ""})
+    earlier = [done(each) for each in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT)]
+    found = observed(SPEC.model_copy(update={"evaluation": asked}))
+    run = current_run(found, NOW).id
+    found = replace(
+        found,
+        settings=SETTINGS.model_copy(update={"images": images}),
+        jobs=tuple(replace(each, run=run) for each in [RESOLVED, *earlier]),
+    )
+    planned = plan(found, NOW)
+    if offered:
+        [given] = started(planned)
+        assert (given.stage, given.image) == (Stage.EVALUATE, "evaluate-vllm")
+        return
+    assert not started(planned)
+    assert told(planned) == (Phase.PENDING, Reason.GENERATOR_UNKNOWN)
+    message = next(each.message for each in planned.status.conditions if each.type == "Ready")
+    assert_says(message, "spec.evaluation.generator is VLLM", "Transformers", "images.evaluateVllm")

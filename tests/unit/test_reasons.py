@@ -34,6 +34,7 @@ RUN_WAITS = {
     *(
         Reason.PROFILE_UNKNOWN,
         Reason.METRIC_UNKNOWN,
+        Reason.GENERATOR_UNKNOWN,
         Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
         Reason.SECRET_MISSING,
         Reason.QUOTA_EXCEEDED,

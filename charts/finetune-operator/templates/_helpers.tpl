@@ -51,6 +51,7 @@ images:
   jobs: {{ include "finetune.image" (list . .Values.images.jobs) }}
   quantize: {{ include "finetune.image" (list . .Values.images.quantize) }}
   proxy: {{ include "finetune.image" (list . .Values.images.proxy) }}
+  evaluateVllm: {{ if .Values.images.evaluateVllm.repository }}{{ include "finetune.image" (list . .Values.images.evaluateVllm) }}{{ else }}""{{ end }}
   pullPolicy: {{ .Values.images.pullPolicy }}
   pullSecrets: {{ toJson .Values.images.pullSecrets }}
 {{- $account := dict "serviceAccountName" .Values.runner.serviceAccountName }}

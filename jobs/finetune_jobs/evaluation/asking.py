@@ -6,35 +6,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter
-
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination
 from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.automation import Weighed, automate
-from finetune_jobs.evaluation.batches import PromptBatch
+from finetune_jobs.evaluation.behaviour.canaries import questions_about, recall
+from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
+from finetune_jobs.evaluation.behaviour.exposure import Exposure, Recalled
 from finetune_jobs.evaluation.behaviour.items import sets_for
-from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
+from finetune_jobs.evaluation.behaviour.likelihood import Given
 from finetune_jobs.evaluation.behaviour.probe import Probe, Responses, probe_for
-from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
+from finetune_jobs.evaluation.choices import MOST_LABELS
 from finetune_jobs.evaluation.clusters import Groups
-from finetune_jobs.evaluation.findings import Kind
 from finetune_jobs.evaluation.generate import (
     ROOM,
     Generated,
     Questions,
     answer_limit,
-    ask_each,
     cut,
-    generate,
-    generate_answers,
     thoughts_limit,
-    writing,
 )
+from finetune_jobs.evaluation.generators.protocol import Generator, Generators
 from finetune_jobs.evaluation.lenient import read
-from finetune_jobs.evaluation.reference import Passage, log_probs, longest_text, make_passages, turned_log_probs
+from finetune_jobs.evaluation.reference import Passage, longest_text, make_passages
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.evaluation.tasks import right_for
@@ -113,6 +109,23 @@ class Paper:
         prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
         return replace(self.questions, prompts=prompts)
 
+    @property
+    def roomy(self) -> Questions:
+        """The same questions with room for a sentence around the answer."""
+        return replace(self.questions, limit=self.questions.limit + ROOM)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its answer, of all that is asked."""
+        asked = [self.roomy, self.shown, self.probe.questions, questions_about(self.canaries)]
+        written = [
+            len(ids) + questions.limit
+            for questions in (*asked, *filter(None, [self.checked]))
+            for ids in questions.encoded(self.tokenizer)
+        ]
+        given = [len(each.prompt) + len(each.answer) for each in (*self.expected, *self.probe.given)]
+        return max([*written, *given, *(len(passage.ids) for passage in self.passages)])
+
 
 def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluation: Examination) -> Paper:
     """What is asked of the models of a base and a data set. Raises StageError (ModelUnsupported)."""
@@ -163,53 +176,115 @@ def _given(tokenizer: Any, example: Conversation, stop: int, tuning: Tuning) -> 
     return Given(encoded.input_ids[:begin], encoded.input_ids[begin:])
 
 
-def expected_losses(model: Any, paper: Paper, progress: Progress, begin: float, end: float) -> list[float]:
+def expected_losses(generator: Generator, paper: Paper, progress: Progress, begin: float, end: float) -> list[float]:
     """The negative log-likelihood of each right answer, in nats; empty where it is not asked."""
     if not paper.expected:
         return []
-    report = progress.part(begin, end, "likelihood of the right answers")
-    means = answer_losses(model, paper.tokenizer.pad_token_id, paper.expected, report)
+    means = generator.losses(paper.expected, progress.part(begin, end, "likelihood of the right answers"))
     return [mean * len(each.answer) for mean, each in zip(means, paper.expected, strict=True)]
 
 
-def ask_base(model: Any, paper: Paper, progress: Progress) -> tuple[dict[str, list[str]], list[str] | None]:
-    """The base model's answers by the way in which it was asked; and what it said with room for a sentence, as it is.
+@dataclass(frozen=True)
+class TrainedAnswers:
+    """What base and tuned model said."""
 
-    Not with room, and not for a choice, where models think: an answer then has room enough, and no label is likely
-    before the thoughts.
-    """
+    answers: dict[str, list[str]]
+    """Of ``base``, in each way in which it was asked, and of ``tuned``."""
+    wordy: list[str] | None
+    """What ``verbose`` was read from."""
+    behaviour: Behaviour
+    likely: dict[str, list[list[float]]]
+    """Of ``base`` and ``tuned``: the log-probabilities of each passage."""
+    losses: dict[str, list[float]]
+    """Of ``base`` and ``tuned``: how unlikely each right answer is."""
+    beside: Responses
+    """What the base model said to the sets of ``behaviour``."""
+    elsewhere: list[str] | None = None
+    """What the model of spec.evaluation.baseline wrote."""
+
+
+def ask_trained(models: Generators, paper: Paper, progress: Progress) -> TrainedAnswers:
+    """Base and tuned model, one after the other: none is kept here, so that its memory is free for the next."""
+    progress.report(0.0, "loading the base model")
+    (answers, wordy), before = _ask_base(models.base(), paper, progress)
+    answers["tuned"], after = _ask_tuned(models.tuned(), paper, progress)
+    behaviour = compare_behaviour(paper.probe.sets, before.seen, after.seen, paper.probe.note)
+    if paper.canaries:
+        behaviour = replace(behaviour, exposure=Exposure(before.known, after.known))
+    return TrainedAnswers(
+        answers,
+        wordy,
+        behaviour,
+        {"base": before.likely, "tuned": after.likely},
+        {"base": before.losses, "tuned": after.losses},
+        before.seen,
+    )
+
+
+_Base = tuple[dict[str, list[str]], list[str] | None]
+"""The base model's answers by the way in which it was asked; and what it said with room for a sentence, as it is."""
+
+
+def _ask_base(generator: Generator, paper: Paper, progress: Progress) -> "tuple[_Base, _Beside]":
+    found = _answers_of_base(generator, paper, progress)
+    return found, _ask_beside(generator, paper, "base model", progress.within(0.24, 0.35, ""))
+
+
+def _ask_tuned(generator: Generator, paper: Paper, progress: Progress) -> "tuple[list[str], _Beside]":
+    answers = texts_of(generator.write(paper.questions, progress.part(0.35, 0.48, "tuned model")))
+    return answers, _ask_beside(generator, paper, "tuned model", progress.within(0.48, 0.6, ""))
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What base and tuned model are both asked beside the task's questions."""
+
+    likely: list[list[float]]
+    losses: list[float]
+    seen: Responses
+    known: Recalled
+
+
+def _ask_beside(generator: Generator, paper: Paper, name: str, progress: Progress) -> _Beside:
+    return _Beside(
+        [generator.log_probs(passage) for passage in paper.passages],
+        expected_losses(generator, paper, progress, 0.0, 0.1),
+        paper.probe.ask(generator, progress, 0.1, 0.8, name),
+        recall(generator, paper.tokenizer, paper.stop, paper.canaries, progress.within(0.8, 1.0, f"{name}, ")),
+    )
+
+
+def _answers_of_base(generator: Generator, paper: Paper, progress: Progress) -> _Base:
+    """Not with room, and not for a choice, where models think: an answer then has room enough, and no label is likely
+    before the thoughts."""
     tokenizer, questions = paper.tokenizer, paper.questions
     if questions.thoughts:
-        return {"base": generate_answers(model, tokenizer, questions, progress.part(0.05, 0.2, "base model"))}, None
-    said, chosen = _said_and_chosen(model, paper, progress)
-    wordy = [each.text for each in said]
+        return {"base": texts_of(generator.write(questions, progress.part(0.05, 0.2, "base model")))}, None
+    said, chosen = _said_and_chosen(generator, paper, progress)
+    wordy = texts_of(said)
     found = {
         "base": [cut(tokenizer, each, questions.limit) for each in said],
         "verbose": paper.taken(wordy),
     }
     if paper.shots:
-        report = progress.part(0.2, 0.25, "base model, shown examples")
-        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
+        report = progress.part(0.2, 0.24, "base model, shown examples")
+        found["fewShot"] = texts_of(generator.write(paper.shown, report))
     if chosen:
         found["constrained"] = chosen
     return found, wordy
 
 
-def _said_and_chosen(model: Any, paper: Paper, progress: Progress) -> tuple[list[Generated], list[str]]:
-    """What the base model writes with room for a sentence, and which labels it would choose, if it is asked that: both
-    after reading each prompt once."""
-    asked = replace(paper.questions, limit=paper.questions.limit + ROOM)
+def texts_of(answers: Sequence[Generated]) -> list[str]:
+    """The answers as texts."""
+    return [each.text for each in answers]
+
+
+def _said_and_chosen(generator: Generator, paper: Paper, progress: Progress) -> tuple[list[Generated], list[str]]:
+    """What the base model writes with room for a sentence, and which labels it would choose, if it is asked that."""
     report = progress.part(0.05, 0.2, "base model")
     if paper.task is not TaskType.CLASSIFICATION or not 1 < len(paper.labels) <= MOST_LABELS:
-        return generate(model, paper.tokenizer, asked, report), []
-    write, choose = writing(model, paper.tokenizer, asked), choosing(paper.tokenizer, paper.labels, paper.stop)
-
-    def both(batch: PromptBatch) -> list[tuple[str, Generated]]:
-        return list(zip(choose(batch), write(batch), strict=True))
-
-    kind = Kind("choice and answer", TypeAdapter(tuple[str, Generated]), paper.labels, answers=True)
-    found = ask_each(model, paper.tokenizer, asked, both, report, kind)
-    return [answer for _, answer in found], [label for label, _ in found]
+        return generator.write(paper.roomy, report), []
+    return generator.write_and_choose(paper.roomy, paper.labels, paper.stop, report)
 
 
 @dataclass(frozen=True)
@@ -221,28 +296,28 @@ class ServedAnswers:
     """To the questions of the validation part."""
     likely: list[list[float]]
     """Its log-probabilities of each passage."""
-    turned: list[tuple[list[float], list[float]]]
     losses: list[float]
     """As ``expected_losses``."""
     beside: Responses
     """Its answers to the adversarial set."""
+    turned: list[tuple[list[float], list[float]]]
+    """What it finds of each passage with right and with wrong positions."""
 
 
-def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -> ServedAnswers:
-    """The test questions, those of the validation part, the passages, and what is adversarial: it is what is served."""
+def ask_artifact(generator: Generator, paper: Paper, progress: Progress) -> ServedAnswers:
+    """The test questions, those of the validation part, the passages, not with other positions, and what is
+    adversarial: it is what is served."""
     checked: list[Generated] = []
     if paper.checked is not None:
-        report = progress.part(0.1, 0.4, "validation part")
-        checked = generate(model, tokenizer, paper.checked, report, weighed=True)
-    report = progress.part(0.4, 0.85, "answers")
-    answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
+        checked = generator.write(paper.checked, progress.part(0.1, 0.4, "validation part"), weighed=True)
+    answers = generator.write(paper.questions, progress.part(0.4, 0.85, "answers"), weighed=paper.checked is not None)
     found = ServedAnswers(
         answers,
         checked,
-        [log_probs(model, passage) for passage in paper.passages],
-        [turned_log_probs(model, passage) for passage in paper.passages],
-        expected_losses(model, paper, progress, 0.85, 0.95),
-        paper.probe.of_safety(tokenizer).ask(model, progress, 0.95, 1.0, "exported model"),
+        [generator.log_probs(passage) for passage in paper.passages],
+        expected_losses(generator, paper, progress, 0.85, 0.95),
+        paper.probe.of_safety.ask(generator, progress, 0.95, 1.0, "exported model"),
+        turned=[],
     )
     progress.report(1.0)
     return found

@@ -24,7 +24,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from finetune_jobs.evaluation.findings import Kind, Notes
+from finetune_jobs.evaluation.findings import FindingKind, Notes
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def in_batches(
     prompts: Prompts,
     work: Callable[[PromptBatch], Sequence[T]],
     answered: Answered,
-    kind: Kind[T] | None = None,
+    kind: FindingKind[T] | None = None,
 ) -> list[T]:
     """What ``work`` finds for each prompt, in their order. ``kind`` is what that is, if it is to be kept where the
     model's findings are. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's memory."""

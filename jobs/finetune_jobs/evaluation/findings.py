@@ -38,7 +38,7 @@ _LAST_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
-class Kind(Generic[T]):
+class FindingKind(Generic[T]):
     """One way to ask a model, and what is found of each prompt."""
 
     name: str
@@ -50,7 +50,7 @@ class Kind(Generic[T]):
     """Whether it is an answer, which people can count; otherwise it says how likely something is."""
 
 
-class Findings:
+class KeptFindings:
     """What is kept of one evaluation, in the place of its FineTuneJob."""
 
     def __init__(self, store: Store) -> None:
@@ -64,7 +64,7 @@ class Findings:
         self._load()
 
     @classmethod
-    def of(cls, store: Store, given: StageInput, tools: Mapping[str, str]) -> "Findings":
+    def of(cls, store: Store, given: StageInput, tools: Mapping[str, str]) -> "KeptFindings":
         """Those of an evaluation, with which earlier pods asked the same of the same models, by the same programs on
         the same kind of hardware. ``tools``: versions of libraries."""
         recipe = {
@@ -152,11 +152,11 @@ def remove_findings(store: Store, run: RunRef) -> None:
         log.warning("kept answers were not deleted below %s", place.uri())
 
 
-_KEPT: Final[WeakKeyDictionary[Any, tuple[Findings, Any]]] = WeakKeyDictionary()
+_KEPT: Final[WeakKeyDictionary[Any, tuple[KeptFindings, Any]]] = WeakKeyDictionary()
 """Models whose findings are kept, as long as they are in memory."""
 
 
-def keep_findings(model: Any, findings: Findings | None, identity: Any) -> None:
+def keep_findings(model: Any, findings: KeptFindings | None, identity: Any) -> None:
     """Keep what is found of a model from now on, and use what is known of it; None: nothing. ``identity`` says which
     one it is, as JSON; what it computes in is part of it."""
     if findings is None:
@@ -168,7 +168,7 @@ def keep_findings(model: Any, findings: Findings | None, identity: Any) -> None:
 class Notes(Generic[T]):
     """What is known of a model's answers to some prompts, batch by batch; nothing, where it is not kept."""
 
-    def __init__(self, model: Any, kind: Kind[T] | None, prompts: Sequence[Any]) -> None:
+    def __init__(self, model: Any, kind: FindingKind[T] | None, prompts: Sequence[Any]) -> None:
         """``prompts``: all of them, each as JSON, and all else that decides an answer."""
         findings, identity = _KEPT.get(model, (None, None))
         self._findings = findings if kind else None
@@ -197,7 +197,7 @@ class Notes(Generic[T]):
         return digest([self._of, list(batch)])
 
 
-def look_up(model: Any, kind: Kind[T], asked: Any, compute: Callable[[], T]) -> T:
+def look_up(model: Any, kind: FindingKind[T], asked: Any, compute: Callable[[], T]) -> T:
     """What a model finds of one thing that is ``asked``, as JSON: as it was kept, or computed now."""
     notes = Notes(model, kind, [asked])
     if known := notes.find([0]):

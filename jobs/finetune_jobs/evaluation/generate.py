@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from finetune_jobs.evaluation.automation import DIGITS
 from finetune_jobs.evaluation.batches import Answered, PromptBatch, Prompts, T, in_batches
-from finetune_jobs.evaluation.findings import Kind
+from finetune_jobs.evaluation.findings import FindingKind
 from finetune_jobs.modelling import chat
 
 SPARE_TOKENS: Final = 4
@@ -32,6 +32,13 @@ class Questions:
     tools: Sequence[chat.Tools] = ()
     """The tools of each prompt; empty: none has any."""
 
+    def encoded(self, tokenizer: Any) -> list[list[int]]:
+        """The prompts as tokens, as a server would give them to the model, whoever answers."""
+        tools = self.tools or [()] * len(self.prompts)
+        return [
+            chat.prompt_ids(tokenizer, *each, thoughts=self.thoughts) for each in zip(self.prompts, tools, strict=True)
+        ]
+
 
 def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
     """Token limit of an answer: the longest right answer, the stop token, and some to spare."""
@@ -45,6 +52,18 @@ def thoughts_limit(longest: int) -> int:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a model wrote after a prompt, as tokens."""
+
+    tokens: Sequence[int]
+    """Without the one that ends it."""
+    log_probability: float
+    """As that of ``Generated``, not rounded."""
+    ended: bool
+    """Whether the model ended it; otherwise the limit did."""
+
+
+@dataclass(frozen=True)
 class Generated:
     """What a model wrote after a prompt."""
 
@@ -55,6 +74,23 @@ class Generated:
     log_probability: float
     """Of these tokens together, as a natural logarithm: the sum of what a server says of each. 0 where it was not asked
     for."""
+    ended: bool
+    """Whether the model ended it itself: the finish reason of a server, stop or length."""
+
+    @classmethod
+    def read(cls, tokenizer: Any, questions: Questions, written: Sequence[Written]) -> "list[Generated]":
+        """Answers to questions, from their tokens."""
+        marks = chat.rendering(tokenizer, thoughts=questions.thoughts).marks
+        texts = tokenizer.batch_decode([each.tokens for each in written], skip_special_tokens=True)
+        return [
+            cls(
+                (marks.answer_in(text) if marks else text).strip(),
+                each.tokens,
+                round(each.log_probability, DIGITS),
+                each.ended,
+            )
+            for text, each in zip(texts, written, strict=True)
+        ]
 
 
 def cut(tokenizer: Any, answer: Generated, limit: int) -> str:
@@ -72,7 +108,7 @@ def generate(
 ) -> list[Generated]:
     """The most likely answer to each prompt; ``weighed``: and how likely that is. Raises as ``ask_each``."""
     work = writing(model, tokenizer, questions, weighed=weighed)
-    kind = Kind("answer", TypeAdapter(Generated), [questions.thoughts, weighed], answers=True)
+    kind = FindingKind("answer", TypeAdapter(Generated), [questions.thoughts, weighed], answers=True)
     return ask_each(model, tokenizer, questions, work, answered, kind)
 
 
@@ -82,16 +118,11 @@ def ask_each(
     questions: Questions,
     work: Callable[[PromptBatch], Sequence[T]],
     answered: Answered,
-    kind: Kind[T] | None = None,
+    kind: FindingKind[T] | None = None,
 ) -> list[T]:
     """What ``work`` finds for each prompt; ``kind``: as ``in_batches``. Raises torch.OutOfMemoryError if one prompt
     does not fit the GPU's memory."""
-    tools = questions.tools or [()] * len(questions.prompts)
-    encoded = [
-        chat.prompt_ids(tokenizer, *each, thoughts=questions.thoughts)
-        for each in zip(questions.prompts, tools, strict=True)
-    ]
-    prompts = Prompts(encoded, tokenizer.pad_token_id, questions.limit, questions.batch_size)
+    prompts = Prompts(questions.encoded(tokenizer), tokenizer.pad_token_id, questions.limit, questions.batch_size)
     return in_batches(model, prompts, work, answered, kind)
 
 
@@ -100,27 +131,21 @@ def writing(
 ) -> Callable[[PromptBatch], list[Generated]]:
     """The work of ``generate``."""
     stops = chat.stop_ids(tokenizer, model.generation_config)
-    marks = chat.rendering(tokenizer, thoughts=questions.thoughts).marks
 
     def write(batch: PromptBatch) -> list[Generated]:
-        written = _write(batch, questions.limit, stops, weighed=weighed)
-        texts = tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
-        return [
-            Generated((marks.answer_in(text) if marks else text).strip(), tokens, round(likely, DIGITS))
-            for text, (tokens, likely) in zip(texts, written, strict=True)
-        ]
+        return Generated.read(tokenizer, questions, _write(batch, questions.limit, stops, weighed=weighed))
 
     return write
 
 
-def _write(batch: PromptBatch, limit: int, stops: Collection[int], *, weighed: bool) -> list[tuple[list[int], float]]:
-    """At most ``limit`` tokens after each prompt, without the one that ends them, and their log-probability.
+def _write(batch: PromptBatch, limit: int, stops: Collection[int], *, weighed: bool) -> list[Written]:
+    """At most ``limit`` tokens after each prompt.
 
     An answer that has ended leaves the batch: most end long before the longest one. transformers' ``generate`` goes on
     with all of them until the last has ended.
     """
     answers: list[list[int]] = [[] for _ in batch.mask]
-    likely = [0.0] * len(answers)
+    likely, ended = [0.0] * len(answers), [True] * len(answers)
     rows, logits = list(range(len(answers))), batch.logits
     for step in range(limit):
         tokens = logits.argmax(dim=-1)
@@ -129,10 +154,14 @@ def _write(batch: PromptBatch, limit: int, stops: Collection[int], *, weighed: b
         for place in goes_on:
             answers[rows[place]].append(int(tokens[place]))
             likely[rows[place]] += taken[place]
-        if not goes_on or step + 1 == limit:
+        if not goes_on:
+            break
+        if step + 1 == limit:
+            for place in goes_on:
+                ended[rows[place]] = False
             break
         if len(goes_on) < len(rows):
             batch.keep(goes_on)
             rows, tokens = [rows[place] for place in goes_on], tokens[goes_on]
         logits = batch.read(tokens[:, None])[:, -1]
-    return list(zip(answers, likely, strict=True))
+    return [Written(*each) for each in zip(answers, likely, ended, strict=True)]

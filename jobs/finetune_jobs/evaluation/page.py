@@ -117,10 +117,11 @@ def identify(given: StageInput) -> EvaluationSubject:
     return EvaluationSubject(identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)])
 
 
-def with_weights(subject: EvaluationSubject, digest: str) -> EvaluationSubject:
-    """The subject with the folder of the format that is the artifact, which only the evaluation decides."""
+def as_evaluated(subject: EvaluationSubject, digest: str, program: str) -> EvaluationSubject:
+    """The subject with what only the evaluation knows: the folder of the format that is the artifact, and which program
+    ran the models."""
     weights = Fact("Artifact's weights", [output_folder(Stage.EXPORT, digest)], code=True)
-    return replace(subject, origin=[*subject.origin, weights])
+    return replace(subject, origin=[*subject.origin, weights, Fact("Answered by", [program])])
 
 
 def _texts(evaluated: Evaluated) -> Table:

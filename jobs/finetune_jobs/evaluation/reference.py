@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from finetune_api.hashing import digest
 from finetune_jobs.artifacts.artifact import ReferenceText
-from finetune_jobs.evaluation.findings import Kind, look_up
+from finetune_jobs.evaluation.findings import FindingKind, look_up
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.token_files import Conversation
 
@@ -36,8 +36,8 @@ TURN: Final = 0.7
 """What the rotary base is multiplied with for the record of wrong positions."""
 _CHUNK: Final = 256
 """Tokens of one forward pass: the probabilities of a whole vocabulary at 1,000 positions may take a gigabyte."""
-_LIKELY: Final = Kind("passage", TypeAdapter(list[float]))
-_TURNED: Final = Kind("passage, turned", TypeAdapter(tuple[list[float], list[float]]), TURN)
+_LIKELY: Final = FindingKind("passage", TypeAdapter(list[float]))
+_TURNED: Final = FindingKind("passage, turned", TypeAdapter(tuple[list[float], list[float]]), TURN)
 
 
 @dataclass(frozen=True)

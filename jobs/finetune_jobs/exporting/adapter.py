@@ -18,17 +18,14 @@ from finetune_jobs.exporting.checkpoint import complete, save_16_bits
 from finetune_jobs.exporting.comparison import Compared, require_same
 from finetune_jobs.exporting.merge import plain_base
 from finetune_jobs.modelling.loading import cuda_memory
-from finetune_jobs.modelling.tuning import Tuning
+from finetune_jobs.modelling.tuning import ADAPTER_CONFIG, Tuning, adapter_config, beyond_lora
 
-_CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
-"""PEFT's files."""
+"""PEFT's file."""
 _SIGNED: Final = ("config.json", "generation_config.json")
 """Files of a model in which transformers notes its own version."""
 _VERSION: Final = "5.0.0"
 """The first that has written them so. Without any, transformers takes a tokenizer of Mistral for one of version 4."""
-_ODD: Final = ("use_dora", "modules_to_save")
-"""Settings of PEFT that make an adapter more than LoRA."""
 
 
 def require_plain(tuned: Path, tuning: Tuning) -> dict[str, Any]:
@@ -36,9 +33,9 @@ def require_plain(tuned: Path, tuning: Tuning) -> dict[str, Any]:
     if not tuning.is_adapter:
         said = "Method Full makes no adapter: choose another spec.export.format."
         raise StageError(Reason.MODEL_UNSUPPORTED, said)
-    config: dict[str, Any] = json.loads((tuned / _CONFIG).read_text(encoding="utf-8"))
-    if odd := [name for name in _ODD if config.get(name)]:
-        said = f"The adapter has {odd[0]}, which no model server loads: choose another spec.export.format."
+    config = adapter_config(tuned)
+    if odd := beyond_lora(config):
+        said = f"The adapter has {odd}, which no model server loads: choose another spec.export.format."
         raise StageError(Reason.MODEL_UNSUPPORTED, said)
     return config
 
@@ -72,6 +69,6 @@ def write_adapter(tuned: Path, out: Path, tuning: Tuning, base_digest: str) -> N
         raise StageError(Reason.EXPORT_MISMATCH, f"The exported {_WEIGHTS} is not the file that training has written.")
     # The base is found by its address. A path of the pod that trained means nothing where it is served.
     config |= {"base_model_name_or_path": None}
-    (out / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     ref = BaseRef(digest=base_digest, rank=int(config["r"]))
     (out / BASE_REF).write_text(ref.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")

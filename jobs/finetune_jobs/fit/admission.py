@@ -56,6 +56,8 @@ class After:
     """Bytes of a weight of the exported model, in each format that is made."""
     stages: Collection[Stage] = WITH_MODEL
     """The stages with a model that are still to be done, the evaluation among them."""
+    unrounded: bool = False
+    """Whether the evaluation writes out a rounded base in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def fits(memory: Memory, hardware: HardwareFacts) -> bool:
 def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
     """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
     asked = (shape, training, hardware, after.exported, after.stages)
-    return shortage(*asked) or scratch_shortage(*asked)
+    return shortage(*asked) or scratch_shortage(*asked, unrounded=after.unrounded)
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:

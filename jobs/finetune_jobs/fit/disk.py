@@ -20,16 +20,19 @@ PER_TRAINED: Final = 3 * FP32
 """Bytes of a checkpoint for each trained weight: itself and Adam's two moments."""
 
 
-def scratch_bytes(shape: Shape, training: Training, exported: Sequence[float] = (INT8,)) -> Mapping[Stage, float]:
+def scratch_bytes(
+    shape: Shape, training: Training, exported: Sequence[float] = (INT8,), *, unrounded: bool = False
+) -> Mapping[Stage, float]:
     """Bytes of each stage's files when it has the most of them; ``exported``: of a weight of the exported model, in
-    each format. Export puts one format away before it makes the next, the evaluation has them all."""
+    each format. Export puts one format away before it makes the next, the evaluation has them all. ``unrounded``: the
+    evaluation writes out a rounded base in 16 bits, for a program that does not round."""
     base, trained = BF16 * shape.parameters, trained_parameters(shape, training)
     tuned = BF16 * trained if training.method is Method.FULL else FP32 * trained
     made = [exported_bytes(shape, each) for each in exported]
     return {
         Stage.TRAIN: base + CHECKPOINTS * PER_TRAINED * trained + tuned,
         Stage.EXPORT: base + tuned + max(made),
-        Stage.EVALUATE: base + tuned + sum(made),
+        Stage.EVALUATE: base + tuned + sum(made) + (base if unrounded and training.base_quantization else 0),
     }
 
 
@@ -39,12 +42,15 @@ def scratch_shortage(
     hardware: HardwareFacts,
     exported: Sequence[float] = (INT8,),
     stages: Collection[Stage] = WITH_MODEL,
+    *,
+    unrounded: bool = False,
 ) -> str:
     """What does not fit of these stages, in a sentence; empty if everything fits, or if the volume's size is unknown.
     Raises ValueError if none of them has a model."""
     if not hardware.scratch_gib:
         return ""
-    asked = {stage: size for stage, size in scratch_bytes(shape, training, exported).items() if stage in stages}
+    sizes = scratch_bytes(shape, training, exported, unrounded=unrounded)
+    asked = {stage: size for stage, size in sizes.items() if stage in stages}
     stage, needed = max(asked.items(), key=lambda each: each[1])
     if needed / GIB <= hardware.scratch_gib:
         return ""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
+from finetune_api.evaluation import Generator
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage, StageInput
 from finetune_api.training import Training
@@ -112,8 +113,8 @@ def _after(given: StageInput, done: Collection[Stage]) -> After:
     after = After(exported=exported, stages=[stage for stage in WITH_MODEL if stage not in done])
     if given.params.evaluate is None:
         return after
-    samples, task = given.params.evaluate.evaluation.max_samples, given.params.evaluate.task.type
-    return replace(after, samples=samples, task=task)
+    asked, task = given.params.evaluate.evaluation, given.params.evaluate.task.type
+    return replace(after, samples=asked.max_samples, task=task, unrounded=asked.generator is Generator.VLLM)
 
 
 def _formats(given: StageInput) -> list[str]:

@@ -30,11 +30,16 @@ def stop_token(folder: Path, tokenizer: Any) -> int:
 
     Raises StageError(ModelUnsupported) as ``chat.end_of_turn``.
     """
+    return chat.end_of_turn(tokenizer, stop_tokens(folder, tokenizer))
+
+
+def stop_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which a server of these files stops. Raises StageError(ModelUnsupported)."""
     settings = GenerationConfig()
     if (folder / GENERATION_CONFIG_NAME).exists():
         with readable(GENERATION_CONFIG_NAME, folder):
             settings = GenerationConfig.from_pretrained(folder)
-    return chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, settings))
+    return chat.stop_ids(tokenizer, settings)
 
 
 def write_served_template(folder: Path, *, thoughts: bool = False) -> None:

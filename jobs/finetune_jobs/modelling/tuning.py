@@ -2,14 +2,19 @@
 itself (``tuning.json``), so that its readers rebuild exactly what was trained.
 """
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from finetune_api.base import WireModel
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.base.documents import parse_json
 
 TUNING: Final = "tuning.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+"""PEFT's settings of an adapter."""
+_ODD: Final = ("use_dora", "modules_to_save")
+"""Those that make an adapter more than LoRA."""
 
 
 class Tuning(WireModel):
@@ -31,6 +36,17 @@ class Tuning(WireModel):
     def is_adapter(self) -> bool:
         """Whether the folder holds an adapter; otherwise a whole model."""
         return self.method is not Method.FULL
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's settings of an adapter."""
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def beyond_lora(config: dict[str, Any]) -> str:
+    """The first of an adapter's settings that no model server loads; empty: there is none."""
+    return next((name for name in _ODD if config.get(name)), "")
 
 
 def write_tuning(folder: Path, tuning: Tuning) -> None:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from finetune_api.custom_metrics import offered_figures
+from finetune_api.evaluation import Generator
 from finetune_api.reasons import Reason
 from finetune_operator.blockers import (
     Blocker,
@@ -39,6 +40,15 @@ def metric_unknown(observed: ObservedJob) -> Blocker | None:
     return None
 
 
+def generator_unknown(observed: ObservedJob) -> Blocker | None:
+    """The spec has the models run by a program for which the platform has no image."""
+    asked = observed.spec.evaluation.generator
+    if asked is Generator.TRANSFORMERS or observed.settings.images.evaluate_vllm:
+        return None
+    message = f"spec.evaluation.generator is {asked.value}; the platform offers: {Generator.TRANSFORMERS.value}."
+    return Blocker(Reason.GENERATOR_UNKNOWN, message, watched=True)
+
+
 def output_conflict(observed: ObservedJob) -> Blocker | None:
     """An older FineTuneJob of the namespace publishes to the same output."""
     if not observed.conflicting_job:
@@ -51,6 +61,7 @@ def output_conflict(observed: ObservedJob) -> Blocker | None:
 BLOCKERS: Final[tuple[Check[ObservedJob], ...]] = (
     choice_unknown,
     metric_unknown,
+    generator_unknown,
     not_allowed,
     account_missing,
     output_conflict,

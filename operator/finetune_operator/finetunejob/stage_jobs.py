@@ -2,6 +2,7 @@
 
 from finetune_api import __version__, meta
 from finetune_api.budget import HardwareFacts
+from finetune_api.evaluation import Generator
 from finetune_api.finetunejob import Reuse
 from finetune_api.stages import Stage, StageInput, input_key
 from finetune_operator.finetunejob.context import RunContext
@@ -35,7 +36,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
     return StageRequest(
         owner=owner,
         input=given,
-        image=settings.images.of(stage),
+        image=_image(context, stage),
         images=settings.images,
         proxy=settings.proxy,
         shape=_shape(profile, stage, gpus_alone(stage, context.ledger.fit)),
@@ -81,8 +82,15 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         # Results that this budget ended early may be reused under it.
         max_cost=ending_budget(context) if stage in (Stage.RESOLVE, Stage.TRAIN) else "",
         operator_version=__version__,
-        image=settings.images.of(stage),
+        image=_image(context, stage),
     )
+
+
+def _image(context: RunContext, stage: Stage) -> str:
+    """A blocker reports a generator that has none."""
+    images = context.observed.settings.images
+    with_vllm = stage is Stage.EVALUATE and context.spec.evaluation.generator is Generator.VLLM
+    return images.evaluate_vllm if with_vllm else images.of(stage)
 
 
 def _answers(given: StageInput) -> StageInput | None:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch.nn.functional import cross_entropy
 
 from finetune_jobs.evaluation.batches import Answered, Room, left_padded, positions
-from finetune_jobs.evaluation.findings import Kind, Notes
+from finetune_jobs.evaluation.findings import FindingKind, Notes
 from finetune_jobs.evaluation.reference import token_log_probs
 from finetune_jobs.modelling import chat
 
@@ -22,7 +22,7 @@ BATCH_SIZE: Final = 16
 MOST_TOKENS: Final = 1024
 """Tokens of their answers, padded: the logits of so many take 0.6 GB with a vocabulary of 152,000 in 32 bits. A longer
 answer is read alone, piece by piece."""
-_LOSS: Final = Kind("loss", TypeAdapter(float))
+_LOSS: Final = FindingKind("loss", TypeAdapter(float))
 
 
 @dataclass(frozen=True)

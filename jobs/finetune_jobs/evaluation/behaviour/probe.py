@@ -7,8 +7,9 @@ from typing import Any, Final
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets
-from finetune_jobs.evaluation.behaviour.likelihood import answer_losses, encode
-from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.evaluation.behaviour.likelihood import Given, encode
+from finetune_jobs.evaluation.generate import Questions
+from finetune_jobs.evaluation.generators.protocol import Generator
 from finetune_jobs.modelling import chat
 
 ANSWER_TOKENS: Final = 32
@@ -42,26 +43,16 @@ class Probe:
     note: str = ""
     """Why nothing is asked."""
 
-    def ask(self, model: Any, progress: Progress, start: float, end: float, name: str) -> Responses:
-        """What ``model`` does with the sets; progress goes from ``start`` to ``end``. Raises torch.OutOfMemoryError if
-        one item does not fit the GPU's memory."""
+    def ask(self, generator: Generator, progress: Progress, start: float, end: float, name: str) -> Responses:
+        """What a model does with the sets; progress goes from ``start`` to ``end``. Raises as ``Generator``."""
         items = [*self.sets.general, *self.sets.adversarial]
-        prompts = [self._messages(item) for item in items]
         middle = start + (end - start) * 0.8
         texts: list[str] = []
         if items:
-            questions = Questions(prompts, ANSWER_TOKENS, BATCH_SIZE)
-            texts = generate_answers(model, self.tokenizer, questions, progress.part(start, middle, f"{name}, sets"))
-        given = [
-            *(encode(self.tokenizer, self._messages(i), i.reference, self.stop) for i in self.sets.general),
-            *(
-                encode(self.tokenizer, [{"role": "user", "content": prompt}], swap.reference, self.stop)
-                for swap in self.sets.swaps
-                for prompt in swap.prompts
-            ),
-        ]
+            written = generator.write(self.questions, progress.part(start, middle, f"{name}, sets"))
+            texts = [each.text for each in written]
         report = progress.part(middle, end, f"{name}, likelihood")
-        losses = answer_losses(model, self.tokenizer.pad_token_id, given, report)
+        losses = generator.losses(self.given, report)
         of_swaps = losses[len(self.sets.general) :]
         return Responses(
             answers={item.id: text for item, text in zip(items, texts, strict=True)},
@@ -72,9 +63,28 @@ class Probe:
             },
         )
 
-    def of_safety(self, tokenizer: Any) -> "Probe":
-        """The adversarial set alone, without its pairs, for a model with a tokenizer of its own."""
-        return replace(self, sets=Sets(adversarial=self.sets.adversarial), tokenizer=tokenizer)
+    @property
+    def of_safety(self) -> "Probe":
+        """The adversarial set alone, without its pairs."""
+        return replace(self, sets=Sets(adversarial=self.sets.adversarial))
+
+    @property
+    def questions(self) -> Questions:
+        """What is to be answered: first of the general set, then of the adversarial one."""
+        items = [*self.sets.general, *self.sets.adversarial]
+        return Questions([self._messages(item) for item in items], ANSWER_TOKENS, BATCH_SIZE)
+
+    @property
+    def given(self) -> list[Given]:
+        """Answers that are given: first those of the general set, then both forms of each pair."""
+        return [
+            *(encode(self.tokenizer, self._messages(i), i.reference, self.stop) for i in self.sets.general),
+            *(
+                encode(self.tokenizer, [{"role": "user", "content": prompt}], swap.reference, self.stop)
+                for swap in self.sets.swaps
+                for prompt in swap.prompts
+            ),
+        ]
 
     def _messages(self, item: SetItem) -> Sequence[chat.Message]:
         if not item.system:

@@ -1,0 +1,1 @@
+"""Who answers in an evaluation. What is asked, and what answers are worth, knows nothing of it."""
