@@ -10,14 +10,17 @@ import pytest
 from finetune_api.meta import ANNOTATION_LOOK
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
-from finetune_api.stages import Stage
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.adapterdeployment.blockers import claims_of
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.revision import spec_hash
-from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.actions import Create
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
-from tests.support.played_pods import BETTER, GOOD
-from tests.support.promoted import until
+from tests.support.copies import copied
+from tests.support.played_pods import BETTER, GOOD, UNSCHEDULABLE, job_pod
+from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition
 from tests.support.serving_specs import SETTINGS, uri
@@ -102,6 +105,7 @@ def test_an_annotation_has_it_looked_at_at_once(interval: str) -> None:
     assert len(cluster.looks) == 2, "and once only"
 
 
+REFUSED = 'jobs.batch "x" is forbidden: exceeded quota: few'
 FAILURES = [Reason.CHANNEL_NOT_FOUND, Reason.OUTPUT_NAME_FOREIGN, Reason.ARTIFACT_WITHDRAWN, Reason.S3_UNREACHABLE]
 
 
@@ -116,7 +120,7 @@ def test_what_is_not_found_is_said_and_what_serves_still_does(reason: Reason) ->
     assert condition(cluster.status, "Stalled") == ("True", reason)
     assert cluster.status.channel is not None
     assert (cluster.status.channel.artifact_digest, cluster.status.channel.reason) == (GOOD, reason)
-    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "still served")
+    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "stays the one to serve")
     assert [event.reason for event in cluster.events].count(reason) == 1
     cluster.channel = BETTER
     later(cluster, minutes=6)
@@ -135,6 +139,46 @@ def test_the_same_before_anything_serves(reason: Reason) -> None:
     cluster.channel = GOOD
     later(cluster, minutes=6)
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+
+def test_a_look_that_is_refused_holds_up_nothing_else() -> None:
+    """Neither go the pods that stay, nor is the way back to them closed."""
+    cluster = served()
+    cluster.spec["keepLastGood"], old, cluster.channel = "1h", cluster.traffic(), BETTER
+    later(cluster, minutes=6)
+    new = cluster.traffic()
+    assert new != old
+    cluster.refuse = lambda _, action: REFUSED if isinstance(action, Create) and action.resource == JOBS else ""
+    later(cluster, minutes=6)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
+    assert cluster.status.channel is not None
+    assert_says(cluster.status.channel.message, "look at the channel waits", "exceeded quota: few")
+    assert cluster.status.previous is not None
+    assert cluster.status.previous.revision == old
+    crash(cluster, new)
+    passes(cluster)
+    assert cluster.traffic() == old
+    cluster.refuse = lambda *_: ""
+    later(cluster, minutes=6)
+    assert cluster.status.channel.reason == ""
+
+
+def test_a_wait_for_a_node_is_a_problem_only_once_it_is_long() -> None:
+    cluster = served()
+    cluster.channel = ""
+    later(cluster, minutes=6)
+    [name] = looks(cluster)
+    ended = StageResult(stage=Stage.FOLLOW, outcome=Outcome.FAILED, reason=Reason.WAITING)
+    pod = job_pod(cluster.objects[JOBS][name], ended)
+    pod["status"] = copied(UNSCHEDULABLE)
+    pod["status"]["conditions"][0]["lastTransitionTime"] = timestamp(cluster.now)
+    cluster.pods[name] = [pod]
+    made = cluster.reconcile()
+    assert condition(cluster.status, "Stalled")[0] == "False"
+    assert made.requeue_after == LONG_WAIT_SECONDS
+    cluster.now += timedelta(seconds=LONG_WAIT_SECONDS)
+    cluster.reconcile()
+    assert condition(cluster.status, "Stalled") == ("True", Reason.UNSCHEDULABLE)
 
 
 def test_another_source_is_looked_at_at_once_and_what_serves_stays_meanwhile() -> None:
