@@ -238,6 +238,16 @@ def test_what_it_reads_and_with_which_keys_is_claimed_once() -> None:
     ]
 
 
+def test_an_earlier_revision_is_claimed_with_its_own_keys() -> None:
+    """It may have been allowed once, and be so no longer."""
+    cluster = served(storage={"endpoint": "https://former.example", "secretRef": {"name": "former"}})
+    cluster.spec = following(storage={"endpoint": "https://s3.example", "secretRef": {"name": "keys"}}) | {
+        "rollbackTo": cluster.traffic()
+    }
+    claimed = {claim.value for claim in claims_of(cluster.observe())}
+    assert {"https://s3.example", "keys", "https://former.example", "former"} <= claimed
+
+
 def test_its_jobs_go_with_the_source() -> None:
     cluster = served()
     assert looks(cluster)
