@@ -244,8 +244,9 @@ def test_an_earlier_revision_is_claimed_with_its_own_keys() -> None:
     cluster.spec = following(storage={"endpoint": "https://s3.example", "secretRef": {"name": "keys"}}) | {
         "rollbackTo": cluster.traffic()
     }
-    claimed = {claim.value for claim in claims_of(cluster.observe())}
-    assert {"https://s3.example", "keys", "https://former.example", "former"} <= claimed
+    claimed = {claim.value: claim.field for claim in claims_of(cluster.observe())}
+    assert {"https://s3.example", "keys", "https://former.example", "former"} <= claimed.keys()
+    assert_says(claimed["former"], "Secret", "earlier revision's")
 
 
 def test_its_jobs_go_with_the_source() -> None:

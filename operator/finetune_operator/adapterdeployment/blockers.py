@@ -179,7 +179,12 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
             number, job = asked.get(adapter.name, (0, None))
             place = f"spec.source.adapters[{number}].artifact"
             yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
-    elif isinstance(artifact, Artifact) and (output is None or not _is_read_like(output, artifact)):
+    elif isinstance(artifact, Artifact) and output is not None:
+        if not _is_read_like(output, artifact):
+            whose = "an earlier revision's artifact"
+            yield Claim(Subject.INPUT, f"The URI of {whose}", artifact.uri)
+            yield from store_claims(artifact.storage, f"The endpoint of {whose}", f"The Secret for {whose}")
+    elif isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
         yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
 
