@@ -16,6 +16,7 @@ from finetune_api.reasons import Reason, remedy
 from finetune_api.serving_status import ChannelStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.blockers import not_allowed
+from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.channel import asked_of, identity_of, known_channel
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -37,8 +38,6 @@ LOOK: Final = "look"
 DEADLINE_SECONDS: Final = 300
 """For how long a look may take, from when its pod has a node."""
 _RETRIES: Final = 2
-_MESSAGE_LIMIT: Final = 1024
-"""The API's limit."""
 _SHAPE: Final = PodShape(
     requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"}, scratch_size="100Mi"
 )
@@ -132,7 +131,7 @@ def _patience_left(verdict: Verdict, now: datetime) -> float | None:
 
 def _waiting(known: ChannelStatus, reason: Reason, said: str) -> ChannelStatus:
     message = f"The look at the channel waits. {said}"
-    return known.model_copy(update={"reason": reason.value, "message": message[:_MESSAGE_LIMIT]})
+    return known.model_copy(update={"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
 def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) -> ChannelStatus:
@@ -149,7 +148,7 @@ def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) ->
         message = (
             f"{message} Artifact {known.artifact_digest[:12]}, which an earlier look found, stays the one to serve."
         )
-    return known.model_copy(update=looked | {"reason": reason.value, "message": message[:_MESSAGE_LIMIT]})
+    return known.model_copy(update=looked | {"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
 def _is_address(text: str) -> bool:
