@@ -227,6 +227,20 @@ def test_a_place_that_the_rules_do_not_allow_is_not_looked_at() -> None:
     assert_says(said, "spec.source.output.uri", "s3://models/team", "s3://models/others")
 
 
+def test_a_source_that_comes_back_is_looked_at_anew() -> None:
+    rules = Tenancy(rules=[TenancyRule.model_validate({"namespaces": ["*"], "inputs": [OUTPUT["uri"]]})])
+    cluster = served(interval="24h")
+    cluster.settings = SETTINGS.model_copy(update={"tenancy": rules})
+    cluster.spec = following(uri="s3://models/others", interval="24h")
+    settle(cluster)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.NOT_ALLOWED)
+    cluster.channel, cluster.spec = BETTER, following(interval="24h")
+    settle(cluster)
+    assert len(cluster.looks) == 2
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+
+
 def test_what_it_reads_and_with_which_keys_is_claimed_once() -> None:
     cluster = served(storage={"endpoint": "https://s3.example", "secretRef": {"name": "keys"}})
     found = [claim.field for claim in claims_of(cluster.observe()) if claim.field.startswith("spec.source")]
