@@ -151,6 +151,8 @@ class ArtifactSource(ApiModel):
 
     @property
     def followed(self) -> list[str]:
-        """Names of the FineTuneJobs that it follows."""
+        """What it follows: FineTuneJobs by their names, or a channel by its place."""
+        if self.output is not None:
+            return [f"{self.output.uri.rstrip('/')}/{self.output.name}/{self.output.channel}"]
         jobs = [self.fine_tune_job, *(each.fine_tune_job for each in self.adapters or [])]
         return list(dict.fromkeys(job.name for job in jobs if job))

@@ -8,7 +8,7 @@ from finetune_api.endpoint_stages import PUBLISHED_AT
 from finetune_api.layout import MANIFEST, channel_object, output_folder
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
+from finetune_api.stages import RunRef, Stage
 from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.channel import owner_of, read_channel
 from finetune_jobs.artifacts.withdrawal import require_standing
@@ -27,6 +27,8 @@ def follow(context: Context) -> StageOutput:
     if found is None:
         raise StageError(Reason.CHANNEL_NOT_FOUND, f"{place} does not exist: channel {params.channel} has no artifact.")
     pointer, _ = found
+    # Earlier versions let each channel have its own owner, which is not that of the name then.
+    _require_of(place, pointer.owner, context.input.run.namespace)
     folder = output_folder(Stage.PUBLISH, pointer.artifact_digest)
     if not store.exists(f"{folder}/{MANIFEST}"):
         raise StageError(
@@ -43,14 +45,15 @@ def follow(context: Context) -> StageOutput:
 
 def require_own(store: Store, name: str, namespace: str) -> None:
     """Raises StageError (OutputNameForeign) if the output name belongs to another namespace."""
-    found = owner_of(store, name)
-    if found is None:
-        return
-    uri, owner = found
+    if found := owner_of(store, name):
+        _require_of(*found, namespace)
+
+
+def _require_of(place: str, owner: RunRef, namespace: str) -> None:
     if (owner.kind, owner.namespace) != (FINETUNEJOB, namespace):
         raise StageError(
             Reason.OUTPUT_NAME_FOREIGN,
-            f"{uri} belongs to {owner.kind} {owner.namespace}/{owner.name}; an AdapterDeployment of namespace "
+            f"{place} belongs to {owner.kind} {owner.namespace}/{owner.name}; an AdapterDeployment of namespace "
             f"{namespace} does not follow it.",
         )
 

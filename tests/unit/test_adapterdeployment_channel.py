@@ -10,14 +10,17 @@ import pytest
 from finetune_api.meta import ANNOTATION_LOOK
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
-from finetune_api.stages import Stage
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.adapterdeployment.blockers import claims_of
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.revision import spec_hash
-from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.actions import Create
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
-from tests.support.played_pods import BETTER, GOOD
-from tests.support.promoted import until
+from tests.support.copies import copied
+from tests.support.played_pods import BETTER, GOOD, UNSCHEDULABLE, job_pod
+from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition
 from tests.support.serving_specs import SETTINGS, uri
@@ -102,6 +105,7 @@ def test_an_annotation_has_it_looked_at_at_once(interval: str) -> None:
     assert len(cluster.looks) == 2, "and once only"
 
 
+REFUSED = 'jobs.batch "x" is forbidden: exceeded quota: few'
 FAILURES = [Reason.CHANNEL_NOT_FOUND, Reason.OUTPUT_NAME_FOREIGN, Reason.ARTIFACT_WITHDRAWN, Reason.S3_UNREACHABLE]
 
 
@@ -116,7 +120,7 @@ def test_what_is_not_found_is_said_and_what_serves_still_does(reason: Reason) ->
     assert condition(cluster.status, "Stalled") == ("True", reason)
     assert cluster.status.channel is not None
     assert (cluster.status.channel.artifact_digest, cluster.status.channel.reason) == (GOOD, reason)
-    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "still served")
+    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "stays the one to serve")
     assert [event.reason for event in cluster.events].count(reason) == 1
     cluster.channel = BETTER
     later(cluster, minutes=6)
@@ -135,6 +139,46 @@ def test_the_same_before_anything_serves(reason: Reason) -> None:
     cluster.channel = GOOD
     later(cluster, minutes=6)
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+
+def test_a_look_that_is_refused_holds_up_nothing_else() -> None:
+    """Neither go the pods that stay, nor is the way back to them closed."""
+    cluster = served()
+    cluster.spec["keepLastGood"], old, cluster.channel = "1h", cluster.traffic(), BETTER
+    later(cluster, minutes=6)
+    new = cluster.traffic()
+    assert new != old
+    cluster.refuse = lambda _, action: REFUSED if isinstance(action, Create) and action.resource == JOBS else ""
+    later(cluster, minutes=6)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
+    assert cluster.status.channel is not None
+    assert_says(cluster.status.channel.message, "look at the channel waits", "exceeded quota: few")
+    assert cluster.status.previous is not None
+    assert cluster.status.previous.revision == old
+    crash(cluster, new)
+    passes(cluster)
+    assert cluster.traffic() == old
+    cluster.refuse = lambda *_: ""
+    later(cluster, minutes=6)
+    assert cluster.status.channel.reason == ""
+
+
+def test_a_wait_for_a_node_is_a_problem_only_once_it_is_long() -> None:
+    cluster = served()
+    cluster.channel = ""
+    later(cluster, minutes=6)
+    [name] = looks(cluster)
+    ended = StageResult(stage=Stage.FOLLOW, outcome=Outcome.FAILED, reason=Reason.WAITING)
+    pod = job_pod(cluster.objects[JOBS][name], ended)
+    pod["status"] = copied(UNSCHEDULABLE)
+    pod["status"]["conditions"][0]["lastTransitionTime"] = timestamp(cluster.now)
+    cluster.pods[name] = [pod]
+    made = cluster.reconcile()
+    assert condition(cluster.status, "Stalled")[0] == "False"
+    assert made.requeue_after == LONG_WAIT_SECONDS
+    cluster.now += timedelta(seconds=LONG_WAIT_SECONDS)
+    cluster.reconcile()
+    assert condition(cluster.status, "Stalled") == ("True", Reason.UNSCHEDULABLE)
 
 
 def test_another_source_is_looked_at_at_once_and_what_serves_stays_meanwhile() -> None:
@@ -183,6 +227,20 @@ def test_a_place_that_the_rules_do_not_allow_is_not_looked_at() -> None:
     assert_says(said, "spec.source.output.uri", "s3://models/team", "s3://models/others")
 
 
+def test_a_source_that_comes_back_is_looked_at_anew() -> None:
+    rules = Tenancy(rules=[TenancyRule.model_validate({"namespaces": ["*"], "inputs": [OUTPUT["uri"]]})])
+    cluster = served(interval="24h")
+    cluster.settings = SETTINGS.model_copy(update={"tenancy": rules})
+    cluster.spec = following(uri="s3://models/others", interval="24h")
+    settle(cluster)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.NOT_ALLOWED)
+    cluster.channel, cluster.spec = BETTER, following(interval="24h")
+    settle(cluster)
+    assert len(cluster.looks) == 2
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+
+
 def test_what_it_reads_and_with_which_keys_is_claimed_once() -> None:
     cluster = served(storage={"endpoint": "https://s3.example", "secretRef": {"name": "keys"}})
     found = [claim.field for claim in claims_of(cluster.observe()) if claim.field.startswith("spec.source")]
@@ -192,6 +250,17 @@ def test_what_it_reads_and_with_which_keys_is_claimed_once() -> None:
         "spec.source.output.storage.secretRef.name",
         "spec.source.output.uri",
     ]
+
+
+def test_an_earlier_revision_is_claimed_with_its_own_keys() -> None:
+    """It may have been allowed once, and be so no longer."""
+    cluster = served(storage={"endpoint": "https://former.example", "secretRef": {"name": "former"}})
+    cluster.spec = following(storage={"endpoint": "https://s3.example", "secretRef": {"name": "keys"}}) | {
+        "rollbackTo": cluster.traffic()
+    }
+    claimed = {claim.value: claim.field for claim in claims_of(cluster.observe())}
+    assert {"https://s3.example", "keys", "https://former.example", "former"} <= claimed.keys()
+    assert_says(claimed["former"], "Secret", "earlier revision's")
 
 
 def test_its_jobs_go_with_the_source() -> None:

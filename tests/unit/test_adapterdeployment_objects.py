@@ -40,6 +40,7 @@ pytestmark = pytest.mark.unit
 OWNER = Owner(ADAPTERDEPLOYMENTS, "team", "a" * meta.MAX_NAME, "uid")
 REVISION = "0123abcd"
 PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nabcd\n-----END PUBLIC KEY-----\n"
+CHANNEL = {"output": {"uri": "s3://models/team", "name": "intents"}}
 STORAGE = Storage(endpoint="http://s3.svc:8333", secret_ref=SecretRef(name="s3-read"))
 
 
@@ -179,6 +180,7 @@ def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
         pytest.param(pinned(INACTIVE), None, id="another artifact, which fails"),
         pytest.param(pinned(BETTER, runtime="unknown"), None, id="nothing that could serve"),
         pytest.param(following(), Source("Training", None, Storage()), id="a source that has published nothing"),
+        pytest.param(following(source=CHANNEL), None, id="a channel at which no Job has looked yet"),
     ],
 )
 def test_what_serves_keeps_the_limits_that_it_was_verified_with(spec: dict[str, Any], source: Source | None) -> None:

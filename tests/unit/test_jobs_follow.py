@@ -95,6 +95,18 @@ def test_what_may_not_be_followed(s3: SeaweedFS, store: Store, tmp_path: Path) -
         assert_says(foreign.message, "FineTuneJob team-b/transactions", "namespace team-a")
 
 
+def test_a_channel_that_another_namespace_has_from_an_earlier_version(
+    s3: SeaweedFS, store: Store, tmp_path: Path
+) -> None:
+    publish(store, FIRST)
+    publish(store, SECOND, Channel.CANDIDATE, run=ELSEWHERE)
+    assert isinstance(look(store, tmp_path, s3.storage), StageResult)
+    foreign = look(store, tmp_path, s3.storage, channel=Channel.CANDIDATE)
+    assert isinstance(foreign, StageError)
+    assert foreign.reason is Reason.OUTPUT_NAME_FOREIGN
+    assert_says(foreign.message, "candidate.json", "FineTuneJob team-b/transactions", "namespace team-a")
+
+
 def test_an_artifact_that_is_withdrawn_or_gone(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     publish(store, FIRST)
     mark = Withdrawal(reason="a person asked for it", by="alex", withdrawn_at=MOMENT)

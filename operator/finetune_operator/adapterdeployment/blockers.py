@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.artifact_source import FineTuneJobRef
+from finetune_api.artifact_source import FineTuneJobRef, OutputRef
 from finetune_api.compatibility import ADAPTER, serving_verdict
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -179,7 +179,12 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
             number, job = asked.get(adapter.name, (0, None))
             place = f"spec.source.adapters[{number}].artifact"
             yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
-    elif isinstance(artifact, Artifact) and (output is None or not artifact.uri.startswith(f"{output.uri}/")):
+    elif isinstance(artifact, Artifact) and output is not None:
+        if not _is_read_like(output, artifact):
+            whose = "an earlier revision's artifact"
+            yield Claim(Subject.INPUT, f"The URI of {whose}", artifact.uri)
+            yield from store_claims(artifact.storage, f"The endpoint of {whose}", f"The Secret for {whose}")
+    elif isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
         yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
 
@@ -193,6 +198,12 @@ def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef
         secret = f"The Secret with which FineTuneJob '{job.name}' published"
     yield Claim(Subject.INPUT, named, uri)
     yield from store_claims(storage, endpoint, secret)
+
+
+def _is_read_like(output: OutputRef, artifact: Artifact) -> bool:
+    """Whether an artifact is below an output, and reached in the same way: that of an earlier revision, which serves on
+    or is gone back to, may be elsewhere, or have other keys."""
+    return artifact.uri == output.artifact_uri(artifact.digest) and artifact.storage == output.storage.for_reading
 
 
 def _store_claims(uri: str, storage: Storage, place: str) -> Iterator[Claim]:

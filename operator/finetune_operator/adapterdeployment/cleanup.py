@@ -50,7 +50,8 @@ class Cleanup:
 
 def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
     """Delete what belongs to no revision in use. ``looking``: the Job that looks where a channel points; the one before
-    stays until then, so that its log can be read.
+    stays until then, so that its log can be read, as long as the status says what it has found: a source that comes
+    back is looked at anew.
 
     The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
     began with the newest promotion, is over and none of them is an endpoint of the Service, or of one that a gateway
@@ -86,7 +87,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
         if is_of_delivery(child):
             return name != delivery
         if is_of_look(child):
-            return name != looking and (bool(looking) or spec.source.output is None)
+            return name != looking and (bool(looking) or observed.resource.status.channel is None)
         if resource == SERVICES:
             return name not in services
         if resource == CONTROLLER_REVISIONS:

@@ -54,6 +54,6 @@ def with_refusal(
 def with_unmet(
     observed: ObservedDeployment | UnplannedDeployment, said: Mapping[str, str]
 ) -> ObservedDeployment | UnplannedDeployment:
-    """What was observed, and what was said of the disruption budget and the route, without which the endpoint serves as
-    well."""
+    """What was observed, and what was said of the disruption budget, the route and the look at a channel, without which
+    the endpoint serves as well."""
     return observed if isinstance(observed, Unplanned) else replace(observed, unmet=said)

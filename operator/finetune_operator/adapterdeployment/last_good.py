@@ -70,7 +70,8 @@ def unproved(observed: ObservedDeployment, revision: RevisionStatus) -> str:
     """
     floors, spec = observed.settings.serving.verification_floors, observed.resource.spec
     if revision.verified_by is not None:
-        return floor_violation(floors, observed.owner.namespace, revision.verified_by, spec.policy)
+        violation = floor_violation(floors, observed.owner.namespace, revision.verified_by, spec.policy)
+        return f"As the spec was when it was verified: {violation}" if violation else ""
     asks = any(floor.is_for(observed.owner.namespace) for floor in floors)
     return "An earlier version did not note by what it was verified, and the platform asks for a least." if asks else ""
 

@@ -2,7 +2,7 @@
 
 The operator holds no keys of any store, so it does not look itself. The Job has those of its namespace, reads a few
 objects and ends (``finetune_jobs.follow``). Whatever comes of it, what serves keeps serving: a look that finds nothing
-is a reason beside the artifact that the last one has found.
+is a reason beside the artifact that the last one has found, and one that the API server refuses holds up nothing else.
 """
 
 from dataclasses import dataclass, replace
@@ -16,24 +16,28 @@ from finetune_api.reasons import Reason, remedy
 from finetune_api.serving_status import ChannelStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.blockers import not_allowed
+from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.channel import asked_of, identity_of, known_channel
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.blockers import choice_unknown
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
+from finetune_operator.framework.unmet import RETRY
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS, look_after
+from finetune_operator.outcome.pod import refusal
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape
 
+LOOK: Final = "look"
+"""The word for its actions, which are optional: what serves can do without them."""
 DEADLINE_SECONDS: Final = 300
 """For how long a look may take, from when its pod has a node."""
 _RETRIES: Final = 2
-_MESSAGE_LIMIT: Final = 1024
-"""The API's limit."""
 _SHAPE: Final = PodShape(
     requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"}, scratch_size="100Mi"
 )
@@ -69,13 +73,16 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
         *ensure_exists(JOBS, stage_job(request), job),
     )
     begun = known or _nothing_known(asked)
+    if said := observed.unmet.get(LOOK):
+        waits = _waiting(begun, *refusal(said))
+        return Look(_knowing(observed, waits), made, RETRY.total_seconds(), request.name)
     if job is None:
         return Look(_knowing(observed, begun), made, FIRST_LOOK_SECONDS, request.name)
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
     if verdict.state in UNFINISHED:
         age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
-        again = look_after(age) if verdict.needs_events else None
-        return Look(_knowing(observed, _hindered(begun, verdict)), made, again, request.name)
+        again = look_after(age) if verdict.needs_events else _patience_left(verdict, now)
+        return Look(_knowing(observed, _hindered(begun, verdict, now)), made, again, request.name)
     found = _found(begun, verdict, asked_of(observed), now)
     return Look(_knowing(observed, found), due_after=_left(_knowing(observed, found), asked, found, now))
 
@@ -105,12 +112,26 @@ def _nothing_known(asked: OutputRef) -> ChannelStatus:
     return ChannelStatus(name=asked.name, channel=asked.channel.value, source=identity_of(asked))
 
 
-def _hindered(known: ChannelStatus, verdict: Verdict) -> ChannelStatus:
-    """While a look is under way: what its pod waits for, if a person can do something about it."""
-    if verdict.state is not State.WAITING or not remedy(verdict.reason, meta.ADAPTERDEPLOYMENT):
+def _hindered(known: ChannelStatus, verdict: Verdict, now: datetime) -> ChannelStatus:
+    """While a look is under way: what its pod waits for, if a person can do something about it. A wait for a node is
+    nothing special at first: an autoscaler may be adding one, at each look."""
+    patient = verdict.state is not State.WAITING or _patience_left(verdict, now)
+    if patient or not remedy(verdict.reason, meta.ADAPTERDEPLOYMENT):
         return known
-    message = f"The look at the channel waits. {verdict.message}"
-    return known.model_copy(update={"reason": verdict.reason.value, "message": message[:_MESSAGE_LIMIT]})
+    return _waiting(known, verdict.reason, verdict.message)
+
+
+def _patience_left(verdict: Verdict, now: datetime) -> float | None:
+    """Seconds until a wait for a node counts as long; None if it does not wait for one, or already for long."""
+    if verdict.unschedulable_since is None:
+        return None
+    left = LONG_WAIT_SECONDS - (now - parse_timestamp(verdict.unschedulable_since)).total_seconds()
+    return left if left > 0 else None
+
+
+def _waiting(known: ChannelStatus, reason: Reason, said: str) -> ChannelStatus:
+    message = f"The look at the channel waits. {said}"
+    return known.model_copy(update={"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
 def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) -> ChannelStatus:
@@ -124,8 +145,10 @@ def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) ->
     reason = verdict.reason if verdict.state is State.FAILED else Reason.RESULT_LOST
     message = verdict.message if verdict.state is State.FAILED else "The result of the look at the channel is lost."
     if known.artifact_digest:
-        message = f"{message} Artifact {known.artifact_digest[:12]}, to which it pointed before, is still served."
-    return known.model_copy(update=looked | {"reason": reason.value, "message": message[:_MESSAGE_LIMIT]})
+        message = (
+            f"{message} Artifact {known.artifact_digest[:12]}, which an earlier look found, stays the one to serve."
+        )
+    return known.model_copy(update=looked | {"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
 def _is_address(text: str) -> bool:
@@ -153,7 +176,7 @@ def _request(observed: ObservedDeployment, asked: OutputRef, known: ChannelStatu
             storage=asked.storage.for_reading,
             params=Params(follow=params),
         ),
-        identity=[identity_of(asked), asked_of(observed), before],
+        identity=[owner.uid, identity_of(asked), asked_of(observed), before],
         image=settings.images.of(Stage.FOLLOW),
         images=settings.images,
         proxy=settings.proxy,

@@ -92,7 +92,8 @@ class ObservedDeployment:
     refusal: str = ""
     """What the API server said when it refused an object of the plan (a quota, a policy)."""
     unmet: Mapping[str, str] = field(default_factory=dict)
-    """Why optional objects could not be made, changed or deleted: the disruption budget, the route."""
+    """Why optional objects could not be made, changed or deleted: the disruption budget, the route, the look at a
+    channel."""
     lacking: frozenset[Resource] = frozenset()
     """Kinds of routes that the API server does not have."""
     elder: Elder | None = None

@@ -72,7 +72,7 @@ from finetune_operator.adapterdeployment.limits import (
     promotion_overdue,
     refused_for_long,
 )
-from finetune_operator.adapterdeployment.look import look
+from finetune_operator.adapterdeployment.look import LOOK, look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import (
@@ -160,10 +160,11 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     port = port_of(tls=is_encrypted(observed, serving.revision)) if serving else None
     return Plan(
         status=status,
-        actions=cleanup.first + step.actions + seeing.actions + cleanup.last,
+        actions=cleanup.first + step.actions + cleanup.last,
         optional={
             BUDGET: budget_actions(observed, serving.revision if serving else ""),
             ROUTE: route_actions(observed, port, step.candidate, now),
+            LOOK: seeing.actions,
         },
         events=step.events + let_go(observed, before, step) + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),

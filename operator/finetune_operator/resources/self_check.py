@@ -133,7 +133,7 @@ def self_check_config_map(
 ) -> Object:
     """The limits by which the pods of a revision prove themselves, and the adapters that they are to serve where they
     load them while they run. It changes with the spec, and the kubelet tells the running pods within about a minute:
-    other limits are no reason for other pods. ``source``: FineTuneJobs of the spec, if it names any."""
+    other limits are no reason for other pods. ``source``: FineTuneJobs or channel of the spec, if it names any."""
     content: object = limits if wanted is None else [limits, wanted]
     marks = {ANNOTATION_CONTENT: short(content), _ANNOTATION_SOURCE: source}
     metadata = owner.metadata(name, labels) | {"annotations": marks}
@@ -143,7 +143,7 @@ def self_check_config_map(
 
 
 def source_of_limits(config_map: Object | None) -> str | None:
-    """The FineTuneJob of the spec that the limits are from; None if that is not known."""
+    """The FineTuneJob or channel of the spec that the limits are from; None if that is not known."""
     return ((config_map or {}).get("metadata", {}).get("annotations") or {}).get(_ANNOTATION_SOURCE)
 
 
