@@ -134,8 +134,8 @@ def _read(root: Path, results: "multiprocessing.Queue[Done]") -> None:
     fill = Filling()
 
     def slowly(folder: Path) -> Mapping[str, str]:
-        for _ in range(8):  # it gets on, for longer than the others would wait for one that does not
-            time.sleep(0.1)
+        for _ in range(12):  # it gets on, for longer than the others would wait for one that does not
+            time.sleep(0.3)
             (folder / "model.safetensors").write_text("half")
         return fill(folder)
 
@@ -148,7 +148,7 @@ def _read(root: Path, results: "multiprocessing.Queue[Done]") -> None:
 def test_of_pods_that_start_at_the_same_time_one_downloads_and_all_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_STALLED_SECONDS", 0.6)
+    monkeypatch.setattr(cache, "_STALLED_SECONDS", 3.0)
     processes = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[Done] = processes.Queue()
     started = [processes.Process(target=_read, args=(tmp_path, results)) for _ in range(3)]
@@ -325,6 +325,27 @@ def test_a_limit_makes_room_as_a_full_volume_does(tmp_path: Path, caplog: pytest
         assert limited.folder("newer", 400, Filling()) is None
     assert "in use" in caplog.text
     assert FolderCache(tmp_path).folder("newer", 400, Filling()) == tmp_path / "newer"
+
+
+@pytest.mark.parametrize("size", [1001, 900])
+def test_what_cannot_get_room_removes_nothing(tmp_path: Path, size: int) -> None:
+    """A model larger than the limit, or than what is left beside those that are read, costs the others nothing."""
+    limited = FolderCache(tmp_path, limit=1000)
+    for key in ("old", "read"):
+        assert limited.folder(key, 9, Filling()) == tmp_path / key
+        released(tmp_path, key, unused=9 * 3600)
+    with _held(tmp_path, "read"):
+        assert limited.folder("large", size, Filling()) is None
+    assert names(tmp_path) == {"old", "read"}
+
+
+def test_a_model_may_be_as_large_as_the_limit(tmp_path: Path) -> None:
+    """The operator starts such pods; what a file system needs besides is no part of the limit."""
+    limited = FolderCache(tmp_path, limit=1000)
+    assert limited.folder("old", 9, Filling()) == tmp_path / "old"
+    released(tmp_path, "old", unused=9 * 3600)
+    assert limited.folder("large", 1000, Filling()) == tmp_path / "large"
+    assert names(tmp_path) == {"large"}
 
 
 def test_what_a_running_pod_holds_stays_whenever_it_was_fetched(small: Path) -> None:
