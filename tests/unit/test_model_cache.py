@@ -263,6 +263,20 @@ def test_of_what_is_listed_every_hash_is_compared_at_every_use(
     assert "damaged" in caplog.text
 
 
+def test_a_model_with_a_file_where_the_list_has_to_be_is_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list would take its place, and a server would read that."""
+
+    def fill(folder: Path) -> Mapping[str, str]:
+        (folder / "files.json").write_text("{}")
+        return {"files.json": hashlib.sha256(b"{}").hexdigest()}
+
+    assert FolderCache(tmp_path).folder("key", 9, fill) is None
+    assert names(tmp_path) == set()
+    assert "files.json of its own" in caplog.text
+
+
 @contextmanager
 def _held(root: Path, key: str) -> Iterator[None]:
     """Another pod reads a folder."""

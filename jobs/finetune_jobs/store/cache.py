@@ -147,6 +147,8 @@ class FolderCache:
         """Whether the folder is this pod's; if not, another one's took its name first, which is looked at."""
         with self._partial(home.name) as partial:
             digests = fill(partial)
+            if _FILES in digests:
+                raise OSError(errno.EEXIST, f"{home.name} has a file {_FILES} of its own, where the list has to be")
             files = [
                 FileEntry(path=path, size=(partial / path).stat().st_size, sha256=digest)
                 for path, digest in sorted(digests.items())
