@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -120,6 +121,18 @@ def test_damage_that_another_pod_reads_is_left_to_it(
     assert FolderCache(tmp_path).folder("key", 9, Filling()) is None
     assert "another pod reads it" in caplog.text
     assert names(tmp_path) == {"key"}
+
+
+def test_a_volume_on_which_a_damaged_folder_is_always_another_one_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few network file systems make inode numbers up: nobody would ever know that it is still the same folder."""
+    FolderCache(tmp_path).folder("key", 9, Filling())
+    _cut(tmp_path / "key")
+    numbers = itertools.count()
+    monkeypatch.setattr(cache, "_identity", lambda home: (next(numbers), 0))
+    assert FolderCache(tmp_path).folder("key", 9, Filling()) is None
+    assert "another folder" in caplog.text
 
 
 class Done(NamedTuple):

@@ -67,6 +67,8 @@ _STALLED_SECONDS: Final = 120.0
 """A download in which nothing changes for so long is waited for no longer. Network file systems tell of a change within
 a minute."""
 _POLL_SECONDS: Final = 0.2
+_ATTEMPTS: Final = 5
+"""How often a folder is looked at that others replace, or whose identity the volume does not keep."""
 HOLD_SECONDS: Final = 600.0
 """How often a reader that stays is to renew its use: several times within the hour."""
 
@@ -111,7 +113,7 @@ class FolderCache:
         home = self._root / key
         lock = self._open_lock(key)  # held until the process ends, unless this fails
         try:
-            while True:
+            for _ in range(_ATTEMPTS):
                 _lock(lock, fcntl.LOCK_SH)
                 seen = _identity(home)
                 fault = _fault(home, listed) if seen else ""
@@ -127,6 +129,8 @@ class FolderCache:
                         self._make_room(size)
                         if self._fill(home, fill):
                             break
+            else:
+                raise OSError(errno.EAGAIN, f"{home} is another folder whenever it is looked at")
             os.utime(lock)
         except BaseException:
             os.close(lock)
