@@ -183,10 +183,11 @@ def self_check(options: Options, gate: Gate) -> None:
 def hold_models(models: Path, cache: FolderCache) -> None:
     """Keep what a server reads in the cache, also when it starts again, for as long as this process runs. Should the
     volume refuse it, the use by ``fetch`` counts for an hour, and it is tried again."""
-    for link in models.glob("*/model"):
-        if link.is_symlink():
+    for home in models.iterdir():
+        if (link := home / "model").is_symlink():  # whether or not the volume says just now that it is there
             name = f"the hold on {link.readlink()}"
-            Repeating(cache.hold(link.readlink().name), name=name, pause=HOLD_SECONDS).soon()
+            # Never slower: after an hour without a use anybody may remove it.
+            Repeating(cache.hold(link.readlink().name), name=name, pause=HOLD_SECONDS, slowest=1).soon()
 
 
 def _loader(options: Options, gate: Gate) -> Loader | None:

@@ -1,8 +1,10 @@
 """The stage fetch: every byte is verified before a server reads it, also out of a cache that pods share."""
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +13,13 @@ from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.base import background
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import publish
 from finetune_jobs.runtime.runner import Context, execute
 from finetune_jobs.self_check import hold_models
-from finetune_jobs.store.cache import FolderCache
+from finetune_jobs.store.cache import HOLD_SECONDS, FolderCache
 from finetune_jobs.store.s3 import Store
 from tests.support.cache_times import aged, released
 from tests.support.publishing import CONFIG, WEIGHTS, deployment_input, publish_input
@@ -158,6 +161,38 @@ def test_what_a_running_pod_reads_is_not_removed(pods: Pods) -> None:
     released(pods.cache, key, unused=9 * 3600)
     full.folder("another", 1, lambda _: {})
     assert not (pods.cache / key).exists()
+
+
+def test_a_hold_that_fails_again_and_again_is_tried_within_the_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not used for an hour may be removed, so the pauses must not grow as those of other work do."""
+    pauses: list[float] = []
+    events: list[threading.Event] = []
+
+    class Pausing(threading.Event):
+        """Does not wait; at the tenth time the work is told to end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            events.append(self)
+
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            if len(pauses) == 10:
+                for event in events:
+                    event.set()
+            return self.is_set()
+
+    model = tmp_path / "models" / "digest" / "model"
+    model.parent.mkdir(parents=True)
+    model.symlink_to(tmp_path / "cache" / "key")
+    before = set(threading.enumerate())
+    monkeypatch.setattr(background, "threading", SimpleNamespace(Event=Pausing, Thread=threading.Thread))
+    hold_models(tmp_path / "models", FolderCache(tmp_path / "cache"))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert pauses == [HOLD_SECONDS] * 10
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -122,6 +123,18 @@ def test_damage_that_another_pod_reads_is_left_to_it(
     assert names(tmp_path) == {"key"}
 
 
+def test_a_volume_on_which_a_damaged_folder_is_always_another_one_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few network file systems make inode numbers up: nobody would ever know that it is still the same folder."""
+    FolderCache(tmp_path).folder("key", 9, Filling())
+    _cut(tmp_path / "key")
+    numbers = itertools.count()
+    monkeypatch.setattr(cache, "_identity", lambda home: (next(numbers), 0))
+    assert FolderCache(tmp_path).folder("key", 9, Filling()) is None
+    assert "another folder" in caplog.text
+
+
 class Done(NamedTuple):
     """What a process reports."""
 
@@ -134,8 +147,8 @@ def _read(root: Path, results: "multiprocessing.Queue[Done]") -> None:
     fill = Filling()
 
     def slowly(folder: Path) -> Mapping[str, str]:
-        for _ in range(8):  # it gets on, for longer than the others would wait for one that does not
-            time.sleep(0.1)
+        for _ in range(12):  # it gets on, for longer than the others would wait for one that does not
+            time.sleep(0.3)
             (folder / "model.safetensors").write_text("half")
         return fill(folder)
 
@@ -148,7 +161,7 @@ def _read(root: Path, results: "multiprocessing.Queue[Done]") -> None:
 def test_of_pods_that_start_at_the_same_time_one_downloads_and_all_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_STALLED_SECONDS", 0.6)
+    monkeypatch.setattr(cache, "_STALLED_SECONDS", 3.0)
     processes = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[Done] = processes.Queue()
     started = [processes.Process(target=_read, args=(tmp_path, results)) for _ in range(3)]
@@ -263,6 +276,20 @@ def test_of_what_is_listed_every_hash_is_compared_at_every_use(
     assert "damaged" in caplog.text
 
 
+def test_a_model_with_a_file_where_the_list_has_to_be_is_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list would take its place, and a server would read that."""
+
+    def fill(folder: Path) -> Mapping[str, str]:
+        (folder / "files.json").write_text("{}")
+        return {"files.json": hashlib.sha256(b"{}").hexdigest()}
+
+    assert FolderCache(tmp_path).folder("key", 9, fill) is None
+    assert names(tmp_path) == set()
+    assert "files.json of its own" in caplog.text
+
+
 @contextmanager
 def _held(root: Path, key: str) -> Iterator[None]:
     """Another pod reads a folder."""
@@ -325,6 +352,27 @@ def test_a_limit_makes_room_as_a_full_volume_does(tmp_path: Path, caplog: pytest
         assert limited.folder("newer", 400, Filling()) is None
     assert "in use" in caplog.text
     assert FolderCache(tmp_path).folder("newer", 400, Filling()) == tmp_path / "newer"
+
+
+@pytest.mark.parametrize("size", [1001, 900])
+def test_what_cannot_get_room_removes_nothing(tmp_path: Path, size: int) -> None:
+    """A model larger than the limit, or than what is left beside those that are read, costs the others nothing."""
+    limited = FolderCache(tmp_path, limit=1000)
+    for key in ("old", "read"):
+        assert limited.folder(key, 9, Filling()) == tmp_path / key
+        released(tmp_path, key, unused=9 * 3600)
+    with _held(tmp_path, "read"):
+        assert limited.folder("large", size, Filling()) is None
+    assert names(tmp_path) == {"old", "read"}
+
+
+def test_a_model_may_be_as_large_as_the_limit(tmp_path: Path) -> None:
+    """The operator starts such pods; what a file system needs besides is no part of the limit."""
+    limited = FolderCache(tmp_path, limit=1000)
+    assert limited.folder("old", 9, Filling()) == tmp_path / "old"
+    released(tmp_path, "old", unused=9 * 3600)
+    assert limited.folder("large", 1000, Filling()) == tmp_path / "large"
+    assert names(tmp_path) == {"large"}
 
 
 def test_what_a_running_pod_holds_stays_whenever_it_was_fetched(small: Path) -> None:

@@ -88,6 +88,13 @@ def test_no_limit_is_told_where_there_is_none() -> None:
     assert parse(Stage.FETCH, command[3:]).model_cache_limit == 0
 
 
+def test_who_waits_for_the_download_has_time_to_read_it_after_that() -> None:
+    plain, cached = (
+        Serving(uri(GOOD), GOOD, STORAGE, "vllm", runtime, fetched_bytes=100 << 30) for runtime in (PLAIN, CACHED)
+    )
+    assert cached.start_seconds - plain.start_seconds == (100 << 30) // (50 << 20)
+
+
 @pytest.mark.parametrize(
     ("limit", "right"),
     [("", True), ("200Gi", True), ("5000000000", True), ("2T", True), ("200GB", False), ("0Gi", False), ("-1", False)],

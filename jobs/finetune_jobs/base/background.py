@@ -10,7 +10,6 @@ from finetune_jobs.base.errors import StageError
 log = logging.getLogger(__name__)
 
 _SLOWEST: Final = 16
-"""After consecutive failures the pause grows up to this many times its length."""
 
 
 class Repeating:
@@ -20,8 +19,9 @@ class Repeating:
     thread only, never twice at a time.
     """
 
-    def __init__(self, work: Callable[[], None], *, name: str, pause: float) -> None:
-        self._work, self._name, self._pause = work, name, pause
+    def __init__(self, work: Callable[[], None], *, name: str, pause: float, slowest: int = _SLOWEST) -> None:
+        """``slowest``: after consecutive failures the pause grows up to so many times its length."""
+        self._work, self._name, self._pause, self._slowest = work, name, pause, slowest
         self._wake, self._ending, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._failures = 0
         threading.Thread(target=self._run, name=name, daemon=True).start()
@@ -41,7 +41,7 @@ class Repeating:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            self._wake.wait(self._pause * min(2**self._failures, _SLOWEST))
+            self._wake.wait(self._pause * min(2**self._failures, self._slowest))
             self._wake.clear()
             last = self._ending.is_set()
             self._try()

@@ -36,7 +36,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,7 @@ from pydantic import ValidationError
 
 from finetune_api.base import WireModel
 from finetune_api.layout import FileEntry
+from finetune_jobs.base.wording import sized
 from finetune_jobs.store.transfers import hash_files
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ _STALLED_SECONDS: Final = 120.0
 """A download in which nothing changes for so long is waited for no longer. Network file systems tell of a change within
 a minute."""
 _POLL_SECONDS: Final = 0.2
+_ATTEMPTS: Final = 5
+"""How often a folder is looked at that others replace, or whose identity the volume does not keep."""
 HOLD_SECONDS: Final = 600.0
 """How often a reader that stays is to renew its use: several times within the hour."""
 
@@ -110,7 +113,7 @@ class FolderCache:
         home = self._root / key
         lock = self._open_lock(key)  # held until the process ends, unless this fails
         try:
-            while True:
+            for _ in range(_ATTEMPTS):
                 _lock(lock, fcntl.LOCK_SH)
                 seen = _identity(home)
                 fault = _fault(home, listed) if seen else ""
@@ -126,6 +129,8 @@ class FolderCache:
                         self._make_room(size)
                         if self._fill(home, fill):
                             break
+            else:
+                raise OSError(errno.EAGAIN, f"{home} is another folder whenever it is looked at")
             os.utime(lock)
         except BaseException:
             os.close(lock)
@@ -146,6 +151,8 @@ class FolderCache:
         """Whether the folder is this pod's; if not, another one's took its name first, which is looked at."""
         with self._partial(home.name) as partial:
             digests = fill(partial)
+            if _FILES in digests:
+                raise OSError(errno.EEXIST, f"{home.name} has a file {_FILES} of its own, where the list has to be")
             files = [
                 FileEntry(path=path, size=(partial / path).stat().st_size, sha256=digest)
                 for path, digest in sorted(digests.items())
@@ -218,29 +225,37 @@ class FolderCache:
     # Room
 
     def _make_room(self, size: int) -> None:
-        """Raises OSError (ENOSPC) where too little is free and too little can be removed."""
-        needed = int(size * _ROOM)
-        candidates = iter(self._longest_unused())
-        while (free := self._free()) < needed:
-            key = next(candidates, None)
-            if key is None:
-                raise OSError(
-                    errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} are free, and the rest is in use"
-                )
-            lock = self._open_lock(key)
-            try:
-                _lock(lock, fcntl.LOCK_EX, patience=0)
+        """Raises OSError (ENOSPC) where too little is free and too little can be removed; then nothing is."""
+        lacking = self._lacking(size)
+        with ExitStack() as locks:
+            chosen: list[str] = []
+            for key in self._longest_unused():
+                if lacking <= 0:
+                    break
+                if self._locked_alone(key, locks):
+                    chosen.append(key)
+                    lacking -= _bytes_below(self._root / key)
+            if lacking > 0:
+                said = f"{sized(size)} are needed, which is {sized(lacking)} more than is free or not in use"
+                raise OSError(errno.ENOSPC, said)
+            for key in chosen:
                 self._remove(key)
                 log.info("removed from the cache, because it was used longest ago: %s", key)
-            except BlockingIOError:
-                pass  # somebody reads it
-            finally:
-                os.close(lock)
 
-    def _free(self) -> int:
-        """Bytes that the volume, and the limit, leave for more."""
-        free = shutil.disk_usage(self._root).free
-        return max(0, min(free, self._limit - _bytes_below(self._root))) if self._limit else free
+    def _lacking(self, size: int) -> int:
+        """Bytes that would have to be removed before so many more fit the volume, and the limit."""
+        lacking = int(size * _ROOM) - shutil.disk_usage(self._root).free
+        return max(lacking, size + _bytes_below(self._root) - self._limit) if self._limit else lacking
+
+    def _locked_alone(self, key: str, locks: ExitStack) -> bool:
+        """Whether nobody reads a folder, or will until ``locks`` ends."""
+        lock = self._open_lock(key)
+        locks.callback(os.close, lock)
+        try:
+            _lock(lock, fcntl.LOCK_EX, patience=0)
+        except BlockingIOError:
+            return False
+        return True
 
     def _longest_unused(self) -> list[str]:
         """Keys of the folders that were not used within the hour, the one that was used longest ago first."""

@@ -111,8 +111,10 @@ class Serving:
 
     @property
     def start_seconds(self) -> int:
-        """For how long a pod may have a node before it is ready."""
-        more = fetch_and_prove_seconds(self.fetched_bytes, len(self.adapters))
+        """For how long a pod may have a node before it is ready. One that shares a cache may have to wait until another
+        has downloaded the model, and reads it whole after that."""
+        times = 2 if self.runtime.model_cache else 1
+        more = fetch_and_prove_seconds(times * self.fetched_bytes, len(self.adapters))
         return self.runtime.startup_timeout_seconds + FETCH_SECONDS + more
 
     @property
