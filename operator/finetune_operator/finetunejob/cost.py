@@ -129,7 +129,8 @@ def _gpus(context: RunContext, stage: Stage) -> int:
     """GPUs of a stage with a model."""
     if stage is Stage.TRAIN:
         return _hardware(context).processes
-    return gpus_alone(stage, context.ledger.fit)
+    alone = gpus_alone(stage, context.ledger.fit, context.spec.evaluation.generator)
+    return min(alone, _hardware(context).processes)
 
 
 def _same_run(context: RunContext) -> bool:
