@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, REFERENCE, read_a
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, Setting, evaluate_models
+from finetune_jobs.evaluate import _generators as generators_of
 from finetune_jobs.evaluation.behaviour.likelihood import encode
 from finetune_jobs.evaluation.generate import Questions
 from finetune_jobs.evaluation.generators import vllm_process
@@ -126,6 +128,27 @@ def test_an_evaluation_whose_models_run_in_vllm(model_folder: Path, tmp_path: Pa
     assert {bool(each["turned"]) for each in references} == {True, False}
     assert (tmp_path / "vllm" / "base" / "config.json").exists()
     assert "Answered by" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 8192}, 5000),
+        ({"text_config": {"model_type": "gemma3_text"}, "max_position_embeddings": 1}, 5000),
+    ],
+    ids=["fewer", "more", "not said"],
+)
+def test_vllm_is_given_room_for_what_is_asked_as_far_as_the_model_takes_it(
+    tmp_path: Path, config: dict[str, Any], longest: int
+) -> None:
+    """Gemma 3 leaves its number to the default of its architecture, which is more than what is asked."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    files = EvaluationFiles(base=tmp_path, tuned=tmp_path, exported=[], dataset=tmp_path, out=tmp_path / "out")
+    paper: Any = SimpleNamespace(longest=5000)
+    made = generators_of(files, LORA, paper, Asked.VLLM)
+    assert isinstance(made, VllmGenerators)
+    assert made.longest == longest
 
 
 def test_no_other_program_answers_in_the_place_of_vllm(
