@@ -6,6 +6,7 @@ In vLLM's place is a package that keeps its contract (``tests/support/vllm_stand
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,6 +170,32 @@ def test_no_other_program_answers_in_the_place_of_vllm(
             models.base()
         assert error.value.reason is Reason.GENERATOR_FAILED
         assert_says(error.value.message, "spec.evaluation.generator", *said.split(" … "))
+
+
+def test_no_process_of_vllm_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several GPUs it has some, which hold their memory: here one that heeds no SIGTERM, as its parent ends."""
+    leaves = tmp_path / "leaves"
+    child = f"trap '' TERM; echo $$ > {tmp_path}/child; exec sleep 600"
+    leaves.write_text(f'#!/bin/sh\nsh -c "{child.replace("$", chr(92) + "$")}" > /dev/null &\n')
+    with leaves.open("a") as program:
+        program.write(f"until [ -s {tmp_path}/child ]; do sleep 0.01; done\nexit 7\n")
+    leaves.chmod(0o755)
+    monkeypatch.setenv("FINETUNE_VLLM_PYTHON", str(leaves))
+    with pytest.raises(StageError, match="code 7"):
+        vllm_process.VllmProcess(vllm_process.Loaded("a model", tmp_path, 8), tmp_path)
+    left = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+
+    def runs() -> bool:
+        """A zombie holds nothing."""
+        try:
+            return left.read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    deadline = time.monotonic() + 30
+    while runs() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs()
 
 
 def test_an_adapter_that_vllm_does_not_load_is_refused_before_it_starts(model_folder: Path, tmp_path: Path) -> None:
