@@ -9,7 +9,7 @@ from finetune_api.access import access_rules, require_fitting
 from finetune_api.base import ApiModel, Name, ObjectMeta, WireModel
 from finetune_api.budget import Budget
 from finetune_api.dataset import Dataset, Task
-from finetune_api.evaluation import Evaluation
+from finetune_api.evaluation import Evaluation, Generator
 from finetune_api.export import Export, ExportFormat
 from finetune_api.freeze import Changes
 from finetune_api.goals import OF_CANARIES, PLANTED
@@ -77,6 +77,11 @@ _ADAPTER_ALONE: Final = Rule(
     "export format Adapter is for training.adapter LoRA with method LoRA or QLoRA: no model server loads another kind "
     "of adapter. Choose another format",
 )
+_VLLM_TAKES_LORA: Final = Rule(
+    "self.evaluation.generator != 'VLLM' || self.training.method == 'Full' || self.training.adapter == 'LoRA'",
+    "evaluation.generator VLLM is for training.adapter LoRA or method Full: vLLM loads no other kind of adapter. Set "
+    "evaluation.generator to Transformers",
+)
 
 
 class FineTuneJobSpec(ApiModel):
@@ -84,7 +89,9 @@ class FineTuneJobSpec(ApiModel):
     caBundle and a higher budget; any other change, also of `rerun`, starts a new run."""
 
     model_config = ConfigDict(
-        json_schema_extra={"x-kubernetes-validations": [PLANTED.as_schema(), _ADAPTER_ALONE.as_schema()]}
+        json_schema_extra={
+            "x-kubernetes-validations": [each.as_schema() for each in (PLANTED, _ADAPTER_ALONE, _VLLM_TAKES_LORA)]
+        }
     )
 
     profile: Name
@@ -130,6 +137,13 @@ class FineTuneJobSpec(ApiModel):
         lora = self.training.method is not Method.FULL and self.training.adapter is AdapterKind.LORA
         if not lora and ExportFormat.ADAPTER in (self.export.format, *self.export.alternatives):
             raise ValueError(_ADAPTER_ALONE.message)
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_takes_lora(self) -> "FineTuneJobSpec":
+        odd = self.training.method is not Method.FULL and self.training.adapter is not AdapterKind.LORA
+        if odd and self.evaluation.generator is Generator.VLLM:
+            raise ValueError(_VLLM_TAKES_LORA.message)
         return self
 
     @property

@@ -59,7 +59,7 @@ from finetune_jobs.evaluation.generators.protocol import Exported, Generators
 from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, render_html
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.reference import choose_references, longest_text
+from finetune_jobs.evaluation.reference import choose_references, said_positions
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
@@ -286,7 +286,9 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
     if asked is Generator.TRANSFORMERS:
         return TransformersGenerators(files.base, files.tuned, tuning, load_artifact, files.findings)
     # An answer that does not fit the model's positions is cut there, as a server cuts it.
-    longest, work = min(paper.longest, longest_text(files.base)), files.out.with_name("vllm")
+    # Where its files name no number, it takes what is asked, or vLLM says that it does not.
+    longest = min(paper.longest, said_positions(files.base) or paper.longest)
+    work = files.out.with_name("vllm")
     return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact)
 
 

@@ -476,6 +476,15 @@ _ADAPTERS: Final[list[tuple[Object, Object, str | None]]] = [
     ({"format": "INT8"}, {"adapter": "DoRA"}, None),
 ]
 """Export, training, and what is said of the two."""
+_LORA_IN_VLLM: Final = message_of(_schema(meta.FINETUNEJOB, ("spec",)), "generator VLLM", "to Transformers")
+_GENERATORS: Final[list[tuple[str, Object, str | None]]] = [
+    ("VLLM", {}, None),
+    ("VLLM", {"adapter": "DoRA"}, _LORA_IN_VLLM),
+    ("VLLM", {"adapter": "DoRA", "method": "LoRA"}, _LORA_IN_VLLM),
+    ("VLLM", {"adapter": "DoRA", "method": "Full"}, None),
+    ("Transformers", {"adapter": "DoRA"}, None),
+]
+"""Which program answers, training, and what is said of the two."""
 _PLANTED: Final = message_of(_schema(meta.FINETUNEJOB, ("spec",)), "needs dataset.canaries", "remove the goal")
 _PLANTINGS: Final[list[tuple[int | None, str, str | None]]] = [
     *((32, metric, None) for metric in OF_CANARIES),
@@ -590,6 +599,13 @@ def _rule_cases() -> Iterator[Case]:
             meta.FINETUNEJOB,
             ("spec",),
             valid_object(meta.FINETUNEJOB)["spec"] | {"export": export, "training": training},
+            message,
+        )
+    for generator, training, message in _GENERATORS:
+        yield Case(
+            meta.FINETUNEJOB,
+            ("spec",),
+            valid_object(meta.FINETUNEJOB)["spec"] | {"evaluation": {"generator": generator}, "training": training},
             message,
         )
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)

@@ -179,6 +179,8 @@ def test_another_recipe_has_another_place_and_a_result_ends_all(store: Store) ->
     assert not knows(given.model_copy(update={"upstream": Upstream(export="f" * 64)}), tools)
     assert not knows(given.model_copy(update={"run": RUN.model_copy(update={"uid": "1"})}), tools)
     assert not knows(given, {"torch": "3"})
+    assert knows(given.model_copy(update={"run": RUN.model_copy(update={"id": "another"})}), tools)
+    assert not knows(given.model_copy(update={"reuse": False}), tools), "another run may have kept it"
     store.put("runs/transactions/0b8a/index.html", b"")
     remove_findings(store, RUN)
     assert [entry.key for entry in store.list()] == ["runs/transactions/0b8a/index.html"]

@@ -6,7 +6,9 @@ In vLLM's place is a package that keeps its contract (``tests/support/vllm_stand
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, REFERENCE, read_a
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, Setting, evaluate_models
+from finetune_jobs.evaluate import _generators as generators_of
 from finetune_jobs.evaluation.behaviour.likelihood import encode
 from finetune_jobs.evaluation.generate import Questions
 from finetune_jobs.evaluation.generators import vllm_process
@@ -128,6 +131,27 @@ def test_an_evaluation_whose_models_run_in_vllm(model_folder: Path, tmp_path: Pa
     assert "Answered by" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 8192}, 5000),
+        ({"text_config": {"model_type": "gemma3_text"}, "max_position_embeddings": 1}, 5000),
+    ],
+    ids=["fewer", "more", "not said"],
+)
+def test_vllm_is_given_room_for_what_is_asked_as_far_as_the_model_takes_it(
+    tmp_path: Path, config: dict[str, Any], longest: int
+) -> None:
+    """Gemma 3 leaves its number to the default of its architecture, which is more than what is asked."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    files = EvaluationFiles(base=tmp_path, tuned=tmp_path, exported=[], dataset=tmp_path, out=tmp_path / "out")
+    paper: Any = SimpleNamespace(longest=5000)
+    made = generators_of(files, LORA, paper, Asked.VLLM)
+    assert isinstance(made, VllmGenerators)
+    assert made.longest == longest
+
+
 def test_no_other_program_answers_in_the_place_of_vllm(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +170,32 @@ def test_no_other_program_answers_in_the_place_of_vllm(
             models.base()
         assert error.value.reason is Reason.GENERATOR_FAILED
         assert_says(error.value.message, "spec.evaluation.generator", *said.split(" … "))
+
+
+def test_no_process_of_vllm_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several GPUs it has some, which hold their memory: here one that heeds no SIGTERM, as its parent ends."""
+    leaves = tmp_path / "leaves"
+    child = f"trap '' TERM; echo $$ > {tmp_path}/child; exec sleep 600"
+    leaves.write_text(f'#!/bin/sh\nsh -c "{child.replace("$", chr(92) + "$")}" > /dev/null &\n')
+    with leaves.open("a") as program:
+        program.write(f"until [ -s {tmp_path}/child ]; do sleep 0.01; done\nexit 7\n")
+    leaves.chmod(0o755)
+    monkeypatch.setenv("FINETUNE_VLLM_PYTHON", str(leaves))
+    with pytest.raises(StageError, match="code 7"):
+        vllm_process.VllmProcess(vllm_process.Loaded("a model", tmp_path, 8), tmp_path)
+    left = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+
+    def runs() -> bool:
+        """A zombie holds nothing."""
+        try:
+            return left.read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    deadline = time.monotonic() + 30
+    while runs() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs()
 
 
 def test_an_adapter_that_vllm_does_not_load_is_refused_before_it_starts(model_folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from finetune_api import meta
 from finetune_api.budget import FitStatus
 from finetune_api.custom_metrics import FigureRule
+from finetune_api.evaluation import Generator
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
@@ -197,10 +198,12 @@ def test_exit_codes_decide_about_retries() -> None:
     assert "ttlSecondsAfterFinished" not in spec
 
 
-@pytest.mark.parametrize(("processes", "size"), [(1, None), (2, "2Gi"), (8, "8Gi")])
-def test_processes_of_one_pod_share_memory(processes: int, size: str | None) -> None:
-    """The container runtime's 64 MiB are too little for NCCL; one process needs none."""
-    pod = stage_job(request(processes=processes))["spec"]["template"]["spec"]
+@pytest.mark.parametrize("of", ["processes", "engine_gpus"])
+@pytest.mark.parametrize(("number", "size"), [(1, None), (2, "2Gi"), (8, "8Gi")])
+def test_processes_of_one_pod_share_memory(of: str, number: int, size: str | None) -> None:
+    """The container runtime's 64 MiB are too little for NCCL and an engine's messages; one process needs none."""
+    more: dict[str, Any] = {of: number}
+    pod = stage_job(request(**more))["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume.get("emptyDir") for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert volumes.get(mounts.get("/dev/shm", "")) == (size and {"medium": "Memory", "sizeLimit": size})
@@ -448,6 +451,9 @@ def test_evaluation_of_a_model_that_fits_no_gpu_gets_more_of_them() -> None:
     eight, fit = hardware_facts("big", profile_of(EIGHT, 8)), FitStatus(evaluation_gpus=3)
     assert alone(eight, 3) == eight.model_copy(update={"count": 3, "nodes": 1, "cpus": 36})
     assert [gpus_alone(stage, fit) for stage in (Stage.EVALUATE, Stage.EXPORT)] == [3, 1]
+    assert [gpus_alone(stage, fit, Generator.VLLM) for stage in (Stage.EVALUATE, Stage.EXPORT)] == [4, 1]
+    powers = [gpus_alone(Stage.EVALUATE, FitStatus(evaluation_gpus=each), Generator.VLLM) for each in (1, 2, 4, 5)]
+    assert powers == [1, 2, 4, 8]
     assert gpus_alone(Stage.EVALUATE, None) == gpus_alone(Stage.EVALUATE, FitStatus()) == 1
 
 

@@ -9,16 +9,28 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.evaluation import Generator
-from finetune_api.job_status import Phase
+from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.finetunejob.plan import current_run, plan
-from finetune_operator.framework.actions import Delete, Patch
+from finetune_operator.framework.actions import Create, Delete, Patch, Plan
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.stage_job import QUEUE_LABEL
-from tests.support.runs import NOW, RESOLVED, SETTINGS, SPEC, conditions, done, job, observed, started, told
+from tests.support.runs import (
+    IDENTITY,
+    NOW,
+    RESOLVED,
+    SETTINGS,
+    SPEC,
+    conditions,
+    done,
+    job,
+    observed,
+    started,
+    told,
+)
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -118,6 +130,16 @@ def test_a_pod_without_a_node_is_stalled_after_a_while(minutes: float, stalled: 
         assert timedelta(seconds=made.requeue_after) <= timedelta(minutes=10 - minutes)
 
 
+def shared_memory(planned: Plan[FineTuneJobStatus]) -> list[str]:
+    """Sizes of /dev/shm in the pods of new Jobs."""
+    pods = [
+        action.object["spec"]["template"]["spec"]
+        for action in planned.actions
+        if isinstance(action, Create) and action.object["kind"] == "Job"
+    ]
+    return [each["emptyDir"]["sizeLimit"] for pod in pods for each in pod["volumes"] if each["name"] == "shared-memory"]
+
+
 @pytest.mark.parametrize("offered", [True, False])
 def test_models_run_in_vllm_where_there_is_an_image_for_it(offered: bool) -> None:
     """Without one, no pod starts; the other stages keep their image."""
@@ -135,6 +157,10 @@ def test_models_run_in_vllm_where_there_is_an_image_for_it(offered: bool) -> Non
     if offered:
         [given] = started(planned)
         assert (given.stage, given.image) == (Stage.EVALUATE, "evaluate-vllm")
+        assert not shared_memory(planned), "one GPU's engine has one process"
+        fit = {"fitVerdict": "Fits", "fitEvaluationGpus": "2"}
+        larger = replace(found, jobs=(replace(done(Stage.RESOLVE, scalars=IDENTITY | fit), run=run), *found.jobs[1:]))
+        assert shared_memory(plan(larger, NOW)) == ["2Gi"]
         return
     assert not started(planned)
     assert told(planned) == (Phase.PENDING, Reason.GENERATOR_UNKNOWN)

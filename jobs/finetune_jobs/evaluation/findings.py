@@ -66,13 +66,14 @@ class KeptFindings:
     @classmethod
     def of(cls, store: Store, given: StageInput, tools: Mapping[str, str]) -> "KeptFindings":
         """Those of an evaluation, with which earlier pods asked the same of the same models, by the same programs on
-        the same kind of hardware. ``tools``: versions of libraries."""
+        the same kind of hardware; without ``reuse`` pods of this run only. ``tools``: versions of libraries."""
         recipe = {
             "work": given.input_key,
             "version": RECIPE_VERSIONS[Stage.EVALUATE],
             "upstream": given.upstream,
             "tools": tools,
             "device": described_device(),
+            "run": "" if given.reuse else given.run.id,
         }
         return cls(store.below(f"{_folder(given.run)}/{short(recipe, 16)}"))
 

@@ -66,9 +66,14 @@ def make_passages(
 
 def longest_text(model: Path) -> int:
     """How many tokens a model takes at once, from its ``config.json``; LONG_TOKENS if that does not say."""
+    return said_positions(model) or LONG_TOKENS
+
+
+def said_positions(model: Path) -> int | None:
+    """The same; None if it does not say. Some that take more leave it to the default of their architecture."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     found = config.get("text_config", config).get("max_position_embeddings")
-    return found if isinstance(found, int) else LONG_TOKENS
+    return found if isinstance(found, int) else None
 
 
 def log_probs(model: Any, passage: Passage) -> list[float]:

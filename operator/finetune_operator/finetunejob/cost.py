@@ -129,7 +129,7 @@ def _gpus(context: RunContext, stage: Stage) -> int:
     """GPUs of a stage with a model."""
     if stage is Stage.TRAIN:
         return _hardware(context).processes
-    return gpus_alone(stage, context.ledger.fit)
+    return gpus_alone(stage, context.ledger.fit, context.spec.evaluation.generator)
 
 
 def _same_run(context: RunContext) -> bool:

@@ -8,6 +8,7 @@ from math import ceil
 from typing import Final
 
 from finetune_api.budget import FitStatus, HardwareFacts
+from finetune_api.evaluation import Generator
 from finetune_api.stages import Stage
 from finetune_operator.resources.drift import quantity
 from finetune_operator.settings import PodShape, Profile, Settings
@@ -49,9 +50,11 @@ def processes(profile: Profile) -> int:
     return profile.gpu.count if profile.gpu else int(quantity(profile.accelerator.limits.get(_GPUS, "1")) or 1)
 
 
-def gpus_alone(stage: Stage, fit: FitStatus | None) -> int:
-    """GPUs of a stage that one process runs: one, or as many as evaluation's largest model needs, by preflight."""
-    return (fit.evaluation_gpus if fit and stage is Stage.EVALUATE else None) or 1
+def gpus_alone(stage: Stage, fit: FitStatus | None, generator: Generator = Generator.TRANSFORMERS) -> int:
+    """GPUs of a stage that one process runs: one, or as many as evaluation's largest model needs, by preflight. vLLM
+    divides a model's heads evenly among them, which a power of two does."""
+    needed = (fit.evaluation_gpus if fit and stage is Stage.EVALUATE else None) or 1
+    return needed if generator is Generator.TRANSFORMERS else 1 << (needed - 1).bit_length()
 
 
 def alone(facts: HardwareFacts, gpus: int = 1) -> HardwareFacts:

@@ -32,6 +32,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
     does not check again whether the training fits."""
     spec, settings, owner = context.spec, context.observed.settings, context.observed.owner
     run, profile = context.ledger.run.id, settings.profiles[spec.profile]
+    gpus = gpus_alone(stage, context.ledger.fit, spec.evaluation.generator)
     given = _input(context, stage, recovers)
     return StageRequest(
         owner=owner,
@@ -39,7 +40,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
         image=_image(context, stage),
         images=settings.images,
         proxy=settings.proxy,
-        shape=_shape(profile, stage, gpus_alone(stage, context.ledger.fit)),
+        shape=_shape(profile, stage, gpus),
         service_account=profile.service_account_name,
         labels={meta.LABEL_RUN: run} | ({LABEL_RECOVERS: recovers} if recovers else {}),
         attempt=recovers,
@@ -48,6 +49,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
         deadline_seconds=profile.deadline_seconds,
         nodes=profile.nodes if stage is Stage.TRAIN else 1,
         processes=processes(profile) if stage is Stage.TRAIN else 1,
+        engine_gpus=gpus if _with_vllm(context, stage) else 1,
         asked=context.review_asked if stage is Stage.PUBLISH else "",
         model_cache=profile.model_cache if stage in _WITH_BASE else None,
         answers=_answers(given),
@@ -89,8 +91,11 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
 def _image(context: RunContext, stage: Stage) -> str:
     """A blocker reports a generator that has none."""
     images = context.observed.settings.images
-    with_vllm = stage is Stage.EVALUATE and context.spec.evaluation.generator is Generator.VLLM
-    return images.evaluate_vllm if with_vllm else images.of(stage)
+    return images.evaluate_vllm if _with_vllm(context, stage) else images.of(stage)
+
+
+def _with_vllm(context: RunContext, stage: Stage) -> bool:
+    return stage is Stage.EVALUATE and context.spec.evaluation.generator is Generator.VLLM
 
 
 def _answers(given: StageInput) -> StageInput | None:
@@ -115,5 +120,5 @@ def _hardware(context: RunContext, stage: Stage) -> HardwareFacts | None:
     name = context.spec.profile
     facts = hardware_facts(name, context.observed.settings.profiles[name])
     if stage in _ALONE:
-        return alone(facts, gpus_alone(stage, context.ledger.fit))
+        return alone(facts, gpus_alone(stage, context.ledger.fit, context.spec.evaluation.generator))
     return facts if stage in (Stage.RESOLVE, Stage.TRAIN) else None

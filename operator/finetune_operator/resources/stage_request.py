@@ -48,6 +48,9 @@ class StageRequest:
     """Pods that work together, as an Indexed Job."""
     processes: int = 1
     """Processes of each pod that work together."""
+    engine_gpus: int = 1
+    """GPUs of an engine that the stage starts, with a process for each of them; 1: it starts none, or one in a single
+    process."""
     asked: str = ""
     """The value of the owner's annotation for which the stage counts votes; empty: there is none."""
     model_cache: ModelCache | None = None
@@ -72,8 +75,10 @@ class StageRequest:
 
     @property
     def shared_memory(self) -> str:
-        """Size of the pod's /dev/shm, ample for NCCL's buffers; empty for one process, which keeps the default."""
-        return f"{self.processes}Gi" if self.processes > 1 else ""
+        """Size of the pod's /dev/shm, ample for NCCL's buffers and an engine's messages; empty for one process, which
+        keeps the default."""
+        together = max(self.processes, self.engine_gpus)
+        return f"{together}Gi" if together > 1 else ""
 
     @cached_property
     def name(self) -> str:

@@ -106,16 +106,17 @@ class VllmProcess:
         return list(self._exchange(asked, "answer")["found"])
 
     def close(self) -> None:
-        """End it, whatever it does; its memory is free then."""
+        """End it and its own processes, whatever they do; their memory is free then."""
+        if self._process.returncode is not None:
+            return  # it was closed: its number may be another's by now
         if self._process.stdin:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._signal(signal.SIGTERM)  # it has nothing to save
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_WAIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+        self._signal(signal.SIGKILL)  # what is left, also where it has ended before its own processes
+        self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
 
