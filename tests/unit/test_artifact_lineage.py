@@ -50,6 +50,11 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 H100 = HardwareFacts(profile="gpu", name="NVIDIA H100 PCIe", count=2, nodes=3, usd_per_hour=3.0)
 
 
+@pytest.fixture
+def chain(store: Store, tmp_path: Path) -> Upstream:
+    return put_upstream(store, tmp_path / "made", image="registry/jobs@sha256:abc", usage=usage_of(H100, 600, 30))
+
+
 def run(given: StageInput, folder: Path) -> StageResult:
     return execute(context(given, folder), publish, after=sign_move_and_push)
 
