@@ -54,6 +54,10 @@ ADAPTERS: Final[Object] = {
     **DEPLOYMENT,
     "spec": {"runtime": "vllm", "source": {"adapters": [{"name": "fr", **DEPLOYMENT["spec"]["source"]}]}},
 }
+CHANNEL: Final[Object] = {
+    **DEPLOYMENT,
+    "spec": {"runtime": "tgi", "source": {"output": {"uri": "s3://abc", "name": "transactions"}}},
+}
 
 
 _STORAGES: Final[list[tuple[Object, Path]]] = [
@@ -67,6 +71,7 @@ _STORAGES: Final[list[tuple[Object, Path]]] = [
     (JOB, ("spec", "evaluation", "metrics", 0, "data", "storage")),
     (DEPLOYMENT, ("spec", "source", "artifact", "storage")),
     (ADAPTERS, ("spec", "source", "adapters", 0, "artifact", "storage")),
+    (CHANNEL, ("spec", "source", "output", "storage")),
 ]
 
 

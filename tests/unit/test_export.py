@@ -189,6 +189,7 @@ def end_of_export(tuned: Tuned, s3: SeaweedFS, python: Path, folder: Path, *, me
     given = stage_input(
         Stage.EXPORT, s3.storage, output, params, chain, base_model_uri=tuned.store.uri(BASE), reuse=False
     )
+    folder.mkdir(exist_ok=True)
     return run_process(given, folder, ADMIN, python=python)
 
 

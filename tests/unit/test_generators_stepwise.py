@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_jobs.evaluation.generators.stepwise import Step, likeliest
+from finetune_jobs.evaluation.generators.stepwise import TokenStep, likeliest
 
 pytestmark = pytest.mark.unit
 
@@ -37,7 +37,7 @@ class Model:
     def whole(self, prompt: int, answer: Sequence[int]) -> float:
         return math.fsum(self.score(prompt, tuple(answer[:n]), token) for n, token in enumerate(answer))
 
-    def ask(self, steps: Sequence[Step]) -> list[tuple[int, float]]:
+    def ask(self, steps: Sequence[TokenStep]) -> list[tuple[int, float]]:
         assert steps
         self.asked += len(steps)
         found = []
@@ -62,9 +62,9 @@ def test_it_is_what_weighing_every_answer_finds(
 def test_most_answers_are_never_asked_about() -> None:
     """Of a hundred answers that begin differently, a sure model is asked about one, and for the next best token."""
     answers = [(token, 200, STOP) for token in range(100)]
-    asked: list[Step] = []
+    asked: list[TokenStep] = []
 
-    def ask(steps: Sequence[Step]) -> list[tuple[int, float]]:
+    def ask(steps: Sequence[TokenStep]) -> list[tuple[int, float]]:
         asked.extend(steps)
         return [(42, -0.01) if 42 in step.allowed else (step.allowed[0], -5.0 * (not step.taken)) for step in steps]
 

@@ -128,9 +128,9 @@ def phase_and_reason(kind: str) -> Callable[[Object], PhaseAndReason]:
     """What a custom resource of this kind says; phase and reason are empty as long as it has no status."""
 
     def of(resource: Object) -> PhaseAndReason:
-        status = resource.get("status") or {}
         reasons = [each.get("reason", "") for each in _conditions(resource) if each.get("type") == "Ready"]
-        return PhaseAndReason(kind, status.get("phase") or "", reasons[0] if reasons else "")
+        phase = (resource.get("status") or {}).get("phase")
+        return PhaseAndReason(kind, _word(phase), _word(reasons[0]) if reasons else "")
 
     return of
 
@@ -143,6 +143,11 @@ def degraded(kind: str) -> Callable[[Object], Degraded | None]:
         return Degraded(kind) if shown else None
 
     return of
+
+
+def _word(found: object) -> str:
+    """Empty where another version of the CRD made something else of it."""
+    return found if isinstance(found, str) else ""
 
 
 def _conditions(resource: Object) -> list[Object]:

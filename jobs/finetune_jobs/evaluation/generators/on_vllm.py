@@ -14,7 +14,7 @@ from finetune_jobs.evaluation.behaviour.likelihood import Given
 from finetune_jobs.evaluation.generate import Generated, Questions, Written
 from finetune_jobs.evaluation.generators.on_transformers import LoadArtifact
 from finetune_jobs.evaluation.generators.protocol import Exported
-from finetune_jobs.evaluation.generators.stepwise import Step, likeliest
+from finetune_jobs.evaluation.generators.stepwise import TokenStep, likeliest
 from finetune_jobs.evaluation.generators.vllm_process import REMEDY, Loaded, VllmProcess
 from finetune_jobs.evaluation.reference import Passage, turned_log_probs
 from finetune_jobs.modelling import chat
@@ -91,7 +91,7 @@ class VllmGenerator:
             answered(len(written), len(encoded))
         return Generated.read(self.tokenizer, questions, written)
 
-    def _ask(self, prompts: Sequence[Sequence[int]], steps: Sequence[Step]) -> list[tuple[int, float]]:
+    def _ask(self, prompts: Sequence[Sequence[int]], steps: Sequence[TokenStep]) -> list[tuple[int, float]]:
         asked = [[*prompts[step.prompt], *step.taken] for step in steps]
         allowed = [list(step.allowed) for step in steps]
         return [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Step:
+class TokenStep:
     """A question to the program: which of ``allowed`` is likeliest after a prompt and ``taken``?"""
 
     prompt: int
@@ -22,7 +22,7 @@ class Step:
     """At least one token."""
 
 
-AskSteps = Callable[[Sequence[Step]], Sequence[tuple[int, float]]]
+AskSteps = Callable[[Sequence[TokenStep]], Sequence[tuple[int, float]]]
 """The likeliest of the allowed tokens of each step, and its log-probability among all tokens."""
 
 
@@ -58,7 +58,7 @@ def likeliest(prompts: int, answers: Sequence[Sequence[int]], ask: AskSteps) -> 
             if not candidate.allowed:
                 found[prompt] = candidate.first
                 del open_[prompt]
-        steps = [Step(prompt, best[prompt].taken, best[prompt].allowed) for prompt in open_]
+        steps = [TokenStep(prompt, best[prompt].taken, best[prompt].allowed) for prompt in open_]
         for step, (token, log_probability) in zip(steps, ask(steps) if steps else [], strict=True):
             for candidate in tree.expanded(best[step.prompt], token, log_probability):
                 heapq.heappush(open_[step.prompt], candidate)
