@@ -207,7 +207,8 @@ REFUSED: dict[str, tuple[ExportFormat, dict[str, int], str]] = {
     "olmo": (
         ExportFormat.INT4_AWQ,
         SMALL | HEADS,
-        "5 layers could not be calibrated to 4 bits … model.layers.0.self_attn.q_proj … Set spec.export.format to INT8 or FP8",
+        "5 layers could not be calibrated to 4 bits … model.layers.0.self_attn.q_proj … "
+        "Set spec.export.format to INT8 or FP8",
     ),
 }
 """Models by their ``model_type``: a format that they have not, their shape, and what is said."""
