@@ -38,6 +38,8 @@ LABELS = ("travel", "food", "food delivery", "rent", "salary")
 ASKED = ("a train to Lyon", "two pizzas", "the flat in May", "wages of March", "soup", "a taxi at night")
 NEAR = 0.15
 """Nats a token between two programs that compute in bfloat16 and float32: the mean over a text."""
+PARTED = 0.25
+"""The same between two texts that parted at a near tie; seen: 0.15."""
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -126,14 +128,13 @@ def mean_distance(one: list[float], other: list[float]) -> float:
 @pytest.mark.parametrize("model", ["base", "tuned"])
 def test_both_programs_say_nearly_the_same(said: dict[str, list[Said]], model: str) -> None:
     vllm, transformers = said[model]
-    same = sum(a == b for a, b in zip(vllm.texts, transformers.texts, strict=True))
-    assert same >= len(ASKED) / 2, "greedy answers part only in near ties"
     assert sum(a == b for a, b in zip(vllm.chosen, transformers.chosen, strict=True)) >= len(ASKED) - 1
     assert mean_distance(vllm.losses, transformers.losses) < NEAR
     assert mean_distance(vllm.passage, transformers.passage) < NEAR
-    pairs = zip(vllm.texts, transformers.texts, vllm.likely, transformers.likely, strict=True)
-    likely = [(a, b) for one, other, a, b in pairs if one == other]
-    assert all(abs(a - b) < 16 * NEAR for a, b in likely)
+    # Of a model that was not trained for it, greedy answers of 16 tokens part at near ties: both are about as likely.
+    pairs = list(zip(vllm.texts, transformers.texts, vllm.likely, transformers.likely, strict=True))
+    assert all(abs(a - b) < 16 * (NEAR if one == other else PARTED) for one, other, a, b in pairs), pairs
+    assert vllm.texts[0] == transformers.texts[0]
     order = sorted(range(len(LABELS)), key=vllm.codes.__getitem__)
     assert order[-1] == max(range(len(LABELS)), key=transformers.codes.__getitem__)
 
