@@ -138,7 +138,7 @@ def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) ->
     """What a Job has found that has ended. One whose result is lost has found nothing."""
     looked = {"looked_at": timestamp(now), "asked": asked}
     result = verdict.result
-    if verdict.state is State.SUCCEEDED and result is not None and _is_address(result.output_digest):
+    if verdict.state is State.SUCCEEDED and result is not None:
         published = result.scalars.get(PUBLISHED_AT)
         update = {"artifact_digest": result.output_digest, "published_at": _moment(published)}
         return known.model_copy(update=looked | update | {"reason": "", "message": ""})
@@ -149,11 +149,6 @@ def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) ->
             f"{message} Artifact {known.artifact_digest[:12]}, which an earlier look found, stays the one to serve."
         )
     return known.model_copy(update=looked | {"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
-
-
-def _is_address(text: str) -> bool:
-    """Whether a pod has told a content address: it is not trusted to."""
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _moment(text: str | None) -> str | None:

@@ -49,7 +49,7 @@ def read_result(pod: Object) -> StageResult | None:
         return None
     addresses = [found.output_digest for found in result.found]
     waits = result.stage is Stage.PUBLISH and result.reason is Reason.AWAITING_REVIEW  # it has made nothing yet
-    if result.outcome is Outcome.SUCCEEDED and result.stage in PIPELINE and not waits:
+    if result.outcome is Outcome.SUCCEEDED and result.stage in (*PIPELINE, Stage.FOLLOW) and not waits:
         addresses.append(result.output_digest)
     return result if all(map(_DIGEST.fullmatch, addresses)) else None
 
