@@ -178,6 +178,12 @@ CASES = {
     "complete, digest that is none": Case(
         COMPLETE, (pod("Succeeded", **terminated(0, message=success(output="../x"))),), State.LOST, Reason.RESULT_LOST
     ),
+    "complete, a look that reports no address": Case(
+        COMPLETE,
+        (pod("Succeeded", **terminated(0, message=success(Stage.FOLLOW, output="../x"))),),
+        State.LOST,
+        Reason.RESULT_LOST,
+    ),
     "the stage's own reason": Case(
         FAILED,
         (pod("Failed", **terminated(65, message=failure(Reason.DATASET_INVALID, "row 3: no label"))),),

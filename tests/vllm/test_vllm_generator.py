@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.evaluation.behaviour.likelihood import encode
+from finetune_jobs.evaluation.behaviour.likelihood import Given, encode
 from finetune_jobs.evaluation.generate import Questions
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.evaluation.generators.on_vllm import VllmGenerators
@@ -38,8 +39,8 @@ LABELS = ("travel", "food", "food delivery", "rent", "salary")
 ASKED = ("a train to Lyon", "two pizzas", "the flat in May", "wages of March", "soup", "a taxi at night")
 NEAR = 0.15
 """Nats a token between two programs that compute in bfloat16 and float32: the mean over a text."""
-PARTED = 0.25
-"""The same between two texts that parted at a near tie; seen: 0.15."""
+TIE = 0.5
+"""Nats between two tokens of which rounding decides which one is the likeliest."""
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -62,6 +63,7 @@ class Said:
     losses: list[float]
     codes: list[float]
     passage: list[float]
+    prompts: list[list[int]]
 
     @classmethod
     def of(cls, generator: Generator, base: Path) -> Said:
@@ -82,6 +84,7 @@ class Said:
             generator.losses(given, quiet),
             generator.weigh(given[0].prompt, codes),
             generator.log_probs(Passage("", [*given[0].prompt, *given[0].answer])),
+            [list(each.prompt) for each in given],
         )
 
 
@@ -121,6 +124,19 @@ def said(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return found
 
 
+def gaps(judge: Generator, tokenizer: Any, vllm: Said, transformers: Said) -> list[float]:
+    """Where two texts part: how much likelier transformers finds its own token than vLLM's, in nats."""
+    found = []
+    for prompt, one, other in zip(vllm.prompts, vllm.texts, transformers.texts, strict=True):
+        both = [chat.answer_ids(tokenizer, text) for text in (one, other)]
+        parted = next((at for at, (a, b) in enumerate(zip(*both, strict=False)) if a != b), None)
+        if parted is not None:
+            before = [*prompt, *both[0][:parted]]
+            of_vllm, own = judge.losses([Given(before, [ids[parted]]) for ids in both], quiet)
+            found.append(of_vllm - own)
+    return found
+
+
 def mean_distance(one: list[float], other: list[float]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
 
@@ -131,12 +147,20 @@ def test_both_programs_say_nearly_the_same(said: dict[str, list[Said]], model: s
     assert sum(a == b for a, b in zip(vllm.chosen, transformers.chosen, strict=True)) >= len(ASKED) - 1
     assert mean_distance(vllm.losses, transformers.losses) < NEAR
     assert mean_distance(vllm.passage, transformers.passage) < NEAR
-    # Of a model that was not trained for it, greedy answers of 16 tokens part at near ties: both are about as likely.
-    pairs = list(zip(vllm.texts, transformers.texts, vllm.likely, transformers.likely, strict=True))
-    assert all(abs(a - b) < 16 * (NEAR if one == other else PARTED) for one, other, a, b in pairs), pairs
+    pairs = zip(vllm.texts, transformers.texts, vllm.likely, transformers.likely, strict=True)
+    assert all(abs(a - b) < 16 * NEAR for one, other, a, b in pairs if one == other)
     assert vllm.texts[0] == transformers.texts[0]
     order = sorted(range(len(LABELS)), key=vllm.codes.__getitem__)
     assert order[-1] == max(range(len(LABELS)), key=transformers.codes.__getitem__)
+
+
+def test_greedy_texts_part_at_near_ties_only(said: dict[str, list[Said]], base: Path, adapter: Path) -> None:
+    """Of a model that was not trained for the question there are many."""
+    model, tokenizer = load_base(base), load_tokenizer(base)
+    found = gaps(TransformersGenerator(model, tokenizer), tokenizer, *said["base"])
+    found += gaps(TransformersGenerator(load_adapter(model, adapter), tokenizer), tokenizer, *said["tuned"])
+    print(f"gaps: {found}")
+    assert max(map(abs, found), default=0.0) < TIE, found
 
 
 @pytest.mark.parametrize("model", ["base", "tuned"])
