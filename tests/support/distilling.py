@@ -9,12 +9,12 @@ import pytest
 
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.chat_api.answer_collector import AnswerSource
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.pace import Patience
 from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
 from finetune_jobs.distillation.prompts import Prompt, terms_of
-from finetune_jobs.inquiry.answer_collector import AnswerSource
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.pace import Patience
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.store.s3 import Store
 from tests.support.stages import RUN

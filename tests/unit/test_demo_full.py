@@ -17,6 +17,8 @@ from rich.console import Console
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.stages import PIPELINE, Upstream, input_key
+from finetune_jobs.chat_api.answers import ModelAnswer
+from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.evaluation.judging.admission import require_judge
 from finetune_jobs.evaluation.judging.comparison import (
     ORDERS,
@@ -27,8 +29,6 @@ from finetune_jobs.evaluation.judging.comparison import (
     question,
     read_verdict,
 )
-from finetune_jobs.inquiry.answers import ModelAnswer
-from finetune_jobs.inquiry.money import Tokens
 from finetune_operator.finetunejob.params import params_of
 from hack.cluster.layout import REPOSITORY
 from hack.demo import full, serving, teacher

@@ -12,8 +12,8 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.inquiry.money import Tokens, estimate_tokens
-from finetune_jobs.inquiry.pace import Pacer
+from finetune_jobs.chat_api.money import Tokens, estimate_tokens
+from finetune_jobs.chat_api.pace import Pacer
 from finetune_jobs.reading.rows import Row
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
@@ -297,7 +297,7 @@ def test_requests_without_an_answer_count_as_if_they_had_one(store: Store) -> No
 
 
 def test_the_deadline(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_jobs.inquiry.answer_collector._MINUTE", 1.0)
+    monkeypatch.setattr("finetune_jobs.chat_api.answer_collector._MINUTE", 1.0)
     error, server = failure(store, lambda p, n: says("slow", delay=0.3), 60, deadline_minutes=1, concurrency=1)
     assert error.reason is Reason.DEADLINE_EXCEEDED
     asked = len(server.received)

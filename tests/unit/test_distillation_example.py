@@ -18,10 +18,10 @@ import yaml
 from finetune_api.dataset import DataFormat, Task, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
+from finetune_jobs.chat_api.chat_model import ChatModel
 from finetune_jobs.distillation.prompts import prompt_column, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.validation import Example, Rules
-from finetune_jobs.inquiry.chat_model import ChatModel
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY
@@ -117,7 +117,7 @@ PAGE = (REPOSITORY / "docs" / "how-to" / "distill.md").read_text(encoding="utf-8
 
 def test_the_page_explains_every_kind_of_fault() -> None:
     jobs = REPOSITORY / "jobs" / "finetune_jobs"
-    paths = [*(jobs / "distillation").glob("*.py"), *(jobs / "inquiry").glob("*.py")]
+    paths = [*(jobs / "distillation").glob("*.py"), *(jobs / "chat_api").glob("*.py")]
     source = "".join(path.read_text(encoding="utf-8") for path in paths)
     kinds = re.findall(r"""(?:_fault|AttemptError)\(\s*"(\w+)\"""", source)
     assert {"truncated", "teacherTimeout"} <= set(kinds)

@@ -21,11 +21,11 @@ from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.chat_api.answers import ModelAnswer
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.distillation.prompts import questions, terms_of
-from finetune_jobs.inquiry.answers import ModelAnswer
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.store.s3 import Store
 from tests.support.distilling import KEY, QUICK, config, echo, failure, kept_journal, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
@@ -104,7 +104,7 @@ def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) ->
 def test_answers_that_cannot_be_kept_end_the_asking(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in READER.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("finetune_jobs.inquiry.answer_collector._KEEP_SECONDS", 0.1)
+    monkeypatch.setattr("finetune_jobs.chat_api.answer_collector._KEEP_SECONDS", 0.1)
     error, server = failure(Store.connect(s3.storage, place), lambda p, n: says("x", delay=0.2), 200, concurrency=1)
     assert error.reason is Reason.S3_ACCESS_DENIED
     assert len(server.received) < 50
@@ -116,7 +116,7 @@ def _in_a_process(endpoint: str, place: str, url: str, count: int, result: str) 
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     store = Store.connect(SeaweedFS(endpoint).storage, place)
     try:
-        with mock.patch("finetune_jobs.inquiry.answer_collector._KEEP_SECONDS", 0.5):
+        with mock.patch("finetune_jobs.chat_api.answer_collector._KEEP_SECONDS", 0.5):
             run(store, prompts(count), config(url, concurrency=4), stopping=stopping)
     except StoppedError as stopped:
         Path(result).write_text(str(stopped))

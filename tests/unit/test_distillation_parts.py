@@ -17,13 +17,13 @@ from finetune_api.crdgen import structural
 from finetune_api.distillation import Distillation, TeacherPrices
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.chat_api.answers import AttemptError, ModelAnswer, read_answer
+from finetune_jobs.chat_api.chat_model import retry_after
+from finetune_jobs.chat_api.money import Budget, Tokens, estimate_tokens
 from finetune_jobs.distillation.filters import AnswerRules, is_refusal
 from finetune_jobs.distillation.prompts import Prompt, questions, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.validation import Dropped, Faults
-from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer, read_answer
-from finetune_jobs.inquiry.chat_model import retry_after
-from finetune_jobs.inquiry.money import Budget, Tokens, estimate_tokens
 from finetune_jobs.reading.rows import Fault, Row
 from tests.support.distilling import SOURCE, config, echo, prompts
 from tests.support.fast import share

@@ -12,14 +12,14 @@ from finetune_api.gates import GateOutcome, Gates
 from finetune_api.judging import OtherModel
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.chat_api.answer_collector import AnswerSource
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.terms import Terms
 from finetune_jobs.evaluation.elsewhere import ask_elsewhere
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.page import EvaluationSubject, render_html
 from finetune_jobs.evaluation.report import Evaluated
-from finetune_jobs.inquiry.answer_collector import AnswerSource
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.terms import Terms
 from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.store.s3 import Store
 from tests.support.distilling import QUICK

@@ -21,6 +21,8 @@ from finetune_jobs.artifacts.artifact import REVIEW
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.chat_api.answers import CUT, ModelAnswer
+from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.evaluation.judging.admission import require_judge
 from finetune_jobs.evaluation.judging.asking import terms_of
 from finetune_jobs.evaluation.judging.comparison import (
@@ -36,8 +38,6 @@ from finetune_jobs.evaluation.judging.verdict import Judgement, agreement, in_wo
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.review.stored import read_review, store_votes
-from finetune_jobs.inquiry.answers import CUT, ModelAnswer
-from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.publish import publish
 from finetune_jobs.reports.index import reports_of
 from finetune_jobs.review import heard

@@ -37,8 +37,8 @@ TABLES: Final = {
         "text.pii.ner",
     ],
     "test_messages_distillation": [
-        *("distillation.distil", "distillation.filters", "inquiry.answers", "inquiry.answer_collector"),
-        *("inquiry.pace", "inquiry.chat_model", "text.schemas"),
+        *("distillation.distil", "distillation.filters", "chat_api.answers", "chat_api.answer_collector"),
+        *("chat_api.pace", "chat_api.chat_model", "text.schemas"),
     ],
     "test_messages_models": [
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),

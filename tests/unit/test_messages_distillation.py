@@ -14,13 +14,13 @@ import pytest
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.chat_api.answers import CUT, FILTERED, AttemptError, ModelAnswer, read_answer
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.distillation.filters import AnswerRules
 from finetune_jobs.distillation.prompts import Prompt, terms_of
 from finetune_jobs.examples.validation import Faults
-from finetune_jobs.inquiry.answers import CUT, FILTERED, AttemptError, ModelAnswer, read_answer
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.reading.rows import Fault
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
@@ -125,7 +125,7 @@ def interrupted(store: Store) -> Iterator[str]:
     stopping = threading.Event()
     stopping.set()
     with TeacherServer.running(always(says("slow", delay=0.3))) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune_jobs.inquiry.answer_collector._MINUTE", 0.1)
+        patch.setattr("finetune_jobs.chat_api.answer_collector._MINUTE", 0.1)
         with pytest.raises(StageError) as late:
             run(store, prompts(60), config(server.url, deadline_minutes=1, concurrency=1))
         with pytest.raises(StoppedError) as stopped:
@@ -141,7 +141,7 @@ def the_end() -> str:
 
 MODULES = [
     *("distillation.distil", "distillation.filters"),
-    *("inquiry.answers", "inquiry.answer_collector", "inquiry.pace", "inquiry.chat_model"),
+    *("chat_api.answers", "chat_api.answer_collector", "chat_api.pace", "chat_api.chat_model"),
     "text.schemas",
 ]
 

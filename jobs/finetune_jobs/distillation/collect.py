@@ -9,14 +9,14 @@ import rensa
 from finetune_api.dataset import AcrossParts, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams
+from finetune_jobs.chat_api.answer_collector import AnswerSource
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
 from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example
-from finetune_jobs.inquiry.answer_collector import AnswerSource
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
 from finetune_jobs.preparation.collect import Collector, Copy, provided_part
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.readiness.preparation_report import require_valid

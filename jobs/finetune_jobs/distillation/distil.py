@@ -20,14 +20,14 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.base.wording import shorten
+from finetune_jobs.chat_api.answer_collector import AnswerCollector, AnswerSource
+from finetune_jobs.chat_api.answers import AttemptError
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.distillation.filters import ANSWER, AnswerRules, Near
 from finetune_jobs.distillation.prompts import Prompt, Question, questions, terms_of
 from finetune_jobs.examples.validation import Faults
-from finetune_jobs.inquiry.answer_collector import AnswerCollector, AnswerSource
-from finetune_jobs.inquiry.answers import AttemptError
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.reading.rows import Fault, Row
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from finetune_api.distillation import AnswerDuplicates, Distillation, Refusals
+from finetune_jobs.chat_api.answers import CUT, FILTERED, REFUSED, ModelAnswer, without_fence
 from finetune_jobs.distillation.prompts import Prompt
 from finetune_jobs.examples.shapes import shape
-from finetune_jobs.inquiry.answers import CUT, FILTERED, REFUSED, ModelAnswer, without_fence
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.schemas import schema_check
 

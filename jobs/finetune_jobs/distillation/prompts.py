@@ -8,10 +8,10 @@ from finetune_api.dataset import Columns
 from finetune_api.distillation import Distillation
 from finetune_api.hashing import digest
 from finetune_api.meta import TEACHER_KEY_VARIABLE
+from finetune_jobs.chat_api.terms import Terms, Turns
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.shapes import fill, shape
 from finetune_jobs.examples.validation import Dropped
-from finetune_jobs.inquiry.terms import Terms, Turns
 from finetune_jobs.reading.rows import Fault, Row
 
 PROMPT: Final = "prompt"

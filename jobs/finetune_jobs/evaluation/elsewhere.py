@@ -17,12 +17,12 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress, Report
+from finetune_jobs.chat_api.answer_collector import AnswerCollector, AnswerSource
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.terms import Terms, Turns
 from finetune_jobs.evaluation.asking import Paper
 from finetune_jobs.evaluation.shots import PLAIN, with_shots
-from finetune_jobs.inquiry.answer_collector import AnswerCollector, AnswerSource
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.terms import Terms, Turns
 from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.store.s3 import Store
 

@@ -23,8 +23,8 @@ from finetune_api.stages import RECIPE_VERSIONS, RunRef, Stage, StageInput
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.inquiry.chunks import Chunk, Chunks
 from finetune_jobs.modelling.device import described_device
+from finetune_jobs.store.chunks import Chunk, Chunks
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)

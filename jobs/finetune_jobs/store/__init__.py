@@ -1,1 +1,1 @@
-"""Where everything lies: S3, and the Hugging Face hub."""
+"""Clients of what holds files: S3, OCI registries and the Hugging Face hub."""

@@ -10,6 +10,10 @@ from typing import Final
 from finetune_api.judging import Judge
 from finetune_api.stages import RunRef
 from finetune_jobs.base.progress import Report
+from finetune_jobs.chat_api.answer_collector import AnswerCollector, AnswerSource
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.terms import Terms
 from finetune_jobs.evaluation.judging.comparison import (
     ORDERS,
     JudgeQuestion,
@@ -22,10 +26,6 @@ from finetune_jobs.evaluation.judging.comparison import (
 )
 from finetune_jobs.evaluation.judging.verdict import Judgement
 from finetune_jobs.evaluation.review.sheet import ReviewPair, ReviewSheet
-from finetune_jobs.inquiry.answer_collector import AnswerCollector, AnswerSource
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.terms import Terms
 from finetune_jobs.store.s3 import Store
 
 ATTEMPTS: Final = 3

@@ -13,9 +13,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_api.hashing import digest
+from finetune_jobs.chat_api.answers import ModelAnswer, without_fence
+from finetune_jobs.chat_api.terms import Turns
 from finetune_jobs.evaluation.review.sheet import ReviewPair
-from finetune_jobs.inquiry.answers import ModelAnswer, without_fence
-from finetune_jobs.inquiry.terms import Turns
 
 ORDERS: Final = (False, True)
 """Whether the two answers of a pair change places."""

@@ -14,12 +14,12 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Report
-from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer
-from finetune_jobs.inquiry.chat_model import ChatModel
-from finetune_jobs.inquiry.journal import Journal
-from finetune_jobs.inquiry.money import Budget, Tokens
-from finetune_jobs.inquiry.pace import PATIENCE, Breaker, Pacer, Patience
-from finetune_jobs.inquiry.terms import Askable, Terms, Turns
+from finetune_jobs.chat_api.answers import AttemptError, ModelAnswer
+from finetune_jobs.chat_api.chat_model import ChatModel
+from finetune_jobs.chat_api.journal import Journal
+from finetune_jobs.chat_api.money import Budget, Tokens
+from finetune_jobs.chat_api.pace import PATIENCE, Breaker, Pacer, Patience
+from finetune_jobs.chat_api.terms import Askable, Terms, Turns
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class AnswerCollector:
         self._not_kept = None
 
     def _require_kept(self) -> None:
-        """Answers that cannot be kept should not be paid for: a store that is away for long ends the inquiry."""
+        """Answers that cannot be saved should not be paid for: a store that is unreachable for long stops the stage."""
         if (trouble := self._not_kept) is not None:
             error, since = trouble
             if not error.retriable or time.monotonic() - since > _LONGEST_UNKEPT:

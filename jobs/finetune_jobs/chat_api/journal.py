@@ -1,7 +1,7 @@
 """Answers that outlive the pod: every paid answer is saved in the store, so that none is requested twice.
 
-They lie in ``inquiry.chunks``. All answers also lie in a local file; memory holds a hash and a position of each (about
-150 bytes).
+The store holds them as chunks (``store.chunks``), a local file holds all of them, and memory a hash and a position of
+each (about 150 bytes).
 """
 
 import json
@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from finetune_api.base import Digest, WireModel
 from finetune_api.layout import run_folder
 from finetune_api.stages import RunRef
-from finetune_jobs.inquiry.answers import ModelAnswer
-from finetune_jobs.inquiry.chunks import Chunks
-from finetune_jobs.inquiry.money import Tokens
+from finetune_jobs.chat_api.answers import ModelAnswer
+from finetune_jobs.chat_api.money import Tokens
+from finetune_jobs.store.chunks import Chunks
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)

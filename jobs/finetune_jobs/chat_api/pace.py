@@ -12,7 +12,7 @@ from typing import Final
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.inquiry.answers import AttemptError
+from finetune_jobs.chat_api.answers import AttemptError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Patience:
 
 PATIENCE: Final = Patience()
 _FEWEST: Final = 5
-"""A few broken prompts in a row must not end an inquiry with little concurrency."""
+"""With few requests at a time, a few broken prompts in a row must not stop the stage."""
 
 
 class Pacer:
@@ -66,7 +66,7 @@ class Pacer:
 
 
 class Breaker:
-    """Ends an inquiry when nothing but failures came back for so long that all prompts in flight are given up."""
+    """Stops the stage after so many failures in a row that every request in flight must have used up its attempts."""
 
     def __init__(self, url: str, role: str, concurrency: int, patience: Patience) -> None:
         self._url, self._role = url, role

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_jobs.inquiry.money import Tokens, estimate_tokens
+from finetune_jobs.chat_api.money import Tokens, estimate_tokens
 
 CUT: Final = "length"
 """``finish_reason`` of an answer that reached ``maxAnswerTokens``."""

@@ -19,9 +19,9 @@ import httpx2
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.inquiry.answers import AttemptError, ModelAnswer, read_answer
-from finetune_jobs.inquiry.money import Tokens, estimate_tokens
-from finetune_jobs.inquiry.terms import Terms, Turns
+from finetune_jobs.chat_api.answers import AttemptError, ModelAnswer, read_answer
+from finetune_jobs.chat_api.money import Tokens, estimate_tokens
+from finetune_jobs.chat_api.terms import Terms, Turns
 
 if TYPE_CHECKING:
     import openai
