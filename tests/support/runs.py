@@ -36,7 +36,7 @@ IDENTITY = {"sourceDigest": "5" * 64, "modelDigest": "6" * 64}
 
 
 def observed(spec: FineTuneJobSpec = SPEC, **more: Any) -> ObservedJob:
-    """A FineTuneJob; new and unhindered unless told otherwise."""
+    """A FineTuneJob; new and without blockers unless told otherwise."""
     changes: dict[str, Any] = {name: more.pop(name) for name in ("labels", "generation") if name in more}
     metadata = METADATA.model_copy(update=changes)
     owner = Owner.of(FINETUNEJOBS, metadata)

@@ -208,7 +208,7 @@ class TestByItself:
         assert cluster.status.phase is ServingPhase.READY
         assert "RolledBack" not in shown(cluster.status)
 
-    def test_a_hindrance_in_between_does_not_make_it_forgotten(self) -> None:
+    def test_a_blocker_in_between_does_not_make_it_forgotten(self) -> None:
         cluster, old, new = promoted()
         crash(cluster, new)
         cluster.settle()
@@ -220,7 +220,7 @@ class TestByItself:
         assert cluster.status.candidate is not None
         assert cluster.status.candidate.state is RevisionState.FAILED
 
-    def test_one_that_is_to_be_tried_again_and_is_hindered_holds_nobody_up(self) -> None:
+    def test_one_that_is_to_be_tried_again_and_is_blocked_holds_nobody_up(self) -> None:
         cluster, _, new = promoted()
         cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})
         crash(cluster, new)

@@ -145,7 +145,7 @@ CASES = {
     "suspended from the start": Case(
         observed(SPEC.model_copy(update={"suspend": True})), says=(Phase.SUSPENDED, Reason.SUSPENDED)
     ),
-    "hindered in the middle": Case(
+    "blocked in the middle": Case(
         observed(jobs=(RESOLVED,), service_account=False),
         says=(Phase.PENDING, Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
     ),

@@ -227,8 +227,8 @@ class TestReasons:
 
     def test_of_a_condition(self) -> None:
         """The transition from a blocker that only the newer version knows."""
-        hindered = Condition(type="Ready", status="False", reason="AddedLater", last_transition_time=timestamp(NOW))
-        before = status(Phase.PENDING).model_copy(update={"conditions": [hindered]})
+        blocked = Condition(type="Ready", status="False", reason="AddedLater", last_transition_time=timestamp(NOW))
+        before = status(Phase.PENDING).model_copy(update={"conditions": [blocked]})
         made = plan(observed(before), NOW)
         assert conditions(made.status)["Ready"] == ("False", Reason.PROFILE_UNKNOWN)
         assert [each.reason for each in made.events] == [Reason.PROFILE_UNKNOWN]

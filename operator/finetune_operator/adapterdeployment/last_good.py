@@ -131,8 +131,8 @@ def watched(observed: ObservedDeployment, stable: RevisionStatus, previous: Kept
     return watch(observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), now)
 
 
-def is_hindered(observed: ObservedDeployment) -> bool:
-    """Whether the API server refuses objects: nothing goes back then, since what is reported must have been done."""
+def is_blocked(observed: ObservedDeployment) -> bool:
+    """Whether the API server refuses objects: then traffic does not go back, since only what was done is reported."""
     return bool(observed.refusal or observed.conflicts or observed.pending_deletion)
 
 

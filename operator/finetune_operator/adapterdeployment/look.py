@@ -82,7 +82,7 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
     if verdict.state in UNFINISHED:
         age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
         again = look_after(age) if verdict.needs_events else _patience_left(verdict, now)
-        return Look(_knowing(observed, _hindered(begun, verdict, now)), made, again, request.name)
+        return Look(_knowing(observed, _blocked(begun, verdict, now)), made, again, request.name)
     found = _found(begun, verdict, asked_of(observed), now)
     return Look(_knowing(observed, found), due_after=_left(_knowing(observed, found), asked, found, now))
 
@@ -112,7 +112,7 @@ def _nothing_known(asked: OutputRef) -> ChannelStatus:
     return ChannelStatus(name=asked.name, channel=asked.channel.value, source=identity_of(asked))
 
 
-def _hindered(known: ChannelStatus, verdict: Verdict, now: datetime) -> ChannelStatus:
+def _blocked(known: ChannelStatus, verdict: Verdict, now: datetime) -> ChannelStatus:
     """While a look is under way: what its pod waits for, if a person can do something about it. A wait for a node is
     nothing special at first: an autoscaler may be adding one, at each look."""
     patient = verdict.state is not State.WAITING or _patience_left(verdict, now)

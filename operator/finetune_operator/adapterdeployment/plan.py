@@ -54,7 +54,7 @@ from finetune_operator.adapterdeployment.last_good import (
     Kept,
     answers,
     go_back,
-    is_hindered,
+    is_blocked,
     is_over,
     keep_left,
     kept,
@@ -119,7 +119,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     seen = watched(observed, stable, previous, now) if stable else Sighting()
     if previous is not None and is_over(observed, previous, seen, now):
         previous = None
-    if stable is not None and previous is not None and seen.problem is not None and not is_hindered(observed):
+    if stable is not None and previous is not None and seen.problem is not None and not is_blocked(observed):
         step = roll_back(observed, target, stable, previous, seen.problem, now)
     elif isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
