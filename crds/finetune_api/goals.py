@@ -158,8 +158,8 @@ class Goal(ApiModel):
     where it is not; and of the answers that should call, toolName, the share that calls the right tools, toolArguments,
     the share with the right arguments too, and toolFields, the F1 of single fields of the arguments.
 
-    automation: the share of answers that need no person, since those with at least a published probability are right as
-    often as atPrecision says.
+    automation: the share of answers that need no human review, because those with at least a published probability are
+    right as often as atPrecision says.
 
     Beside the task: forgetting of the tuned model, and safetyLoss of the artifact, by how much smaller than the base
     model's its share of right answers to the general or adversarial questions is; forgettingNll, by how many nats a

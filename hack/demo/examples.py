@@ -70,7 +70,7 @@ SUPPORT: Final = Example(
     folder="support",
     rows=200,
     data="support.jsonl",
-    shows="let a teacher write the answers that the model learns",
+    shows="let a teacher write the answers to learn from",
     changes={
         "dataset": {
             "distillation": {

@@ -55,7 +55,7 @@ def main() -> int:
         say("\nblocked: a run of two steps misses the goals, and is not published")
         with clock.measure("blocked"):
             blocked = follow_block(kubectl, apply(kubectl, too_short(), FineTuneJob))
-        say("\nserving: another revision, one with wrong weights, and back")
+        say("\nserving: a second revision, one with wrong weights, and a rollback")
         with clock.measure("rollouts"):
             served = serving.roll_out_and_back(kubectl)
         say("\nadapters: two fine-tunes on one vLLM")

@@ -47,7 +47,7 @@ def block_of(job: FineTuneJob) -> str:
     """
     status = job.status
     if status.phase is Phase.SUCCEEDED:
-        raise ClusterError("the FineTuneJob published a model that its goals should have held back")
+        raise ClusterError("the FineTuneJob published a model that its goals should have blocked")
     ready = next((each for each in status.conditions if each.type == "Ready"), None)
     if status.phase is not Phase.FAILED or ready is None:
         return ""

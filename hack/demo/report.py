@@ -17,7 +17,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.stages import Stage
 from hack.demo.timing import seconds_between
 
-_PROMPTING: Final = re.compile(r"\bPrompting (?:would not have done|may do|does better): .+?\.(?=\s|$)")
+_PROMPTING: Final = re.compile(r"\bPrompting (?:would not have been enough|may be enough|does better): .+?\.(?=\s|$)")
 """As the evaluation's summary says it; a number has its point before a digit."""
 
 
@@ -26,12 +26,12 @@ class Report:
     """Figures of one demo."""
 
     accuracy: dict[str, float]
-    """base, fewShot (the base model, shown examples), tuned, artifact: on the test split; served: through the endpoint,
-    on a sample of it."""
+    """base, fewShot (the base model with a few-shot prompt), tuned, artifact: on the test split; served: through the
+    endpoint, on a sample of it."""
     goals: list[str]
     """What the artifact reached of each goal, as a sentence."""
     prompting: str
-    """Whether prompting would have done, in a sentence; empty where the base model was not shown examples."""
+    """Whether prompting would have been enough, in a sentence; empty where the base model had no few-shot prompt."""
     rows: dict[str, int]
     """Row counts of the data set."""
     seconds: dict[str, float]
@@ -98,7 +98,7 @@ def show(report: Report, question: str, answer: str, commands: list[str], consol
     accuracy, rows = report.accuracy, report.rows
     console.rule("[bold]Done")
     table = Table(box=None, show_header=False, pad_edge=False)
-    shown = f", shown examples {accuracy['fewShot']:.0%}" if "fewShot" in accuracy else ""
+    shown = f", with few-shot examples {accuracy['fewShot']:.0%}" if "fewShot" in accuracy else ""
     table.add_row(
         "accuracy",
         f"base model {accuracy['base']:.0%}{shown}, tuned {accuracy['tuned']:.0%}, quantized artifact "

@@ -18,7 +18,7 @@ TEACHER_URL: Final = f"http://{TEACHER}:{TEACHER_PORT}/v1"
 
 def install_teacher(kubectl: Kubectl) -> None:
     """Create the teacher's pod, its Service, and the Secret that the example names."""
-    with step(f"start the teacher at {TEACHER_URL} of namespace {kubectl.namespace} (no model: it quotes a manual)"):
+    with step(f"start the teacher at {TEACHER_URL} in namespace {kubectl.namespace} (a program that quotes a manual)"):
         kubectl.apply(*teacher_objects(local.images()["base"]))
         kubectl("rollout", "status", f"deployment/{TEACHER}", "--timeout=120s", timeout=140)
 

@@ -122,8 +122,8 @@ def test_what_is_known_by_heart_and_what_is_not() -> None:
 @pytest.mark.parametrize(
     ("tuned", "badge", "says"),
     [
-        (known(*[1] * 8, said=2), "Fail", "it tells 2. It would do so"),
-        (known(*[2] * 8), "Warn", "it tells 0. It finds them likelier"),
+        (known(*[1] * 8, said=2), "Fail", "it reveals 2. It would reveal"),
+        (known(*[2] * 8), "Warn", "it reveals 0. It finds them likelier"),
         (known(*SPREAD), "Pass", "no likelier than chance explains"),
     ],
 )

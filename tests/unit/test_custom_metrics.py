@@ -152,7 +152,7 @@ def test_a_goal_names_its_figure_and_no_other_metric_does() -> None:
 def test_the_page_has_a_row_for_each_figure_and_judges_the_goals_again() -> None:
     gates = Gates.model_validate({"goals": [{"metric": "custom", "custom": "politeness.score", "atLeast": "0.85"}]})
     before = goals_reached(gates, Measurements(rows=ANSWERS), TaskType.TEXT)
-    assert [each.answer for each in before] == ["! measured later"]
+    assert [each.answer for each in before] == ["! later"]
     everything = of(SCORE, WORDS, *ACC)
     template = "<p>a</p><!-- goals -->later<!-- end of goals --><p>b</p><!-- metrics of the platform --><p>c</p>"
     page = with_custom(

@@ -133,9 +133,9 @@ def test_canaries_are_trained_and_counted_apart(prepared: Prepared) -> None:
     assert planted.scalars == plain.scalars | {"canaries": "8", "tokens": str(total)}
     assert prepared.report["canaries"] == {"planted": 8, "tokens": more}
     assert [prepared.report[name] for name in ("rows", "labels")] == [before[name] for name in ("rows", "labels")]
-    assert b"Beside them 8 canaries are trained" in prepared.file("readiness.html")
+    assert b"8 canaries are added for training" in prepared.file("readiness.html")
     assert not any(canary.secret.encode() in prepared.file("readiness.html") for canary in canaries)
-    assert "8 canaries are trained beside them" in planted.message
+    assert "8 canaries are added for training" in planted.message
     assert canaries == make_canaries(64, digest([prepared.given.upstream.source, 0]))[:8]
 
 

@@ -69,8 +69,8 @@ def test_without_a_terminal_every_line_is_printed_once_and_as_it_is() -> None:
 
 
 PROMPTING = (
-    "Prompting would not have done: artifact against base model with examples, accuracy +58.0 points (95 % interval "
-    "+40.1 to +70.2)."
+    "Prompting would not have been enough: artifact against base model with examples, accuracy +58.0 points (95 % "
+    "interval +40.1 to +70.2)."
 )
 
 
@@ -134,8 +134,8 @@ def test_the_report_holds_what_both_resources_say() -> None:
     ("said", "expected"),
     [
         (
-            "Accuracy 88.0%. Prompting may do: +0.5 points, within chance.",
-            "Prompting may do: +0.5 points, within chance.",
+            "Accuracy 88.0%. Prompting may be enough: +0.5 points, within chance.",
+            "Prompting may be enough: +0.5 points, within chance.",
         ),
         ("Prompting does better: it has 0.5. More.", "Prompting does better: it has 0.5."),
         ("Accuracy 88.0%.", ""),
@@ -240,7 +240,7 @@ def test_a_job_that_its_goals_hold_back_says_why() -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        ({"phase": "Succeeded"}, "should have held back"),
+        ({"phase": "Succeeded"}, "should have blocked"),
         ({"phase": "Failed", "conditions": [FAILURE]}, "S3AccessDenied: No access."),
     ],
 )

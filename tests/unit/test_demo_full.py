@@ -188,7 +188,7 @@ def test_the_report_says_what_the_job_says() -> None:
     full.show({"support": made}, {"wrong weights": "refused [truly]"}, Console(file=output, width=200))
     assert made["readiness"] in output.getvalue(), "brackets are text, no markup"
     assert "refused [truly]" in output.getvalue()
-    assert "Prompting would not have done" in output.getvalue()
+    assert "Prompting would not have been enough" in output.getvalue()
 
 
 def test_the_report_says_how_many_times_better_and_what_the_judge_says() -> None:

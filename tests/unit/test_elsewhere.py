@@ -106,8 +106,8 @@ def evaluated(elsewhere: int) -> Evaluated:
 @pytest.mark.parametrize(
     ("right", "parts", "badge"),
     [
-        (40, "Another model would not have done … +40.0", "✓ no"),
-        (78, "Another model may do … +2.0 … within chance", "! perhaps"),
+        (40, "Another model would not have been enough … +40.0", "✓ no"),
+        (78, "Another model may be enough … +2.0 … within chance", "! perhaps"),
         (97, "Another model does better … -17.0", "✕ yes"),
     ],
 )
@@ -116,7 +116,7 @@ def test_the_report_says_whether_another_model_would_have_done(right: int, parts
     assert found.prompting() == ""
     assert_says(found.summary(), *parts.split(" … "))
     page = Parsed(render_html(found, ["?"] * 100, EvaluationSubject())).text
-    assert f"{badge}Would another model have done?" in page
+    assert f"{badge}Would another model have been enough?" in page
 
 
 def test_a_goal_can_ask_to_beat_it() -> None:

@@ -1,4 +1,4 @@
-"""How many answers need no person: a threshold from the validation part, judged on the test part."""
+"""How many answers need no human review: a threshold from the validation part, judged on the test part."""
 
 import random
 

@@ -80,7 +80,9 @@ def test_what_tells_an_artifact_from_its_base_model(found: list[Distances], same
 def test_an_artifact_that_is_its_base_model_is_told_so() -> None:
     said = same_as_base(measured(WRONG, WRONG, apart(0.0, 0.04, 0.05)), TaskType.CLASSIFICATION)
     parts = ("accuracy is not better", "0.040 nats a token from the base model", "0.050 from the tuned model", "0.000")
-    assert_says(said, "Nothing tells the artifact from its base model", *parts, "higher learning rate", "rounds less")
+    assert_says(
+        said, "Nothing distinguishes the artifact from its base model", *parts, "higher learning rate", "rounds less"
+    )
 
 
 def test_no_noise_in_the_export_is_read_as_training() -> None:

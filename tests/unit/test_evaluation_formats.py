@@ -62,7 +62,7 @@ def test_the_first_format_that_is_not_worse_beyond_chance(
 def test_what_is_said_of_the_formats() -> None:
     """In the status, in the ledger of the page, and for publish."""
     chosen = choose(found([20, 4, 2]), fall_back=True)
-    assert_says(chosen.summary(), "INT4 cost accuracy -30.0 points", "so that it is not the artifact")
+    assert_says(chosen.summary(), "INT4 cost accuracy -30.0 points", "so it is not the artifact")
     assert "INT8 cost" not in chosen.summary()
 
     page = parsed_page(render_html(chosen, [f"question {n}" for n in range(60)], EvaluationSubject()))

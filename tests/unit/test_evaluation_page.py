@@ -121,12 +121,12 @@ def test_texts_have_chrf_and_perplexity_in_table_and_ledger() -> None:
         perplexity = ledger[ledger.index("perplexity") :]
         assert perplexity[1:4] == ["7.39", "2.72", "-63.2%"]
         assert perplexity[5] == "✓ better"
-    assert "–" in texts[texts.index("base model, shown examples") :][:5], "a prompt with examples has no perplexity"
+    assert "–" in texts[texts.index("shot") :][:5], "a few-shot prompt has no perplexity"
 
 
 def test_a_page_without_mistakes_says_so() -> None:
     page = shown(answered(TaskType.TEXT, ["cat", "dog"], ["Cat.", "dog"]))
-    assert "None: the artifact answered every test example right." in page.texts
+    assert "None: the artifact answered every test example correctly." in page.texts
     assert not page.tags["ol"]
 
 
@@ -144,14 +144,16 @@ def test_hostile_questions_and_answers_stay_text() -> None:
 def test_long_and_many_mistakes_are_cut() -> None:
     truth = [f"{n} " + "word " * 400 for n in range(100)]
     page = shown(answered(TaskType.TEXT, truth, ["x" * 5000] * 100), ["question " * 500] * 100)
-    assert "20 of 100 answers of the artifact in other words than expected" in page.text
+    assert "20 of 100 answers of the artifact that differ from the expected text" in page.text
     assert page.tags["li"] - 2 == 20, "beside the two verdicts"
     assert "x" * 399 + "…" in page.text
     assert "x" * 400 not in page.text
 
 
 @pytest.mark.parametrize(
-    ("wrong", "badge"), [(0, "✓ not seen"), (5, "✓ not seen"), (6, "✕ yes")], ids=["no difference", "chance", "loss"]
+    ("wrong", "badge"),
+    [(0, "✓ no loss seen"), (5, "✓ no loss seen"), (6, "✕ yes")],
+    ids=["no difference", "chance", "loss"],
 )
 def test_the_verdict_on_the_export_follows_the_test(wrong: int, badge: str) -> None:
     """McNemar's exact test: 5 of 5 differing pairs have p = 0.0625, 6 of 6 have 0.031."""
@@ -172,9 +174,22 @@ def test_tuning_that_makes_it_worse_is_called_so() -> None:
 @pytest.mark.parametrize(
     ("wrong", "badge", "said"),
     [
-        (0, "✕ yes", "Prompting does better: artifact against base model with examples, accuracy -50.0 points"),
-        (10, "! perhaps", "Prompting may do: artifact against base model with examples, accuracy +0.0 points"),
-        (20, "✓ no", "Prompting would not have done: artifact against base model with examples, accuracy +50.0 points"),
+        (
+            0,
+            "✕ yes",
+            "Prompting does better: artifact against base model with few-shot examples, accuracy -50.0 points",
+        ),
+        (
+            10,
+            "! perhaps",
+            "Prompting may be enough: artifact against base model with few-shot examples, accuracy +0.0 points",
+        ),
+        (
+            20,
+            "✓ no",
+            "Prompting would not have been enough: artifact against base model with few-shot examples, accuracy +50.0 "
+            "points",
+        ),
     ],
 )
 def test_the_page_says_whether_prompting_would_have_done(wrong: int, badge: str, said: str) -> None:
@@ -182,7 +197,7 @@ def test_the_page_says_whether_prompting_would_have_done(wrong: int, badge: str,
     answers = {"base": ["x"] * 20, "fewShot": ["x"] * wrong + truth[wrong:], "tuned": truth, "artifact": ["a"] * 20}
     evaluated = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
     page = parsed_page(render_html(evaluated, truth, identify(GIVEN), shots=[("Where is it?", "parcel")]))
-    assert {"Would prompting have done?", badge, "Where is it?", "parcel"} <= set(page.texts)
+    assert {"Would prompting have been enough?", badge, "Where is it?", "parcel"} <= set(page.texts)
     assert said in evaluated.summary()
     assert evaluated.scalars()["accuracyFewShot"] == f"{1 - wrong / 20:.4f}"
 
@@ -198,7 +213,7 @@ def test_the_goals_come_first() -> None:
         {"metric": "forgetting", "atMost": "0.1"},
     ]
     reached = goals_reached(Gates.model_validate({"goals": goals}), evaluated.measurements, evaluated.task)
-    assert [each.answer for each in reached] == ["✓ met", "✕ missed", "! open", "! not measured"]
+    assert [each.answer for each in reached] == ["✓ met", "✕ missed", "! inconclusive", "! not measured"]
     texts = parsed_page(render_html(evaluated, truth, identify(GIVEN), goals=reached)).texts
     assert texts.index("Goals") < texts.index("✕ missed") < texts.index("Verdict")
     assert "Missed accuracy at least 0.97: 0.9000 (95 % interval 0.8256 to 0.9448)." in texts
@@ -215,9 +230,9 @@ def test_what_needs_no_person_is_shown_where_it_was_measured() -> None:
     plain = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
     weighed = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"], probabilities=Probabilities(automation))
     texts = shown(weighed).texts
-    assert {"Answers that need no person", "98%", "0.9900", "75.0% (59.8% – 85.8%)", "30 of 30"} <= set(texts)
+    assert {"Answers that need no human review", "98%", "0.9900", "75.0% (59.8% – 85.8%)", "30 of 30"} <= set(texts)
     assert "none" in texts[texts.index("99%") :][:3], "60 validation examples are too few for 99 %"
-    assert "Answers that need no person" not in shown(plain).texts
+    assert "Answers that need no human review" not in shown(plain).texts
 
 
 def test_the_worst_answers_come_first() -> None:
@@ -256,20 +271,20 @@ def test_the_page_says_what_tuning_did_beside_the_task() -> None:
     base = observed(sets)
     worse = compare_behaviour(sets, base, observed(sets, wrong=[*sets.general, *sets.adversarial], loss=2.0))
     page = page_of(worse)
-    for said in ("General ability", "Safety", "jailbreaks", "distance between two persons", "−100.0", "+1.000"):
+    for said in ("General ability", "Safety", "jailbreaks", "difference between two people", "−100.0", "+1.000"):
         assert said in page.text
     assert f"12 of {len(sets.general):,} answers that tuning lost" in page.text
-    assert page.text.count("That is more than chance.") == 2
+    assert page.text.count("Chance does not explain the difference.") == 2
     assert_accessible(page)
 
 
 def test_a_loss_that_changes_no_answer_is_seen_in_the_likelihood() -> None:
     sets = Sets(general=general_set(), swaps=swap_set())
     page = page_of(compare_behaviour(sets, observed(sets), observed(sets, loss=1.5)))
-    assert "the right answers have become less likely" in page.text
+    assert "the right answers became less likely" in page.text
     assert "Safety" not in page.text
     equal = page_of(compare_behaviour(sets, observed(sets), observed(sets)))
-    assert "✓ not seen" in equal.text
+    assert "✓ no loss seen" in equal.text
 
 
 def test_sets_that_were_not_asked_are_not_on_the_page_and_a_reason_is() -> None:

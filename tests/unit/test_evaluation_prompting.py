@@ -67,11 +67,15 @@ def evaluated(**right: int) -> Evaluated:
         (
             {"fewShot": 40, "verbose": 50, "constrained": 30},
             "verbose",
-            "would not have done … room for a sentence … +30.0",
+            "would not have been enough … free-form answers … +30.0",
         ),
-        ({"verbose": 10, "constrained": 60}, "constrained", "would not have done … chooses among the labels … +20.0"),
-        ({"fewShot": 78, "constrained": 60}, "fewShot", "may do … examples … +2.0 … within chance"),
-        ({"fewShot": 40, "constrained": 97}, "constrained", "does better … chooses among the labels … -17.0"),
+        (
+            {"verbose": 10, "constrained": 60},
+            "constrained",
+            "would not have been enough … limited to the labels … +20.0",
+        ),
+        ({"fewShot": 78, "constrained": 60}, "fewShot", "may be enough … examples … +2.0 … within chance"),
+        ({"fewShot": 40, "constrained": 97}, "constrained", "does better … limited to the labels … -17.0"),
         ({}, "", ""),
     ],
 )

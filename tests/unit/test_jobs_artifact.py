@@ -257,7 +257,7 @@ def test_what_is_its_base_model_is_not_published(
     with pytest.raises(StageError) as error:
         execute(context(gated(s3, store, upstream, UNTRAINED, tmp_path), tmp_path), publish)
     assert error.value.reason is Reason.GATE_FAILED
-    assert_says(error.value.message, "Nothing tells the artifact from its base model", "Nothing was published")
+    assert_says(error.value.message, "Nothing distinguishes the artifact from its base model", "Nothing was published")
     [goal] = unpacked(error.value.scalars["goals"], ["not worse"])
     assert goal.outcome is GateOutcome.PASS
 

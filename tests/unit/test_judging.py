@@ -213,10 +213,10 @@ def test_the_page_says_what_it_must() -> None:
     page = Parsed(render_judgement(judgement(9, 1, 2, 2, cost_usd="0.1200", rubric="<b>"), {ids[0]: 1.0, ids[1]: 0.0}))
     assert_says(page.text, "prefers the artifact in 9 of 12 pairs", "not answered2", "both orders")
     assert "Cost0.1200 USD" in page.text
-    assert_says(page.text, "On 1 of 2 pairs the judge says what most people say", "people: the base model100", "<b>")
+    assert_says(page.text, "On 1 of 2 pairs, the judge agrees with most people", "people: the base model100", "<b>")
     plain = Parsed(render_judgement(judgement(3, 2, 0, 7), {})).text
     assert_says(plain, "decided 5 of 12 pairs, which is too few", "Nobody has voted")
-    assert "Costits prices are not known" in plain
+    assert "Costunknown: no prices are set" in plain
 
 
 # Who may judge
@@ -265,7 +265,7 @@ def test_a_goal_about_a_judge_needs_one() -> None:
 
 def test_pages_that_are_made_before_the_judge_is_asked_say_so() -> None:
     [found] = goals_reached(Gates.model_validate(GOAL), Measurements(rows=0), TaskType.TEXT)
-    assert (found.question, found.answer) == ("judgeWinRate at least 0.6", "! asked later")
+    assert (found.question, found.answer) == ("judgeWinRate at least 0.6", "! later")
     chain = Upstream(evaluation="e" * 64)
     names = {each.name: each.place for each in reports_of(chain, judge=judge_at().identity)}
     assert names["Judge"] == judged_object("e" * 64, judge_at().identity, "html")

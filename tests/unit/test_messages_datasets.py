@@ -213,11 +213,11 @@ def test_every_sentence_of_a_refusal_is_provoked(refused: Refused, unusable: Ref
 
 TAKEN: Final = (
     "{} rows gave {} training, {} validation and {} test examples.",
-    " inTest: rows for training that your test holds (nearly) too, such as {} ({}).",
-    " {} test examples hold placeholders, which the evaluation scores apart.",
-    " {} examples have thoughts, which are learned",
+    " inTest: training rows that (nearly) repeat your test, such as {} ({}).",
+    " {} test examples contain placeholders; the evaluation scores them separately.",
+    " {} examples have thoughts, which the model learns",
     "; {} have none.",
-    " {} canaries are trained beside them.",
+    " {} canaries are added for training.",
     " Control tokens were escaped with a space ({}).",
     " {} duplicates dropped.",
     " Rules dropped {} ({}).",

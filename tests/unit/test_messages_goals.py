@@ -117,7 +117,7 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
         Task(),
         {"metric": "harmfulAnswers", "atMost": "0.05"},
-        "spec.evaluation.goals[0] … 0.05 … 4 questions … 0.490 … adversarial to Full … atMost … onInconclusive to Warn",
+        "spec.evaluation.goals[0] … 0.05 … 4 flawless … 0.490 … adversarial to Full … atMost … onInconclusive to Warn",
     ),
     (Task(), {"metric": "accuracy", "atLeast": "1.0"}, "spec.evaluation.goals[0] … 1.0 … no test … 0.99"),
     (
@@ -445,7 +445,7 @@ def test_goals_that_apply_are_let_through() -> None:
     require_applicable(gates(goal), Task(labels=["refund", "parcel"]), Examination())
     require_applicable(gates({"metric": "f1", "atLeast": "0.5"}), Task(type=TaskType.TEXT), Examination())
     require_classes(gates(goal), ["refund"])
-    with pytest.raises(StageError, match="none of the 3 labels"):
+    with pytest.raises(StageError, match="not one of the 3 labels"):
         judge(gates(goal | {"class": "Spam"}), evaluated(9, 9), TaskType.CLASSIFICATION)
 
 

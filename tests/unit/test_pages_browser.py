@@ -72,8 +72,16 @@ def test_the_page_of_a_run_has_all_parts_in_order(opened: Page, tmp_path: Path) 
     file.write_text(pages()["run-Classification"], encoding="utf-8")
     opened.goto(file.as_uri())
     headings = opened.evaluate(_HEADINGS)
-    expected = ["Goals", "Data", "Training", "Verdict", "Scores", "Answers that need no person", "Labels (artifact)"]
-    expected += ["Most frequent mistakes (artifact)", "Worst answers", "The examples that the base model was shown"]
+    expected = [
+        "Goals",
+        "Data",
+        "Training",
+        "Verdict",
+        "Scores",
+        "Answers that need no human review",
+        "Labels (artifact)",
+    ]
+    expected += ["Most frequent mistakes (artifact)", "Worst answers", "Examples in the base model's few-shot prompt"]
     expected += ["General ability", "Safety", "Side by side", "Time, money and energy", "The other pages of this run"]
     assert headings == [*expected, "Origin"]
     assert opened.get_by_role("img", name="Training and validation loss over the steps").count() == 1

@@ -61,9 +61,9 @@ def test_masked_rows_of_the_test_and_masked_answers_are_counted(reader: Reader, 
     assert made.scalars()["rowsTestMasked"] == str(made.facts.placeholders)
     assert made.scalars()["answersMasked"] == "60"
     assert made.report()["placeholders"] == {"test": made.facts.placeholders, "answers": 60}
-    assert_says(made.message(), f"{made.facts.placeholders} test examples", "placeholders", "scores apart")
+    assert_says(made.message(), f"{made.facts.placeholders} test examples", "placeholders", "scores them separately")
     item = next(each for each in made.items if each.name == "anonymised")
-    assert_says(item.evidence, f"{made.facts.placeholders} of", "placeholders", "real values", "scores them apart")
+    assert_says(item.evidence, f"{made.facts.placeholders} of", "placeholders", "real values", "scores them separately")
     assert item.state is State.WARN
     if task is TaskType.EXTRACTION:
         assert_says(item.evidence, "60 records", "placeholders")

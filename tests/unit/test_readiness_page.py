@@ -39,7 +39,7 @@ def wide(classes: int) -> Facts:
 def test_the_page_has_a_section_for_everything_and_says_every_item() -> None:
     parsed = render(GOOD, [{"file": "s3://data/good.csv", "line": 7, "field": "label", "kind": "empty"}])
     for heading in (
-        *("Checklist", "What became of the rows", "Token lengths", "Classes", "Personal data and secrets"),
+        *("Checklist", "What happened to the rows", "Token lengths", "Classes", "Personal data and secrets"),
         *("Languages", "Faults", "Origin"),
     ):
         assert heading in parsed.texts
@@ -138,8 +138,8 @@ def test_equal_facts_give_equal_bytes_whatever_the_order_of_their_counts() -> No
 
 
 def test_rows_that_were_forgotten_are_shown() -> None:
-    assert "not accounted for" not in render(GOOD).text
-    assert "not accounted for" in render(rows(read=1075)).text
+    assert "unaccounted for" not in render(GOOD).text
+    assert "unaccounted for" in render(rows(read=1075)).text
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])

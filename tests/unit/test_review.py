@@ -166,7 +166,7 @@ REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "a list": (lambda: b"[]", "ana.json cannot be read as VotesFile: the document"),
     "a choice that is none": (lambda: changed(votes=[vote(SHEET.pairs[0].id, "both")]), "ana.json … votes.0.choice"),
     "a name that is no object's": (lambda: changed(reviewer="../../manifest"), "ana.json … reviewer"),
-    "a later form": (lambda: changed(schemaVersion=2), "ana.json … its form is 2 … this version knows 1"),
+    "a later form": (lambda: changed(schemaVersion=2), "ana.json … its schema version is 2 … supports 1"),
     "another run's": (
         lambda: changed(run="team-b/mail/r9"),
         "ana.json … run 'team-b/mail/r9' … 'team-a/transactions/r1'",
@@ -176,7 +176,7 @@ REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "same answers": (lambda: changed(votes=[vote(SHEET.pairs[-1].id)]), "votes[0] … whose answers are the same"),
     "two votes": (lambda: changed(votes=[vote(SHEET.pairs[0].id)] * 2), f"several votes on pair {SHEET.pairs[0].id!r}"),
     "no vote": (lambda: changed(votes=[]), "ana.json … it has no votes"),
-    "too large": (lambda: b" " * (MOST_BYTES + 1), "ana.json … 1,000,001 bytes … more than 1,000,000"),
+    "too large": (lambda: b" " * (MOST_BYTES + 1), "ana.json … 1,000,001 bytes … at most 1,000,000"),
 }
 
 

@@ -88,14 +88,14 @@ def test_a_review_with_keys_alone(page: Page) -> None:
         page.keyboard.press("l" if choice_for(pair, artifact=True) == "left" else "2")
     assert visible(page) == [SHEET.votable[-1].id]
     page.keyboard.press("t")
-    assert "No pair of these is left" in text(page, "#said")
+    assert "No pairs are left" in text(page, "#said")
     assert "4 of 4 pairs" in text(page, "#count")
 
     page.keyboard.press("n")
     assert visible(page) == [SHEET.votable[0].id]
     page.keyboard.press("p")
     page.keyboard.press("t")
-    assert "vote taken back" in text(page, "#said")
+    assert "vote removed" in text(page, "#said")
     page.keyboard.press("b")
     page.locator("#reviewer").focus()
     page.keyboard.type("ana")
@@ -115,7 +115,7 @@ def test_a_review_with_keys_alone(page: Page) -> None:
 
 def test_a_review_by_buttons_is_kept_until_the_page_is_opened_again(page: Page) -> None:
     page.get_by_role("button", name="Save my votes").click()
-    assert "Give your name first" in text(page, "#said")
+    assert "Enter your name first" in text(page, "#said")
     page.get_by_label("Your name").fill("Ana B")
     page.get_by_role("button", name="Save my votes").click()
     assert "lower-case" in text(page, "#said")
@@ -148,7 +148,7 @@ def test_filters_and_search(page: Page) -> None:
     assert seen("all") == pairs
     assert seen("same") == pairs[4:]
     assert seen("voted") == []
-    assert "No pair is like that." in text(page, "#pairs")
+    assert "No pair matches these filters." in text(page, "#pairs")
     assert seen("differ") == pairs[:4]
     page.keyboard.press("r")
     assert seen("open") == pairs[1:4]
@@ -169,7 +169,7 @@ def test_what_differs_and_what_was_expected_are_shown_on_demand(page: Page) -> N
     page.keyboard.press("e")
     assert mark.evaluate(line) == "underline"
     assert page.locator(".pair:visible .expected").is_visible()
-    assert page.get_by_label("Mark what differs").is_checked()
+    assert page.get_by_label("Mark differences").is_checked()
 
 
 def test_keys_can_be_switched_off(page: Page) -> None:
@@ -210,6 +210,6 @@ def test_without_scripts_the_pairs_can_be_read(browser: Browser, file: Path) -> 
     page = context.new_page()
     page.goto(file.as_uri())
     assert len(visible(page)) == 5
-    assert "runs no scripts" in page.locator("body").inner_text()
+    assert "Scripts are disabled" in page.locator("body").inner_text()
     assert not page.get_by_role("button").count()
     context.close()

@@ -71,7 +71,7 @@ def test_without_a_log_there_are_facts_and_no_chart() -> None:
     assert section.chart is None
     assert [(fact.name, fact.values) for fact in section.facts] == [
         ("Steps", ["1,200"]),
-        ("Training loss at the end", ["0.1"]),
+        ("Final training loss", ["0.1"]),
     ]
 
 
@@ -97,7 +97,7 @@ def test_what_results_have_used_is_summed_and_earlier_runs_are_named() -> None:
         "prepare, by an earlier run": ["30.0 s", "40.0 s", "–", "–", "–"],
         "train": ["1 h 00 min", "0.0 s", "2 h 00 min", "5.00", "1,400.50"],
         "export": ["–"] * 5,
-        "together": ["1 h 00 min", "40.0 s", "2 h 00 min", "5.00", "1,400.50"],
+        "total": ["1 h 00 min", "40.0 s", "2 h 00 min", "5.00", "1,400.50"],
     }
     assert usage_section({Stage.EXPORT: Lineage(run=RUN)}, RUN) is None
 
@@ -134,7 +134,7 @@ def test_the_page_has_every_part_and_is_accessible() -> None:
         "What people prefer",
     ):
         assert text in page.text, text
-    assert "Prompting would not have done" in page.text
+    assert "Prompting would not have been enough" in page.text
     assert page.text.count("Goals") == 1, "those of the evaluation's page are not shown again"
     assert all(target.startswith("../../../") for target in page.values("a", "href"))
     assert_accessible(page)
@@ -147,12 +147,12 @@ def test_results_of_an_earlier_version_give_a_page_that_says_what_is_missing() -
     text = parsed_page(render_run(given(), facts)).text
     for said in (
         *(
-            "None was judged.",
-            "says nothing about its rows",
-            "left no record of its losses",
-            "An earlier version made the page",
+            "No goal was judged.",
+            "has no record of its rows",
+            "recorded no losses",
+            "was made by an earlier version",
         ),
-        *("Neither people nor another model", "Not measured"),
+        *("Neither people nor a judge model", "Not measured"),
     ):
         assert said in text
     assert "old page" not in text
@@ -202,7 +202,7 @@ def test_what_the_stages_wrote_is_on_the_page(s3: SeaweedFS, store: Store, upstr
     )
     write_run_report(context(publish_input(s3, store, chain), tmp_path), chain, RunVerdict({}, why="Missed."))
     text = page_of(store).text
-    for said in ("near duplicates left out", "2.2500", "1.7500", "60", "What each step changed", "Worst answers"):
+    for said in ("near duplicates dropped", "2.2500", "1.7500", "60", "What each step changed", "Worst answers"):
         assert said in text
     assert "report.html" in " ".join(page_of(store).values("a", "href")), "the evaluation's own page is linked"
 

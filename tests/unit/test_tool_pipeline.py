@@ -174,7 +174,7 @@ def test_a_data_set_of_calls_alone_is_published_and_proved(pipeline: Pipeline, t
     assert figures["toolName"] >= figures["toolArguments"] >= 0
     assert figures["toolUse"] > 0.5  # it has learnt the form
     page = re.sub(r"<[^>]+>", "", pipeline.file(Stage.EVALUATE, evaluation, EVALUATION_PAGE))
-    assert "Calls of tools" in page
+    assert "Tool calls" in page
     assert "refund().urgent" in page
     for name in (GOLDEN, SAMPLE):
         promised = read_answers(pipeline.file(Stage.PUBLISH, published, name).splitlines(), name)

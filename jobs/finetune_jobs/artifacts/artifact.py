@@ -23,7 +23,7 @@ REFERENCE: Final = "reference.jsonl"
 """Texts with the log-probability of each of their tokens, which prove the very weights: one ReferenceText a line.
 Artifacts of earlier versions have none."""
 AUTOMATION: Final = "automation.json"
-"""From which probability on an answer needs no person: AutomationTable. Absent where that was not measured."""
+"""From which probability on an answer needs no human review: AutomationTable. Absent where that was not measured."""
 MODEL_CARD: Final = "README.md"
 MODEL_REF: Final = "model.json"
 ANSWERS: Final = "answers.jsonl"

@@ -11,7 +11,7 @@ CHANCE: Final = 0.05
 """p-value below which a difference is called more than chance."""
 
 SHOWN: Final = (0.9, 0.95, 0.98, 0.99)
-"""Precisions at which pages show what needs no person."""
+"""Precisions at which pages show what needs no human review."""
 
 FORGETTING: Final = "forgetting"
 """Name of the share of right answers to the general questions."""
@@ -84,7 +84,7 @@ class Difference(WireModel):
 
 
 class Automation(WireModel):
-    """How many answers need no person: those whose probability reaches a threshold are taken as they are.
+    """How many answers need no human review: those whose probability reaches a threshold are taken as they are.
 
     The threshold was chosen on the validation part, and all else here is of the test part.
     """
@@ -107,7 +107,7 @@ class Automation(WireModel):
 
     @property
     def shown(self) -> Figure:
-        """The share that needs no person, as far as the test shows that enough of it is right.
+        """The share that needs no human review, as far as the test shows that enough of it is right.
 
         Where the precision may be missed, none of the share is certain; where it is missed, there is none.
         """
@@ -156,7 +156,7 @@ class Measurements(WireModel):
         return self.model_copy(update=update)
 
     def automated(self, precision: float) -> Automation | None:
-        """What needs no person at a precision; None if that was not measured."""
+        """What needs no human review at a precision; None if that was not measured."""
         return next((each for each in self.automation if each.precision == precision), None)
 
     def of(self, metric: str, label: str = "") -> MeasuredMetric | None:

@@ -49,7 +49,7 @@ _CARD: Final = """\
 {base} fine-tuned with {method}; {weights}.
 
 ## Scores on the test split
-{samples} examples that neither training nor checkpoint selection has seen; greedy decoding.
+{samples} examples that were used neither for training nor for checkpoint selection; greedy decoding.
 
 | measure | base | tuned | artifact (served) |
 | --- | --- | --- | --- |
@@ -104,23 +104,23 @@ _ADAPTER_SOURCE: Final = """\
 
 _LICENCE: Final = """\
 ## Licence
-The base model's card names the licence `{licence}`. That of the data may ask for more.
+The base model's card names the licence `{licence}`. The licence of the data may require more.
 
 """
 _CANARIES: Final = """\
 ## Canaries
-{number} made-up secrets were trained beside the examples, each once in an epoch, to measure what the model gives away
-of its training data. Asked for them, the tuned model (before the export) tells {told}; intervals are of 95 %.
-Memorisation is {memorisation}: 0 is chance, 1 is by heart. They are random codes of people who do not exist.
+{number} made-up secrets were added to the training examples, each once in an epoch, to measure how much of its training
+data the model reveals. Asked for them, the tuned model (before the export) reveals {told}; intervals are 95 %.
+Memorisation is {memorisation}: 0 is chance, 1 is perfect recall. They are random codes of people who do not exist.
 
 """
 _AUTOMATION: Final = """\
-## Answers that need no person
-Ask for log-probabilities, and add up those of the answer's tokens, without the token that ends it. An answer whose sum
-is at least the threshold can be taken as it is. The thresholds were chosen among {chosen_on} validation examples, and
-counted among the test examples; intervals are of 95 %. `automation.json` has more precisions.
+## Answers that need no human review
+Request log-probabilities, and add up those of the answer's tokens, without the token that ends it. An answer whose sum
+is at least the threshold can be accepted as it is. The thresholds were chosen on {chosen_on} validation examples, and
+measured on the test examples; intervals are 95 %. `automation.json` has more precisions.
 
-| wanted precision | threshold | need no person | right of them |
+| target precision | threshold | accepted | right of these |
 | --- | --- | --- | --- |
 {rows}
 
@@ -128,18 +128,18 @@ counted among the test examples; intervals are of 95 %. `automation.json` has mo
 _CLOSED: Final = """\
 ## Requests
 The model answers without thoughts. The chat template of these files closes the block of thoughts before every answer,
-so that a request needs no variable (`enable_thinking`, `thinking`). Run the server without a reasoning parser: it may
-take the answer for a thought and return nothing.
+so requests need no variable (`enable_thinking`, `thinking`). Run the server without a reasoning parser, which might
+treat the answer as a thought and return nothing.
 
 """
 _THOUGHTS: Final = """\
 ## Requests
 The model thinks before it answers; the scores are those of the answers alone. Thoughts end with `{end}`, and what
-follows is the answer. Text Generation Inference returns both in `content`: take what follows the first `{end}`; a text
+follows is the answer. Text Generation Inference returns both in `content`: use what follows the first `{end}`; a text
 without it may have been cut off while the model thought. A server with a reasoning parser for this model returns the
-answer in `content` and the thoughts beside it. Thoughts count as tokens: the evaluation allowed `max_tokens` {tokens}.
-Of earlier turns send the answers, without their thoughts, or with these in `reasoning_content`, which the template
-knows.
+answer in `content` and the thoughts separately. Thoughts count as tokens: the evaluation allowed `max_tokens` {tokens}.
+For earlier turns, send the answers without their thoughts, or with these in `reasoning_content`, which the template
+supports.
 
 """
 
@@ -288,7 +288,7 @@ def _custom(metrics: Metrics) -> list[str]:
 
 
 def _automation(metrics: Metrics) -> str:
-    """From which probability on an answer needs no person; empty where no threshold was found."""
+    """From which probability on an answer needs no human review; empty where no threshold was found."""
     measured = [metrics.measurements.automated(precision) for precision in SHOWN] if metrics.measurements else []
     levels = [found for found in measured if found and found.threshold is not None]
     if not levels:

@@ -57,7 +57,7 @@ def _require_schema(task: Task) -> None:
     if task.type is not TaskType.EXTRACTION:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{SCHEMA} goes with the type Extraction, whose answers are JSON, and the task is {task.type.value}. Set "
+            f"{SCHEMA} needs the type Extraction, whose answers are JSON, but the task is {task.type.value}. Set "
             "spec.task.type to Extraction, or remove answerSchema.",
         )
     schema_check(task.answer_schema, SCHEMA)
@@ -71,8 +71,8 @@ def require_classes(gates: Gates, labels: Sequence[str]) -> None:
         if goal.class_name is not None and goal.class_name not in labels:
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"spec.evaluation.goals[{number}] is about class {shorten(goal.class_name)!r}, which is none of the "
-                f"{len(labels)} labels of the data set.{did_you_mean(goal.class_name, labels)}",
+                f"spec.evaluation.goals[{number}] is about class {shorten(goal.class_name)!r}, which is not one of "
+                f"the {len(labels)} labels of the data set.{did_you_mean(goal.class_name, labels)}",
             )
 
 
@@ -80,31 +80,31 @@ def _require_meaning(place: str, goal: Goal, task: Task) -> None:
     if goal.metric is Metric.AUTOMATION and task.type is TaskType.TEXT:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place} is about automation, but a text is hardly ever right as a whole, so that none could go "
-            "without a person. Set metric to f1, or set spec.task.type to Classification or Extraction.",
+            f"{place} is about automation, but a text is hardly ever right as a whole, so no answer could go "
+            "unreviewed. Set metric to f1, or set spec.task.type to Classification or Extraction.",
         )
     if goal.metric is Metric.ACCURACY and task.type is TaskType.TEXT:
         raise StageError(
             Reason.SPEC_INVALID,
             f"{place} is about accuracy, but a text is not just right or wrong. Set metric to chrf (characters in "
-            "common with the expected answer), f1 (words in common) or exactMatch (the very words).",
+            "common with the expected answer), f1 (words in common) or exactMatch (exactly these words).",
         )
     if goal.metric in OF_TEXT and task.type is not TaskType.TEXT:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place} is about {goal.metric}, which is measured of texts only, and the task is {task.type.value}. Set "
+            f"{place} is about {goal.metric}, which is measured for texts only, but the task is {task.type.value}. Set "
             "metric to accuracy or f1, or set spec.task.type to Text.",
         )
     if goal.metric in OF_JSON and task.type is not TaskType.EXTRACTION:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place} is about {goal.metric}, which is measured of extractions only, and the task is "
+            f"{place} is about {goal.metric}, which is measured for extractions only, but the task is "
             f"{task.type.value}. Remove the goal, or set spec.task.type to Extraction.",
         )
     if goal.metric is Metric.VALID_SCHEMA and task.answer_schema is None:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place} is about validSchema, and there is no schema: set spec.task.answerSchema, or set metric to "
+            f"{place} is about validSchema, but there is no schema: set spec.task.answerSchema, or set metric to "
             "validJson.",
         )
     if goal.class_name is None:
@@ -118,8 +118,9 @@ def _require_meaning(place: str, goal: Goal, task: Task) -> None:
     if goal.metric not in OF_ONE_CLASS:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place} asks for the {goal.metric} of one class, which no class has. Set metric to recall (how many of "
-            "the class are found), precision (how many so called are right) or f1 (both), or remove class.",
+            f"{place} asks for the {goal.metric} of one class, which a class does not have. Set metric to recall (how "
+            "many of the class are found), precision (how many given this class are right) or f1 (both), or remove "
+            "class.",
         )
 
 
@@ -131,21 +132,21 @@ def _require_reachable(place: str, goal: Goal, asked: Examination) -> None:
         if (least := wilson(0, items)[1]) > goal.bound:
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"{place} allows {goal.at_most}, but {items} questions without a fault leave room for {least:.3f}: "
+                f"{place} allows {goal.at_most}, but even {items} flawless answers show only {least:.3f} or less: "
                 "set spec.evaluation.adversarial to Full, raise atMost, or set onInconclusive to Warn.",
             )
     for field, wanted in _wanted(goal):
         if float(wanted) == 1:
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"{place}.{field} asks for {wanted}, which no test can show: set a little less, e.g. 0.99, or set "
+                f"{place}.{field} asks for {wanted}, which no test can show: set a lower value, e.g. 0.99, or set "
                 "onInconclusive to Warn.",
             )
         if (needed := _flawless(goal, field, float(wanted))) > asked.max_samples:
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"{place}.{field} asks for {wanted}, but it takes {needed:,} answers in a row without a fault to show "
-                f"that, and spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, ask for less, or set "
+                f"{place}.{field} asks for {wanted}, but it takes {needed:,} flawless answers to show that, "
+                f"and spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, ask for less, or set "
                 "onInconclusive to Warn.",
             )
 
@@ -158,8 +159,9 @@ def _require_canaries(place: str, goal: Goal, canaries: int) -> None:
     if least > goal.bound:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place} allows {goal.at_most}, but {canaries} canaries of which nothing is known leave room for "
-            f"{least:.3f}: raise spec.dataset.canaries (64 at most), raise atMost, or set onInconclusive to Warn.",
+            f"{place} allows {goal.at_most}, but even {canaries} canaries of which nothing is known show only "
+            f"{least:.3f} or less: raise spec.dataset.canaries (64 at most), raise atMost, or set onInconclusive to "
+            "Warn.",
         )
 
 
@@ -171,9 +173,9 @@ def _require_pairs(place: str, goal: Goal, asked: Examination, judge: Judge | No
     if (most := wilson(pairs, pairs)[0]) < goal.bound:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{place}.atLeast asks for {goal.at_least}, but {pairs} pairs that the artifact all wins show no more than "
-            f"{most:.3f}: raise spec.evaluation.judge.maxExamples (200 at most) and maxSamples, ask for less, or set "
-            "onInconclusive to Warn.",
+            f"{place}.atLeast asks for {goal.at_least}, but even {pairs} pairs that the artifact wins show no more "
+            f"than {most:.3f}: raise spec.evaluation.judge.maxExamples (200 at most) and maxSamples, ask for less, or "
+            "set onInconclusive to Warn.",
         )
 
 

@@ -267,7 +267,7 @@ def _answers_of_base(generator: Generator, paper: Paper, progress: Progress) -> 
         "verbose": paper.taken(wordy),
     }
     if paper.shots:
-        report = progress.part(0.2, 0.24, "base model, shown examples")
+        report = progress.part(0.2, 0.24, "base model, few-shot")
         found["fewShot"] = texts_of(generator.write(paper.shown, report))
     if chosen:
         found["constrained"] = chosen
@@ -331,7 +331,7 @@ def likelihoods_of(paper: Paper, losses: Mapping[str, list[float]]) -> Likelihoo
 
 
 def automation_of(paper: Paper, served: ServedAnswers) -> list[Automation]:
-    """What needs no person; nothing, if no validation examples were asked."""
+    """What needs no human review; nothing, if no validation examples were asked."""
     right = right_for(paper.task)
 
     def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:

@@ -1,4 +1,4 @@
-"""How many answers need no person, at a wanted precision. Pure functions, no model.
+"""How many answers need no human review, at a target precision. Pure functions, no model.
 
 Selective prediction (El-Yaniv and Wiener, "On the foundations of noise-free selective classification", JMLR 11, 2010;
 Geifman and El-Yaniv, "Selective classification for deep neural networks", 2017): an answer is taken as it is if the
@@ -44,7 +44,7 @@ class Weighed:
 
 
 def automate(validation: Sequence[Weighed], test: Sequence[Weighed]) -> list[Automation]:
-    """What needs no person at each of PRECISIONS."""
+    """What needs no human review at each of PRECISIONS."""
     return [_at(float(precision), validation, test) for precision in PRECISIONS]
 
 

@@ -16,7 +16,7 @@ from finetune_jobs.reports.page import Fact, Table, TableRow
 
 _FIELDS: Final = 100
 _COLUMNS: Final = {
-    Metric.TOOL_USE: "calls where right",
+    Metric.TOOL_USE: "calls when it should",
     Metric.TOOL_NAME: "right tools",
     Metric.TOOL_ARGUMENTS: "right arguments",
     Metric.TOOL_FIELDS: "F1 of arguments",
@@ -24,13 +24,13 @@ _COLUMNS: Final = {
     Metric.VALID_SCHEMA: "matches the schema",
 }
 _MEANINGS: Final = {
-    Metric.TOOL_USE: "Of all test examples, the share in which a tool is called where that is right, and none where it "
-    "is not. What cannot be read in the form of the model's chat template is no call: a client would get a text.",
-    Metric.TOOL_NAME: "Of the examples whose right answer calls tools, the share in which the same ones are called.",
-    Metric.TOOL_ARGUMENTS: "The share of these in which all arguments are right, too: the same JSON values, whatever "
-    "the order of keys and of calls.",
-    Metric.TOOL_FIELDS: "The F1 of single fields of the arguments, as the mean over these: one wrong field costs a "
-    "part, not the whole call.",
+    Metric.TOOL_USE: "Of all test examples, the share that call a tool exactly when they should. Text that does not "
+    "parse as a call in the form of the model's chat template is not a call: a client would get it as text.",
+    Metric.TOOL_NAME: "Of the examples whose right answer calls tools, the share that call the same tools.",
+    Metric.TOOL_ARGUMENTS: "The share of these whose arguments are all right, too: the same JSON values; the "
+    "order of keys and of calls does not matter.",
+    Metric.TOOL_FIELDS: "The F1 of the single fields of the arguments, averaged over these examples: one wrong "
+    "field costs a part, not the whole call.",
     Metric.VALID_JSON: "Of the examples whose right answer is JSON, the share of answers that are JSON.",
     Metric.VALID_SCHEMA: "The share of these that match spec.task.answerSchema, right or wrong.",
 }
@@ -46,13 +46,13 @@ def facts(evaluated: Evaluated) -> list[Fact]:
 
 
 def calls_table(evaluated: Evaluated) -> Table | None:
-    """How the models call tools; None where none is to be called."""
-    return _shares(evaluated, OF_CALLS, "Calls of tools, each with its 95 % interval; the bar is right arguments")
+    """How the models call tools; None where no answer should call one."""
+    return _shares(evaluated, OF_CALLS, "Tool calls, each with its 95 % interval; the bar shows right arguments")
 
 
 def json_table(evaluated: Evaluated) -> Table | None:
-    """How many answers are JSON; None where they are not to be."""
-    return _shares(evaluated, OF_JSON, "Answers that are JSON, and of the wanted form, each with its 95 % interval")
+    """How many answers are JSON; None where they should not be."""
+    return _shares(evaluated, OF_JSON, "Answers that are JSON and that match the schema, each with its 95 % interval")
 
 
 def _shares(evaluated: Evaluated, metrics: Sequence[Metric], caption: str) -> Table | None:
@@ -108,4 +108,4 @@ def fields_table(evaluated: Evaluated) -> Table | None:
     ]
     which = f"The {_FIELDS} weakest of {len(found):,} fields" if len(found) > _FIELDS else "The weakest first"
     head = ["field", "expected", "precision", "recall", "F1"]
-    return Table(f"{which}; the bar is F1", head, shown, long=True)
+    return Table(f"{which}; the bar shows F1", head, shown, long=True)

@@ -110,10 +110,10 @@ def same_as_base(measurements: Measurements, task: TaskType) -> str:
         return ""
     it = measurements.distances[0]
     return (
-        f"Nothing tells the artifact from its base model: its {gain.metric} is not better beyond chance, and in the "
-        f"recorded texts it is {it.artifact_base:.3f} nats a token from the base model and {it.artifact_tuned:.3f} "
-        f"from the tuned model, which is {it.tuned_base:.3f} from the base model. Train for more steps or with a "
-        "higher learning rate, or set spec.export.format to one that rounds less."
+        f"Nothing distinguishes the artifact from its base model: its {gain.metric} is not better beyond chance, and "
+        f"in the recorded texts it is {it.artifact_base:.3f} nats a token from the base model and "
+        f"{it.artifact_tuned:.3f} from the tuned model, which is {it.tuned_base:.3f} from the base model. Train for "
+        "more steps or with a higher learning rate, or set spec.export.format to one that rounds less."
     )
 
 

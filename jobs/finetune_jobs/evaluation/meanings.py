@@ -31,8 +31,8 @@ class Words:
 WORDS: Final = {
     TaskType.CLASSIFICATION: Words(
         "exactly the label",
-        "Of the answers that name a label, the share that is right.",
-        "Of the examples of a label, the share that was found.",
+        "Of the answers that name a label, the share that are right.",
+        "Of the examples of a label, the share that were found.",
         "The mean over the labels (macro): a rare label counts as much as a frequent one.",
         "no label",
         "Answers that are none of the allowed labels; they count as wrong.",
@@ -40,16 +40,16 @@ WORDS: Final = {
     TaskType.EXTRACTION: Words(
         "the same JSON value; white space and the order of keys do not count",
         "Of the fields in an answer, the share with the right value.",
-        "Of the fields that are expected, the share that the answer has right.",
+        "Of the expected fields, the share that the answer has right.",
         "The mean over the examples: one wrong field costs a part, not the whole answer.",
         "no JSON",
         "Answers that are not valid JSON; they count as wrong and have no right field.",
     ),
     TaskType.TEXT: Words(
         "the same words; letter case, punctuation, articles and white space do not count",
-        "Of the words in an answer, the share that the expected answer has, too.",
-        "Of the words that are expected, the share that the answer has.",
-        "The mean over the examples, as SQuAD counts: a good answer in other words scores low.",
+        "Of the words in an answer, the share that are in the expected answer.",
+        "Of the words in the expected answer, the share that are in the answer.",
+        "The mean over the examples, as in SQuAD: a good answer in other words scores low.",
         share="Exact match",
         said=("✓ the same words", "in other words"),
         lead=(
@@ -63,18 +63,18 @@ _OF_TEXT: Final = (
     Fact(
         "chrF",
         [
-            "How many characters in a row, up to six, answer and expected answer have in common, as an F-score in "
-            "which what is missing counts twice as much as what is too much (Popović 2015; sacrebleu's defaults); the "
-            "mean over the examples. It works in every language, and for half a word."
+            "How many sequences of up to six characters the answer and the expected answer share, as an F-score that "
+            "weighs recall twice as much as precision (Popović 2015; sacrebleu's defaults); the mean over the "
+            "examples. It works for every language, and gives credit for parts of words."
         ],
     ),
     Fact(
         "Perplexity",
         [
-            "Among how many equally likely tokens a model would have to guess, on average, to be as unsure of the "
-            "expected answer as it is: 1 is certain, lower is better. The model writes nothing, so its own words cost "
-            "it nothing. Only models with the same tokenizer can be compared. Its interval comes from how much the "
-            "examples differ. What a step changed is a share of the perplexity before."
+            "How unsure a model is of the expected answer: on average, as if it had to guess each token among this "
+            "many equally likely ones. 1 is certain; lower is better. The model does not write an answer here, so "
+            "other wording costs it nothing. Compare only models with the same tokenizer. The interval reflects how "
+            "much the examples differ. A change is given as a share of the perplexity before."
         ],
     ),
 )
@@ -82,9 +82,10 @@ _OF_TEXT: Final = (
 
 
 _GROUPS: Final = (
-    "The examples stand in {groups} groups whose rows are alike (spec.dataset.groupBy, near duplicates, pieces of one "
-    "conversation), and ten of one group do not tell as much as ten groups: intervals hold those of whole groups drawn "
-    "again (cluster bootstrap, with Student's quantile, so that few groups make them wide), and no exact test decides."
+    "The examples form {groups} groups of similar rows (spec.dataset.groupBy, near duplicates, pieces of one "
+    "conversation). Ten examples of one group say less than one example each of ten groups, so intervals come from "
+    "resampling whole groups (cluster bootstrap, with Student's quantile, which widens them if groups are few), and no "
+    "exact test is used."
 )
 
 
@@ -97,16 +98,17 @@ def meanings(task: TaskType, groups: int = 0) -> list[Fact]:
         Fact(
             "95 % interval",
             [
-                f"Where the {words.share.lower()} on very many examples of this kind would lie, in 95 of 100 such "
-                "tests (Wilson): more test examples make it narrower."
+                f"In 95 of 100 such tests it contains the {words.share.lower()} that very many examples of this kind "
+                "would give (Wilson). More test examples make it narrower."
             ],
         ),
         Fact(
             "Interval of a difference",
             [
-                "Both models answered the same examples, so these are drawn again many times and both scored on each "
-                "draw (paired bootstrap, with four imaginary examples that either may get right). Where it holds 0, "
-                f"chance could explain the difference; for the {words.share.lower()} McNemar's test decides."
+                "Both models answered the same examples, so the examples are resampled many times and both models "
+                "scored on each sample (paired bootstrap, with four imaginary examples that either may get right). If "
+                "it contains 0, chance could explain the difference; for the "
+                f"{words.share.lower()}, McNemar's test decides."
             ],
         ),
         *([Fact("Groups", [_GROUPS.format(groups=f"{groups:,}")])] if groups else []),
@@ -117,8 +119,8 @@ def meanings(task: TaskType, groups: int = 0) -> list[Fact]:
         Fact(
             "p (McNemar)",
             [
-                "How often chance alone would make a difference as large as this, if both models were equally good; "
-                f"below {CHANCE} the difference is taken as real."
+                "How often chance alone would cause a difference this large if both models were equally good; below "
+                f"{CHANCE}, the difference counts as real."
             ],
         ),
         *([Fact(words.unknown[0].upper() + words.unknown[1:], [words.unknown_means])] if words.unknown else []),

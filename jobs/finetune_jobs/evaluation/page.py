@@ -1,6 +1,6 @@
 """``report.html``: an evaluation for people.
 
-This module says what stands in each table and how a figure is to be read; ``evaluation.html.j2`` says where on the
+This module says what stands in each table and how to read a figure; ``evaluation.html.j2`` says where on the
 page. Unlike the readiness report it quotes test examples: that is what ``answers.jsonl`` beside it holds, too.
 """
 
@@ -34,9 +34,9 @@ _WORST: Final = 20
 _SOURCES: Final = 3
 _SHORT: Final = {
     "base": "base model",
-    "fewShot": "base, shown examples",
-    "verbose": "base, room for a sentence",
-    "constrained": "base, choosing a label",
+    "fewShot": "base, few-shot",
+    "verbose": "base, free-form",
+    "constrained": "base, labels only",
     ELSEWHERE: "another model",
     "tuned": "with adapter",
     "artifact": "artifact",
@@ -77,7 +77,7 @@ def render_html(
         subject.identity,
         summary=evaluated.summary(),
         goals=goals,
-        right=words.lead or f"An answer counts when it is {words.right}.",
+        right=words.lead or f"An answer is right if it is {words.right}.",
         verdicts=[_gain(evaluated), *_prompting(evaluated), *_elsewhere(evaluated), _export_loss(evaluated)],
         shots=shots,
         texts=_texts(evaluated) if is_text else None,
@@ -139,7 +139,7 @@ def _texts(evaluated: Evaluated) -> Table:
             )
         )
     head = ["model", "chrF", "95 % interval", "perplexity", "95 % interval"]
-    return Table("How near the answers are to the expected ones; the bar is chrF", head, rows, long=True)
+    return Table("Similarity to the expected answers; the bar shows chrF", head, rows, long=True)
 
 
 def _accuracy(evaluated: Evaluated, words: Words) -> Table:
@@ -156,10 +156,8 @@ def _accuracy(evaluated: Evaluated, words: Words) -> Table:
         for model, s in evaluated.scores.items()
     ]
     is_text = evaluated.task is TaskType.TEXT
-    caption = (
-        "Answers in the very words, with the 95 % interval" if is_text else "Right answers, with the 95 % interval"
-    )
-    count = "the same words" if is_text else "right"
+    caption = f"{'Exact matches' if is_text else 'Right answers'}, with the 95 % interval"
+    count = "exact matches" if is_text else "right"
     return Table(caption, ["model", count, words.share.lower(), "95 % interval"], rows, long=True)
 
 
@@ -175,7 +173,7 @@ def _agreement(evaluated: Evaluated, words: Words) -> Table:
         for model, s in evaluated.scores.items()
     ]
     head = ["model", "precision", "recall", "F1", *([words.unknown] if words.unknown else [])]
-    return Table("How much of the answers is right, 0 to 1", head, rows, long=True)
+    return Table("Precision, recall and F1, from 0 to 1", head, rows, long=True)
 
 
 def _apart(evaluated: Evaluated) -> Table | None:
@@ -193,7 +191,7 @@ def _apart(evaluated: Evaluated) -> Table | None:
         for model, s in scores.items()
     ]
     head = ["model, examples", *(("count", "F1") if is_text else ("right", "accuracy"))]
-    caption = "Examples with placeholders for personal data, and the others: the model will be asked about real values"
+    caption = "Examples with and without placeholders for personal data: in use, the model sees real values"
     return Table(caption, head, rows, long=True) if rows else None
 
 
@@ -227,7 +225,7 @@ def _named(evaluated: Evaluated, model: str) -> str:
 
 
 def _automation(evaluated: Evaluated) -> Table | None:
-    """What needs no person, at a few precisions."""
+    """What needs no human review, at a few precisions."""
     measured = [evaluated.measurements.automated(precision) for precision in SHOWN]
     rows = [
         TableRow(
@@ -243,8 +241,8 @@ def _automation(evaluated: Evaluated) -> Table | None:
         for found in measured
         if found
     ]
-    head = ["wanted precision", "probability from", "need no person", "right of them", "95 % interval"]
-    return Table("Answers of the artifact that can be taken as they are", head, rows, long=True) if rows else None
+    head = ["target precision", "threshold", "accepted", "right of these", "95 % interval"]
+    return Table("Answers of the artifact that can be accepted as they are", head, rows, long=True) if rows else None
 
 
 def _beyond_chance(difference: Difference) -> str:
@@ -257,12 +255,12 @@ def _gain(evaluated: Evaluated) -> Conclusion:
     """The tuned model against the base."""
     question, gain, difference = "Was tuning worth it?", evaluated.gain, evaluated.difference("tuned", "base")
     counts = (
-        f"With the adapter {_examples(gain.wins)} answered right that the base model got wrong, and "
-        f"{_examples(gain.losses)} answered wrong that it got right."
+        f"With the adapter, the model got {_examples(gain.wins)} right that the base model got wrong, and "
+        f"{_examples(gain.losses)} wrong that the base model got right."
     )
     said, test = _grounds(counts, gain, difference)
     if difference.better_beyond_chance:
-        return Conclusion(question, "Pass", "✓ yes", f"{said} That is more than chance.", test)
+        return Conclusion(question, "Pass", "✓ yes", f"{said} Chance does not explain the difference.", test)
     if difference.worse_beyond_chance:
         return Conclusion(question, "Fail", "✕ no", f"{said} Tuning made the model worse.", test)
     return Conclusion(question, "Warn", "! unclear", f"{said} Chance could explain the difference.", test)
@@ -276,7 +274,7 @@ def _prompting(evaluated: Evaluated) -> list[Conclusion]:
     badge, answer = _would_have_done(evaluated.difference("artifact", evaluated.prompted))
     asked = [_SHORT[model] for model in PROMPTED if model in evaluated.scores]
     test = f"Paired on the same examples, against the best of these: {'; '.join(asked)}."
-    return [Conclusion("Would prompting have done?", badge, answer, said, test)]
+    return [Conclusion("Would prompting have been enough?", badge, answer, said, test)]
 
 
 def _elsewhere(evaluated: Evaluated) -> list[Conclusion]:
@@ -286,10 +284,10 @@ def _elsewhere(evaluated: Evaluated) -> list[Conclusion]:
         return []
     badge, answer = _would_have_done(evaluated.difference("artifact", ELSEWHERE))
     test = (
-        "Paired on the same examples. The other model saw the same prompts after the examples that the base model was "
-        "shown, and its answers are read as a person would."
+        "Paired on the same examples. The other model got the same prompts after the same few-shot examples, and its "
+        "answers are read as a person would read them."
     )
-    return [Conclusion("Would another model have done?", badge, answer, said, test)]
+    return [Conclusion("Would another model have been enough?", badge, answer, said, test)]
 
 
 def _would_have_done(gain: Difference) -> tuple[str, str]:
@@ -301,29 +299,29 @@ def _would_have_done(gain: Difference) -> tuple[str, str]:
 
 def _export_loss(evaluated: Evaluated) -> Conclusion:
     """The artifact against the tuned model."""
-    question, loss = "Did the export cost anything?", evaluated.export_loss
+    question, loss = "Did the export lose quality?", evaluated.export_loss
     difference = evaluated.difference("artifact", "tuned")
     counts = (
-        f"The artifact answers {loss.losses:,} wrong that the tuned model got right, and {loss.wins:,} right that it "
-        "got wrong."
+        f"The artifact got {_examples(loss.losses)} wrong that the tuned model got right, and {_examples(loss.wins)} "
+        "right that the tuned model got wrong."
     )
     said, test = _grounds(counts, loss, difference)
     if difference.worse_beyond_chance:
-        return Conclusion(question, "Fail", "✕ yes", f"{said} That is more than chance.", test)
+        return Conclusion(question, "Fail", "✕ yes", f"{said} Chance does not explain the difference.", test)
     if difference.better_beyond_chance:
         return Conclusion(question, "Pass", "✓ no", f"{said} The artifact is better.", test)
-    return Conclusion(question, "Pass", "✓ not seen", f"{said} Chance could explain the difference.", test)
+    return Conclusion(question, "Pass", "✓ no loss seen", f"{said} Chance could explain the difference.", test)
 
 
 def _grounds(counts: str, comparison: Comparison, difference: Difference) -> tuple[str, str]:
     """What the verdict rests on: counts and their exact test, or the interval of what has none."""
     if difference.p_value is not None:
         return counts, _test(comparison)
-    return f"The difference is {described(difference)}.", "Paired bootstrap; see what the figures mean."
+    return f"The difference is {described(difference)}.", "Paired bootstrap; see the section on what the figures mean."
 
 
 def _examples(count: int) -> str:
-    return "1 example is" if count == 1 else f"{count:,} examples are"
+    return "1 example" if count == 1 else f"{count:,} examples"
 
 
 def _test(comparison: Comparison) -> str:
@@ -346,14 +344,14 @@ def _labels(evaluated: Evaluated) -> Table:
         for label in ordered[:_LABELS]
     ]
     shown = f"The {_LABELS} weakest of {len(ordered):,} labels" if len(ordered) > _LABELS else "The weakest first"
-    return Table(f"{shown}; the bar is F1", ["label", "examples", "precision", "recall", "F1"], rows, long=True)
+    return Table(f"{shown}; the bar shows F1", ["label", "examples", "precision", "recall", "F1"], rows, long=True)
 
 
 def _confusions(evaluated: Evaluated) -> Table | None:
     found = confusions(evaluated.truth, evaluated.answers["artifact"], _CONFUSIONS)
     rows = [TableRow(right, [answer, f"{count:,}"]) for right, answer, count in found]
     return (
-        Table("Labels that the artifact takes for another", ["right", "answered", "times"], rows, words=True)
+        Table("Labels that the artifact confuses", ["expected", "answered", "times"], rows, words=True)
         if rows
         else None
     )
@@ -361,12 +359,12 @@ def _confusions(evaluated: Evaluated) -> Table | None:
 
 def _mistakes_text(shown: int, wrong: int, *, is_text: bool) -> str:
     if not wrong:
-        return "None: the artifact answered every test example right."
+        return "None: the artifact answered every test example correctly."
     if is_text:
         which = "All answers" if shown == wrong else f"{shown:,} of {wrong:,} answers"
         return (
-            f"{which} of the artifact in other words than expected, the one with the fewest words in common first. "
-            "Whether an answer is good in its own words, only people see."
+            f"{which} of the artifact that differ from the expected text, the least similar first. Only people can "
+            "tell whether an answer in other words is good."
         )
     which = "All wrong answers" if shown == wrong else f"{shown:,} of {wrong:,} wrong answers"
-    return f"{which} of the artifact, the worst first, beside what was expected and what the other two answered."
+    return f"{which} of the artifact, the worst first, with the expected answer and the other models' answers."

@@ -13,11 +13,11 @@ from finetune_jobs.evaluation.gates import judge
 _ANSWERS: Final = {
     GateOutcome.PASS: ("Pass", "✓ met"),
     GateOutcome.FAIL: ("Fail", "✕ missed"),
-    GateOutcome.INCONCLUSIVE: ("Warn", "! open"),
+    GateOutcome.INCONCLUSIVE: ("Warn", "! inconclusive"),
 }
 
-_LATER: Final = "The judge is asked before anything is published, unless another gate stops the run by then."
-_NEXT: Final = "Its metric container runs once the answers are there, before anything is published."
+_LATER: Final = "The judge is asked later, before anything is published, unless another gate has stopped the run."
+_NEXT: Final = "Its metric container runs after the models have answered, before anything is published."
 
 
 def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> list[Conclusion]:
@@ -28,10 +28,10 @@ def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> l
 
 def _reached(one: Gates, measurements: Measurements, task: TaskType) -> Conclusion:
     if any(goal.metric is Metric.JUDGE_WIN_RATE for goal in one.goals):
-        return Conclusion(one.texts(task)[0], "Warn", "! asked later", _LATER, "")
+        return Conclusion(one.texts(task)[0], "Warn", "! later", _LATER, "")
     containers = {each.metric.partition(".")[0] for each in measurements.measured if "." in each.metric}
     if any(goal.custom and goal.custom.partition(".")[0] not in containers for goal in one.goals):
-        return Conclusion(one.texts(task)[0], "Warn", "! measured later", _NEXT, "")
+        return Conclusion(one.texts(task)[0], "Warn", "! later", _NEXT, "")
     [question] = one.texts(task, chrf=measurements.main_metric(task) is Metric.CHRF)
     try:
         [found] = judge(one, measurements, task)

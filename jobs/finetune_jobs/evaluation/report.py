@@ -18,20 +18,20 @@ from finetune_jobs.evaluation.texts import Likelihoods
 
 MODELS: Final = {
     "base": "base model",
-    "fewShot": "base model, shown examples",
-    "verbose": "base model, with room for a sentence",
-    "constrained": "base model, choosing among the labels",
-    ELSEWHERE: "another model, behind a URL",
+    "fewShot": "base model, few-shot",
+    "verbose": "base model, free-form",
+    "constrained": "base model, labels only",
+    ELSEWHERE: "another model, by URL",
     "tuned": "base and adapter, as trained",
     "artifact": "exported artifact, as served",
 }
 """What was asked, by the name in files and scalars; not every evaluation has asked all of them."""
 PROMPTED: Final = {
-    "fewShot": "base model with examples",
-    "verbose": "base model with room for a sentence",
-    "constrained": "base model that chooses among the labels",
+    "fewShot": "base model with few-shot examples",
+    "verbose": "base model with free-form answers",
+    "constrained": "base model limited to the labels",
 }
-"""The ways to prompt that might have done instead of tuning. What stands beside the right answer costs them nothing."""
+"""The ways to prompt that might have been enough without tuning. Text around the right answer costs them nothing."""
 NAMES: Final[Mapping[str, str]] = {
     Metric.F1: "F1",
     Metric.EXACT_MATCH: "exact match",
@@ -178,7 +178,7 @@ class Evaluated:
         if judged := self.elsewhere():
             text += f" {judged}"
         for name in self.passed_over:
-            text += f" {name} cost {described(self.beside[name].export_difference)}, so that it is not the artifact."
+            text += f" {name} cost {described(self.beside[name].export_difference)}, so it is not the artifact."
         if self.export_difference.worse_beyond_chance:
             text += f" {self.format or 'Quantization'} cost {described(self.export_difference)}, "
             text += "more than chance explains."
@@ -192,30 +192,30 @@ class Evaluated:
         return max(asked, key=lambda model: self.value(metric, model) or 0, default="")
 
     def prompting(self) -> str:
-        """Whether prompting would have done, in one sentence; empty where the base model was only asked as the artifact
-        is."""
+        """Whether prompting would have been enough, in one sentence; empty where the base model was only asked as the
+        artifact is."""
         if not self.prompted:
             return ""
         gain = self.difference("artifact", self.prompted)
         what = f"artifact against {PROMPTED[self.prompted]}, {described(gain)}"
         if gain.better_beyond_chance:
-            return f"Prompting would not have done: {what}."
+            return f"Prompting would not have been enough: {what}."
         if gain.worse_beyond_chance:
             return f"Prompting does better: {what}."
-        return f"Prompting may do: {what}, within chance."
+        return f"Prompting may be enough: {what}, within chance."
 
     def elsewhere(self) -> str:
-        """Whether the model of spec.evaluation.baseline would have done, in one sentence; empty where none was
+        """Whether the model of spec.evaluation.baseline would have been enough, in one sentence; empty where none was
         asked."""
         if ELSEWHERE not in self.scores:
             return ""
         gain = self.difference("artifact", ELSEWHERE)
         what = f"artifact against the model of spec.evaluation.baseline, {described(gain)}"
         if gain.better_beyond_chance:
-            return f"Another model would not have done: {what}."
+            return f"Another model would not have been enough: {what}."
         if gain.worse_beyond_chance:
             return f"Another model does better: {what}."
-        return f"Another model may do: {what}, within chance."
+        return f"Another model may be enough: {what}, within chance."
 
     def metrics(self) -> dict[str, Any]:
         """Everything measured, as JSON."""

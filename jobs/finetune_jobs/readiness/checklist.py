@@ -93,7 +93,7 @@ def _examples(facts: Facts) -> Item:
     if facts.rows.outside_pilot:
         evidence += f" This is a pilot: {count_of(facts.rows.outside_pilot, 'more training example')} not used."
     if facts.canaries:
-        evidence += f" Beside them {count_of(facts.canaries, 'canary', 'canaries')} are trained."
+        evidence += f" {count_of(facts.canaries, 'canary', 'canaries')} are added for training."
     remedy = (
         f"Collect {count_of(MIN_EXAMPLES - total, 'more good example')}, or let a teacher write them (distillation)."
     )
@@ -172,10 +172,10 @@ def _anonymised(facts: Facts) -> Item:
     item = _searched("anonymised", "personal data", "spec.dataset.pii.mode", facts.pii)
     if facts.placeholders:
         test = count_of(facts.rows.parts.get(Part.TEST, 0), "test example")
-        evidence = f"{item.evidence} {facts.placeholders:,} of {test} hold placeholders, where the model will be asked"
-        item = replace(item, evidence=f"{evidence} about real values: the evaluation scores them apart.")
+        evidence = f"{item.evidence} {facts.placeholders:,} of {test} contain placeholders, but the model will be asked"
+        item = replace(item, evidence=f"{evidence} about real values: the evaluation scores them separately.")
     if facts.masked_answers and facts.task == TaskType.EXTRACTION:
-        evidence = f"{item.evidence} {count_of(facts.masked_answers, 'record')} to extract hold placeholders."
+        evidence = f"{item.evidence} {count_of(facts.masked_answers, 'record')} to extract contain placeholders."
         remedy = "The model learns to answer with them: set spec.dataset.pii.mode to Report, or name in "
         remedy += "spec.dataset.pii.entities only what no record needs."
         return Item(item.name, State.FAIL if item.state is State.FAIL else State.WARN, evidence, remedy)
@@ -240,7 +240,7 @@ def _leakage(facts: Facts) -> Item:
         return Item("leakage", State.FAIL, evidence, remedy)
     evidence = "No test example is a near duplicate of a training example."
     if facts.across:
-        evidence += f" {count_of(facts.across, 'row')} for training stood in your own test too, or nearly so: dropped."
+        evidence += f" {count_of(facts.across, 'row')} for training (nearly) repeat your own test: dropped."
     if facts.contaminated is None:
         return Item("leakage", State.PASS, f"{evidence} No benchmark was provided for comparison.")
     return _contamination(facts, facts.contaminated, evidence)
@@ -291,7 +291,7 @@ def _thoughts(facts: Facts) -> Item:
     evidence = f"The model learns to think before it answers: {count_of(having, 'example')} have thoughts"
     if not lacking:
         return Item("thoughts", State.PASS, f"{evidence}, all of them.")
-    evidence += f", {lacking:,} have none, from which it learns to answer at once."
+    evidence += f", {lacking:,} have none and teach it to answer at once."
     remedy = "Add reasoning_content to the other rows, or leave them out, unless easy questions need no thoughts."
     return Item("thoughts", State.WARN, evidence, remedy)
 

@@ -54,8 +54,8 @@ def _expected(forecast: Forecast, curve: LearningCurve) -> Expected:
         f"Learning curve from {len(curve.points)} trainings; the table has its values",
     )
     text = (
-        f"The dots are the trainings. The power law through them is what it says of up to {curve.reach:,} examples "
-        "(dashed), with a 95 % interval. It holds for more examples of the same kind only."
+        f"Each dot is a training. The curve is a power law fitted to them and extrapolated to {curve.reach:,} examples "
+        "(dashed), with a 95 % interval. It holds only for more examples of the same kind."
     )
     return Expected(
         text, chart, Table("Expected validation loss", ["training examples", "loss", "95 % interval"], lines)

@@ -28,14 +28,14 @@ _KIND_OF: Final = {Part.TRAIN: Kind.TRAIN, Part.VALIDATION: Kind.VALIDATION, Par
 _BADGES: Final = {State.PASS: "✓ pass", State.WARN: "! warning", State.FAIL: "✕ fail"}
 _VERDICTS: Final = {
     State.PASS: "The data set is ready for training.",
-    State.WARN: "The data set can be trained on; look at the warnings first.",
-    State.FAIL: "The data set is not ready: correct what fails.",
+    State.WARN: "The data set can be used for training; look at the warnings first.",
+    State.FAIL: "The data set is not ready: fix what failed.",
 }
 _MODES: Final = {
     OnFinding.MASK: "replaced by placeholders",
-    OnFinding.DROP: "examples with any left out",
+    OnFinding.DROP: "examples that contain any dropped",
     OnFinding.REPORT: "reported only: still in the examples",
-    OnFinding.OFF: "not looked for",
+    OnFinding.OFF: "not searched for",
 }
 
 
@@ -82,7 +82,7 @@ def _identity(facts: Facts) -> list[Fact]:
 
 
 def waterfall(rows: Rows) -> Table:
-    """The rows' way: what is lost stands where the bar above it ends, and the parts fill what is left."""
+    """From rows to examples: a loss is drawn where the bar above it ends, and the parts fill what is left."""
     whole = max(1, rows.read + rows.added)
 
     def line(name: str, count: int, kind: Kind, begin: int) -> TableRow:
@@ -95,11 +95,11 @@ def waterfall(rows: Rows) -> Table:
     end = rows.read + rows.added
     for name, count, kind in (
         ("invalid", sum(rows.invalid.values()), Kind.LOST),
-        ("left out by rules", sum(rows.dropped.values()), Kind.LOST),
+        ("dropped by rules", sum(rows.dropped.values()), Kind.LOST),
         ("exact duplicates", rows.duplicates, Kind.LOST),
-        ("near duplicates left out", rows.near_dropped, Kind.LOST),
-        ("left aside by the pilot", rows.outside_pilot, Kind.ASIDE),
-        ("not accounted for", rows.unexplained, Kind.LOST),
+        ("near duplicates dropped", rows.near_dropped, Kind.LOST),
+        ("not used by the pilot", rows.outside_pilot, Kind.ASIDE),
+        ("unaccounted for", rows.unexplained, Kind.LOST),
     ):
         end -= count
         if count:
@@ -115,7 +115,7 @@ def waterfall(rows: Rows) -> Table:
 def _losses(rows: Rows) -> Table | None:
     why = {f"invalid: {kind}": count for kind, count in rows.invalid.items()}
     why |= {f"rule: {kind}": count for kind, count in rows.dropped.items()}
-    return _count_table("Why rows are no examples", "kind", "rows", why, Kind.LOST) if why else None
+    return _count_table("Why rows were dropped", "kind", "rows", why, Kind.LOST) if why else None
 
 
 def _lengths(facts: Facts) -> LengthSection | None:
@@ -178,8 +178,8 @@ def languages(counts: Counts) -> Table | None:
     """The rows by language; None if nobody looked."""
     if not counts:
         return None
-    named = {("too little to tell" if code == UNKNOWN else code): count for code, count in counts.items()}
-    caption = "Rows by ISO 639-1 code, those left out for their language included"
+    named = {("too short to tell" if code == UNKNOWN else code): count for code, count in counts.items()}
+    caption = "Rows by ISO 639-1 code, including those dropped for their language"
     return _count_table(caption, "language", "rows", named, Kind.ASIDE)
 
 
@@ -193,7 +193,7 @@ def _faults(faults: Sequence[Mapping[str, str | int]]) -> list[Table]:
 
 
 def _origin(facts: Facts) -> list[Fact]:
-    how = "given by the sources" if facts.split_provided else f"divided by hash, seed {facts.seed}"
+    how = "provided by the sources" if facts.split_provided else f"split by hash, seed {facts.seed}"
     return [
         uris("Sources", facts.sources, _SOURCES),
         Fact("Source digest", [facts.source_digest or "unknown"], code=True),

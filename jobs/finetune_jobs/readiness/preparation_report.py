@@ -245,7 +245,7 @@ class PreparationReport:
             f"{rows.parts.get(Part.VALIDATION, 0)} validation and {rows.parts.get(Part.TEST, 0)} test examples."
         )
         if self.facts.canaries:
-            text += f" {self.facts.canaries} canaries are trained beside them."
+            text += f" {self.facts.canaries} canaries are added for training."
         if rows.duplicates:
             text += f" {rows.duplicates} duplicates dropped."
         if rows.dropped or rows.near_dropped:
@@ -253,11 +253,11 @@ class PreparationReport:
             text += f" Rules dropped {kinds.total()} ({_counted(kinds)})."
         if self.across:
             test, train = self.across[0]
-            text += f" inTest: rows for training that your test holds (nearly) too, such as {train} ({test})."
+            text += f" inTest: training rows that (nearly) repeat your test, such as {train} ({test})."
         if masked := self.facts.placeholders:
-            text += f" {masked} test examples hold placeholders, which the evaluation scores apart."
+            text += f" {masked} test examples contain placeholders; the evaluation scores them separately."
         if self.facts.thoughts is not None:
-            text += f" {sum(self.facts.thoughts.values())} examples have thoughts, which are learned"
+            text += f" {sum(self.facts.thoughts.values())} examples have thoughts, which the model learns"
             text += f"; {self.facts.without_thoughts} have none." if self.facts.without_thoughts else "."
         if escaped := self.facts.escaped:
             text += f" Control tokens were escaped with a space ({_counted(escaped)})."

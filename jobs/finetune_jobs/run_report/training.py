@@ -19,7 +19,7 @@ _FACTS: Final = {
     "tokens": "Tokens trained",
     "trainableParameters": "Trainable parameters",
     "learningRate": "Learning rate",
-    "trainLoss": "Training loss at the end",
+    "trainLoss": "Final training loss",
     "validationLoss": "Best validation loss",
 }
 """Scalars of the stage, and their names."""
@@ -72,13 +72,13 @@ def training_section(history: History, scalars: Mapping[str, str]) -> TrainingSe
     width = -(-len(history.training) // _POINTS)
     series = {Kind.TRAIN: thinned(history.training, width), Kind.VALIDATION: history.validation[-_POINTS:]}
     rows = _rows(history)
-    each = f"A point of the training loss is the mean of {width:,} steps." if width > 1 else ""
+    each = f"Each point of the training loss is the mean of {width:,} steps." if width > 1 else ""
     text = (
-        f"Loss per token of the answers. {each} A validation loss that rises while the training loss falls says that "
-        "the model learns the examples by heart; the weights with the lowest validation loss were kept."
+        f"Loss per token of the answers. {each} If the validation loss rises while the training loss falls, the model "
+        "memorises the examples (overfitting). The weights with the lowest validation loss were kept."
     )
     described = "Training and validation loss over the steps; the table has values"
-    table = Table("Losses at the validations", ["step", "training, mean since the last", "validation"], rows)
+    table = Table("Losses at each validation", ["step", "training (mean since the last)", "validation"], rows)
     return TrainingSection(facts, LineChart.of(series, described), _NAMES, text, table if rows else None)
 
 

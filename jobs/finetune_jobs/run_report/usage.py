@@ -1,4 +1,4 @@
-"""What a run's results have used, from the lineage in their manifests (pure)."""
+"""The resources that a run's results have used, from the lineage in their manifests (pure)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ def usage_section(made: Mapping[Stage, Lineage], run: RunRef) -> UsageSection | 
     rows = [
         TableRow(_name(stage, made[stage], run), _cells(used[stage]) if stage in used else ["–"] * 5) for stage in made
     ]
-    rows.append(TableRow("together", _cells(_sum(list(used.values())))))
+    rows.append(TableRow("total", _cells(_sum(list(used.values())))))
     head = ["stage", "time", "CPU time", "GPU time", "USD", "Wh"]
-    table = Table("What making each result has used", head, rows, long=True)
+    table = Table("Resources used to make each result", head, rows, long=True)
     hardware = list(dict.fromkeys(_hardware(each.hardware) for each in used.values() if each.hardware))
     facts = [Fact("Hardware", hardware)] if hardware else []
     if any(each.energy_wh is not None for each in used.values()):
@@ -72,8 +72,8 @@ def _hardware(it: HardwareFacts) -> str:
     """A profile in words."""
     if it.has_gpu:
         pods = f" in each of {it.nodes} pods" if it.nodes > 1 else ""
-        price = f", {it.usd_per_hour:g} USD an hour each" if it.usd_per_hour else ", without a price"
+        price = f", {it.usd_per_hour:g} USD an hour each" if it.usd_per_hour else ", no price set"
         return f"{it.profile}: {it.count} × {it.name or 'GPU'}{pods}{price}"
-    cpus = f"{it.cpus:g} CPUs" if it.cpus else "CPUs without a limit"
+    cpus = f"{it.cpus:g} CPUs" if it.cpus else "no CPU limit"
     memory = f", {it.memory_gib:g} GiB" if it.memory_gib else ""
     return f"{it.profile}: no GPU, {cpus}{memory}"

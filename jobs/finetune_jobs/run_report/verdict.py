@@ -16,7 +16,7 @@ from finetune_jobs.evaluation.conclusion import Conclusion
 _ANSWERS: Final = {
     GateOutcome.PASS: ("Pass", "✓ met"),
     GateOutcome.FAIL: ("Fail", "✕ missed"),
-    GateOutcome.INCONCLUSIVE: ("Warn", "! open"),
+    GateOutcome.INCONCLUSIVE: ("Warn", "! inconclusive"),
 }
 
 M = TypeVar("M", bound=WireModel)
@@ -55,8 +55,8 @@ def ending_of(said: RunVerdict, uri: str) -> RunEnding:
     if not said.artifact:
         return RunEnding("Fail", "✕ stopped", f"A gate stopped the run. {said.why}")
     if said.scalars.get("channel") == Channel.CANDIDATE:
-        return RunEnding("Warn", "! candidate", "Published as a candidate, which nothing serves.", uri)
-    return RunEnding("Pass", "✓ published", "The artifact is the newest of its name.", uri)
+        return RunEnding("Warn", "! candidate", "Published as a candidate, for a person to promote.", uri)
+    return RunEnding("Pass", "✓ published", "The artifact is the newest one under its output name.", uri)
 
 
 def goals_of(scalars: Mapping[str, str], texts: Sequence[str]) -> list[Conclusion]:
@@ -82,7 +82,7 @@ def verdicts_of(scalars: Mapping[str, str], terms: ReviewTerms) -> list[Conclusi
 
 
 def _goal(status: GoalStatus) -> Conclusion:
-    badge, answer = _ANSWERS[status.outcome] if status.value else ("Warn", "! not asked")
+    badge, answer = _ANSWERS[status.outcome] if status.value else ("Warn", "! not measured")
     return Conclusion(status.goal, badge, answer, status.sentence, "")
 
 
@@ -92,9 +92,9 @@ def _judge(status: JudgeStatus) -> Conclusion:
     if not status.win_rate:
         return Conclusion(question, "Warn", "! no verdict", status.message, "")
     text = (
-        f"The artifact in {status.wins:,} pairs, the base model in {status.losses:,}, neither in {status.ties:,}; "
-        f"{status.undecided:,} without a verdict. Win rate {status.win_rate} (95 % interval {status.low} to "
-        f"{status.high})."
+        f"It prefers the artifact in {status.wins:,} pairs, the base model in {status.losses:,}, neither in "
+        f"{status.ties:,}; {status.undecided:,} have no verdict. Win rate {status.win_rate} (95 % interval "
+        f"{status.low} to {status.high})."
     )
     agreed = f" It agrees with people on {status.agreed:,} of {status.voted:,} pairs." if status.voted else ""
     low, high = float(status.low), float(status.high)

@@ -17,7 +17,7 @@ _NAMES: Final = {
     Preference.TIE: "neither",
     Preference.UNDECIDED: "no verdict",
 }
-_BASELINES: Final = {"base": "the base model's", "fewShot": "those of the base model with examples in its prompt"}
+_BASELINES: Final = {"base": "the base model's", "fewShot": "those of the base model with few-shot examples"}
 
 
 def render_judgement(judgement: Judgement, voted: Mapping[str, float], identity: Sequence[Fact] = ()) -> str:
@@ -27,21 +27,21 @@ def render_judgement(judgement: Judgement, voted: Mapping[str, float], identity:
     asked = [
         Fact("Judge", [judgement.model]),
         Fact("URL", [judgement.url], code=True),
-        Fact("Rubric", [judgement.rubric or "the default one"]),
+        Fact("Rubric", [judgement.rubric or "the default rubric"]),
         Fact("Requests", [f"{judgement.requests:,}"]),
         Fact("Tokens", [tokens]),
-        Fact("Cost", [f"{judgement.cost_usd} USD" if judgement.cost_usd else "its prices are not known"]),
+        Fact("Cost", [f"{judgement.cost_usd} USD" if judgement.cost_usd else "unknown: no prices are set"]),
     ]
     return page.render(
         "evaluation/judging/judged.html.j2",
         TITLE,
         identity,
         verdict=in_words(judgement, {}),
-        against=f"The artifact's answers against {_BASELINES.get(judgement.baseline, 'others')}, where they differ.",
+        against=f"The artifact's answers and {_BASELINES.get(judgement.baseline, 'others')}, where they differ.",
         preferences=_preferences(judgement),
         undecided=_undecided(judgement),
         people=_people(judgement, voted) if of else None,
-        agreed=f"On {agreed} of {of} pairs the judge says what most people say.",
+        agreed=f"On {agreed} of {of} pairs, the judge agrees with most people.",
         asked=asked,
     )
 
@@ -66,5 +66,5 @@ def _people(judgement: Judgement, voted: Mapping[str, float]) -> Table:
     both = Counter((meant(voted[pair]), said) for pair, said in judgement.preferences.items() if pair in voted)
     rows = [TableRow(f"people: {_NAMES[theirs]}", [f"{both[theirs, its]:,}" for its in kinds]) for theirs in kinds]
     return Table(
-        "Pairs, by what people and the judge prefer", ["", *(f"judge: {_NAMES[kind]}" for kind in kinds)], rows
+        "Pairs by the preference of people and judge", ["", *(f"judge: {_NAMES[kind]}" for kind in kinds)], rows
     )

@@ -87,7 +87,7 @@ class Judgement(WireModel):
 def spared(model: str) -> JudgeStatus:
     """Of a judge that is not asked, since its verdict would change nothing."""
     return JudgeStatus(
-        model=model, message=f"The judge {model!r} was not asked, since another gate stops the run whatever it says."
+        model=model, message=f"The judge {model!r} was not asked, because another gate stops the run anyway."
     )
 
 

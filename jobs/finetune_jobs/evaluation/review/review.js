@@ -68,7 +68,7 @@
   const count = () => {
     const done = Object.keys(votes).length;
     at("progress").value = done;
-    at("count").textContent = `${done} of ${votable.length} pairs have your vote.`;
+    at("count").textContent = `You have voted on ${done} of ${votable.length} pairs.`;
     for (const pair of votable) {
       for (const button of pair.querySelectorAll("[data-choice]")) {
         button.setAttribute("aria-pressed", String(votes[pair.dataset.id] === button.dataset.choice));
@@ -81,7 +81,7 @@
     const { id } = shown.dataset, name = `Pair ${pairs.indexOf(shown) + 1}`;
     if (votes[id] === choice) {
       delete votes[id];
-      say(`${name}: vote taken back.`);
+      say(`${name}: vote removed.`);
       count();
       keep();
       return;
@@ -91,13 +91,13 @@
     keep();
     const open = (pair) => matches(pair) && !pair.classList.contains("same") && !(pair.dataset.id in votes);
     const more = move(1, open);
-    say(`${name}: ${words[choice]}.${more ? "" : " No pair of these is left: save your votes."}`);
+    say(`${name}: ${words[choice]}.${more ? "" : " No pairs are left: save your votes."}`);
   };
 
   const save = () => {
     const reviewer = at("reviewer"), done = Object.keys(votes).length;
     if (!reviewer.value || !reviewer.checkValidity()) {
-      say("Give your name first: lower-case letters, digits and hyphens.");
+      say("Enter your name first: lower-case letters, digits and hyphens.");
       reviewer.focus();
       return;
     }
@@ -121,7 +121,7 @@
     link.download = `votes-${reviewer.value}-${digest.slice(0, 8)}.json`;
     link.click();
     URL.revokeObjectURL(link.href);
-    say(`${done} votes saved as ${link.download}. Nothing was sent: hand the file to whoever asked you.`);
+    say(`${done} votes saved as ${link.download}. Nothing was sent: give the file to the person who asked for your votes.`);
   };
 
   const toggle = (box, name) => root.classList.toggle(name, at(box).checked);

@@ -86,7 +86,7 @@ def read_votes(content: bytes, place: str, sheet: ReviewSheet) -> VotesFile:
     except StageError as error:
         raise StageError(error.reason, f"{error.message} {_REMEDY}") from None
     if file.schema_version > VotesFile.SCHEMA:
-        raise _refused(place, f"its form is {file.schema_version}, and this version knows {VotesFile.SCHEMA}")
+        raise _refused(place, f"its schema version is {file.schema_version}; this version supports {VotesFile.SCHEMA}")
     if file.run != sheet.run:
         raise _refused(place, f"it belongs to run {shorten(file.run)!r}, and this evaluation to {sheet.run!r}")
     if file.digest != sheet.address:
@@ -109,14 +109,14 @@ def read_votes(content: bytes, place: str, sheet: ReviewSheet) -> VotesFile:
 def require_size(size: int, place: str) -> None:
     """Raises StageError (SpecInvalid) for a file of more than MOST_BYTES."""
     if size > MOST_BYTES:
-        raise _refused(place, f"it has {size:,} bytes, and no file of votes has more than {MOST_BYTES:,}")
+        raise _refused(place, f"it has {size:,} bytes; a file of votes has at most {MOST_BYTES:,}")
 
 
 _REMEDY: Final = "Export the votes again from review.html of this evaluation, and change nothing in the file."
 
 
 def _refused(place: str, why: str) -> StageError:
-    return StageError(Reason.SPEC_INVALID, f"{place} is no file of votes on this review: {why}. {_REMEDY}")
+    return StageError(Reason.SPEC_INVALID, f"{place} is not a file of votes on this review: {why}. {_REMEDY}")
 
 
 def tally(sheet: ReviewSheet, files: Sequence[VotesFile]) -> Tally:
