@@ -136,7 +136,9 @@ def _watch(context: Context, canary: Revision, stable: Revision, params: Analyse
                     return found
                 look, due = look + 1, next_look(mine.requests)
             done = 1 - left / seconds
-            context.progress.report(done, f"{mine.requests} requests of the canary, {theirs.requests} of what serves")
+            context.progress.report(
+                done, f"{mine.requests} requests of the canary, {theirs.requests} of the serving revision"
+            )
             time.sleep(min(pause, left))
             pause = min(_GROWTH * pause, _LONGEST)
 
@@ -154,13 +156,13 @@ def _failure(checks: Sequence[VerificationCheck]) -> str:
 def _summary(found: Look, params: AnalyseParams) -> str:
     canary, stable = found.canary, found.stable
     figures = f"{part_of(canary.failed, canary.requests)} of the canary failed, and "
-    figures += f"{part_of(stable.failed, stable.requests)} of the revision that serves."
+    figures += f"{part_of(stable.failed, stable.requests)} of the serving revision."
     if found.outcome is AnalysisOutcome.PASSED:
         times = canary.usual(REQUEST_SECONDS), stable.usual(REQUEST_SECONDS)
         return f"{figures} 95 % were answered within {times[0]:g} s and {times[1]:g} s."
     if min(canary.requests, stable.requests) < params.min_requests:
         return (
-            f"The canary has had {canary.requests} requests and the revision that serves {stable.requests}; "
+            f"The canary has had {canary.requests} requests and the serving revision {stable.requests}; "
             f"{params.min_requests} of each are needed (minRequests)."
         )
     return f"{figures} Their servers do not say how long requests take."

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="finetune-promote-") as scratch:
             copied = promote(source, target, digest, Path(scratch))
         place = target.uri(output_folder(Stage.PUBLISH, digest))
-        sys.stdout.write(f"{place} is whole: {len(copied)} of its parts were copied, the others were there.\n")
+        sys.stdout.write(f"{place} is complete: {len(copied)} of its parts were copied, the others existed.\n")
 
     run_command(work)
 

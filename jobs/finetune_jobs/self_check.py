@@ -173,7 +173,7 @@ def self_check(options: Options, gate: Gate) -> None:
             loader.settle(wanted, limits)
         for name, watch in loader.watches() if loader is not None else watches:
             if watch.is_due(limits):
-                who = f"{name}, which had proved itself,"
+                who = f"{name}, which had passed before,"
                 with _named(who):
                     _require(watch.ask(limits), who)
         time.sleep(_POLL_SECONDS)
@@ -302,8 +302,8 @@ def parse(argv: Sequence[str] | None) -> Options:
     logs.take_down()  # what is wrong with the command line is told to a person
     parser = argparse.ArgumentParser(
         prog="python -m finetune_jobs.self_check",
-        description="Proves the model server beside it, says on a port that the pod is ready, and watches the server's "
-        "answers from then on. Runs in every serving pod of an AdapterDeployment.",
+        description="Verifies the model server in its pod, reports on a port that the pod is ready, and watches the "
+        "server's answers afterwards. Runs in every serving pod of an AdapterDeployment.",
         epilog=f"exit codes:\n  {ExitCode.OK.value:2d}  the server has ended\n"
         f"  {ExitCode.FATAL.value:2d}  the server is not what was evaluated: the result says which check failed\n"
         f"  {ExitCode.RETRIABLE.value:2d}  the server did not answer what it was asked",
@@ -318,24 +318,41 @@ def parse(argv: Sequence[str] | None) -> Options:
         action="append",
         default=[],
         metavar=("MODEL", "DIR", "DIGEST"),
-        help="in their place, once for each adapter on the server: its name there, its artifact's files and digest",
+        help="instead of both, once for each adapter on the server: its name there, its artifact's files and digest",
     )
-    add("--wanted", type=Path, metavar="FILE", help="or this: the adapters that the server is to load while it runs")
-    add("--model", default="", help="the name of their base on the server")
-    add("--input", default=INPUT_FILE, metavar="FILE", help="the input of fetch, for them (default: %(default)s)")
-    add("--models", type=Path, default=Path(MODELS_DIR), metavar="DIR", help="where they go (default: %(default)s)")
-    add("--model-cache", type=Path, metavar="DIR", help="the volume to which links among them lead (default: none)")
+    add("--wanted", type=Path, metavar="FILE", help="instead: the adapters that the server is to load while it runs")
+    add("--model", default="", help="name of their base model on the server")
+    add("--input", default=INPUT_FILE, metavar="FILE", help="input of fetch, for these adapters (default: %(default)s)")
+    add(
+        "--models",
+        type=Path,
+        default=Path(MODELS_DIR),
+        metavar="DIR",
+        help="folder for these adapters (default: %(default)s)",
+    )
+    add("--model-cache", type=Path, metavar="DIR", help="volume to which links in that folder point (default: none)")
     add("--engine", required=True, choices=list(SERVERS), help="API of the server")
     default = f"http://127.0.0.1:{SERVING_PORT}"
     add("--endpoint", default=default, metavar="URL", help="the server (default: %(default)s)")
-    add("--limits", type=Path, default=Path(SELF_CHECK_FILE), metavar="FILE", help="(default: %(default)s)")
-    add("--result", default=str(TERMINATION_LOG), metavar="FILE", help="of a failure (default: %(default)s)")
+    add(
+        "--limits",
+        type=Path,
+        default=Path(SELF_CHECK_FILE),
+        metavar="FILE",
+        help="limits of the checks (default: %(default)s)",
+    )
+    add(
+        "--result",
+        default=str(TERMINATION_LOG),
+        metavar="FILE",
+        help="where the result of a failure goes (default: %(default)s)",
+    )
     add("--port", type=int, default=SELF_CHECK_PORT, help="where /ready is answered (default: %(default)s)")
     given = parser.parse_args(argv)
     if not given.adapter and not (given.wanted and given.model) and not (given.artifact and given.digest):
-        parser.error("what to prove is not said: give --artifact and --digest, --adapter, or --wanted and --model")
+        parser.error("nothing to verify was given: give --artifact and --digest, --adapter, or --wanted and --model")
     if given.wanted and given.engine not in HOSTS:
-        parser.error(f"servers of {given.engine} load no adapters while they run: --wanted means nothing to them")
+        parser.error(f"servers of {given.engine} load no adapters while they run: leave --wanted out")
     return Options(**vars(given))
 
 

@@ -109,7 +109,7 @@ def trace(store: Store, asked: str) -> Trace:
     if not is_address(asked):
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{asked!r} is no digest of a data set: 64 hexadecimal digits, as in status.dataset.digest; or of its "
+            f"{asked!r} is not the digest of a data set: 64 hexadecimal digits, as in status.dataset.digest; or of its "
             "sources, as in status.run.sourceDigest.",
         )
     manifests = list(_manifests(store))

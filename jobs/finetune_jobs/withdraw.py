@@ -16,10 +16,15 @@ from finetune_jobs.runtime.tools import open_store, parser, run_command, split_a
 
 def main(argv: Sequence[str] | None = None) -> None:
     """``python -m finetune_jobs.withdraw``"""
-    options = parser("withdraw", "Marks a published artifact as withdrawn. A mark that stands is kept as it is.")
+    options = parser("withdraw", "Marks a published artifact as withdrawn. An existing mark is kept unchanged.")
     options.add_argument("--artifact", required=True, metavar="URI", help="s3://bucket/prefix/artifacts/<digest>")
-    options.add_argument("--reason", required=True, metavar="TEXT", help="why; shown in the status of who serves it")
-    options.add_argument("--by", required=True, metavar="NAME", help="who decided it")
+    options.add_argument(
+        "--reason",
+        required=True,
+        metavar="TEXT",
+        help="the reason; shown in the status of every endpoint that serves it",
+    )
+    options.add_argument("--by", required=True, metavar="NAME", help="who decided")
     given = options.parse_args(argv)
 
     def work() -> None:

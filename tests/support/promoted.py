@@ -69,7 +69,7 @@ def self_checked(now: datetime, *, passed: bool) -> Object:
         seen="1.312",
         outcome=CheckOutcome.FAILED,
     )
-    said = f"Its server, which had proved itself, fails the check {wrong.name}: expected {wrong.expected}, seen 1.312."
+    said = f"Its server, which had passed before, fails the check {wrong.name}: expected {wrong.expected}, seen 1.312."
     result = StageResult(
         stage=Stage.VERIFY,
         outcome=Outcome.FAILED,

@@ -41,7 +41,7 @@ def test_one_of_two_pods_is_said_and_the_other_serves() -> None:
         message_of(cluster, "Degraded"),
         *("1 of 2 pods", f"revision {revision}", "fails its self-check", "no requests", f"Pod demo-{revision}-0"),
         *(
-            "had proved itself",
+            "had passed before",
             "logProbabilities",
             "expected at most 0.550",
             "seen 1.312",

@@ -43,8 +43,8 @@ def said(*goals: GoalStatus, channel: Channel = Channel.STABLE, are_set: bool = 
 @pytest.mark.parametrize(
     ("known", "policy", "required", "says"),
     [
-        ([], "Passed", [], "nothing there says what its gates found"),
-        ([], "Any", ["recall"], "nothing there says"),
+        ([], "Passed", [], "no record of its gates"),
+        ([], "Any", ["recall"], "no record of its gates"),
         ([said(MET)], "Passed", [], ""),
         ([said(MET)], "Passed", ["recall"], ""),
         ([said(MET)], "Any", ["f1"], "no goal about f1 was set"),

@@ -183,7 +183,7 @@ def test_a_key_signs_where_the_artifact_comes_from(
         "3.00",
     )
     assert details["metadata"]["invocationId"] == f"team-a/transactions/{RUN.uid}/r1"
-    with pytest.raises(NotSignedError, match="does not match its content, or is not of this key"):
+    with pytest.raises(NotSignedError, match="does not match its content, or was made with another key"):
         unseal(content, [load_public_key(public_pem(new_key(kind)), "another")])
 
 
@@ -301,9 +301,13 @@ def test_a_private_key_goes_nowhere(
 
 BAD_KEYS = {
     "nothing": ("", Reason.SECRET_MISSING, "Secret 'signing' must contain a private key under 'private.pem'"),
-    "no PEM": ("hunter2", Reason.KEY_UNUSABLE, "Key 'private.pem' of Secret 'signing' is no private key in PEM"),
-    "damaged": ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", Reason.KEY_UNUSABLE, "no private"),
-    "public": (public_pem(new_key()), Reason.KEY_UNUSABLE, "is no private key in PEM"),
+    "no PEM": ("hunter2", Reason.KEY_UNUSABLE, "Key 'private.pem' of Secret 'signing' is not a private key in PEM"),
+    "damaged": (
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        Reason.KEY_UNUSABLE,
+        "not a private key",
+    ),
+    "public": (public_pem(new_key()), Reason.KEY_UNUSABLE, "is not a private key in PEM"),
     "locked": (private_pem(new_key(), "hunter2"), Reason.KEY_UNUSABLE, "encrypted with a password"),
     "RSA": (private_pem(rsa.generate_private_key(65537, 2048)), Reason.KEY_UNUSABLE, "RSAPrivateKey … Ed25519 … P-256"),
     "P-384": (private_pem(ec.generate_private_key(ec.SECP384R1())), Reason.KEY_UNUSABLE, "only Ed25519 … P-256"),

@@ -86,7 +86,7 @@ FORGERIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "signed by another key": (
         lambda _: seal(b"{}", load_signer(private_pem(OTHER), "the key")),
-        "is not of this key",
+        "was made with another key",
     ),
     "another statement": (
         lambda _: seal(
@@ -95,8 +95,8 @@ FORGERIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "it says 'y'",
     ),
     "no statement": (lambda _: seal(b"[]", load_signer(private_pem(SIGNER), "the key")), "cannot be read as Statement"),
-    "no envelope": (lambda _: b"[1]", "it is no DSSE envelope"),
-    "no JSON": (lambda _: b"signed, the boss", "it is no DSSE envelope"),
+    "no envelope": (lambda _: b"[1]", "it is not a DSSE envelope"),
+    "no JSON": (lambda _: b"signed, the boss", "it is not a DSSE envelope"),
 }
 
 
@@ -152,7 +152,7 @@ def test_a_byte_that_was_changed_after_publishing(
 @pytest.mark.parametrize(
     ("pem", "said"),
     [
-        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "is no public key in PEM"),
+        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "is not a public key in PEM"),
         (public_pem(rsa.generate_private_key(65537, 2048)), "RSAPublicKey, and only Ed25519 and ECDSA"),
     ],
     ids=["damaged", "RSA"],

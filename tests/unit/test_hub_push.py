@@ -186,15 +186,15 @@ def ignores(hub: PushedHub) -> Callable[[str, str], int | None]:
 @pytest.mark.parametrize(
     ("fault", "reason", "retriable", "said"),
     [
-        (rival, Reason.REGISTRY_UNREACHABLE, True, "somebody else has changed it meanwhile"),
+        (rival, Reason.REGISTRY_UNREACHABLE, True, "it was changed at the same time"),
         (answers(429, "/commit/"), Reason.REGISTRY_UNREACHABLE, True, "the hub answered 429 (its limit of requests)"),
         (answers(503, "/refs"), Reason.REGISTRY_UNREACHABLE, True, "reading its tags failed: the hub answered 503"),
         (answers(403, "/commit/"), Reason.REGISTRY_ACCESS_DENIED, False, "the hub answered 403 to the token in Secret"),
         (answers(413, "/large/"), Reason.PUSH_REFUSED, False, "sending model.safetensors failed: the hub answered 413"),
         (answers(404, "/create"), Reason.REPOSITORY_NOT_FOUND, False, "no user or organisation 'acme'"),
-        (answers(200, "/refs"), Reason.PUSH_REFUSED, False, "is no hub (JSONDecodeError)"),
-        (ignores, Reason.PUSH_REFUSED, False, "its commit is not the same files"),
-        (forestalled, Reason.PUSH_REFUSED, False, "everybody can read it. Make it private"),
+        (answers(200, "/refs"), Reason.PUSH_REFUSED, False, "is not a hub (JSONDecodeError)"),
+        (ignores, Reason.PUSH_REFUSED, False, "its commit has different files"),
+        (forestalled, Reason.PUSH_REFUSED, False, "it is public. Make it private"),
         (answers(409, "/create"), Reason.REGISTRY_ACCESS_DENIED, False, "it exists, and the hub does not show it to"),
     ],
 )
@@ -237,9 +237,9 @@ OTHER = {".gitattributes": b"", "config.json": b"{}", "model.safetensors": b"the
 @pytest.mark.parametrize(
     ("before", "fields", "reason", "said"),
     [
-        (Repository(commits=[Commit("x", OTHER)]), {}, Reason.PUSH_REFUSED, "it holds something else (config.json)"),
-        (Repository(private=False), {}, Reason.PUSH_REFUSED, "everybody can read it. Make it private"),
-        (Repository(), {"tag": "main"}, Reason.TAG_TAKEN, "stands for a branch, 'main', already"),
+        (Repository(commits=[Commit("x", OTHER)]), {}, Reason.PUSH_REFUSED, "it contains other files (config.json)"),
+        (Repository(private=False), {}, Reason.PUSH_REFUSED, "it is public. Make it private"),
+        (Repository(), {"tag": "main"}, Reason.TAG_TAKEN, "already points to a branch, 'main',"),
         (Repository(tags={"v1": Repository().head.id}), {"tag": "v1"}, Reason.TAG_TAKEN, "nothing was overwritten"),
     ],
 )
@@ -297,7 +297,7 @@ def test_what_can_run_code_is_not_pushed(store: Store, name: str, hub: PushedHub
     place = target(hub).place
     assert isinstance(place, HubTarget)
     layer = Layer("models/x", FileEntry(path=name, size=1, sha256="0" * 64))
-    with pytest.raises(StageError, match=f"{name} can run code where it is loaded") as error:
+    with pytest.raises(StageError, match=f"{name} can run code when it is loaded") as error:
         HubPush(store, place, "a" * 64, [layer], "").make(Progress(Stage.PUBLISH))
     assert error.value.reason is Reason.PUSH_REFUSED
     assert hub.asked == []
@@ -311,7 +311,7 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         HubRepository.connect(place, {SECRET.variable: TOKEN}).is_private()
     assert (error.value.reason, error.value.retriable) == (Reason.REGISTRY_UNREACHABLE, True)
     odd = place.model_copy(update={"repository": "acme/x.git"})
-    with pytest.raises(StageError, match=r"pushTo.huggingFace: 'acme/x.git' is no name") as error:
+    with pytest.raises(StageError, match=r"pushTo.huggingFace: 'acme/x.git' is not a repository name") as error:
         HubRepository.connect(odd, {SECRET.variable: TOKEN}).is_private()
     assert error.value.reason is Reason.SPEC_INVALID
     with pytest.raises(StageError, match="Secret 'hub' must contain a token for the hub under 'token'") as error:

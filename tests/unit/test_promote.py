@@ -81,7 +81,7 @@ def test_it_can_be_served_and_traced_there(
 def test_what_was_changed_is_not_copied(
     source: Store, target: Store, chain: Upstream, digest: str, tmp_path: Path
 ) -> None:
-    """The artifact does not exist in the target before its model is whole there."""
+    """The artifact does not exist in the target before its model is complete there."""
     source.put(f"{output_folder(Stage.EXPORT, chain.export)}/model.safetensors", b"weights of nobody")
     with pytest.raises(StageError) as error:
         promote(source, target, digest, tmp_path)
@@ -128,4 +128,4 @@ def test_the_command_has_keys_for_each_store(
     assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr
     done = run({f"TO_{name}": value for name, value in WRITER.environment().items()})
     assert (done.returncode, done.stderr) == (0, "")
-    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is whole: 4 of its parts were copied")
+    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is complete: 4 of its parts were copied")

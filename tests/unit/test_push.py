@@ -205,13 +205,13 @@ def test_every_place_is_tried(store: Store, job: PublishJob, memory: MemoryRegis
     job.publish(places[1])
     memory.tags |= {"a": b"{}", "b": b"{}"}
     memory.asked.clear()
-    with pytest.raises(StageError, match=r"registry\.test/acme/support:a stands for") as error:
+    with pytest.raises(StageError, match=r"registry\.test/acme/support:a already points to") as error:
         job.publish(*places)
     assert error.value.reason is Reason.TAG_TAKEN
     assert json.loads(memory.tags["c"])["layers"]
     assert not any(each.endswith("/b") for each in memory.asked), "this run has pushed there"
     job.rerun()
-    with pytest.raises(StageError, match=r"registry\.test/acme/support:b stands for"):
+    with pytest.raises(StageError, match=r"registry\.test/acme/support:b already points to"):
         job.publish(*places[1:])
 
 
@@ -256,7 +256,7 @@ def test_a_later_release_may_push_other_files(
     job.name = "renamed"
     del memory.blobs[json.loads(manifest)["config"]["digest"]]
     job.rerun()
-    with pytest.raises(StageError, match="has taken the model, but does not have sha256:") as error:
+    with pytest.raises(StageError, match="accepted the model, but does not have all of sha256:") as error:
         job.publish(target)
     assert error.value.reason is Reason.PUSH_REFUSED
     assert list(memory.tags.values()) == [manifest]
@@ -296,14 +296,16 @@ def test_a_tag_that_stands_for_something_else_is_kept(job: PublishJob, memory: M
     with pytest.raises(StageError) as error:
         job.publish(PushTarget(oci=OCI.model_copy(update={"tag": "v1"})))
     assert error.value.reason is Reason.TAG_TAKEN
-    assert_says(error.value.message, "registry.test/acme/support:v1 stands for sha256:", "nothing was overwritten")
+    assert_says(
+        error.value.message, "registry.test/acme/support:v1 already points to sha256:", "nothing was overwritten"
+    )
     assert memory.sent == []
 
 
 @slow
 @pytest.mark.parametrize(
     ("lost", "said"),
-    [("tags", "has nothing under the tag"), ("blobs", "does not have sha256:")],
+    [("tags", "has nothing under the tag"), ("blobs", "does not have all of sha256:")],
 )
 def test_a_registry_that_loses_what_it_took(job: PublishJob, memory: MemoryRegistry, lost: str, said: str) -> None:
     """The registry is asked for everything once it has taken it."""
@@ -318,7 +320,7 @@ def test_a_registry_that_loses_what_it_took(job: PublishJob, memory: MemoryRegis
         return None
 
     memory.fault = fault
-    with pytest.raises(StageError, match=f"has taken the model, but .*{said}") as error:
+    with pytest.raises(StageError, match=f"accepted the model, but .*{said}") as error:
         job.publish(PushTarget(oci=OCI))
     assert error.value.reason is Reason.PUSH_REFUSED
 

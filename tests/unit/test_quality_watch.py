@@ -279,7 +279,7 @@ class TestProcess:
             failed = pod.result()
         assert (pod.code(), failed.reason) == (ExitCode.FATAL, Reason.VERIFICATION_FAILED)
         assert_says(
-            failed.message, "Its server, which had proved itself, fails the check logProbabilities", "seen 1.000"
+            failed.message, "Its server, which had passed before, fails the check logProbabilities", "seen 1.000"
         )
         assert {check.name for check in failed.checks if check.outcome is CheckOutcome.FAILED} == {"logProbabilities"}
 

@@ -127,11 +127,17 @@ REFUSALS: list[tuple[str, httpx2.Response, OciTarget, Reason, list[str]]] = [
     ("PUT", says(413), OPEN, Reason.PUSH_REFUSED, ["the registry answered 413."]),
     ("POST", httpx2.Response(202), OPEN, Reason.PUSH_REFUSED, ["it gives no address to send it to"]),
     ("POST", sends_on("http://registry.test/upload", 202), CLOSED, Reason.PUSH_REFUSED, ["without TLS"]),
-    ("GET", httpx2.Response(200, html="<p>Sign in"), OPEN, Reason.PUSH_REFUSED, ["a web page answers, no registry"]),
+    (
+        "GET",
+        httpx2.Response(200, html="<p>Sign in"),
+        OPEN,
+        Reason.PUSH_REFUSED,
+        ["a web page answered instead of a registry"],
+    ),
     ("HEAD", sends_on("ftp://x/"), OPEN, Reason.PUSH_REFUSED, ["it gives a malformed address to look at"]),
     ("HEAD", sends_on("http://x/"), CLOSED, Reason.PUSH_REFUSED, ["it gives an address without TLS to look at"]),
     ("HEAD", sends_on(""), CLOSED, Reason.PUSH_REFUSED, ["it gives no address to look at"]),
-    ("GET", sends_on("/v2/acme/support/manifests/v1"), OPEN, Reason.PUSH_REFUSED, ["from one address to the next"]),
+    ("GET", sends_on("/v2/acme/support/manifests/v1"), OPEN, Reason.PUSH_REFUSED, ["it redirects without end"]),
     ("POST", sends_on("https://x:y/", 202), OPEN, Reason.PUSH_REFUSED, ["it gives a malformed address to send it to"]),
     ("POST", sends_on("https://x:70000/", 202), OPEN, Reason.PUSH_REFUSED, ["a malformed address"]),
     ("POST", sends_on(f"https://{'x' * 64}/", 202), OPEN, Reason.PUSH_REFUSED, ["a malformed address"]),
@@ -197,7 +203,7 @@ def test_who_is_redirected_to_gets_no_login(elsewhere: str, status: int) -> None
             return sends_on(elsewhere)
         return None
 
-    with pytest.raises(StageError, match=f"to which the registry sends on, answered {status}") as error:
+    with pytest.raises(StageError, match=f"to which the registry redirects, answered {status}") as error:
         MemoryRegistry("basic", fault).connect(CLOSED).has_blob(DIGEST, 1)
     assert error.value.reason is Reason.PUSH_REFUSED
     assert [str(each.url) for each in seen if each.url.host == "evil.test"] == [elsewhere] * ("evil" in elsewhere)
@@ -321,7 +327,7 @@ def test_authorities_are_added_to_the_public_ones(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("registry", ["https://r:70000", f"https://{'x' * 64}", "https://a..b"])
 def test_an_address_that_is_none(registry: str) -> None:
-    with pytest.raises(StageError, match=r"pushTo\.oci\.registry: 'https://.*' is no valid address") as error:
+    with pytest.raises(StageError, match=r"pushTo\.oci\.registry: 'https://.*' is not a valid address") as error:
         Registry.connect(OPEN.model_copy(update={"registry": registry}), {})
     assert error.value.reason is Reason.SPEC_INVALID
 

@@ -79,7 +79,7 @@ def test_a_data_set_may_be_gone_and_its_models_still_be_there(s3: SeaweedFS, sto
 
 def test_an_answer_that_would_not_be_whole_is_none(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     chain, digest = put(s3, store, tmp_path, "rows", "cards")
-    with pytest.raises(StageError, match=r"'12ab' is no digest of a data set: 64 hexadecimal digits"):
+    with pytest.raises(StageError, match=r"'12ab' is not the digest of a data set: 64 hexadecimal digits"):
         trace(store, "12ab")
     place = f"artifacts/{digest}/{MANIFEST}"
     whole = store.get(place) or b""
@@ -105,4 +105,4 @@ def test_the_command(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     assert_says(run("--dataset", chain.dataset).stdout, digest[:12], "cards/stable")
     wrong = run("--dataset", "12ab")
     assert (wrong.returncode, wrong.stdout) == (65, "")
-    assert_says(wrong.stderr, "SpecInvalid", "is no digest")
+    assert_says(wrong.stderr, "SpecInvalid", "is not the digest")

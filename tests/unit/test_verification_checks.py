@@ -171,7 +171,7 @@ def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
 
 def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     checks = make_checks(observed(references=RECORD[:2], forced=(SAME, SAME), too_long=1), 75)
-    assert_says(named(checks, "longPrompts").seen, "no room for 1 texts")
+    assert_says(named(checks, "longPrompts").seen, "1 recorded texts are too long")
     checks = make_checks(observed(**NO_RECORD), 75)
     assert_says(named(checks, "logProbabilities").seen, "no record")
     skipped = {check.name for check in checks if check.outcome is CheckOutcome.SKIPPED}
@@ -203,7 +203,7 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
         (
             observed(forced=(Forced(IDS, BASE), Forced(IDS, BASE), SAME)),
             Reason.ADAPTER_INACTIVE,
-            "differsFromBase … nearer to the artifact … 2.500 nats … 0.000 from the base",
+            "differsFromBase … closer to the artifact … 2.500 nats … 0.000 from the base",
         ),
         (
             observed(golden=WRONG[:8], **NO_RECORD),
@@ -219,7 +219,7 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
         (
             observed(streams=CUT_OFF),
             Reason.VERIFICATION_FAILED,
-            "concurrentStreams … 8 streams at once … 1 of 8: a stream ends without [DONE]",
+            "concurrentStreams … 8 concurrent streams … 1 of 8: a stream ends without [DONE]",
         ),
         (
             observed(first_token=0.25),
@@ -229,14 +229,14 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
         (
             observed(streams=ONE_CHANGED, log_probability=-0.01),
             Reason.VERIFICATION_FAILED,
-            "concurrentStreams … labels that are given alone … 7 of 8 equal; changed though sure: 1",
+            "concurrentStreams … labels as single requests … 7 of 8 equal; changed although certain: 1",
         ),
         (
             observed(streams=THREE_CHANGED),
             Reason.VERIFICATION_FAILED,
-            "concurrentStreams … 75 % of streams at once are as given alone … 5 of 8 equal",
+            "concurrentStreams … 75 % of concurrent streams equal single requests … 5 of 8 equal",
         ),
-        (observed(refuses_other_names=False), Reason.VERIFICATION_FAILED, "modelName … 404 … it was answered"),
+        (observed(refuses_other_names=False), Reason.VERIFICATION_FAILED, "modelName … 404 … an answer"),
         (
             observed(golden=RIGHT[:5] + WRONG[:3]),
             Reason.VERIFICATION_FAILED,
@@ -266,7 +266,7 @@ def test_the_first_failure_is_reported_with_all_checks(seen: Observed, reason: R
 def test_an_artifact_that_answers_like_its_base_proves_nothing() -> None:
     same = [asked(1, base="a")]
     seen = Observed(same, RIGHT[:1], (), (), (), (), TaskType.CLASSIFICATION, TOLERANCE)
-    with pytest.raises(StageError, match=r"no golden prompt tells the artifact from its base") as error:
+    with pytest.raises(StageError, match=r"no golden prompt distinguishes the artifact from its base") as error:
         require_all(make_checks(seen, 1), "http://candidate")
     assert error.value.reason is Reason.ADAPTER_INACTIVE
 

@@ -197,6 +197,6 @@ def test_a_stream_with_a_fault_is_asked_for_once_more(streams: Sequence[Streamed
 @pytest.mark.parametrize("first", [OVERLOAD, CUT])
 def test_a_server_that_fails_twice_is_tried_again_later(first: Streamed) -> None:
     promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8")
-    with pytest.raises(StageError, match=r"asked again.*: Model is overloaded") as error:
+    with pytest.raises(StageError, match=r"second attempt.*: Model is overloaded") as error:
         observe(Faulty(first, OVERLOAD), promise, Limits(), lambda *_: None)
     assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)

@@ -67,7 +67,7 @@ def require_gates(store: Store, artifact: str, policy: GatesPolicy, required: Se
 def _missing(known: Sequence[GatesRecord], policy: GatesPolicy, required: Sequence[str]) -> Iterator[str]:
     """What the verdicts lack, a sentence each. Pure."""
     if not known:
-        yield "nothing there says what its gates found."
+        yield "it has no record of its gates."
         return
     if policy is GatesPolicy.PASSED and not any(each.channel is Channel.STABLE for each in known):
         missed = [goal for each in known for goal in each.goals if goal.outcome is not GateOutcome.PASS]

@@ -67,7 +67,7 @@ class HubPush:
             if layer.file.path.lower().endswith(_RUNS_CODE):
                 raise StageError(
                     Reason.PUSH_REFUSED,
-                    f"{self._to}: {layer.file.path} can run code where it is loaded: only safetensors are pushed.",
+                    f"{self._to}: {layer.file.path} can run code when it is loaded: only safetensors are pushed.",
                 )
 
     def _opened(self, hub: HubRepository) -> Refs:
@@ -76,7 +76,7 @@ class HubPush:
         if private is None:
             private = hub.create(private=not self.target.public)
         if not (private or self.target.public):
-            cause = "everybody can read it. Make it private, or set public: true in pushTo.huggingFace"
+            cause = "it is public. Make it private, or set public: true in pushTo.huggingFace"
             raise hub.refused("pushing", cause)
         return hub.refs()
 
@@ -86,7 +86,7 @@ class HubPush:
             return standing
         what = f"commit {standing[:12]}" if standing else f"a branch, {tag!r},"
         raise StageError(
-            Reason.TAG_TAKEN, f"{self._to} stands for {what} already, not for this model: nothing was overwritten."
+            Reason.TAG_TAKEN, f"{self._to} already points to {what}, not to this model: nothing was overwritten."
         )
 
     def _on_main(self, hub: HubRepository, refs: Refs, progress: Progress) -> str:
@@ -99,13 +99,13 @@ class HubPush:
             return head
         if not (files.keys() <= _OF_A_NEW_ONE or any(title.startswith(_TITLE) for title in hub.titles(head))):
             other = min(files.keys() - _OF_A_NEW_ONE)
-            cause = f"it holds something else ({other}), which no push has written. Name another repository"
+            cause = f"it contains other files ({other}), not written by a push. Name another repository"
             raise hub.refused("pushing", cause)
         self._upload(hub, progress)
         removed = files.keys() - {layer.file.path for layer in self.layers} - {_GIT_ATTRIBUTES}
         commit = hub.commit(f"{_TITLE}{self.artifact}", removed, head)
         if not self._is_copy(hub.files(commit)):
-            raise hub.refused("committing", "the hub has taken the model, but its commit is not the same files")
+            raise hub.refused("committing", "the hub accepted the model, but its commit has different files")
         return commit
 
     def _upload(self, hub: HubRepository, progress: Progress) -> None:

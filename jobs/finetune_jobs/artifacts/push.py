@@ -169,7 +169,7 @@ class _Push:
                 raise self._lost("has nothing under the tag")
             for name, size in blobs_of(standing):
                 if not registry.has_blob(name, size):
-                    raise self._lost(f"does not have {name[:19]} whole")
+                    raise self._lost(f"does not have all of {name[:19]}")
             return sha256_digest(standing), True
 
     def _send(self, registry: Registry, manifest: bytes, progress: Progress) -> bool:
@@ -180,7 +180,7 @@ class _Push:
         for name, size in blobs:
             if not registry.has_blob(name, size):
                 if name not in contents:  # the description of an earlier copy, which nobody can write again
-                    raise self._lost(f"does not have {name[:19]} whole")
+                    raise self._lost(f"does not have all of {name[:19]}")
                 registry.put_blob(name, size, contents[name])
                 sent = True
             done += size
@@ -203,13 +203,13 @@ class _Push:
         if not (known and blobs_of(found)):
             raise StageError(
                 Reason.TAG_TAKEN,
-                f"{self._to} stands for {sha256_digest(found)[:19]} already, not for this model "
+                f"{self._to} already points to {sha256_digest(found)[:19]}, not to this model "
                 f"({self.packed.digest[:19]}): nothing was overwritten.",
             )
         return found
 
     def _lost(self, fault: str) -> StageError:
-        return StageError(Reason.PUSH_REFUSED, f"{self._to}: the registry has taken the model, but {fault}.")
+        return StageError(Reason.PUSH_REFUSED, f"{self._to}: the registry accepted the model, but {fault}.")
 
 
 def _stream(store: Store, layer: Layer) -> Iterator[bytes]:

@@ -55,7 +55,7 @@ def load_signer(pem: str, place: str) -> CryptoSigner:
     except TypeError:
         raise _unusable(place, "is encrypted with a password") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise _unusable(place, "is no private key in PEM") from None
+        raise _unusable(place, "is not a private key in PEM") from None
     if isinstance(key, Ed25519PrivateKey) or (
         isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1)
     ):
@@ -68,7 +68,7 @@ def load_public_key(pem: str, place: str) -> SSlibKey:
     try:
         key = load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm):
-        raise _unusable(place, "is no public key in PEM") from None
+        raise _unusable(place, "is not a public key in PEM") from None
     if isinstance(key, Ed25519PublicKey) or (
         isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
     ):
@@ -89,11 +89,11 @@ def unseal(content: bytes, keys: Sequence[Key]) -> bytes:
         envelope = Envelope.from_dict(json.loads(content))
         envelope.verify(list(keys), 1)
     except VerificationError:
-        raise NotSignedError("its signature does not match its content, or is not of this key") from None
+        raise NotSignedError("its signature does not match its content, or was made with another key") from None
     except (FormatError, ValueError, KeyError, TypeError, AttributeError):
-        raise NotSignedError("it is no DSSE envelope") from None
+        raise NotSignedError("it is not a DSSE envelope") from None
     if envelope.payload_type != PAYLOAD_TYPE:
-        raise NotSignedError(f"it holds {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}")
+        raise NotSignedError(f"it contains {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}")
     return envelope.payload
 
 

@@ -60,7 +60,7 @@ def _download(source: AdapterSource, ref: AdapterRef, report: Report | None) -> 
     if model.base is None:
         raise StageError(
             Reason.ADAPTERS_UNSUITABLE,
-            f"Artifact {ref.digest[:12]} is a whole model ({model.format}), not one of format Adapter.",
+            f"Artifact {ref.digest[:12]} is a whole model ({model.format}), not of format Adapter.",
         )
     if model.base.rank > asked.max_rank:
         raise StageError(

@@ -84,17 +84,17 @@ _WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
         "the folder of --models",
     ),
     Stage.VERIFY: (
-        "Proves that a running server answers with the right artifact.",
+        "Verifies that a running server answers with the right artifact.",
         "artifacts/<digest>/, the server's endpoint",
         "nothing but its result",
     ),
     Stage.ANALYSE: (
-        "Compares the errors and times of a canary's servers with those of the revision that serves.",
+        "Compares the errors and latencies of a canary's servers with those of the serving revision.",
         "/metrics of the pods of both revisions",
         "nothing but its result",
     ),
     Stage.FOLLOW: (
-        "Tells to which artifact a channel of an output name points, for an endpoint that follows it.",
+        "Reports which artifact a channel of an output name points to, for an endpoint that follows it.",
         "channels/<output name>/, owners/<output name>.json; of the artifact that it exists and was not withdrawn",
         "nothing but its result",
     ),
@@ -175,7 +175,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="BYTES",
-        help="that fetch may put there if the cache is of no use (default: not known)",
+        help="that fetch may put there if the cache cannot be used (default: not known)",
     )
     parser.add_argument(
         "--metrics",

@@ -181,14 +181,14 @@ class HubRepository:
         if response is not None:
             return self._answered(action, response.status_code)
         if isinstance(error, HFValidationError):
-            return StageError(Reason.SPEC_INVALID, f"pushTo.huggingFace: {self._repo!r} is no name of a repository.")
+            return StageError(Reason.SPEC_INVALID, f"pushTo.huggingFace: {self._repo!r} is not a repository name.")
         if isinstance(error, CLIENT_ERROR):
             trust = "CERTIFICATE_VERIFY_FAILED" in str(error)
             cause = "its TLS certificate is not trusted" if trust else f"cannot be reached ({type(error).__name__})"
             return self._unreachable(action, f"the hub at {self._target.endpoint}: {cause}")
         if type(error) is ValueError:  # what the client makes of a refusal in an answer of 200
-            return self.refused(action, "the hub does not take it")
-        return self.refused(action, f"what answers at {self._target.endpoint} is no hub ({type(error).__name__})")
+            return self.refused(action, "the hub rejects it")
+        return self.refused(action, f"what answers at {self._target.endpoint} is not a hub ({type(error).__name__})")
 
     def _answered(self, action: str, status: int) -> StageError:
         if status in (401, 403):
@@ -198,7 +198,7 @@ class HubRepository:
             cause = f"the hub has no such repository, or no user or organisation {owner!r}"
             return StageError(Reason.REPOSITORY_NOT_FOUND, f"{self.name}: {action} failed: {cause}.")
         if status in _CONFLICT:
-            return self._unreachable(action, f"somebody else has changed it meanwhile ({status})")
+            return self._unreachable(action, f"it was changed at the same time ({status})")
         if status in _PASSING or status >= 500:
             limit = " (its limit of requests)" if status == 429 else ""
             return self._unreachable(action, f"the hub answered {status}{limit}")

@@ -94,7 +94,7 @@ class Registry:
         or no certificates.
         """
         if not can_be_reached(httpx2.URL(target.registry)):
-            raise StageError(Reason.SPEC_INVALID, f"pushTo.oci.registry: {target.registry!r} is no valid address.")
+            raise StageError(Reason.SPEC_INVALID, f"pushTo.oci.registry: {target.registry!r} is not a valid address.")
         client = httpx2.Client(
             verify=_trusted(target),
             timeout=_TIMEOUT,
@@ -113,7 +113,7 @@ class Registry:
         if answer.status == 404:
             return None
         if "html" in answer.headers.get("Content-Type", ""):
-            raise self._refused(f"reading {reference}", "a web page answers, no registry")
+            raise self._refused(f"reading {reference}", "a web page answered instead of a registry")
         return answer.content
 
     def has_blob(self, digest: str, size: int) -> bool:
@@ -205,7 +205,7 @@ class Registry:
             if method not in ("GET", "HEAD") or answer.status not in _REDIRECTS:
                 return answer
             place = self._place(answer.headers.get("Location", ""), place, action, "it gives", "to look at")
-        raise self._refused(action, "it sends from one address to the next without end")
+        raise self._refused(action, "it redirects without end")
 
     def _exchange(
         self,
@@ -272,7 +272,7 @@ class Registry:
         if status in (401, 403) and self._is_own(answer.url):
             raise self._not_let_in(answer, action)
         if status in (401, 403):
-            raise self._refused(action, f"{answer.url.host}, to which the registry sends on, answered {said}")
+            raise self._refused(action, f"{answer.url.host}, to which the registry redirects, answered {said}")
         if status == 404 and reading:
             return
         if status == 404 and code in ("", _MISSING):

@@ -205,8 +205,8 @@ def _model_name(observed: Observed) -> VerificationCheck:
     """A client with a wrong name must learn of it, and not be answered by whatever model there is."""
     if observed.refuses_other_names is None:
         return _skipped(MODEL_NAME, "this server answers to any model name")
-    seen = "404" if observed.refuses_other_names else "it was answered"
-    return _check(MODEL_NAME, observed.refuses_other_names, "404 for the name of no model", seen)
+    seen = "404" if observed.refuses_other_names else "an answer"
+    return _check(MODEL_NAME, observed.refuses_other_names, "404 for an unknown model name", seen)
 
 
 def _prompt_tokens(observed: Observed) -> VerificationCheck:
@@ -220,7 +220,7 @@ def _prompt_tokens(observed: Observed) -> VerificationCheck:
     seen = f"{sum(w == g for w, g in counted)} of {len(counted)} counts and {sum(ids)} of {len(ids)} texts equal"
     if wrong:
         seen += f"; {wrong[1]} tokens instead of {wrong[0]}"
-    return _check(PROMPT_TOKENS, wrong is None and all(ids), "the tokens that were recorded", seen)
+    return _check(PROMPT_TOKENS, wrong is None and all(ids), "the recorded tokens", seen)
 
 
 def _differs_from_base(observed: Observed, pairs: Pairs) -> VerificationCheck:
@@ -230,12 +230,14 @@ def _differs_from_base(observed: Observed, pairs: Pairs) -> VerificationCheck:
         to_artifact = mean(distance(r.artifact, f.log_probs) for r, f in pairs)
         to_base = mean(distance(r.base, f.log_probs) for r, f in pairs)
         seen = f"{to_artifact:.3f} nats a token from the artifact, {to_base:.3f} from the base model"
-        return _check(DIFFERS_FROM_BASE, to_artifact < to_base, "nearer to the artifact than to its base model", seen)
+        return _check(DIFFERS_FROM_BASE, to_artifact < to_base, "closer to the artifact than to its base model", seen)
     pairs_of_texts = zip(observed.golden, observed.golden_replies, strict=True)
     telling = [_same(asked.base, reply.text) for asked, reply in pairs_of_texts if asked.distinguishes_base]
-    expected = "most telling golden prompts answered unlike the base model"
+    expected = "most distinguishing golden prompts answered unlike the base model"
     if not telling:
-        return _check(DIFFERS_FROM_BASE, False, expected, "no golden prompt tells the artifact from its base model")
+        return _check(
+            DIFFERS_FROM_BASE, False, expected, "no golden prompt distinguishes the artifact from its base model"
+        )
     seen = f"{sum(telling)} of {len(telling)} answered like the base model"
     return _check(DIFFERS_FROM_BASE, sum(telling) * 2 < len(telling), expected, seen)
 
@@ -249,7 +251,7 @@ def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) 
     if silent:
         return _check(name, False, expected, f"no probabilities for {silent} of {len(pairs)} texts")
     if not all(_comparable(*pair) for pair in pairs):
-        return _check(name, False, expected, "probabilities of other tokens")
+        return _check(name, False, expected, "probabilities of different tokens")
     seen = mean(distance(reference.artifact, forced.log_probs) for reference, forced in pairs)
     return _check(name, seen <= tolerance, expected, f"{seen:.3f}")
 
@@ -263,7 +265,7 @@ def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
     """
     known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
     if not known:
-        return _skipped(POSITIONS, "no record of wrong positions that could be compared")
+        return _skipped(POSITIONS, "no comparable record of wrong positions")
     wrong = [b - a for r, _ in known for a, b in zip(r.straight, r.turned, strict=True)]
     seen = [b - a for r, f in known for a, b in zip(r.artifact, f.log_probs, strict=True)]
     length = sum(w * w for w in wrong)
@@ -271,7 +273,7 @@ def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
     rest = sum((s - way * w) ** 2 for w, s in zip(wrong, seen, strict=True))
     moved = sum(map(abs, wrong)) / len(wrong)
     if not length or moved < _NOTICEABLE * tolerance or math.sqrt(rest / len(seen) / length) > _SENSITIVE:
-        return _skipped(POSITIONS, "wrong positions would hardly show in these texts")
+        return _skipped(POSITIONS, "these texts would hardly reveal wrong positions")
     return _check(POSITIONS, way < _HALF_WAY, "less than half the way to a wrong rotary base", f"{way:.2f} of the way")
 
 
@@ -280,7 +282,7 @@ def _finish(observed: Observed, min_percent: int) -> VerificationCheck:
     asked = zip(observed.golden, observed.golden_replies, strict=True)
     ended = [reply.stopped for answer, reply in asked if answer.stopped and reply.stopped is not None]
     if not ended:
-        return _skipped(FINISH, "no answer is known to end by itself")
+        return _skipped(FINISH, "no recorded answer ends by itself")
     enough = 100 * sum(ended) >= min_percent * len(ended)
     return _check(FINISH, enough, f"{min_percent} % of answers end by themselves", f"{sum(ended)} of {len(ended)}")
 
@@ -290,7 +292,7 @@ def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
         return _skipped(GOLDEN, "the artifact has no golden prompts")
     seen = f"{observed.agreement_percent} % of {len(observed.golden)} golden prompts"
     if observed.references and observed.task is not TaskType.CLASSIFICATION:
-        return _skipped(GOLDEN, f"{seen} equal; probabilities decide, as answers are no labels")
+        return _skipped(GOLDEN, f"{seen} equal; probabilities decide, because answers are not labels")
     enough = observed.agreement_percent >= min_percent
     return _check(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
 
@@ -306,7 +308,7 @@ def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationChe
     count, faults = len(observed.streams), [each.fault for each in observed.streams if each.fault]
     if faults:
         seen = f"{len(faults)} of {count}: {faults[0]}"
-        return _check(CONCURRENT, False, f"{count} streams at once come to their end", seen)
+        return _check(CONCURRENT, False, f"{count} concurrent streams end properly", seen)
     asked, alone = [*observed.golden, *observed.sample], [*observed.golden_replies, *observed.sample_replies]
     pairs = list(zip(asked, alone, observed.streams, strict=False))
     equal = [_as_alone(reply, streamed) for _, reply, streamed in pairs]
@@ -314,14 +316,14 @@ def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationChe
     labels = observed.task is TaskType.CLASSIFICATION
     if labels and any(each.log_probability is not None for each, _, _ in pairs):
         changed = sum(_is_sure(a, r) and not _as_alone(r, s) for a, r, s in pairs)
-        expected = "streams at once give the labels that are given alone"
-        return _check(CONCURRENT, not changed, expected, f"{seen}; changed though sure: {changed}" if changed else seen)
-    if observed.references and not labels:
+        expected = "concurrent streams give the same labels as single requests"
         return _check(
-            CONCURRENT, True, f"{count} streams at once come to their end", f"all; {seen} to those given alone"
+            CONCURRENT, not changed, expected, f"{seen}; changed although certain: {changed}" if changed else seen
         )
+    if observed.references and not labels:
+        return _check(CONCURRENT, True, f"{count} concurrent streams end properly", f"all; {seen} to single requests")
     enough = 100 * sum(equal) >= min_percent * count
-    return _check(CONCURRENT, enough, f"{min_percent} % of streams at once are as given alone", seen)
+    return _check(CONCURRENT, enough, f"{min_percent} % of concurrent streams equal single requests", seen)
 
 
 def _as_alone(reply: Reply, streamed: Streamed) -> bool:
@@ -351,7 +353,7 @@ def _latency(name: str, measured: Sequence[float | None], limit: float | None) -
     """The 95th percentile (nearest rank) of what was measured, in milliseconds; without a limit for people to read."""
     known = sorted(each for each in measured if each is not None)
     if not known:
-        return _skipped(name, "no stream had so many tokens")
+        return _skipped(name, "no stream was long enough")
     late = known[math.ceil(0.95 * len(known)) - 1]
     seen = f"{1000 * late:.0f} ms at p95 of {len(known)} streams (median: {1000 * median(known):.0f} ms)"
     if limit is None:
@@ -361,7 +363,7 @@ def _latency(name: str, measured: Sequence[float | None], limit: float | None) -
 
 def _why_none_is_long(observed: Observed) -> str:
     if observed.too_long:
-        return f"the runtime has no room for {observed.too_long} texts of the record"
+        return f"{observed.too_long} recorded texts are too long for the runtime"
     return "the artifact has no record of long prompts"
 
 

@@ -124,5 +124,5 @@ def _require_answers(streams: Iterable[Streamed]) -> None:
     """Raises StageError (CandidateFailed, retriable) if the server failed in one of them, as for a plain request."""
     failed = next((each for each in streams if each.failed), None)
     if failed is not None:
-        said = f"The server failed to answer as a stream, also when it was asked again: {failed.fault}."
+        said = f"The server failed to stream an answer, also on a second attempt: {failed.fault}."
         raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)
