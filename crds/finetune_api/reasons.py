@@ -145,7 +145,7 @@ class Reason(OpenEnum):
 
 
 UNSCHEDULABLE_MINUTES: Final = 10
-"""After so long somebody has to act on ``Unschedulable``; before, an autoscaler may be adding a node."""
+"""After so long a person has to act on ``Unschedulable``; before, an autoscaler may be adding a node."""
 
 # One sentence a line reads best here.
 # ruff: noqa: E501
@@ -166,14 +166,14 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.RUNTIME_UNKNOWN: "The chart's values have no runtime with the name in spec.runtime.",
     Reason.METRIC_UNKNOWN: "The chart's values have no metric container with the name in spec.evaluation.metrics, or a goal asks for a figure that it does not measure.",
     Reason.GENERATOR_UNKNOWN: "The chart's values have no image for the program in spec.evaluation.generator.",
-    Reason.NOT_ALLOWED: "No rule in tenancy.rules of the chart's values allows this namespace to use what the spec asks for; without rules, profiles with a price are closed.",
+    Reason.NOT_ALLOWED: "No rule in tenancy.rules of the chart's values allows this namespace to use what the spec asks for; without rules, profiles with a price may not be used.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "The namespace lacks the ServiceAccount that the profile or runtime names.",
     Reason.SECRET_MISSING: "A Secret that the spec names does not exist in the namespace, or lacks a key. An empty teacher API key fails the run.",
     Reason.QUOTA_EXCEEDED: "The namespace's ResourceQuota has no room for the pod, or requires requests or limits that the pod does not set.",
     Reason.UNSCHEDULABLE: "No node has enough free resources for the pod, or none matches its node selector and tolerations.",
     Reason.IMAGE_PULL_FAILED: "A node cannot pull an image: its name is wrong, or the registry or the pull secret does not work.",
     Reason.POD_REJECTED: "The API server or the node rejects the pod, for example because of an admission policy or a missing ConfigMap.",
-    Reason.JOB_SUSPENDED: "Somebody else has suspended the stage's Job: a person, or Kueue where it manages Jobs without a queue label; the operator resumes only what it suspended itself.",
+    Reason.JOB_SUSPENDED: "The stage's Job was suspended, and not by the operator: by a person, or by Kueue where it manages Jobs without a queue label; the operator resumes only Jobs that it suspended itself.",
     Reason.NAME_TAKEN: "A conflicting object, not owned by this resource, has a name that the operator needs; the operator does not adopt it.",
     Reason.OUTPUT_NAME_CONFLICT: "Another FineTuneJob publishes under the same spec.output.name. If only the store knows of it, the run fails.",
     Reason.API_CALLS_FAIL: "The API server has failed or refused the operator's calls for a minute or more: a permission is missing, or an admission webhook does not answer; the message quotes the server.",
@@ -200,7 +200,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
     Reason.BELOW_VERIFICATION_FLOOR: "The spec verifies less than serving.verificationFloors in the chart's values requires; the message names each field, its value and the minimum.",
     Reason.GATES_NOT_PASSED: "The artifact's gates do not have the outcome that spec.policy.gates or requiredGates requires; the message lists each gate with its figure and interval.",
-    Reason.ARTIFACT_WITHDRAWN: "Somebody has marked the artifact as withdrawn; the message says who, when and why.",
+    Reason.ARTIFACT_WITHDRAWN: "The artifact is marked as withdrawn; the message says who, when and why.",
     Reason.MANIFEST_NEWER: "A newer version wrote a result in a format that this version cannot read.",
     Reason.KEY_UNUSABLE: "The signing key, or a key to check signatures with, cannot be read or is neither Ed25519 nor ECDSA P-256.",
     Reason.SIGNATURE_MISSING: "None of the keys in spec.policy.signature has signed the artifact.",
@@ -208,7 +208,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.TEACHER_UNAVAILABLE: "The teacher, or another model that the evaluation calls, does not respond or asks for too long a wait.",
     Reason.TEACHER_REFUSED: "The teacher, or another model that the evaluation calls, rejects the key, the model name or a parameter, or the account has no credit left.",
     Reason.REGISTRY_ACCESS_DENIED: "The registry or the hub does not allow the user in the Secret to push to the repository, or requires a login and the spec names none.",
-    Reason.REGISTRY_UNREACHABLE: "The registry or the hub does not respond, drops the connection, asks for too long a wait, or has a TLS certificate that is not trusted; or somebody else changed the repository during the push.",
+    Reason.REGISTRY_UNREACHABLE: "The registry or the hub does not respond, drops the connection, asks for too long a wait, or has a TLS certificate that is not trusted; or the repository changed during the push.",
     Reason.REPOSITORY_NOT_FOUND: "The registry has no such repository and does not create one on push; the hub has no such user or organisation.",
     Reason.PUSH_REFUSED: "The registry or the hub rejects the model: it is too large, its type is not supported, or the address belongs to neither. Or the model must not be pushed there: the hub's repository is public or holds something else.",
     Reason.TAG_TAKEN: "The tag to push to already points to something else.",
@@ -311,7 +311,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.S3_ENCRYPTION_REFUSED: "Correct encryption of spec.output.storage or spec.storage; or allow the keys in the Secret to use that encryption key (kms:GenerateDataKey, kms:Decrypt), then set spec.rerun to a new value.",
     Reason.EXPORT_MISMATCH: "To export again, set spec.rerun to a new value; the training is reused. If it happens again, choose another spec.export.format, and report it.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, then set spec.rerun to a new value to make the result again.",
-    Reason.ARTIFACT_NOT_FOUND: "Make sure that nobody deletes objects below spec.output.uri, then set spec.rerun to a new value to make the result again.",
+    Reason.ARTIFACT_NOT_FOUND: "Make sure that no objects are deleted below spec.output.uri, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_WITHDRAWN: "Train on other data, because the same input gives the withdrawn artifact again; or, if it is the base model that was withdrawn, on another base model. If the mark was a mistake, delete withdrawn.json in its folder, then set spec.rerun to a new value.",
     Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that wrote it in the chart's values, then set spec.rerun to a new value; or name another spec.output.uri.",
     Reason.KEY_UNUSABLE: "Put a private key in PEM without a password (Ed25519 or ECDSA P-256) into the Secret that spec.output.signing names, then set spec.rerun to a new value.",

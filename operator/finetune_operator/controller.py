@@ -42,7 +42,7 @@ INDEXES: Final[Indexes] = {
 """How custom resources are found: by what they publish and what they serve, in line, by what they say, and by the
 addresses that they ask for."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
-FIRST_TURNS: Final = "all resources that were there at the start have been looked at"
+FIRST_TURNS: Final = "all resources that existed at the start have been reconciled"
 """The log's words for the end of a cold start, or of a take-over."""
 FORMER_SECONDS: Final = 600.0
 """After which to look again for a kind that the API server lacks, and of which only what is left would be deleted."""
@@ -303,7 +303,7 @@ def _may_list(informer: Informer, period: float) -> bool:
         if error.status != 403:
             raise
         kind = informer.selection.resource.kind
-        logger.warning("%s is not watched, so what waits for one is looked at less often: %s", kind, error)
+        logger.warning("%s cannot be watched, so resources that wait for one are checked less often: %s", kind, error)
         return False
     return True
 

@@ -49,7 +49,7 @@ def test_a_chart_upgrade_moves_one_endpoint_at_a_time(serving: Serving) -> None:
 
     wait(moved, "all to be moved", 300, lambda: str([each.candidate for each in _statuses(serving)]))
     assert most == 1
-    assert_says(queued, "waits for its turn", "1 at once", "operator.maxConcurrentRollouts")
+    assert_says(queued, "Waiting for its turn", "1 at once", "operator.maxConcurrentRollouts")
     assert any(name in queued for name in NAMES)
 
 

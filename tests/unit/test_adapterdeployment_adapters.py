@@ -130,7 +130,7 @@ def test_one_that_fails_keeps_all_from_traffic_and_is_named() -> None:
         ({"fr": published(GOOD, format="INT8")}, "vllm", "'fr' is a whole model (INT8)"),
         ({"fr": published(GOOD, rank=513)}, "vllm", "'fr' has rank 513 … at most 512"),
         ({"fr": published(GOOD)}, "tgi", "serves no adapters … tgi"),
-        ({"fr": published(GOOD), "de": published(BETTER, storage=Storage())}, "vllm", "reached otherwise"),
+        ({"fr": published(GOOD), "de": published(BETTER, storage=Storage())}, "vllm", "different access settings"),
     ],
 )
 def test_what_cannot_share_a_server_starts_nothing(jobs: dict[str, Source], runtime: str, says: str) -> None:

@@ -368,7 +368,7 @@ def test_a_stray_pod_gets_no_client() -> None:
 
 @pytest.mark.parametrize("leaves", [True, False])
 def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leaves: bool) -> None:
-    """Pods that are being deleted are waited for as long as that takes. Those that nobody deletes may never go."""
+    """Pods that are being deleted are waited for as long as that takes. Those that nothing deletes may never go."""
     cluster = serving(replicas=3)
     old = cluster.traffic()
     stray = copy.deepcopy(cluster.pods[f"demo-{old}"][0])
@@ -391,7 +391,7 @@ def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leave
     candidate = cluster.status.candidate
     assert candidate is not None
     assert candidate.state is (RevisionState.CANARY if leaves else RevisionState.WAITING)
-    assert_says(candidate.message, *["pod stray", *([] if leaves else ["nobody deletes", "tried again at"])])
+    assert_says(candidate.message, *["pod stray", *([] if leaves else ["nothing deletes", "tried again at"])])
     if leaves:
         status = cluster.objects[DEPLOYMENTS][f"demo-{new}"]["status"]
         available = status.pop("availableReplicas")

@@ -120,7 +120,7 @@ def test_what_is_not_found_is_said_and_what_serves_still_does(reason: Reason) ->
     assert condition(cluster.status, "Stalled") == ("True", reason)
     assert cluster.status.channel is not None
     assert (cluster.status.channel.artifact_digest, cluster.status.channel.reason) == (GOOD, reason)
-    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "stays the one to serve")
+    assert_says(cluster.status.channel.message, "nothing there", GOOD[:12], "is still the one to serve")
     assert [event.reason for event in cluster.events].count(reason) == 1
     cluster.channel = BETTER
     later(cluster, minutes=6)
@@ -152,7 +152,7 @@ def test_a_look_that_is_refused_holds_up_nothing_else() -> None:
     later(cluster, minutes=6)
     assert condition(cluster.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
     assert cluster.status.channel is not None
-    assert_says(cluster.status.channel.message, "look at the channel waits", "exceeded quota: few")
+    assert_says(cluster.status.channel.message, "Job that looks up the channel is waiting", "exceeded quota: few")
     assert cluster.status.previous is not None
     assert cluster.status.previous.revision == old
     crash(cluster, new)

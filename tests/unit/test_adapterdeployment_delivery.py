@@ -131,7 +131,7 @@ def test_one_more_and_one_less_need_no_other_pods() -> None:
     assert (told(cluster), states(cluster)) == ({"de": True}, {"de": LOADED})
     assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (before, {before})
     assert [each.message for each in cluster.events if each.reason == Reason.PROMOTED][1:] == [
-        "Adapter 'de' has proved itself on 2 running pods, which answer to its name."
+        "Adapter 'de' was verified on 2 running pods, which now serve it by its name."
     ]
 
 

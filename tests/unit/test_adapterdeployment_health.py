@@ -344,7 +344,7 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
         deployment(),
         [on_node(60, "new", server=UP, check=RUNNING)],
         Reason.SERVER_UNAVAILABLE,
-        Saying("Pod new", "proves itself"),
+        Saying("Pod new", "self-check is running"),
     ),
     "its self-check failed": (
         deployment(),

@@ -472,7 +472,7 @@ def test_a_step_counts_from_when_the_gateway_has_taken_its_weight() -> None:
     assert cluster.status.candidate is not None
     assert cluster.status.candidate.canary is not None
     assert cluster.status.candidate.canary.reached_at is None
-    assert_says(cluster.status.candidate.message, "once its gateway has taken the weights")
+    assert_says(cluster.status.candidate.message, "once its gateway has applied the weights")
     assert waiting.canary is not None
     says(cluster)
     one_pass(cluster, 0)
@@ -632,7 +632,7 @@ def test_routes_that_are_no_longer_offered_go_and_a_canary_goes_on_by_pods() -> 
     one_pass(cluster, 0)
     assert route(cluster) is None
     assert condition(cluster.status, "RouteAccepted") == ("False", Reason.ROUTE_UNAVAILABLE)
-    assert_says(told(cluster), "serving.httpRoutes", "deletes the one that was there")
+    assert_says(told(cluster), "serving.httpRoutes", "an existing one is deleted")
     assert cluster.status.url == ""
     by_pods = until(cluster, lambda each: each.canary and each.canary.routed_weight is None)
     assert (by_pods.revision, cluster.shared()) == (new, True)
@@ -646,7 +646,7 @@ def test_routes_stay_where_the_admin_wants_to_delete_them() -> None:
     cluster.settings = turned_off(FormerRoutes.KEEP)
     cluster.settle()
     assert route(cluster) is not None
-    assert_says(told(cluster), "serving.httpRoutes", "stays as it is", "serving.formerRoutes")
+    assert_says(told(cluster), "serving.httpRoutes", "stays unchanged", "serving.formerRoutes")
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,7 @@ class TestAnnouncedGap:
             assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
             assert condition(cluster.status, "ServiceGap") == ("False", Reason.GAP_ANNOUNCED)
             said = next(each.message for each in cluster.status.conditions if each.type == "ServiceGap")
-            assert_says(said, "notice is over", "still serves", "waits for its turn", "another")
+            assert_says(said, "notice period is over", "still serves", "Waiting for its turn", "another")
             cluster.now += timedelta(hours=1)
             cluster.others = []
         cluster.reconcile()

@@ -367,7 +367,7 @@ CASES = {
         (pod("Failed", reason="Evicted", message='Usage of EmptyDir volume "scratch" exceeds the limit "20Gi". '),),
         State.FAILED,
         Reason.SCRATCH_FULL,
-        'more scratch space than it may: Usage of EmptyDir volume "scratch" exceeds',
+        'more scratch space than its limit: Usage of EmptyDir volume "scratch" exceeds',
     ),
     "suspended": Case(job(spec={"suspend": True}), (), State.SUSPENDED, Reason.SUSPENDED),
 }

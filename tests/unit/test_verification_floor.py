@@ -57,7 +57,7 @@ def violation(floor: dict[str, Any], verification: dict[str, Any], policy: dict[
         ({"withdrawn": "Refuse"}, {}, {"withdrawn": "Warn"}, "withdrawn is Warn; it must be Refuse"),
         ({"gates": "Passed"}, {}, {"gates": "Passed"}, ""),
         ({"gates": "Passed"}, {}, {}, "spec.policy.gates is Any; it must be Passed"),
-        ({"requiredGates": ["recall", "leaks"]}, {}, {"requiredGates": ["recall"]}, "does not have 'leaks'"),
+        ({"requiredGates": ["recall", "leaks"]}, {}, {"requiredGates": ["recall"]}, "lacks 'leaks'"),
         ({"signed": True}, {}, {}, "spec.policy.signature is not set"),
         ({"signed": True}, {}, {"signature": {"publicKeys": [THEIRS]}}, ""),
         ({"publicKeys": [OURS]}, {}, {}, "spec.policy.signature is not set"),
@@ -141,7 +141,7 @@ def test_kept_pods_from_before_a_floor_are_verified_again_before_they_serve() ->
     cluster.reconcile()
     assert cluster.traffic() == new
     [told] = [event.message for event in cluster.events if event.reason == Reason.BELOW_VERIFICATION_FLOOR]
-    assert_says(told, old, "verified again", "As the spec was when", "maxDistance is 9.999", "samples is 0")
+    assert_says(told, old, "verified again", "By the spec with which", "maxDistance is 9.999", "samples is 0")
     until(cluster, lambda: cluster.traffic() == old)
     assert set(cluster.objects[JOBS]) - verified, "a Job of its own has verified it"
     assert cluster.status.stable is not None

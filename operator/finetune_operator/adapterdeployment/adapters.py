@@ -33,14 +33,14 @@ def misfit(found: Sequence[Found]) -> Blocker | None:
     for each in found:
         if each.format and each.format != ADAPTER:
             return _unsuitable(
-                f"The artifact of adapter {each.adapter.name!r} is a whole model ({each.format}), not one of format "
+                f"The artifact of adapter {each.adapter.name!r} is a whole model ({each.format}), not of format "
                 f"{ADAPTER}."
             )
     first = found[0]
     for other in found[1:]:
         names = f"Adapters {first.adapter.name!r} and {other.adapter.name!r}"
         if other.storage != first.storage:
-            return _unsuitable(f"{names} lie in stores that are reached otherwise (storage).")
+            return _unsuitable(f"{names} are in stores with different access settings (storage).")
     known = [each.adapter for each in found if each.adapter.base]
     for adapter in known[1:]:
         if adapter.base != known[0].base:
@@ -58,7 +58,7 @@ def no_room(adapters: Iterable[Adapter], name: str, runtime: Runtime) -> Blocker
         if not limit:
             return _unsuitable(f"Runtime {name!r} serves no adapters: its engine is {runtime.engine}.")
         if each.rank > limit:
-            return _unsuitable(f"Adapter {each.name!r} has rank {each.rank}; runtime {name!r} takes at most {limit}.")
+            return _unsuitable(f"Adapter {each.name!r} has rank {each.rank}; runtime {name!r} accepts at most {limit}.")
     return None
 
 

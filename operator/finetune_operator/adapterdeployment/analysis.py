@@ -151,7 +151,7 @@ def _running(known: CanaryAnalysisStatus | None, until: str, again: bool) -> Can
 
 def _ended(verdict: Verdict | None, until: str) -> CanaryAnalysisStatus:
     """What a Job has found that has ended, or has taken too long; None: there is none, and it is too late for one."""
-    outcome, message = AnalysisOutcome.INCONCLUSIVE, "It was not analysed in time."
+    outcome, message = AnalysisOutcome.INCONCLUSIVE, "The analysis did not finish in time."
     checks = verdict.result.checks if verdict is not None and verdict.result is not None else []
     if verdict is not None and verdict.state is State.SUCCEEDED and verdict.result is not None:
         passed = verdict.result.scalars.get("analysis") == AnalysisOutcome.PASSED

@@ -29,9 +29,7 @@ from finetune_operator.tenancy.floor import floor_violation
 from finetune_operator.tenancy.verdict import tenancy_violation
 
 _OTHER_SIGNATURE: Final = "its signature was not checked with the keys of spec.policy"
-_OTHER_ACCESS: Final = (
-    "it asks clients for other keys than spec.access, or for none, or has another certificate or none"
-)
+_OTHER_ACCESS: Final = "its keys for clients, or its certificate, are not those of spec.access"
 DELETION_SECONDS: Final = 5.0
 """When to look again for an object that the garbage collector is about to delete."""
 
@@ -54,24 +52,24 @@ def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
     if not observed.pending_deletion:
         return None
     objects = ", ".join(observed.pending_deletion)
-    message = f"{objects} of a deleted AdapterDeployment of this name still exists; the garbage collector deletes it."
+    message = f"{objects} of a deleted AdapterDeployment of this name still exists; garbage collection will delete it."
     return Blocker(Reason.WAITING, message, waiting=True, watched=True, requeue_after=DELETION_SECONDS)
 
 
 def revision_unusable(observed: ObservedDeployment) -> Blocker | None:
-    """The spec goes back to a revision of which nothing is kept, or whose signature was checked with other keys, or
-    whose clients need other ones."""
+    """The spec goes back to a revision without a record, or whose signature was checked with other keys, or whose
+    clients need other keys."""
     spec, known = observed.resource.spec, records(observed)
     wanted = spec.rollback_to
     usable = [name for name, record in known.items() if is_as_the_spec_protects(record.serving, spec)]
     if not wanted or wanted in usable:
         return None
-    what = "nothing is kept of it"
+    what = "no record of it is kept"
     if wanted in known:
         same = known[wanted].serving.public_keys == accepted_keys(spec)
         what = _OTHER_ACCESS if same else _OTHER_SIGNATURE
     told = [line.revision for line in observed.resource.status.revisions if line.revision in usable]
-    message = f"spec.rollbackTo is {wanted!r}; {what}. These can serve again: {', '.join(told) or 'none'}."
+    message = f"spec.rollbackTo is {wanted!r}; {what}. Revisions that can serve again: {', '.join(told) or 'none'}."
     return Blocker(Reason.REVISION_UNUSABLE, message, watched=True)
 
 

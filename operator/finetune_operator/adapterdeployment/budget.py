@@ -38,10 +38,11 @@ def budget_advice(observed: ObservedDeployment) -> str:
     name = f"PodDisruptionBudget {observed.owner.name}"
     if not has_budget(observed):
         return (
-            f"The {name} cannot be deleted: {said}. Delete it yourself, or the operator does once nothing prevents it."
+            f"The {name} cannot be deleted: {said}. Delete it yourself; otherwise the operator deletes it as soon as "
+            "nothing prevents that."
         )
     return (
         f"The {name} cannot be written: {said}. The endpoint still serves, but a node drain may evict all its "
-        "pods at once. Remove the cause, and the operator tries again within minutes; or ask the platform's "
+        "pods at once. Remove the cause; the operator tries again within minutes. Or ask the platform's "
         "admin to set operator.disruptionBudgets: false in the chart's values."
     )

@@ -56,7 +56,7 @@ class Strays(NamedTuple):
     def __str__(self) -> str:
         """For messages, which have room for a few names."""
         named = ", ".join(self.names[:_NAMES]) + (", …" if len(self.names) > _NAMES else "")
-        orphaned = f" (nobody deletes {', '.join(self.orphans[:_NAMES])}: do it by hand)" if self.orphans else ""
+        orphaned = f" (nothing deletes {', '.join(self.orphans[:_NAMES])}: delete them by hand)" if self.orphans else ""
         return named + orphaned
 
 
@@ -243,8 +243,8 @@ def _waiting(
     that takes."""
     what = f"once these are gone: {strays}" if strays.names else "once they are ready and the network is open"
     if canary.routed_weight == canary.weight and canary.reached_at is None:
-        what = "once its gateway has taken the weights"
-    message = f"Step {canary.step} of {canary.steps}: {_shares(canary, 'are to get')}, {what}."
+        what = "once its gateway has applied the weights"
+    message = f"Step {canary.step} of {canary.steps}: {_shares(canary, 'will get')}, {what}."
     shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
     looks = (*waits, LOOK_SECONDS if strays.names else 0.0)
     due_after = min((seconds for seconds in looks if seconds > 0), default=None)
@@ -269,8 +269,8 @@ def _pausing(
     reason, message = Reason.CANARY_STEP, f"{shares}{then}."
     if analysis is not None and analysis.holds:
         reason = Reason.ANALYSIS_INCONCLUSIVE
-        message = f"{shares}. There is no verdict yet. {analysis.status.message} It is looked at until "
-        message += f"{analysis.status.until} again."
+        message = f"{shares}. There is no verdict yet. {analysis.status.message} The analysis continues until "
+        message += f"{analysis.status.until}."
     elif analysis is not None and left <= 0:
         message = f"{shares}. Its pause is over; the verdict of its analysis is due."
     elif analysis is not None and analysis.status.outcome is AnalysisOutcome.RUNNING:
@@ -285,7 +285,7 @@ def _pausing(
 
 def _over(candidate: RevisionStatus, canary: CanaryStatus, replicas: int, now: datetime) -> Progress:
     """All steps are over: its other pods start."""
-    message = f"All {canary.steps} steps are over; the other pods start, and then it takes over."
+    message = f"All {canary.steps} steps are complete; the remaining pods start, then it takes over."
     shown = in_state(candidate, RevisionState.PROMOTING, Reason.VERIFIED, message, now)
     return Progress(shown.model_copy(update={"canary": canary}), replicas, 1.0)
 

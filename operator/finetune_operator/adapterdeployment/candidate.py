@@ -136,7 +136,7 @@ def _in_line(
     """The candidate in its place in line, or started if its turn has come."""
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
     if turn is None or (turn.has_come and _just_recorded(waiting, now)):
-        message, due_after = "It waits for its turn; other endpoints are being rolled out.", RECORD_SECONDS
+        message, due_after = "Waiting for its turn; other endpoints are being rolled out.", RECORD_SECONDS
     elif turn.has_come:
         return _started(observed, waiting, stable, now)
     else:
@@ -180,15 +180,14 @@ def _going_on(
     if left > 0:
         message = (
             f"The pods of revision {stable.revision} stop at {known.gap_starts_at}, as spec.strategy asks; from then "
-            f"on requests are not answered {until}."
+            f"on, requests are not answered {until}."
         )
         announced = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
         return Candidacy(announced, due_after=left)
     if is_ahead(known):
         if (turn := _missing_turn(observed, now)) is not None:
-            message = (
-                f"The notice is over; revision {stable.revision} still serves. {turn.message(observed.owner.namespace)}"
-            )
+            notice = f"The notice period is over; revision {stable.revision} still serves."
+            message = f"{notice} {turn.message(observed.owner.namespace)}"
             overdue = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
             return Candidacy(overdue, due_after=turn.look_after)
         known = known.model_copy(update={"gap_starts_at": timestamp(now), "since": timestamp(now)})

@@ -40,5 +40,5 @@ def channel_blocker(known: ChannelStatus | None) -> Blocker | None:
 
 def not_looked_yet(asked: OutputRef) -> Blocker:
     """The first look has not come to an end."""
-    message = f"A Job looks where channel {asked.channel} of output {asked.name!r} points."
+    message = f"A Job is looking up where channel {asked.channel} of output {asked.name!r} points."
     return Blocker(Reason.SOURCE_NOT_READY, message, waiting=True, watched=True)

@@ -241,7 +241,7 @@ def _row(each: Standing, pods: str, answers: bool, verdict: Verdict | None) -> A
     elif outcome is CheckOutcome.FAILED:
         update = {"state": _FAILED, "pods": "", "message": message[:_MESSAGE_LIMIT], "reason": reason}
     else:
-        waits = "Running pods fetch it and prove it." if answers else "It waits for a pod that is ready."
+        waits = "Running pods are downloading and verifying it." if answers else "Waiting for a pod that is ready."
         update = {"state": AdapterState.LOADING, "pods": "", "message": waits, "reason": Reason.VERIFYING}
     return each.known.model_copy(update=update | {"outcome": outcome})
 
@@ -263,7 +263,7 @@ def _news(found: Sequence[Standing], rows: Sequence[AdapterStatus], pods: int) -
         if each.outcome is not None or row.outcome is None:
             continue
         if row.outcome is CheckOutcome.PASSED:
-            said = f"Adapter {row.name!r} has proved itself on {pods} running pods, which answer to its name."
+            said = f"Adapter {row.name!r} was verified on {pods} running pods, which now serve it by its name."
             yield Event("Normal", Reason.PROMOTED, said)
         else:
             yield Event("Warning", Reason(row.reason), f"Adapter {row.name!r} is not served: {row.message}")

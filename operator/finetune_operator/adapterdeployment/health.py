@@ -118,7 +118,7 @@ def serving_problem(deployment: Object | None, pods: Sequence[Object]) -> Server
     lost = _last_loss(pods)
     said = [worst.message] if worst else [_starting(pod) for pod in missing[:1]]
     if lost:
-        said.append(lost.message if not said else f"Before it: {lost.message}")
+        said.append(lost.message if not said else f"Before that: {lost.message}")
     cause = worst or lost
     if cause and cause.checks:
         return ServerProblem(Reason.SELF_CHECK_FAILED, " ".join(said))
@@ -344,7 +344,7 @@ def _ending(pod: Object) -> ServerProblem | None:
     if failure := pod_failure(pod):
         return ServerProblem(failure.reason, failure.message)
     said = " ".join(filter(None, [status.get("reason", ""), status.get("message", "")]))
-    return ServerProblem(Reason.POD_REJECTED, f"Pod {pod['metadata']['name']} was ended by its node: {said}")
+    return ServerProblem(Reason.POD_REJECTED, f"Pod {pod['metadata']['name']} was terminated by its node: {said}")
 
 
 def _last_loss(pods: Iterable[Object]) -> ServerProblem | None:
@@ -368,7 +368,7 @@ def _starting(pod: Object) -> str:
     if "running" not in (server.get("state") or {}):
         return f"Pod {name} is starting."
     if server.get("ready") and check and not check.get("ready"):
-        return f"Pod {name} answers, and proves itself before it is ready."
+        return f"Pod {name} answers; its self-check is running."
     if server.get("started"):
         return f"Pod {name} runs, but its server does not answer the readiness probe."
     return f"Pod {name} is loading the model."

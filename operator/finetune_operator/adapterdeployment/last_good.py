@@ -29,7 +29,7 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.tenancy.floor import floor_violation
 
-_STAYED: Final = "Its pods had stayed since it served before"
+_STAYED: Final = "Its pods were kept from when it served before"
 
 
 class Kept(NamedTuple):
@@ -71,9 +71,9 @@ def unproved(observed: ObservedDeployment, revision: RevisionStatus) -> str:
     floors, spec = observed.settings.serving.verification_floors, observed.resource.spec
     if revision.verified_by is not None:
         violation = floor_violation(floors, observed.owner.namespace, revision.verified_by, spec.policy)
-        return f"As the spec was when it was verified: {violation}" if violation else ""
+        return f"By the spec with which it was verified: {violation}" if violation else ""
     asks = any(floor.is_for(observed.owner.namespace) for floor in floors)
-    return "An earlier version did not note by what it was verified, and the platform asks for a least." if asks else ""
+    return "An earlier version did not record how it was verified, and the platform sets a minimum." if asks else ""
 
 
 def proves_again(
@@ -87,7 +87,7 @@ def proves_again(
         return ()
     if (known is not None and known.revision == target.revision) or not (said := unproved(observed, previous.revision)):
         return ()
-    message = f"Revision {target.revision} served before, and is verified again before it does so: {said}"
+    message = f"Revision {target.revision} served before, and is verified again before it serves: {said}"
     return (Event("Normal", Reason.BELOW_VERIFICATION_FLOOR, message),)
 
 
@@ -99,7 +99,7 @@ def let_go(observed: ObservedDeployment, before: RevisionStatus | None, step: Ro
     if left is None or not _keeps(observed) or not (said := barred(observed, left)):
         return ()
     message = (
-        f"The pods of revision {left.revision}, which served before, do not stay, and no traffic goes back to them: "
+        f"The pods of revision {left.revision}, which served before, are not kept, and no traffic goes back to them: "
         f"{said}"
     )
     reason = Reason.ARTIFACT_WITHDRAWN if withdrawal(observed, left) else Reason.GATES_NOT_PASSED
@@ -144,7 +144,7 @@ def roll_back(
     problem: ServerProblem,
     now: datetime,
 ) -> RolloutStep:
-    """The revision that serves does not stand the traffic: the one before serves again.
+    """The serving revision fails under traffic: the one before serves again.
 
     The fallen one is the candidate that failed, so that it is not tried again for the same spec. If another one is the
     target already, that goes on.
@@ -172,7 +172,7 @@ def go_back(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus, previous: Kept, now: datetime
 ) -> RolloutStep:
     """The spec asks for the revision that served before, whose pods are there and were proved: it serves at once."""
-    asked = "as spec.rollbackTo asks" if observed.resource.spec.rollback_to else "as its source asks again"
+    asked = "as spec.rollbackTo asks" if observed.resource.spec.rollback_to else "as its source asks"
     message = f"Revision {target.revision} serves again instead of {stable.revision}, {asked}. {_STAYED}."
     again = _serving_again(previous.revision, f"{_STAYED}.", now).model_copy(update={"spec_hash": target.spec_hash})
     return RolloutStep(
@@ -207,7 +207,7 @@ def to_keep(
     if step.fallen is not None or not _keeps(observed) or barred(observed, before):
         return None
     until = timestamp(now + timedelta(seconds=observed.resource.spec.keep_seconds))
-    message = f"Its pods stay until {until}, so that the traffic can go back to them."
+    message = f"Its pods are kept until {until}, so that traffic can go back to them."
     left = before.model_copy(update={"reason": "", "message": message, "since": timestamp(now)})
     return left.model_copy(update={"state": RevisionState.KEPT})
 

@@ -130,7 +130,7 @@ def _patience_left(verdict: Verdict, now: datetime) -> float | None:
 
 
 def _waiting(known: ChannelStatus, reason: Reason, said: str) -> ChannelStatus:
-    message = f"The look at the channel waits. {said}"
+    message = f"The Job that looks up the channel is waiting. {said}"
     return known.model_copy(update={"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
@@ -143,10 +143,10 @@ def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) ->
         update = {"artifact_digest": result.output_digest, "published_at": _moment(published)}
         return known.model_copy(update=looked | update | {"reason": "", "message": ""})
     reason = verdict.reason if verdict.state is State.FAILED else Reason.RESULT_LOST
-    message = verdict.message if verdict.state is State.FAILED else "The result of the look at the channel is lost."
+    message = verdict.message if verdict.state is State.FAILED else "The result of the channel lookup is lost."
     if known.artifact_digest:
         message = (
-            f"{message} Artifact {known.artifact_digest[:12]}, which an earlier look found, stays the one to serve."
+            f"{message} Artifact {known.artifact_digest[:12]}, found by an earlier lookup, is still the one to serve."
         )
     return known.model_copy(update=looked | {"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 

@@ -316,7 +316,7 @@ def _roll_out(
     gap_left = seconds_left(candidate, pods, may_start, begun, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verified and enough and not closed:
-        said = verification.verdict.message if verification is not None else "It has stood the steps of its canary."
+        said = verification.verdict.message if verification is not None else "It passed every step of its canary."
         return replace(promote(observed, target, candidate, said, now), left=stable)
     rejected = refused_for_long(observed, candidate, STALE_SECONDS if in_gap else may_start, pods, now)
     late = held_too_long(problem) or rejected or (verification.overdue if verification else None)
@@ -445,9 +445,9 @@ def _waiting(candidate: RevisionStatus, verified: bool, problem: ServerProblem |
     """The candidate while its pods start: the first one, or after verification the others."""
     state = RevisionState.PROMOTING if verified else RevisionState.STARTING
     reason = Reason.VERIFIED if verified else Reason.CANDIDATE_STARTING
-    message = (
-        "Verified; the other pods start, and the network opens." if verified else "The server is loading the model."
-    )
+    message = "The server is loading the model."
+    if verified:
+        message = "Verified; the remaining pods are starting, and the network is opening."
     if problem is not None:
         reason, message = problem.reason, problem.message
     return in_state(candidate, state, reason, message, now)
@@ -457,7 +457,7 @@ def _verifying(candidate: RevisionStatus, verification: Verification | None, now
     """The candidate while its server is verified, or while that waits for something."""
     reason, message = Reason.VERIFYING, "Comparing the server's answers with those of the evaluated artifact."
     if verification is not None and verification.has_passed:
-        message = "Every check has passed; the network opens."
+        message = "Every check passed; the network is opening."
     elif verification is not None and (blocker := verification.blocker):
         reason, message = blocker.reason, blocker.message
     elif verification is not None and verification.verdict.state is State.WAITING:

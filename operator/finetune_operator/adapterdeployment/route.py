@@ -39,11 +39,11 @@ def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     kind, serving = _kind(route), observed.settings.serving
     if kind not in serving.routes:
         value = "httpRoutes" if kind == HTTP_ROUTES else "ingresses"
-        said = f"The platform offers no {kind.kind} (serving.{value} of the chart's values), and "
+        said = f"The platform offers no {kind.kind} (serving.{value} of the chart's values); "
         if kind in serving.watched_routes:
-            said += "deletes the one that was there."
+            said += "an existing one is deleted."
         else:
-            said += "an existing one stays as it is, with its weights (serving.formerRoutes)."
+            said += "an existing one stays unchanged, with its weights (serving.formerRoutes)."
         return Reason.ROUTE_UNAVAILABLE, said
     if kind in observed.lacking:
         crd = f"{kind.plural}.{kind.api_version.partition('/')[0]}"

@@ -216,7 +216,7 @@ def _beside(rollout: Rollout) -> str:
 def _spreading(rollout: Rollout, stable: RevisionStatus) -> str:
     if gap := rollout.endpoint.gap:
         why = f" {rollout.trouble.message}" if rollout.ready < rollout.wanted else ""
-        return f"Revision {stable.revision} is deployed, but no pod of it is among the Service's endpoints: {gap}{why}"
+        return f"Revision {stable.revision} is deployed, but none of its pods is in the Service's endpoints: {gap}{why}"
     return f"Revision {stable.revision} is deployed; waiting until every node knows the Service's endpoints."
 
 

@@ -97,15 +97,15 @@ class Turn:
 
     @property
     def look_after(self) -> float:
-        """Seconds until it should look again. A long line costs little: who is far behind looks seldom."""
+        """Seconds until it should look again. A long line costs little: those far behind look rarely."""
         rounds = 1 + (len(self.running) + len(self.ahead) - self.limit) // self.limit
         return min(MOST_LOOK_SECONDS, LOOK_SECONDS * rounds)
 
     def message(self, namespace: str) -> str:
         """What it waits for. Another namespace may belong to another tenant: names in it are not disclosed."""
         return (
-            f"It waits for its turn: {_named(self.running, namespace)} being rolled out, and the platform allows "
-            f"{self.limit} at once (operator.maxConcurrentRollouts); {_named(self.ahead, namespace)} before it in line."
+            f"Waiting for its turn: {_named(self.running, namespace)} being rolled out, and the platform allows "
+            f"{self.limit} at once (operator.maxConcurrentRollouts); {_named(self.ahead, namespace)} ahead of it."
         )
 
 

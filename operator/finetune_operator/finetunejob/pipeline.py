@@ -102,7 +102,7 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
     result = verdict.result
     if result is None and stage is Stage.PUBLISH and context.reviews:
         # It may have waited for days. It finds what it has published, or looks at the votes again.
-        message = "The pod of the last look at the votes is gone."
+        message = "The pod that last counted the votes is gone."
         ledger.wait(stage, job, message, key)
         return Await(stage, job, message, _until_next_look(context, job, _LOST_LOOK_PAUSE))
     if result is None:

@@ -221,7 +221,7 @@ def _held(stage: Stage, job: StageJob) -> Headline:
         return Headline(Phase.PENDING, Reason.QUEUED, f"{stage} is queued in Kueue.")
     if job.suspended_by_us:
         return Headline(Phase.RUNNING, Reason.RESUMED, f"{stage} is being resumed.")
-    message = f"{stage}: somebody else has suspended Job {job.name}."
+    message = f"{stage}: Job {job.name} was suspended, and not by the operator."
     return Headline(Phase.PENDING, Reason.JOB_SUSPENDED, message, stalled=True)
 
 

@@ -141,9 +141,9 @@ def _advice(spec: FineTuneJobSpec | None, dataset: DatasetStatus | None, fit: Fi
         warnings.append(fit.warning)
     if spec and dataset and dataset.answers_masked and spec.task.type is TaskType.EXTRACTION:
         warnings.append(
-            f"{dataset.answers_masked} records to extract hold placeholders for personal data, and the model learns to "
-            "answer with them: set spec.dataset.pii.mode to Report, or name in spec.dataset.pii.entities only what no "
-            "record needs."
+            f"{dataset.answers_masked} records to extract contain placeholders for personal data, and the model learns "
+            "to answer with them: set spec.dataset.pii.mode to Report, or name in spec.dataset.pii.entities only what "
+            "no record needs."
         )
     if not warnings:
         return []

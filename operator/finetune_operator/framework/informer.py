@@ -94,7 +94,7 @@ class Informer:
                 wait = error.retry_after or 1.0
                 if not error.passes or time.monotonic() + wait > deadline:
                     raise
-                logger.info("%s: the first list failed, trying again: %s", self._name, error)
+                logger.info("%s: the first list failed, retrying: %s", self._name, error)
                 time.sleep(wait)
 
     def list(self, again_after: float) -> None:
@@ -135,10 +135,10 @@ class Informer:
                     continue
                 if error.expired:
                     self._version = 0
-                logger.info("%s: the stream broke, going on: %s", self._name, error)
+                logger.info("%s: the watch broke, resuming: %s", self._name, error)
             except Exception:  # a defect, or an answer that is not the API's: this thread is the only one that watches
                 self._version = 0
-                logger.exception("%s: the stream failed, reading everything anew", self._name)
+                logger.exception("%s: the watch failed, listing everything again", self._name)
             first, most = RETRY_SECONDS
             stopping.wait(min(most, first * 2.0 ** min(failures, 16)) * random.uniform(1, 1.2))  # noqa: S311 - jitter
             failures += 1

@@ -134,7 +134,7 @@ class Elector:
             self._patch(spec)
         except ApiError as error:
             logger.warning(
-                "cannot release the Lease %s, which lasts %.0f s more: %s", self._where.name, DURATION, error
+                "cannot release the Lease %s, which expires in %.0f s: %s", self._where.name, DURATION, error
             )
 
     def attempt(self) -> None:
@@ -162,16 +162,18 @@ class Elector:
 
     def _hold(self, won: Callable[[], None]) -> None:
         """Until ``stop``, or until the Lease is lost."""
-        logger.info("%s asks for the Lease %s/%s", self._where.identity, self._where.namespace, self._where.name)
+        logger.info(
+            "%s is trying to acquire the Lease %s/%s", self._where.identity, self._where.namespace, self._where.name
+        )
         leads = False
         while not self._stopping.is_set():
             self.attempt()
             if not leads and self.leads():
                 leads = True
-                logger.info("%s holds the Lease and starts to work", self._where.identity)
+                logger.info("%s holds the Lease and starts working", self._where.identity)
                 won()
             if self._term.lost(self._clock()):
-                logger.critical("%s has lost the Lease and ends", self._where.identity)
+                logger.critical("%s lost the Lease and exits", self._where.identity)
                 return
             self._stopping.wait(RETRY * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
 

@@ -42,14 +42,14 @@ RECONCILE_SECONDS: Final = Histogram(
 )
 API_SECONDS: Final = Histogram(
     "finetune_operator_api_request_duration_seconds",
-    "Seconds until the API server had answered, by verb; a watch is not in it",
+    "Seconds until the API server answered, by verb; watches are not included",
     ["verb"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REGISTRY,
 )
 API_REQUESTS: Final = Counter(
     "finetune_operator_api_requests",
-    "Requests to the API server by verb, resource and code; code 0 is no answer",
+    "Requests to the API server by verb, resource and code; code 0 means no answer",
     ["verb", "resource", "code"],
     registry=REGISTRY,
 )
@@ -95,19 +95,19 @@ class Snapshot(Collector):
         info = GaugeMetricFamily("finetune_operator_info", "Always 1; the version is a label", labels=["version"])
         info.add_metric([self.version], 1)
         yield info
-        yield _gauge("leader", "1 on the replica that works, 0 on those that stand by", self.leads())
+        yield _gauge("leader", "1 on the active replica, 0 on those in standby", self.leads())
         state = self.queue()
-        yield _gauge("queue_depth", "Resources that wait for their reconciliation", state.waiting)
-        yield _gauge("queue_working", "Resources that are being reconciled", state.working)
-        yield _gauge("queue_wait_seconds", "For how long the first in the queue has waited", state.longest_wait)
+        yield _gauge("queue_depth", "Resources waiting to be reconciled", state.waiting)
+        yield _gauge("queue_working", "Resources being reconciled", state.working)
+        yield _gauge("queue_wait_seconds", "Time that the first resource in the queue has waited", state.longest_wait)
         yield _gauge(
             "unreconciled_seconds",
-            "Age of the oldest reconciliation that is due and has not succeeded, waiting, failing or in work",
+            "Age of the oldest due reconciliation that has not succeeded: queued, failing or in progress",
             state.longest_unreconciled,
         )
         yield _gauge(
             "degraded_endpoints",
-            "AdapterDeployments with pods that do not answer as evaluated any more",
+            "AdapterDeployments with pods that no longer answer as evaluated",
             self.degraded(),
         )
         resources = GaugeMetricFamily(

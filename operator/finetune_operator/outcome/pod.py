@@ -87,7 +87,7 @@ def pod_failure(pod: Object) -> Failure | None:
         return Failure(result.reason, result.message, reported=True, result=result)
     said = status.get("message", "")
     if status.get("reason") == "Evicted" and _OWN_LIMIT.search(said):
-        return Failure(Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than it may: {said}")
+        return Failure(Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its limit: {said}")
     disrupted = find_condition(status, "DisruptionTarget")
     if disrupted or status.get("reason") in ("Evicted", "Preempting"):
         said = said or (disrupted or {}).get("message") or "the node needed its resources"

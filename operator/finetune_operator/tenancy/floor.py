@@ -61,7 +61,11 @@ Floors = Sequence[VerificationFloor]
 def floor_violation(floors: Floors, namespace: str, asked: Verification, policy: Policy) -> str:
     """Where a spec asks for less than a namespace must: field, value and the least. Empty: nowhere."""
     found = [fault for floor in floors if floor.is_for(namespace) for fault in _faults(floor, asked, policy)]
-    return f"{' '.join(found)} So the platform's values say for namespace '{namespace}'." if found else ""
+    return (
+        f"{' '.join(found)} The platform's values (serving.verificationFloors) require this in namespace '{namespace}'."
+        if found
+        else ""
+    )
 
 
 def strictest(floors: Floors, namespace: str, asked: Verification) -> Verification:
@@ -83,7 +87,7 @@ def _faults(floor: VerificationFloor, asked: Verification, policy: Policy) -> It
     if floor.gates is GatesPolicy.PASSED and policy.gates is not GatesPolicy.PASSED:
         yield f"spec.policy.gates is {policy.gates}; it must be {GatesPolicy.PASSED}."
     if missing := [name for name in floor.required_gates if name not in policy.required_gates]:
-        yield f"spec.policy.requiredGates does not have {_listed(missing)}; it must."
+        yield f"spec.policy.requiredGates lacks {_listed(missing)}."
     if (floor.signed or floor.public_keys) and policy.signature is None:
         yield "spec.policy.signature is not set; it must be."
     elif policy.signature is not None and floor.public_keys:
@@ -91,7 +95,7 @@ def _faults(floor: VerificationFloor, asked: Verification, policy: Policy) -> It
         others = [n for n, key in enumerate(policy.signature.public_keys) if key.strip() not in known]
         if others:
             places = ", ".join(f"spec.policy.signature.publicKeys[{number}]" for number in others)
-            yield f"{places}: not one of the platform's keys; name only these."
+            yield f"{places}: not one of the platform's keys; use only those."
 
 
 def _of_verification(floor: VerificationFloor, asked: Verification) -> Iterator[str]:
@@ -106,7 +110,7 @@ def _of_verification(floor: VerificationFloor, asked: Verification) -> Iterator[
         else:
             yield (
                 f"spec.verification.detectDrop is {asked.detect_drop}, which may come down to {asked.least_samples} "
-                f"test examples; there must be at least {floor.samples}: set a smaller drop, or samples in its place."
+                f"test examples; there must be at least {floor.samples}: set a smaller drop, or set samples instead."
             )
     if asked.min_agreement_percent < floor.min_agreement_percent:
         yield (

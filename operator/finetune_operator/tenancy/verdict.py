@@ -18,7 +18,7 @@ from finetune_operator.tenancy.rules import AWS, NAMESPACE_PLACEHOLDER, Tenancy,
 MOST_NAMED: Final = 8
 """So many things that a rule allows are named in a message."""
 WITHOUT_RULES: Final = (
-    "The platform has no tenancy.rules: profiles with a price are closed, and http:// is for hosts in the cluster."
+    "The platform has no tenancy.rules: profiles with a price may not be used, and http:// only inside the cluster."
 )
 
 
