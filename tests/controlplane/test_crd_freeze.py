@@ -7,18 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api import job_status, meta
-from tests.support.crd_cases import (
-    ABSENT,
-    DATASET,
-    DISTILLATION,
-    TIME,
-    Case,
-    Path,
-    changed,
-    message_of,
-    valid_object,
-)
+from tests.support.crd_cases import ABSENT, TIME, Case, Path, changed, valid_object
 from tests.support.crd_patterns import SCHEMAS, Object
+from tests.support.crd_rules import DATASET, DISTILLATION, message_of
 from tests.support.crd_server import CrdServer, judge
 
 pytestmark = pytest.mark.controlplane

@@ -5,19 +5,9 @@ from __future__ import annotations
 import pytest
 
 from finetune_api import meta
-from tests.support.crd_cases import (
-    IN_ITS_OWN_WORDS,
-    OLD_SHAPES,
-    ONLY_THE_API_SERVER,
-    RULE_CASES,
-    Case,
-    changed,
-    dotted,
-    message_of,
-    rules,
-    valid_object,
-)
+from tests.support.crd_cases import Case, changed, dotted, valid_object
 from tests.support.crd_patterns import KINDS, SCHEMAS
+from tests.support.crd_rules import IN_ITS_OWN_WORDS, OLD_SHAPES, ONLY_THE_API_SERVER, RULE_CASES, message_of, rules
 from tests.support.crd_server import CrdServer, complaint_of_the_model, judge
 
 pytestmark = pytest.mark.controlplane

@@ -1,4 +1,4 @@
-"""Export: merging keeps what was trained, files of every format answer like it, JSON speaks both dialects."""
+"""Export: merging keeps what was trained, files of every format answer like it."""
 
 import json
 import math
@@ -31,7 +31,6 @@ from finetune_jobs.exporting import offload
 from finetune_jobs.exporting.adapter import require_plain, write_base
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.offload import load_artifact
-from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_v4, write_transformers_v4
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint
@@ -497,62 +496,3 @@ def test_weights_of_every_format_stay_rounded_where_the_gpu_is_too_small(
     found = {p.dtype for name, p in kept.named_parameters() if name.endswith(names)}
     assert found == {WRITTEN[kind].dtype if WRITTEN[kind].form else precision()}
     assert offload._size(out) == pytest.approx(offload._size(tuned.base), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}, "dtype": "bfloat16"},
-            {"rope_theta": 1e5, "torch_dtype": "bfloat16"},
-        ),
-        (
-            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
-            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-        ),
-        ({"rope_theta": 1e4, "torch_dtype": "float16"}, {}),
-        ({"rope_theta": 2.0, "rope_parameters": {"rope_theta": 1.0}, "dtype": "a", "torch_dtype": "b"}, {}),
-        ({"model_type": "gpt2"}, {}),
-    ],
-    ids=["version 5", "scaled", "version 4", "both", "no rope"],
-)
-def test_config_gets_the_names_of_version_4(config: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert config_v4(config) == config | expected
-    assert config_v4(config_v4(config)) == config_v4(config)
-
-
-@pytest.mark.parametrize(
-    ("config", "template", "expected"),
-    [
-        (
-            {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "is_local": True, "eos_token": "</s>"},
-            "T",
-            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": "T"},
-        ),
-        (
-            {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
-            "T",
-            {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
-        ),
-        ({"extra_special_tokens": ["<a>"]}, None, {"additional_special_tokens": ["<a>"]}),
-        ({"extra_special_tokens": {"image": "<a>"}}, None, {"extra_special_tokens": {"image": "<a>"}}),
-        ({"tokenizer_class": "LlamaTokenizerFast"}, None, {"tokenizer_class": "LlamaTokenizerFast"}),
-    ],
-    ids=["version 5", "version 4", "token list", "token map", "no template"],
-)
-def test_tokenizer_config_gets_a_class_of_version_4(
-    config: dict[str, Any], template: str | None, expected: dict[str, Any]
-) -> None:
-    assert tokenizer_config_v4(config, template) == expected
-    assert tokenizer_config_v4(expected, template) == expected
-
-
-def test_the_dialect_of_a_folder_can_be_spoken_twice(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"rope_parameters": {"rope_theta": 3.0}, "dtype": "bfloat16"}')
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }} – é")
-    write_transformers_v4(tmp_path)
-    once = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    write_transformers_v4(tmp_path)
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == once
-    assert json.loads(once["tokenizer_config.json"])["chat_template"] == "{{ messages }} – é"

@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.budget import FitStatus
-from finetune_api.custom_metrics import FigureRule
-from finetune_api.evaluation import Generator
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
@@ -21,7 +18,7 @@ from finetune_api.stages import PIPELINE, Found, RunRef, Stage, StageInput, Upst
 from finetune_api.storage import CaBundle, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, Tracking, Wandb
 from finetune_operator.finetunejob.context import RunContext
-from finetune_operator.finetunejob.hardware import alone, gpus_alone, hardware_facts, shape_alone
+from finetune_operator.finetunejob.hardware import alone, hardware_facts
 from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob
 from finetune_operator.finetunejob.params import params_of
@@ -32,12 +29,12 @@ from finetune_operator.framework.conditions import ConditionType, Finding, merge
 from finetune_operator.framework.events import event_object
 from finetune_operator.framework.ownership import Key, Owner, owner_key
 from finetune_operator.kinds import FINETUNEJOBS
-from finetune_operator.resources.access import access_of
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
-from finetune_operator.settings import Gpu, Images, MetricContainer, ModelCache, PodShape, Profile, Proxy
-from tests.support.runs import GIVEN, NOW, SETTINGS, SPEC, observed
+from finetune_operator.settings import Gpu, Images, ModelCache, PodShape, Profile, Proxy
+from tests.support.runs import NOW, SETTINGS, SPEC, observed
+from tests.unit.test_operator_gpu_shares import EIGHT, profile_of
 
 pytestmark = pytest.mark.unit
 
@@ -293,194 +290,6 @@ def test_stages_with_the_base_model_share_the_profiles_cache(stage: Stage) -> No
         *plain["containers"][0]["command"],
         *("--model-cache", "/model-cache", "--model-cache-limit", "1073741824"),
     ]
-
-
-BREVITY = MetricContainer(
-    image="registry/brevity@sha256:1",
-    args=["--strict"],
-    env={"MODE": "fast"},
-    figures={"brief": FigureRule(minimum=0, maximum=1)},
-    limits={"cpu": "1", "memory": "1Gi"},
-    timeout_seconds=60,
-)
-
-
-def measuring(**metrics: MetricContainer) -> tuple[StageRequest, Any]:
-    """An evaluation with these metric containers, all of which it asks for, and its Job."""
-    asked = [{"name": name, "parameters": [{"name": "words", "value": "9"}]} for name in metrics]
-    spec = SPEC.model_validate(GIVEN | {"evaluation": {"metrics": asked}})
-    settings = SETTINGS.model_copy(update={"metric_containers": metrics, "profiles": {"small": Profile(cpu=SHAPE)}})
-    made = stage_request(context(replace(observed(spec), settings=settings)), Stage.EVALUATE)
-    return made, stage_job(made)
-
-
-def test_metric_containers_run_between_the_answers_and_the_rest() -> None:
-    """One after the other, each with its own folders, and without anything by which a store is reached."""
-    made, job = measuring(brevity=BREVITY, deep=BREVITY.model_copy(update={"needs_models": True}))
-    pod = job["spec"]["template"]["spec"]
-    assert [each["name"] for each in pod["initContainers"]] == ["answers", "metric-brevity", "metric-deep"]
-    answers, brevity, deep = pod["initContainers"]
-    [last] = pod["containers"]
-    assert [each["command"][2] for each in (answers, last)] == ["finetune_jobs.evaluate", "finetune_jobs.measure"]
-    assert answers["command"][4] == "/etc/finetune/answers.json"
-    assert answers["command"][-2:] == last["command"][-2:] == ["--metrics", "/metrics"]
-    assert last["resources"]["limits"] == SHAPE.limits, "those of a stage without a model"
-    assert (brevity["image"], brevity["args"]) == (BREVITY.image, ["--strict"])
-    assert "command" not in brevity
-    assert brevity["securityContext"] == answers["securityContext"]
-    assert {each["name"]: each.get("value") for each in brevity["env"]}.items() >= {
-        "MODE": "fast",
-        "HOME": "/tmp",
-    }.items()
-    assert not [each for each in brevity["env"] if "secretKeyRef" in each.get("valueFrom", {})]
-    mounts = {
-        each["mountPath"]: (each["name"], each["subPath"], each.get("readOnly", False))
-        for each in brevity["volumeMounts"]
-    }
-    assert mounts == {
-        "/metrics/in": ("metrics", "in/brevity", True),
-        "/metrics/out": ("metrics", "out/brevity", False),
-        "/tmp": ("metrics", "tmp/brevity", False),
-    }
-    models = [each for each in deep["volumeMounts"] if each["mountPath"] == "/metrics/models"]
-    assert models == [{"name": "metrics", "subPath": "models", "mountPath": "/metrics/models", "readOnly": True}]
-    failures = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
-    assert [(each["containerName"], each["operator"], each["values"]) for each in failures] == [
-        ("stage", "In", [65]),
-        ("answers", "In", [65]),
-        ("metric-brevity", "NotIn", [0, 75, 137, 143]),
-        ("metric-deep", "NotIn", [0, 75, 137, 143]),
-    ]
-    first, whole = (json.loads(input_config_map(made)["data"][name]) for name in ("answers.json", "input.json"))
-    plain = stage_request(context(observed()), Stage.EVALUATE)
-    assert first["inputKey"] == plain.input.input_key != whole["inputKey"]
-    assert first["params"]["evaluate"]["metrics"] == []
-    assert first["handsOver"] == whole["params"]["evaluate"]["metrics"]
-    assert whole["params"]["evaluate"]["metrics"][0]["parameters"] == {"words": "9"}
-
-
-def test_data_is_fetched_by_the_answers_and_read_by_its_container_alone() -> None:
-    """Only the container that asks the models gets the keys of the data's store, and the certificates to reach it."""
-    storage = {"secretRef": {"name": "questions"}, "caBundle": {"configMapKeyRef": {"name": "their-ca", "key": "ca"}}}
-    asked = [{"name": "deep", "data": {"uri": "s3://questions/tasks", "storage": storage}}, {"name": "brevity"}]
-    spec = SPEC.model_validate(GIVEN | {"evaluation": {"metrics": asked}})
-    settings = SETTINGS.model_copy(
-        update={"metric_containers": {"deep": BREVITY, "brevity": BREVITY}, "profiles": {"small": Profile(cpu=SHAPE)}}
-    )
-    seen = context(replace(observed(spec), settings=settings))
-    seen.ledger.resolved({"sourceDigest": "s", "modelDigest": "m", "metricsDigest": "d"})
-    made = stage_request(seen, Stage.EVALUATE)
-    pod = stage_job(made)["spec"]["template"]["spec"]
-    answers, deep, brevity = pod["initContainers"]
-    [last] = pod["containers"]
-    mounted = {"name": "metrics", "subPath": "data/deep", "mountPath": "/metrics/data", "readOnly": True}
-    assert mounted in deep["volumeMounts"]
-    assert {"name": "METRICS_DATA", "value": "/metrics/data"} in deep["env"]
-    assert not [each for each in brevity["volumeMounts"] if each["mountPath"] == "/metrics/data"]
-    assert not [each for each in brevity["env"] if each["name"] == "METRICS_DATA"]
-    secrets = [
-        {
-            each["valueFrom"]["secretKeyRef"]["name"]
-            for each in one["env"]
-            if "secretKeyRef" in each.get("valueFrom", {})
-        }
-        for one in (answers, deep, brevity, last)
-    ]
-    assert "questions" in secrets[0]
-    assert secrets[1] == secrets[2] == set()
-    assert "questions" not in secrets[3]
-    [bundle] = [each for each in pod["volumes"] if each["name"] == "store-ca"]
-    assert [each["configMap"]["name"] for each in bundle["projected"]["sources"]] == ["their-ca"]
-    assert made.answers is not None
-    assert made.answers.upstream.metrics == made.input.upstream.metrics == "d"
-    resolving = stage_request(seen, Stage.RESOLVE)
-    assert "questions" in {each.name for each in access_of(resolving.input).stores}
-
-
-def test_without_metrics_an_evaluation_is_as_it_was() -> None:
-    made = stage_request(context(observed()), Stage.EVALUATE)
-    job, config = stage_job(made), input_config_map(made)
-    assert "initContainers" not in job["spec"]["template"]["spec"]
-    assert "annotations" not in job["spec"]["template"]["metadata"]
-    assert list(config["data"]) == ["input.json"]
-
-
-@pytest.mark.parametrize("change", [{"image": "other"}, {"args": []}, {"figures": {"a": FigureRule()}}])
-def test_what_a_metric_measures_is_part_of_the_key_and_what_it_may_use_is_not(change: dict[str, Any]) -> None:
-    before, after = (measuring(brevity=BREVITY.model_copy(update=each))[0].input for each in ({}, change))
-    assert before.input_key != after.input_key
-    other = {"limits": {}, "timeout_seconds": 9, "description": "other"}
-    assert measuring(brevity=BREVITY.model_copy(update=other))[0].input.input_key == before.input_key
-
-
-EIGHT = PodShape(
-    requests={"cpu": "48", "memory": "400Gi", "ephemeral-storage": "480Gi"},
-    limits={"cpu": "96", "memory": "800Gi", "nvidia.com/gpu": "8", "example.com/nic": "4", "hugepages-2Mi": "1Gi"},
-    scratch_size="480Gi",
-    node_selector={"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
-)
-
-
-def profile_of(shape: PodShape, count: int) -> Profile:
-    """A profile with as many GPUs per pod."""
-    gpu = Gpu(name="NVIDIA A100 80GB", count=count, memory_gib=79, peak_tflops=312, usd_per_hour=2.5)
-    return Profile(accelerator=shape, gpu=gpu, nodes=2)
-
-
-def test_after_training_a_pod_has_one_gpu_and_its_part_of_what_goes_with_it() -> None:
-    """Memory and disk are those of the model, which is as large."""
-    assert shape_alone(profile_of(EIGHT, 8)) == EIGHT.model_copy(
-        update={
-            "requests": {"cpu": "6", "memory": "400Gi", "ephemeral-storage": "480Gi"},
-            "limits": {
-                "cpu": "12",
-                "memory": "800Gi",
-                "nvidia.com/gpu": "1",
-                "example.com/nic": "1",
-                "hugepages-2Mi": "1Gi",
-            },
-        }
-    )
-
-
-def test_evaluation_of_a_model_that_fits_no_gpu_gets_more_of_them() -> None:
-    """As many as preflight counted, with their part of the rest; never more than the profile has."""
-    three, all_of_them = shape_alone(profile_of(EIGHT, 8), 3), shape_alone(profile_of(EIGHT, 8), 9)
-    assert (three.limits["nvidia.com/gpu"], three.limits["example.com/nic"], three.limits["cpu"]) == ("3", "2", "36")
-    assert all_of_them == EIGHT
-    eight, fit = hardware_facts("big", profile_of(EIGHT, 8)), FitStatus(evaluation_gpus=3)
-    assert alone(eight, 3) == eight.model_copy(update={"count": 3, "nodes": 1, "cpus": 36})
-    assert [gpus_alone(stage, fit) for stage in (Stage.EVALUATE, Stage.EXPORT)] == [3, 1]
-    assert [gpus_alone(stage, fit, Generator.VLLM) for stage in (Stage.EVALUATE, Stage.EXPORT)] == [4, 1]
-    powers = [gpus_alone(Stage.EVALUATE, FitStatus(evaluation_gpus=each), Generator.VLLM) for each in (1, 2, 4, 5)]
-    assert powers == [1, 2, 4, 8]
-    assert gpus_alone(Stage.EVALUATE, None) == gpus_alone(Stage.EVALUATE, FitStatus()) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "count", "given", "part"),
-    [
-        ("cpu", 8, "4", "500m"),
-        ("cpu", 8, "500m", "63m"),
-        ("cpu", 3, "1.5", "500m"),
-        ("nvidia.com/mig-3g.40gb", 2, "2", "1"),
-        ("amd.com/gpu", 8, "8", "1"),
-        ("rdma/hca", 4, "6", "2"),
-        ("nvidia.com/gpu", 2, "two", "two"),
-    ],
-)
-def test_a_part_is_rounded_up(name: str, count: int, given: str, part: str) -> None:
-    """A device is whole. What is no amount is left to the API server to refuse."""
-    shape = PodShape(requests={name: given}, limits={name: given})
-    made = shape_alone(profile_of(shape, count))
-    assert (made.requests, made.limits) == ({name: part}, {name: part})
-
-
-@pytest.mark.parametrize("gpu", [True, False])
-def test_a_pod_with_one_gpu_or_none_stays_as_it_is(gpu: bool) -> None:
-    shape = PodShape(requests={"cpu": "0.5"}, limits={"cpu": "2", "memory": "8Gi"})
-    profile = profile_of(shape, 1) if gpu else Profile(accelerator=shape, nodes=3)
-    assert shape_alone(profile) == shape
 
 
 def test_what_a_stage_is_promised_alone() -> None:
