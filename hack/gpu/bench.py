@@ -22,7 +22,7 @@ from finetune_api.stages import Stage, StageInput, TrainParams, Upstream
 from finetune_api.training import Training
 from finetune_jobs.artifacts.folders import read_manifest
 from finetune_jobs.fit.shapes import Shape, read_shape
-from finetune_jobs.runtime.runner import failure
+from finetune_jobs.runtime.results import failure
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.division import mapped_split
 from finetune_jobs.training.trainer import longest

@@ -41,7 +41,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime import logs
 from finetune_jobs.runtime.adapters import AdapterSource
 from finetune_jobs.runtime.commandline import TERMINATION_LOG
-from finetune_jobs.runtime.runner import failure, write_result
+from finetune_jobs.runtime.results import failure, write_result
 from finetune_jobs.runtime.stage_input import read_input
 from finetune_jobs.store.cache import HOLD_SECONDS, FolderCache
 from finetune_jobs.store.places import Places

@@ -30,7 +30,7 @@ from finetune_api.stages import (
     input_key,
 )
 from finetune_jobs.runtime.commandline import example_input
-from finetune_jobs.runtime.runner import write_result
+from finetune_jobs.runtime.results import write_result
 from finetune_jobs.store.s3 import Store
 from tests.support import forked
 from tests.support.forked import Forked

@@ -40,7 +40,8 @@ from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.prepare import prepare
 from finetune_jobs.resolve import resolve
-from finetune_jobs.runtime.runner import execute, write_result
+from finetune_jobs.runtime.results import write_result
+from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.first_stages import given, model_of, source_of
 from tests.support.forgetful_store import forgetful

@@ -25,12 +25,10 @@ from types import FrameType
 from typing import Final
 
 from finetune_api.layout import Lineage, StageRecord, output_folder
-from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, METRICS_DIR, ExitCode
-from finetune_api.reasons import Reason, remedy, with_remedy
+from finetune_api.meta import METRICS_DIR, ExitCode
+from finetune_api.reasons import Reason
 from finetune_api.serving_status import VerificationCheck
 from finetune_api.stages import (
-    MAX_RESULT_BYTES,
-    OF_ENDPOINTS,
     PIPELINE,
     RECIPE_VERSIONS,
     Found,
@@ -45,6 +43,7 @@ from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime import commandline, logs
 from finetune_jobs.runtime.full_disk import full_disk, is_said
+from finetune_jobs.runtime.results import MAX_MESSAGE, advised, failure, naming_log, write_result
 from finetune_jobs.runtime.stage_input import read_input
 from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.places import Places
@@ -54,8 +53,6 @@ log = logging.getLogger(__name__)
 
 _LAST_WORDS_SECONDS: Final = 1.5
 """Longest that a stage waits at its end for the end of its log to reach the store."""
-MAX_MESSAGE: Final = 1024
-"""Longest message of a StageResult, in characters."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +150,8 @@ def run_stage(  # noqa: PLR0913 # in what the stages differ
     result, code = _guarded(stage, lambda context: run(context, work), graceful, options, terminal, kept)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: the rest takes no time
     logs.take_down()
-    log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, _advised(result))
-    write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
+    log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, advised(result))
+    write_result(options.result, naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
     # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -355,33 +352,6 @@ def _naming_a_full_disk(context: Context) -> Iterator[None]:
         raise
 
 
-def failure(stage: Stage, reason: Reason, message: str) -> StageResult:
-    """The result of a stage that failed. The operator appends the reason's remedy, and the log line shows it."""
-    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=message[:MAX_MESSAGE])
-
-
-def _advised(result: StageResult) -> str:
-    """The message as the log shows it: a failure with what to do next, also outside Kubernetes."""
-    if result.outcome is Outcome.SUCCEEDED:
-        return result.message
-    return with_remedy(result.reason, result.message, _kind(result.stage))
-
-
-def _naming_log(result: StageResult, uri: str) -> StageResult:
-    """A failure names its log, if there is room for it beside the stage and the remedy, which the operator adds: it
-    would cut the URI."""
-    message = f"{result.message} Log: {uri}"
-    shown = f"{result.stage}: {message} {remedy(result.reason, _kind(result.stage))}"
-    if not uri or result.outcome is Outcome.SUCCEEDED or len(shown) > MAX_MESSAGE:
-        return result
-    return result.model_copy(update={"message": message})
-
-
-def _kind(stage: Stage) -> str:
-    """The kind of custom resource that a stage works for."""
-    return ADAPTERDEPLOYMENT if stage in OF_ENDPOINTS else FINETUNEJOB
-
-
 def _on_sigterm(graceful: bool) -> threading.Event:
     stopping = threading.Event()
 
@@ -392,33 +362,3 @@ def _on_sigterm(graceful: bool) -> threading.Event:
 
     signal.signal(signal.SIGTERM, stop)
     return stopping
-
-
-def write_result(path: str, result: StageResult) -> None:
-    """Write the result, cut to the size of a termination message: first the message is shortened, then scalars are left
-    out, the longest first. A reader takes one that is missing for unknown, but JSON that was cut for no result."""
-    text = result.model_dump_json(by_alias=True)
-    while len(text.encode()) > MAX_RESULT_BYTES and (shorter := _shorter(result)):
-        result = shorter
-        text = result.model_dump_json(by_alias=True)
-    if path == "-":
-        sys.stdout.write(text + "\n")
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        log.warning("the result cannot be written to %s (%s): %s", path, error.strerror, text)
-
-
-def _shorter(result: StageResult) -> StageResult | None:
-    """The result with less in it; None if there is nothing that can be left out."""
-    if result.message:
-        return result.model_copy(update={"message": result.message[: len(result.message) // 2]})
-    result = result.model_copy(deep=True)
-    told = [(each, name) for each in (result.scalars, *(entry.scalars for entry in result.found)) for name in each]
-    if not told:
-        return None
-    scalars, name = max(told, key=lambda each: len(each[0][each[1]]))
-    log.warning("scalar %s is left out: the result would be longer than %d bytes", name, MAX_RESULT_BYTES)
-    del scalars[name]
-    return result

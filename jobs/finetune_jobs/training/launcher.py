@@ -25,7 +25,7 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageResult
 from finetune_jobs.runtime import logs
-from finetune_jobs.runtime.runner import failure, write_result
+from finetune_jobs.runtime.results import failure, write_result
 
 log = logging.getLogger(__name__)
 
