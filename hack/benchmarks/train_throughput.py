@@ -226,7 +226,7 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
     from finetune_jobs.fit.recipe import Batch
     from finetune_jobs.modelling.loading import load_base
     from finetune_jobs.training import packing
-    from finetune_jobs.training.trainer import Examples, build_trainer, longest, suit_attention
+    from finetune_jobs.training.build import Examples, build_trainer, longest, suit_attention
 
     training = workload.training
     base = load_base(model, training.base_quantization)
@@ -256,7 +256,7 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     from finetune_jobs.modelling.device import device, precision
     from finetune_jobs.modelling.loading import rounding
     from finetune_jobs.training.adapter import adapter_config
-    from finetune_jobs.training.trainer import configuration
+    from finetune_jobs.training.build import configuration
 
     logging.disable_progress_bar()
     training = workload.training

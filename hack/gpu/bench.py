@@ -24,8 +24,8 @@ from finetune_jobs.artifacts.folders import read_manifest
 from finetune_jobs.fit.shapes import Shape, read_shape
 from finetune_jobs.runtime.results import failure
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.training.build import longest
 from finetune_jobs.training.division import mapped_split
-from finetune_jobs.training.trainer import longest
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.gpu.machine import VISIBLE, GpuCard, allocator, numbers

@@ -193,7 +193,7 @@ def trained(asked: str) -> Found:
     from finetune_jobs.fit.recipe import Batch
     from finetune_jobs.modelling.tokenizer import load_tokenizer
     from finetune_jobs.training import packing
-    from finetune_jobs.training.trainer import Examples, build_trainer
+    from finetune_jobs.training.build import Examples, build_trainer
     from tests.support.tiny_model import build_tiny_llama
     from tests.support.training import load_for_training, read_examples, row, settings, write_dataset
 

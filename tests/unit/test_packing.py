@@ -23,8 +23,8 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.training import packing
+from finetune_jobs.training.build import PLAIN_ATTENTION_TOKENS, Examples, build_trainer, suit_attention
 from finetune_jobs.training.collator import Collator
-from finetune_jobs.training.trainer import PLAIN_ATTENTION_TOKENS, Examples, build_trainer, suit_attention
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import load_for_training, read_examples, settings, write_dataset
 

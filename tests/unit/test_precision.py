@@ -12,7 +12,7 @@ from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training.trainer import configuration
+from finetune_jobs.training.build import configuration
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama
 from tests.support.training import load_tuned, run_training, settings, write_dataset

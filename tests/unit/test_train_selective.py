@@ -16,10 +16,10 @@ from finetune_jobs.fit.memory import ON_CPU
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training import packing, selective, trainer
+from finetune_jobs.training import build, packing, selective, trainer
+from finetune_jobs.training.build import Examples, build_trainer
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.selective import PLAIN, SELECTIVE
-from finetune_jobs.training.trainer import Examples, build_trainer
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import load_for_training, read_examples, run_training, settings, write_dataset
@@ -104,7 +104,7 @@ def test_a_training_ends_with_the_same_weights(
     monkeypatch.setattr(trainer, "chosen_step", lambda *_: STEP)
     asked: list[bool] = []
     original = selective.use_selective
-    monkeypatch.setattr(trainer, "use_selective", lambda given: asked.append(original(given)))
+    monkeypatch.setattr(build, "use_selective", lambda given: asked.append(original(given)))
 
     run_training(base, dataset, tmp_path / "part", training, store.below("part"))
 

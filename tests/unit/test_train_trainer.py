@@ -24,10 +24,10 @@ from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training import tiled_loss
+from finetune_jobs.training.build import Examples, build_trainer
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE
-from finetune_jobs.training.trainer import Examples, build_trainer
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import (
     load_for_training,

@@ -46,19 +46,11 @@ from finetune_jobs.readiness.learning_curve import Point
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.splitting import sampling
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.training.build import Examples, build_trainer, load_trainable, longest, suit_attention
 from finetune_jobs.training.callbacks import LAST, Reporting
 from finetune_jobs.training.division import mapped_split, validation_split
 from finetune_jobs.training.time_budget import TimeBudget
-from finetune_jobs.training.trainer import (
-    Examples,
-    Trained,
-    TrainingFiles,
-    build_trainer,
-    load_trainable,
-    longest,
-    run_steps,
-    suit_attention,
-)
+from finetune_jobs.training.trainer import Trained, TrainingFiles, run_steps
 
 log = logging.getLogger(__name__)
 
