@@ -17,7 +17,8 @@ from finetune_api.storage import Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.connection import with_key
 from finetune_jobs.verify import client_key
-from finetune_operator.adapterdeployment.health import Outlook, Sighting, candidate_problem, serving_problem, watch
+from finetune_operator.adapterdeployment.health import Sighting, candidate_problem, serving_problem, watch
+from finetune_operator.adapterdeployment.pod_problems import Outlook
 from finetune_operator.adapterdeployment.revision import choice_of
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object

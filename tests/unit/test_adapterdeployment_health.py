@@ -11,12 +11,12 @@ from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.adapterdeployment.health import (
     PULL_PATIENCE_SECONDS,
-    Outlook,
     candidate_due_after,
     candidate_problem,
     is_available,
     serving_problem,
 )
+from finetune_operator.adapterdeployment.pod_problems import Outlook
 from finetune_operator.framework.conditions import timestamp
 from tests.support.sentences import Saying, assert_says
 

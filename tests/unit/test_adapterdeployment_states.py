@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
-from finetune_operator.adapterdeployment.health import CRASHES, PULL_PATIENCE_SECONDS, UNANSWERED_SECONDS
+from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, UNANSWERED_SECONDS
+from finetune_operator.adapterdeployment.pod_problems import CRASHES
 from finetune_operator.framework.actions import Plan
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import FETCH_SECONDS

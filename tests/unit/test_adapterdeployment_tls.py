@@ -13,7 +13,8 @@ from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.reasons import Reason
 from finetune_api.stages import StageInput
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.health import Outlook, Sighting, candidate_problem, watch
+from finetune_operator.adapterdeployment.health import Sighting, candidate_problem, watch
+from finetune_operator.adapterdeployment.pod_problems import Outlook
 from finetune_operator.adapterdeployment.revision import choice_of
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,

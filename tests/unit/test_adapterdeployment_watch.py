@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.health import Outlook, watch
+from finetune_operator.adapterdeployment.health import watch
+from finetune_operator.adapterdeployment.pod_problems import Outlook
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
 from tests.support.played_pods import UNSCHEDULABLE, server_pod

@@ -16,8 +16,8 @@ from finetune_api.serving_status import AnalysisOutcome, CanaryAnalysisStatus, R
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.strategy import CanaryAnalysis, WithoutVerdict
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
-from finetune_operator.adapterdeployment.health import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.record import recorded
 from finetune_operator.adapterdeployment.revision_objects import is_proxied
 from finetune_operator.adapterdeployment.target import Target

@@ -18,8 +18,8 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import CanaryStatus, RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.adapters import shown
 from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, remains
-from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE, Turn, find_turn, is_ahead, is_announced, is_queued
 from finetune_operator.framework.actions import Event

@@ -7,8 +7,8 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS, given_back, in_state
 from finetune_operator.adapterdeployment.gap import has_begun
-from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.revision import asked_gates
 from finetune_operator.adapterdeployment.revision_objects import serve
 from finetune_operator.adapterdeployment.step import RolloutStep

@@ -21,8 +21,9 @@ from typing import Final, NamedTuple
 from finetune_api.meta import LABEL_REVISION, LABEL_ROLE
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
-from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem, has_node
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import ServerProblem, has_node
 from finetune_operator.adapterdeployment.turns import ACTIVE, is_ahead, is_announced
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object

@@ -16,8 +16,9 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.candidate import given_back, in_state
-from finetune_operator.adapterdeployment.health import Outlook, ServerProblem, Sighting, watch
+from finetune_operator.adapterdeployment.health import Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.revision import asked_gates, is_as_the_spec_protects, spec_hash
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, is_as_recorded
 from finetune_operator.adapterdeployment.rollout import withdrawal

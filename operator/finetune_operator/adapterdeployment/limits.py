@@ -5,15 +5,9 @@ from datetime import datetime
 
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
-from finetune_operator.adapterdeployment.health import (
-    HOLDS_NOTHING,
-    LONG_WAIT_SECONDS,
-    NEEDS_SOMEBODY,
-    Outlook,
-    ServerProblem,
-    has_node,
-)
+from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_SECONDS, NEEDS_SOMEBODY
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem, has_node
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object

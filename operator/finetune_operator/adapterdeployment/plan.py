@@ -41,14 +41,7 @@ from finetune_operator.adapterdeployment.gap import (
     serving_pods,
     stable_replicas,
 )
-from finetune_operator.adapterdeployment.health import (
-    Outlook,
-    ServerProblem,
-    Sighting,
-    candidate_due_after,
-    candidate_problem,
-    is_available,
-)
+from finetune_operator.adapterdeployment.health import Sighting, candidate_due_after, candidate_problem, is_available
 from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.last_good import (
     Kept,
@@ -74,6 +67,7 @@ from finetune_operator.adapterdeployment.limits import (
 )
 from finetune_operator.adapterdeployment.look import LOOK, look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
+from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.record import failed_in_place, records
 from finetune_operator.adapterdeployment.revision_objects import (
     direct_traffic,

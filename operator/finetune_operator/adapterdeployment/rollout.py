@@ -12,13 +12,13 @@ from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
     NEEDS_SOMEBODY,
-    ServerProblem,
     disproved,
     serving_problem,
     withdrawn,
 )
 from finetune_operator.adapterdeployment.history import Current, history, was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE, is_queued

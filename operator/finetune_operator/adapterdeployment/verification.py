@@ -13,8 +13,9 @@ from finetune_api.serving_status import RevisionStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.verification import duration_seconds
 from finetune_operator.adapterdeployment.adapters import judged, read_back
-from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import JOBS
