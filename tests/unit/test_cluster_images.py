@@ -201,6 +201,19 @@ def test_each_image_has_a_stage_in_the_shared_dockerfile() -> None:
     assert dockerfile.rstrip().endswith("\nFROM ${EXTRA}")
 
 
+def test_each_metric_container_has_a_stage_in_their_dockerfile() -> None:
+    """The last stage of ``images/metrics/Dockerfile`` is the one that METRIC names; the context is a folder alone."""
+    home = REPOSITORY / "images"
+    dockerfile = (home / "metrics" / "Dockerfile").read_text()
+    packages, *stages = re.split(r"^FROM packages AS (?=\S+$)", dockerfile, flags=re.MULTILINE)
+    assert {stage.split()[0] for stage in stages} == {path.parent.name for path in home.glob("*/requirements.txt")}
+    for stage in stages:
+        copied = ["requirements.txt", *re.findall(r"^COPY (\S+) ", stage, re.MULTILINE)]
+        assert [name for name in copied if not (home / stage.split()[0] / name).exists()] == []
+    assert "source=requirements.txt" in packages
+    assert dockerfile.rstrip().endswith("\nFROM ${METRIC}")
+
+
 def test_the_table_of_images_is_complete() -> None:
     """``images/README.md`` is where people look."""
     rows = [row.split(" | ") for row in (REPOSITORY / "images" / "README.md").read_text().splitlines() if "`" in row]
