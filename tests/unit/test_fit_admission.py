@@ -14,7 +14,8 @@ from finetune_api.budget import (
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.admission import admit, smallest_change
+from finetune_jobs.fit.admission import admit
+from finetune_jobs.fit.fitting import smallest_change
 from finetune_jobs.fit.memory import (
     BF16,
     GIB,

@@ -15,10 +15,11 @@ from finetune_api.cards import generation_of
 from finetune_api.dataset import TaskType
 from finetune_api.timing import Examples, Pace, evaluate_seconds, export_seconds, train_seconds
 from finetune_api.training import Method, Quantization, Training
-from finetune_jobs.fit.admission import After, admit
+from finetune_jobs.fit.admission import admit
 from finetune_jobs.fit.cards import CARDS, Speed, card_of, caution
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import LABEL_TOKENS, answer_tokens, operations, pace
+from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU, SELECTIVE
 from finetune_jobs.fit.preflight import facts
 from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of

@@ -7,9 +7,10 @@ from finetune_api.export import ExportFormat
 from finetune_api.stages import Stage
 from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.admission import After, admit
+from finetune_jobs.fit.admission import admit
 from finetune_jobs.fit.disk import scratch_bytes
 from finetune_jobs.fit.exported import exported_bytes, require_calibrated, require_group, require_rounded, weight_bytes
+from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.memory import GIB
 from tests.support.fit import A100, L4, LLAMA_8B, shape_of
 from tests.support.sentences import assert_says, unsaid

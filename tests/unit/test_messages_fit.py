@@ -13,7 +13,8 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.admission import After, admit, admit_rest
+from finetune_jobs.fit.admission import admit, admit_rest
+from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.memory import BF16
 from tests.support.sentences import assert_says, unsaid
 

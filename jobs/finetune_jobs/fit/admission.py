@@ -1,26 +1,36 @@
-"""Whether a training and the stages after it fit its profile, and if not, the smallest change that makes them fit.
+"""Admits a training and the stages after it to its profile, or refuses it with the smallest change that makes them fit.
 
-Changes are tried from cheap to expensive: the same optimiser step in more passes (time only), a rounded base (a little
-quality), shorter examples (data), other hardware (money). Activation checkpointing is no change: a training on a GPU
-uses it as soon as it would not fit without. A model of unknown shape is admitted, and the message says so: preflight
-never guesses.
+Activation checkpointing is no change: a training on a GPU uses it as soon as it would not fit without. A model of
+unknown shape is admitted, and the message says so: preflight never guesses.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_api.training import Method, Quantization, Training
+from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import evaluation_gpus, shortage
 from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
-from finetune_jobs.fit.disk import WITH_MODEL, scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
+from finetune_jobs.fit.fitting import (
+    DEFAULT_AFTER,
+    After,
+    fits,
+    fits_gpu,
+    host_gib,
+    loads,
+    other_shortage,
+    peak,
+    per_process,
+    pod_gib,
+    smallest_change,
+    with_rounded_base,
+)
 from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.kernels import fused_kernels, listed
 from finetune_jobs.fit.memory import (
@@ -34,30 +44,10 @@ from finetune_jobs.fit.memory import (
     Step,
     floor_memory,
     gpu_step,
-    host_memory,
-    least_step,
     peak_memory,
 )
-from finetune_jobs.fit.recipe import Batch, indivisible
+from finetune_jobs.fit.recipe import indivisible
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
-
-SHORTEST: Final = 64
-"""Shortest ``maxLength`` that is proposed, in tokens; proposals are multiples of it."""
-
-
-@dataclass(frozen=True)
-class After:
-    """What follows the training, as far as its time and its memory depend on it."""
-
-    samples: int = 0
-    """Examples of the test split that the evaluation asks."""
-    task: TaskType = TaskType.TEXT
-    exported: Sequence[float] = (INT8,)
-    """Bytes of a weight of the exported model, in each format that is made."""
-    stages: Collection[Stage] = WITH_MODEL
-    """The stages with a model that are still to be done, the evaluation among them."""
-    unrounded: bool = False
-    """Whether the evaluation writes out a rounded base in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def admit(
     hardware: HardwareFacts,
     others: Sequence[HardwareFacts] = (),
     *,
-    after: After = After(),
+    after: After = DEFAULT_AFTER,
     bfloat16: bool = True,
 ) -> Admission:
     """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
@@ -111,9 +101,9 @@ def admit(
         _require_pod_memory(shape, part, hardware, others, after)
     elif not fits(memory, hardware):
         raise _refused(shape, training, hardware, others, after)
-    if not _loads(shape, training, hardware):
+    if not loads(shape, training, hardware):
         raise _unloadable(shape, training, hardware, others, after)
-    if lacking := _lacking(shape, training, hardware, after):
+    if lacking := other_shortage(shape, training, hardware, after):
         advice = _advice(shape, training, hardware, others, after) or "Choose a profile whose pods have more of it."
         raise StageError(Reason.FIT_REFUSED, f"{lacking} {advice}")
     if not hardware.has_gpu:
@@ -161,17 +151,17 @@ def admit_rest(
         shape = read_shape(config)
     except UnknownShapeError:
         return Admission(None, None, "")
-    lacking = _lacking(shape, training, hardware, after) if hardware.memory_gib else ""
+    lacking = other_shortage(shape, training, hardware, after) if hardware.memory_gib else ""
     if not lacking:
         count = evaluation_gpus(shape, training, hardware, max(after.exported))
         old_cpu = not (bfloat16 or hardware.has_gpu)
         warning = _float32_warning(shape, training, hardware, after) if old_cpu else ""
         return Admission(None, None, "", warning, evaluation_gpus=count)
     advice = []
-    if shape.experts is None and not _lacking(shape, training, hardware, replace(after, exported=(INT8,))):
+    if shape.experts is None and not other_shortage(shape, training, hardware, replace(after, exported=(INT8,))):
         advice.append("It fits with spec.export.format: INT8 alone: without alternatives, and with onRegression: Fail.")
     roomy = (other for other in _by_memory(others) if other.memory_gib)
-    if names := [other.profile for other in roomy if not _lacking(shape, training, other, after)]:
+    if names := [other.profile for other in roomy if not other_shortage(shape, training, other, after)]:
         advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     if not advice:
         advice.append("Choose a profile whose pods have more of it.")
@@ -194,105 +184,15 @@ def _faster(shape: Shape, part: Training, hardware: HardwareFacts) -> Memory | N
     return memory if fits(memory, hardware) and not step.divided else None
 
 
-def fits(memory: Memory, hardware: HardwareFacts) -> bool:
-    """Whether it fits a GPU, with a margin for the estimate's error."""
-    return memory.gib <= USABLE * hardware.memory_gib
-
-
-def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
-    """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
-    asked = (shape, training, hardware, after.exported, after.stages)
-    return shortage(*asked) or scratch_shortage(*asked, unrounded=after.unrounded)
-
-
-def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    """Whether a pod has the memory of its own for what does not go straight to GPUs; true if unknown."""
-    available = _pod_gib(hardware)
-    return not available or _host_gib(shape, training, hardware) <= available
-
-
-def _host_gib(shape: Shape, training: Training, hardware: HardwareFacts) -> float:
-    part = per_process(training, hardware) or training
-    step = gpu_step(shape, part, hardware.memory_gib, hardware.processes)
-    return host_memory(shape, training, step, hardware) / GIB
-
-
-def _pod_gib(hardware: HardwareFacts) -> float:
-    """Pod memory; 0: unknown."""
-    return hardware.pod_memory_gib if hardware.has_gpu else hardware.memory_gib
-
-
-def per_process(training: Training, hardware: HardwareFacts) -> Training | None:
-    """What each of the profile's processes trains; None if a step's examples do not divide among them."""
-    part = Batch.of(training).divided(hardware.processes)
-    if part is None:
-        return None
-    return training.model_copy(update={"batch_size": part.size, "gradient_accumulation": part.passes})
-
-
-def smallest_change(
-    shape: Shape, training: Training, hardware: HardwareFacts, after: After = After()
-) -> Training | None:
-    """The first changed training that fits a GPU; None if none does."""
-    return next((changed for changed in _changes(training) if _fits_gpu(shape, changed, hardware, after)), None)
-
-
-def _changes(training: Training) -> Iterator[Training]:
-    """Changes of increasing size, from smaller passes to shorter examples."""
-    yield from _smaller_passes(training)
-    rounded = _rounded(training)
-    if rounded is not None:
-        yield rounded
-        yield from _smaller_passes(rounded)
-    smallest = _smallest_passes(training)
-    for length in _shorter(training.max_length):
-        yield smallest.model_copy(update={"max_length": length})
-    if rounded is not None:
-        for length in _shorter(training.max_length):
-            yield _smallest_passes(rounded).model_copy(update={"max_length": length})
-
-
-def _smaller_passes(training: Training) -> Iterator[Training]:
-    batch: Batch | None = Batch.of(training)
-    while batch := batch.smaller() if batch else None:
-        yield training.model_copy(update={"batch_size": batch.size, "gradient_accumulation": batch.passes})
-
-
-def _smallest_passes(training: Training) -> Training:
-    return [training, *_smaller_passes(training)][-1]
-
-
-def _rounded(training: Training) -> Training | None:
-    if training.base_quantization is Quantization.NF4:
-        return None
-    return training.model_copy(update={"method": Method.QLORA, "quantization": Quantization.NF4})
-
-
-def _shorter(length: int) -> Iterator[int]:
-    yield from range((length - 1) // SHORTEST * SHORTEST, 0, -SHORTEST)
-
-
-def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> bool:
-    if per_process(training, hardware) is None or not fits(_peak(shape, training, hardware), hardware):
-        return False
-    return _loads(shape, training, hardware) and not _lacking(shape, training, hardware, after)
-
-
-def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
-    """Of one GPU."""
-    part = per_process(training, hardware) or training
-    return peak_memory(shape, part, least_step(training, hardware.processes), hardware.processes)
-
-
 def _refused(
     shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
 ) -> StageError:
-    memory = _peak(shape, training, hardware)
+    memory = peak(shape, training, hardware)
     changed = smallest_change(shape, training, hardware, after)
     advice = []
     if changed is not None:
-        advice.append(f"It fits with {_difference(training, changed)} ({_gib(_peak(shape, changed, hardware))}).")
-    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]:
+        advice.append(f"It fits with {_difference(training, changed)} ({_gib(peak(shape, changed, hardware))}).")
+    if names := [other.profile for other in _by_memory(others) if fits_gpu(shape, training, other, after)]:
         advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     if not advice:
         advice.append("No smaller setting and no other profile of this platform would fit.")
@@ -314,8 +214,8 @@ def _unloadable(
         why = "a training that resumes reads the optimiser's state into it, before that goes to the GPU"
     return StageError(
         Reason.FIT_REFUSED,
-        f"{training.method.value} needs about {_host_gib(shape, training, hardware):.1f} GiB of pod memory, because "
-        f"{why}: more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
+        f"{training.method.value} needs about {host_gib(shape, training, hardware):.1f} GiB of pod memory, because "
+        f"{why}: more than the {pod_gib(hardware):g} GiB of profile {hardware.profile}. "
         f"{advice or 'Choose a profile whose pods have more memory.'}",
     )
 
@@ -326,7 +226,7 @@ def _advice(
     """What would fit; empty if nothing is known to."""
     changed = smallest_change(shape, training, hardware, after) if hardware.has_gpu else None
     advice = [f"It fits with {_difference(training, changed)}."] if changed else []
-    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]:
+    if names := [other.profile for other in _by_memory(others) if fits_gpu(shape, training, other, after)]:
         advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     return " ".join(advice)
 
@@ -353,8 +253,8 @@ def _require_pod_memory(
     maxLength, and the profile's CPUs may be other ones than this pod's."""
     if not (lacking := _floor_shortage(shape, training, ON_CPU, hardware)):
         return
-    names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]
-    rounded = _rounded(training)
+    names = [other.profile for other in _by_memory(others) if fits_gpu(shape, training, other, after)]
+    rounded = with_rounded_base(training)
     advice = ["Choose a profile with more memory."]
     if rounded and _fits_pod(shape, rounded, hardware, after):
         advice = [f"It fits with {_difference(training, rounded)}."]
@@ -364,7 +264,9 @@ def _require_pod_memory(
 
 
 def _fits_pod(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> bool:
-    return not _floor_shortage(shape, training, ON_CPU, hardware) and not _lacking(shape, training, hardware, after)
+    return not _floor_shortage(shape, training, ON_CPU, hardware) and not other_shortage(
+        shape, training, hardware, after
+    )
 
 
 def _floor_shortage(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> str:

@@ -18,9 +18,10 @@ from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage, StageInput
 from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.fit.admission import Admission, After, admit, admit_rest
+from finetune_jobs.fit.admission import Admission, admit, admit_rest
 from finetune_jobs.fit.disk import WITH_MODEL
 from finetune_jobs.fit.exported import weight_bytes
+from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.suitability import Advice, joined, require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
