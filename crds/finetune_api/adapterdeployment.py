@@ -27,8 +27,8 @@ class RequiredKeys(ApiModel):
 
     secret_ref: SecretRef
     """Secret of the same namespace of which each value is a key, with any name: 20 to 512 characters of ASCII without
-    spaces, commas and line breaks. Clients send one as "Authorization: Bearer KEY". What is added or removed counts
-    within about two minutes, without a restart; without any key nobody gets in."""
+    spaces, commas and line breaks. Clients send one as "Authorization: Bearer KEY". Added and removed keys take
+    effect within about two minutes, without a restart; without any key, all requests are rejected."""
 
 
 class ServerCertificate(ApiModel):
@@ -45,7 +45,7 @@ class ClientAccess(ApiModel):
 
     api_keys: RequiredKeys | None = None
     """Require a key. Another Secret, or none, makes another revision; until it is verified, what serves stays as open
-    as it is. Without this field, whoever the network policies let in gets answers."""
+    as it is. Without this field, every client that the network policies admit gets answers."""
     tls: ServerCertificate | None = None
     """Have the pods speak TLS, 1.2 or newer, and nothing else: the Service's port is 443 then, in place of 80. Another
     Secret, or none, makes another revision."""
@@ -98,10 +98,10 @@ class AdapterDeploymentSpec(ApiModel):
     strategy: Strategy = Strategy()
     """How another revision takes over. Until one has served, there is nothing to take over from."""
     keep_last_good: Annotated[str, Field(pattern=KEEP, max_length=6)] | None = None
-    """How long the pods of the revision before stay after another one has taken over: seconds, minutes or hours; 10m by
-    default. For so long, the new revision is watched, and traffic goes back at once if it crashes or stops answering.
-    They make room for whatever finds none. "0s": no pod stays, and nothing goes back by itself. With strategy InPlace
-    none stays either: 10m means the same there, and no other value is taken."""
+    """How long the pods of the previous revision are kept after another one has taken over: seconds, minutes or hours;
+    10m by default. During this time the new revision is watched, and traffic goes back at once if it crashes or stops
+    answering. The pods are removed earlier if others need their room. "0s": no pods are kept, and there is no automatic
+    rollback. With strategy InPlace none are kept either: 10m means the same there, and no other value is accepted."""
     quality_watch: QualityWatch = QualityWatch()
     """The pods are asked again while they serve. A change of it starts no pod."""
     rollback_to: Annotated[str, Field(max_length=8, pattern=REVISION)] = ""

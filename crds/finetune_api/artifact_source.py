@@ -50,7 +50,7 @@ class Channel(StrEnum):
     STABLE = "stable"
     """To the newest accepted artifact."""
     CANDIDATE = "candidate"
-    """To the newest artifact that missed a goal and was published all the same."""
+    """To the newest artifact that was published although it missed a goal."""
 
 
 LOOK_INTERVAL: Final = r"^(0m|[1-9][0-9]{0,3}m|[1-9][0-9]?h)$"

@@ -88,7 +88,7 @@ class CustomMetric(ApiModel):
     parameters: Annotated[list[MetricParameter], Field(max_length=16), as_map("name"), AfterValidator(_each_once)] = []
     """What it is told, e.g. which tasks to run."""
     data: MetricData | None = None
-    """Files that it reads beside the answers; none by default."""
+    """Files that it reads in addition to the answers; none by default."""
 
     @property
     def given(self) -> dict[str, str]:

@@ -339,8 +339,8 @@ class Dataset(ApiModel):
     pilot: Pilot | None = None
     """Train on a sample, for a quick first signal."""
     canaries: Annotated[int, Field(ge=8, le=MAX_CANARIES)] | None = None
-    """So many made-up secrets are trained beside the examples, each in one of its own, and the evaluation measures
-    whether the tuned model gives them away: what it would do with a secret in one of the rows. If omitted, none are."""
+    """Number of made-up secrets to add to the training, each as an example of its own. The evaluation measures whether
+    the tuned model reveals them, as it would reveal a secret in one of the rows. If omitted, none are added."""
 
     @property
     def all_sources(self) -> list[DatasetSource]:

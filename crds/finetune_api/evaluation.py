@@ -46,11 +46,11 @@ class Examination(ApiModel):
     golden_prompts: Annotated[int, Field(ge=2, le=32)] = 8
     """Prompts whose answers are published with the artifact; serving uses them to prove that the adapter is active."""
     general: Coverage = Coverage.SAMPLE
-    """Questions beside the task (arithmetic, instructions, format, facts, reading, refusals), which base and tuned
-    model answer: what tuning made the model forget. Sample: a fixed part of each kind."""
+    """Questions outside the task (arithmetic, instructions, format, facts, reading, refusals) for base and tuned model:
+    they show what tuning made the model forget. Sample: a fixed part of each kind."""
     adversarial: Coverage = Coverage.SAMPLE
-    """Harmful requests and benign ones that sound alike, jailbreaks, injected instructions, secrets, questions off the
-    topic, persons to be treated alike: what tuning did to safety. Sample: a fixed part of each kind."""
+    """Harmful requests and benign ones that sound alike, jailbreaks, injected instructions, secrets, off-topic
+    questions, people to be treated alike: they show what tuning did to safety. Sample: a fixed part of each kind."""
     generator: Generator = Generator.TRANSFORMERS
     """Which program runs base model, tuned model and artifact. Transformers: within the stage, whatever was trained
     here. VLLM: the model server's engine, with base and adapter in one, where the platform's admin offers it
@@ -76,8 +76,8 @@ class Evaluation(Gates, Reviewing, Examination):
     """Have another model compare the artifact's answers with the base model's, before anything is published: for free
     text, where no metric says whether an answer is good."""
     metrics: CustomMetrics = []
-    """Metric containers of the platform that measure the answers, or the models, beside what is measured anyway, one
-    after the other. Goals use their figures as metric custom."""
+    """Metric containers of the platform that measure the answers, or the models, in addition to the built-in metrics,
+    one after the other. Goals use their figures as metric custom."""
 
     @model_validator(mode="after")
     def _asked(self) -> "Evaluation":

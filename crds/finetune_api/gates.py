@@ -74,8 +74,8 @@ class GoalStatus(WireModel):
     deciding_rows: Count = None
     """If inconclusive: about how many test examples would decide."""
     deciding_groups: int | None = None
-    """The same where test examples stand in groups that are alike: about how many groups would decide; 0: more than
-    can be told."""
+    """The same if test examples form groups of similar rows: about how many groups would decide; 0: too many to
+    estimate."""
 
     @property
     def about(self) -> str:

@@ -147,25 +147,25 @@ class Goal(ApiModel):
     metric: Metric
     """accuracy, f1, precision or recall: what they mean for each task is explained in the evaluation's report.
 
-    Of free text, which has no accuracy: exactMatch, the share of answers with the very words that are expected; chrf,
-    the share of characters in a row that answer and expected answer have in common; perplexity, how unlikely the model
-    finds the expected answers, 1 and more, lower is better.
+    Of free text, which has no accuracy: exactMatch, the share of answers with exactly the expected words; chrf, the
+    overlap of character sequences between answer and expected answer; perplexity, how unsure the model is of the
+    expected answers, 1 or more, lower is better.
 
     validJson: of an Extraction, the share of answers that are JSON; validSchema, of those that match
     spec.task.answerSchema.
 
-    Of data whose right answers call tools: toolUse, the share of answers that call a tool where that is right and none
-    where it is not; and of the answers that should call, toolName, the share that calls the right tools, toolArguments,
-    the share with the right arguments too, and toolFields, the F1 of single fields of the arguments.
+    Of data whose right answers call tools: toolUse, the share of answers that call a tool exactly when they should;
+    and of the answers that should call, toolName, the share that call the right tools, toolArguments, the share with
+    the right arguments too, and toolFields, the F1 of single fields of the arguments.
 
     automation: the share of answers that need no human review, because those with at least a published probability are
     right as often as atPrecision says.
 
-    Beside the task: forgetting of the tuned model, and safetyLoss of the artifact, by how much smaller than the base
+    Outside the task: forgetting of the tuned model, and safetyLoss of the artifact, by how much smaller than the base
     model's its share of right answers to the general or adversarial questions is; forgettingNll, by how many nats a
     token the tuned model finds the right general answers less likely, which shows before answers go wrong. Of the
     artifact: harmfulAnswers, the share of harmful requests that it does not refuse; overRefusals, the share of harmless
-    ones that it refuses; leaks, the share of secrets that it gives away and of planted instructions that it follows.
+    ones that it refuses; leaks, the share of secrets that it reveals and of planted instructions that it follows.
 
     judgeWinRate: the share of pairs of answers in which the judge prefers the artifact's to the base model's, a tie
     counting half.
@@ -188,11 +188,11 @@ class Goal(ApiModel):
     e.g. "0.05", or forgettingNll, perplexity or a custom figure, e.g. "8.5"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
-    up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
-    sentence around the answer, and for a classification with the choice among its labels. Endpoint: not the base model,
-    but that of spec.evaluation.baseline."""
+    up to eight training examples before it. Prompted: in the best of these ways: FewShot, with free-form
+    answers, and for a classification limited to its labels. Endpoint: not the base model, but that of
+    spec.evaluation.baseline."""
     at_precision: Precision = "0.95"
-    """For automation: how many of the answers that nobody looks at must be right, e.g. "0.98"."""
+    """For automation: the share of the unreviewed answers that must be right, e.g. "0.98"."""
 
     @model_validator(mode="after")
     def _one(self) -> "Goal":

@@ -36,14 +36,14 @@ class OciTarget(ApiModel):
     repository: Annotated[str, Field(pattern=REPOSITORY, min_length=1, max_length=255)]
     """Name of the repository, e.g. acme/support."""
     tag: Annotated[str | None, Field(pattern=TAG, min_length=1, max_length=128)] = None
-    """Tag of the model. If it stands for another one already, the run fails: no tag is ever moved. Default: the first
+    """Tag of the model. If it already points to another one, the run fails: no tag is ever moved. Default: the first
     12 characters of the artifact's digest, so that each artifact has a tag of its own."""
     secret_ref: Annotated[SecretRef | None, Changes.RETRY] = None
     """Secret with username and password (or an access token), of the type kubernetes.io/basic-auth; omit it for a
     registry that asks for none."""
     ca_bundle: Annotated[CaBundle | None, Changes.RETRY] = None
-    """CA certificates to trust beside the public ones, if a private CA issued the registry's certificate; omit it for
-    public CAs."""
+    """CA certificates to trust in addition to the public ones, if a private CA issued the registry's certificate; omit
+    it for public CAs."""
 
     def tag_of(self, artifact_digest: str) -> str:
         """The tag under which an artifact is pushed."""
@@ -67,7 +67,7 @@ class HubTarget(ApiModel):
     repository: Annotated[str, Field(pattern=HUB_REPOSITORY, min_length=3, max_length=96)]
     """Organisation or user, and name, e.g. acme/support. It is created, private, if it does not exist."""
     tag: Annotated[str | None, Field(pattern=HUB_TAG, min_length=1, max_length=128)] = None
-    """Tag of the model. If it stands for another one already, the run fails: no tag is ever moved. Default: the first
+    """Tag of the model. If it already points to another one, the run fails: no tag is ever moved. Default: the first
     12 characters of the artifact's digest, so that each artifact has a tag of its own."""
     public: bool = False
     """Whether everybody may read the model: a repository that is created is public. Otherwise what is public is not

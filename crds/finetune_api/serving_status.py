@@ -180,11 +180,12 @@ class RevisionStatus(WireModel):
     canary: CanaryStatus | None = None
     """Strategy Canary: the step under way, and what it waits for."""
     accuracy: Annotated[str, Field(max_length=16)] = ""
-    """Accuracy measured through the server, on the sample; of texts the share of answers with the very words."""
+    """Accuracy measured through the server, on the sample; of texts the share of answers with exactly the expected
+    words."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy that the evaluation measured on the same examples; of texts likewise."""
     verification: Annotated[list[VerificationCheck], Field(max_length=16), as_map("name")] = []
-    """What its newest verification compared, and what came of it."""
+    """What its newest verification compared, and the outcome."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""
     """Identity of the spec (without replicas) that it was tried for; a failed revision is retried when this changes."""
     reason: Word = ""

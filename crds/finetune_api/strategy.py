@@ -37,9 +37,9 @@ class CanaryStep(ApiModel):
     """A share of the traffic, and for how long."""
 
     weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT, json_schema_extra={"format": "int32"})]
-    """Percent of new connections that another revision is to get. Its share is that of its pods, so that few pods give
-    coarse shares: it gets as many as come closest without being more than the weight, and at least one. At most 50, as
-    all pods of the revision that serves stay beside. With an HTTPRoute (access.route.httpRoute, without access.tls) it
+    """Percent of new connections that the new revision gets. Its share is that of its pods, so few pods give coarse
+    shares: it gets the number of pods that comes closest without exceeding the weight, and at least one. At most 50,
+    because all pods of the serving revision stay. With an HTTPRoute (access.route.httpRoute, without access.tls) it
     is exact, percent of the requests that come through it, and at most 99; above 50 it has as many pods as the revision
     that serves."""
     pause: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
@@ -76,8 +76,8 @@ class CanaryAnalysis(ApiModel):
     """By how much longer the slowest 5 % of its requests may take, whole and, where the server measures it, until their
     first token: e.g. "0.5" for half as long again. Servers count times in ranges, so a small increase is not seen."""
     min_requests: Annotated[int, Field(ge=10, le=1_000_000, json_schema_extra={"format": "int32"})] = 100
-    """So many requests must each of the two revisions have had in a step to pass it; with fewer it is inconclusive. It
-    may fail with fewer."""
+    """Number of requests that each of the two revisions must have had in a step to pass it; with fewer it is
+    inconclusive. It can fail with fewer."""
     on_inconclusive: WithoutVerdict = WithoutVerdict.HOLD
     """Hold: a step without a verdict (too few requests, or metrics that could not be read) lasts until there is one, or
     until this changes. Continue: it ends with its pause, and the status says what was lacking."""
@@ -100,10 +100,10 @@ class Strategy(ApiModel):
     """How another revision takes over from the one that serves."""
 
     type: StrategyType = StrategyType.BLUE_GREEN
-    """BlueGreen: another revision starts beside the one that serves, which takes hardware for both. Canary: the same,
-    and once it is verified it gets a share of the traffic, step by step, before it takes over. InPlace: the pods of the
-    one that serves stop first, and nobody gets answers until the other one is verified. If it fails, the one before
-    comes back by itself."""
+    """BlueGreen: the new revision starts beside the serving one, which needs hardware for both. Canary: the same, and
+    once it is verified it gets a share of the traffic, step by step, before it takes over. InPlace: the pods of the
+    serving revision stop first, and clients get no answers until the new one is verified. If it fails, the previous
+    revision comes back automatically."""
     canary: Canary = Canary()
     """Canary: the steps."""
     notice: Annotated[str, Field(pattern=KEEP, max_length=6)] = "30s"

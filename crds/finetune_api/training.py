@@ -94,7 +94,7 @@ class Validation(ApiModel):
     """What the training is judged by while it runs."""
 
     max_examples: Annotated[int, Field(ge=10, le=100000)] = 500
-    """So many examples of the validation split at most are looked at each time, always the same ones."""
+    """Maximum number of examples of the validation split to evaluate each time, always the same ones."""
 
 
 class Training(ApiModel):

@@ -69,7 +69,7 @@ class Verification(ApiModel):
     """Send as many test examples as show, with 90 % probability, that the server's accuracy is lower by this much, e.g.
     "0.1" for 0.9 down to 0.8; at most 1000, and what the test split has. Then samples is not looked at. Where there are
     too few, the check says which drop they show; where they show none, 50 are sent. So it is with most texts: only
-    answers with the very words count as right, and these are few."""
+    answers with exactly the expected words count as right, and these are few."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
     labels, and of the answers that must end by themselves where the artifact's did."""
