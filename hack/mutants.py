@@ -47,7 +47,7 @@ LIBRARIES: Final = (
     *("pydantic", "pytest", "pytest_asyncio", "torch", "transformers"),
 )
 """What the process that forks has imported."""
-_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _PASSED, _TESTS_FAILED = 0, 1
 
 
