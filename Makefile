@@ -28,7 +28,7 @@ demo-full: demo ## The demo, then extraction, distillation, a blocked run, rollo
 
 ##@ Develop
 test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (a minute)
-	@$(VENV)/python -m pytest --fast -n $(WORKERS) -q
+	@$(VENV)/python -m hack.tiers $(WORKERS) fast
 
 env: $(STAMP) ## Create the virtual environment from the lock file
 
