@@ -153,8 +153,9 @@ def _run_tests(
         process.start()
         process.join(seconds)
         code = process.exitcode
+        assert process.pid is not None
         with suppress(ProcessLookupError):
-            os.killpg(process.pid or 0, signal.SIGKILL)  # it, or what it has left behind
+            os.killpg(process.pid, signal.SIGKILL)  # it, or what it has left behind
         process.join()
         return code, output.read()
 
