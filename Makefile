@@ -1,7 +1,7 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz bench gpu-check lint format manifests \
+.PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests \
         test-vllm images-vllm accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ demo-full: demo ## The demo, then extraction, distillation, a blocked run, rollo
 
 ##@ Develop
 test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (a minute)
-	@$(VENV)/python -m pytest --fast -n $(WORKERS) -q
+	@$(VENV)/python -m hack.tiers $(WORKERS) fast
 
 env: $(STAMP) ## Create the virtual environment from the lock file
 
@@ -83,6 +83,9 @@ test-vllm: $(STAMP) cluster-up images images-vllm ## The real vLLM on the CPU, a
 
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
+
+mutants: $(STAMP) ## Apply wrong lines to a copy of the tree, all or NAME=...: tests must fail for each (10 minutes)
+	@$(VENV)/python -m hack.mutants $(WORKERS) $(NAME)
 
 gpu-check: $(STAMP) ## On a machine with an NVIDIA GPU: prove training, export and speed there, or PART=... of it
 	@$(VENV)/python -m hack.gpu $(PART)

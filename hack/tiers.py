@@ -1,5 +1,7 @@
 """``make test``: the tiers of tests one after the other. A failure in one does not keep the next from its turn.
 
+``python -m hack.tiers WORKERS`` runs them all; ``python -m hack.tiers WORKERS fast`` is ``make test-fast``.
+
 What a tier needs is made first: programs, environments, models, images; where that fails, the tier has failed. At the
 end a line for each tier says how it went and how long it took.
 """
@@ -63,6 +65,13 @@ def tiers(workers: str) -> list[Tier]:
     ]
 
 
+def fast(workers: int) -> Tier:
+    """The tests of pure logic, in so many processes that know nothing of each other: each imports and collects its own
+    part of the files only. Workers of pytest-xdist each collect all tests, and tell of each in three messages."""
+    command = (*PYTEST, "--fast", "-q", "-p", "no:xdist")
+    return Tier("fast", (), tuple((*command, f"--part={part}/{workers}") for part in range(workers)))
+
+
 def run(tier: Tier) -> Outcome:
     """Run a tier's commands in the checkout, their output on the terminal."""
     begin = time.monotonic()
@@ -94,12 +103,12 @@ def _failure(command: Sequence[str], code: int) -> str:
     return f"`{' '.join(command).replace(sys.executable, 'python')}` ended with {code}" if code else ""
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """A line for each tier, and one for all."""
+def summary(outcomes: Sequence[Outcome], target: str = "test") -> str:
+    """A line for each tier, and one for all of a target."""
     lines = [f"  {'✗' if each.failed else '✓'} {each.tier}: {_minutes(each)}{_why(each)}" for each in outcomes]
     failed = [each.tier for each in outcomes if each.failed]
     verdict = f"failed: {', '.join(failed)}" if failed else "every tier passed"
-    return "\n".join([f"make test: {verdict}", *lines])
+    return "\n".join([f"make {target}: {verdict}", *lines])
 
 
 def _minutes(outcome: Outcome) -> str:
@@ -112,10 +121,10 @@ def _why(outcome: Outcome) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run every tier with this many workers; 1 if any failed."""
-    [workers] = arguments
-    outcomes = [run(tier) for tier in tiers(workers)]
-    say(summary(outcomes))
+    """Run every tier, or the fast one, with this many workers; 1 if any failed."""
+    workers, *only = arguments
+    outcomes = [run(tier) for tier in ([fast(int(workers))] if only else tiers(workers))]
+    say(summary(outcomes, "-".join(["test", *only])))
     return int(any(each.failed for each in outcomes))
 
 

@@ -40,6 +40,7 @@ settings.load_profile("test")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only unit tests without torch, processes and network")
+    parser.addoption("--part", default="0/1", help="K/N: with --fast, only part K (from 0) of N parts of the files")
     parser.addoption(
         "--beside", default="0/1", help="K/N: run K (from 0) of N at the same time; each has its own ports"
     )
@@ -66,7 +67,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if config.getoption("--fast") and fast.is_left_out(collection_path) else None
+    if not config.getoption("--fast"):
+        return None
+    part, parts = map(int, config.getoption("--part").split("/"))
+    return True if fast.is_left_out(collection_path) or fast.is_of_another(collection_path, part, parts) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,25 @@ def is_left_out(path: Path) -> bool:
     if path.is_dir():
         return path.name in _TIERS
     return path.suffix == ".py" and _MARKED.search(path.read_text(encoding="utf-8")) is not None
+
+
+def is_of_another(path: Path, part: int, parts: int) -> bool:
+    """Whether a file of tests is in another one of so many parts."""
+    return parts > 1 and path.name.startswith("test_") and path not in divided(path.parent, parts)[part]
+
+
+@cache
+def divided(folder: Path, parts: int) -> list[list[Path]]:
+    """The fast files of a folder in so many parts of about the same size. Those that test the operator stand together,
+    and so do neighbours by name, since they import the same things, which takes as long as their tests."""
+    texts = {path: path.read_text(encoding="utf-8") for path in folder.glob("test_*.py") if not is_left_out(path)}
+    ordered = sorted(texts, key=lambda path: ("finetune_operator" not in texts[path], path.name))
+    total, before = sum(map(len, texts.values())), 0
+    found: list[list[Path]] = [[] for _ in range(parts)]
+    for path in ordered:
+        found[before * parts // total].append(path)
+        before += len(texts[path])
+    return found
 
 
 def forbid_torch() -> None:

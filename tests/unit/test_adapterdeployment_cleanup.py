@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.framework.conditions import parse_timestamp
-from finetune_operator.framework.objects import DEPLOYMENTS
+from finetune_operator.framework.objects import DEPLOYMENTS, NETWORK_POLICIES
 from finetune_operator.settings import Settings
 from tests.support.played_pods import BETTER, GOOD
 from tests.support.serving import ServingCluster, serving
@@ -55,3 +55,17 @@ def test_a_longer_drain_in_the_values_does_not_hold_pods_that_end_sooner() -> No
     cluster.now += timedelta(seconds=5)
     cluster.reconcile()
     assert old not in cluster.revisions(DEPLOYMENTS)
+
+
+def test_the_network_stays_as_it_is_until_the_last_pod_has_ended() -> None:
+    """An answer that is under way would be cut off."""
+    cluster = serving()
+    cluster.spec = pinned(BETTER)
+    old = promoted(cluster)
+    cluster.now += timedelta(seconds=5)
+    cluster.reconcile()
+    assert old not in cluster.revisions(DEPLOYMENTS)
+    assert old in cluster.revisions(NETWORK_POLICIES)
+    assert f"demo-{old}" not in cluster.pods, "they have ended"
+    cluster.reconcile()
+    assert cluster.revisions(NETWORK_POLICIES) == {cluster.traffic()}

@@ -265,6 +265,19 @@ def test_what_served_comes_back_once_nothing_else_is_asked_for(change: dict[str,
     assert cluster.status.ready_replicas == 1
 
 
+def test_what_served_waits_for_a_deployment_that_is_still_being_deleted() -> None:
+    """Its pods have the hardware that the others need."""
+    cluster, old = begun()
+    [(name, other)] = [each for each in cluster.objects[DEPLOYMENTS].items() if each[0] != f"demo-{old}"]
+    other["metadata"]["deletionTimestamp"] = timestamp(cluster.now)
+    cluster.spec |= {"runtime": "unknown"}
+    passes(cluster, 4)
+    assert wanted(cluster)[old] == 0
+    del cluster.objects[DEPLOYMENTS][name]
+    passes(cluster, 2)
+    assert wanted(cluster) == {old: 1}
+
+
 def test_another_artifact_uses_the_same_gap() -> None:
     cluster, old = begun()
     before = cluster.status.candidate

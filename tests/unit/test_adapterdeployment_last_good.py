@@ -504,3 +504,18 @@ class TestGates:
         until(cluster, lambda: cluster.traffic() == new)
         passes(cluster)
         assert cluster.status.previous is not None, "verified by the same gates, it stays"
+
+    def test_gates_that_the_policy_asks_for_since_then_count_too(self) -> None:
+        cluster = ServingCluster(spec=pinned(GOOD, keepLastGood="10m", policy={"gates": "Passed"}))
+        cluster.settle()
+        old = cluster.traffic()
+        cluster.spec = pinned(BETTER, keepLastGood="10m", policy={"gates": "Passed"})
+        until(cluster, lambda: cluster.traffic() != old)
+        passes(cluster)
+        assert RevisionState.KEPT in {line.state for line in cluster.status.revisions}
+        asked = {"gates": "Passed", "requiredGates": ["accuracy"]}
+        cluster.spec = pinned(BETTER, keepLastGood="10m", policy=asked)
+        passes(cluster)
+        assert RevisionState.KEPT not in {line.state for line in cluster.status.revisions}
+        told = [each.message for each in cluster.events if each.reason == Reason.GATES_NOT_PASSED]
+        assert_says(told[-1], old, "not verified by the gates")

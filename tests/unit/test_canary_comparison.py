@@ -2,6 +2,8 @@
 
 import math
 import random
+from bisect import bisect_left
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given
@@ -135,6 +137,25 @@ def test_one_that_is_just_allowed_fails_no_more_often_than_is_promised(mine: flo
     """Over all looks of a step."""
     rng, tries = random.Random(7), 50
     assert sum(_fails(mine, theirs, rng) for _ in range(tries)) <= 2 * SIGNIFICANCE * tries
+
+
+def test_the_chances_of_all_looks_and_comparisons_are_together_what_is_promised() -> None:
+    """By the least number of failures for which a look fails a canary: so many requests are normally distributed."""
+    total, share, allowed = 1_000_000, 0.1, ALLOWED.error_increase
+    stable = side(900_000, 100_000)
+
+    def fails(failed: int, look: int) -> bool:
+        return compare(side(total - failed, failed), stable, ALLOWED, look)[0].outcome is CheckOutcome.FAILED
+
+    def chance(look: int) -> float:
+        least = bisect_left(range(total // 2), True, key=lambda failed: fails(failed, look))
+        mine = least / total
+        spread = math.sqrt((mine * (1 - mine) + share * (1 - share)) / total)
+        return 1 - NormalDist().cdf((mine - share - allowed) / spread)
+
+    comparisons = len(compare(stable, stable, ALLOWED, 1))
+    looks = sum(chance(look) for look in range(1, 200))
+    assert comparisons * looks == pytest.approx(SIGNIFICANCE, rel=0.1)
 
 
 @pytest.mark.parametrize(("mine", "most"), [(1.0, 10), (0.3, 60), (0.1, 800)])

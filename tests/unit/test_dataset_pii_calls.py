@@ -82,3 +82,14 @@ def test_thoughts_are_cleaned_and_masked_with_the_pseudonyms_of_their_conversati
     assert [message["content"] for message in found.messages] == ["Who is <EMAIL_ADDRESS_1>?", "a"]
     assert found.messages[1]["reasoning_content"] == "So <EMAIL_ADDRESS_1> wrote, key <GITHUB_TOKEN_1>"
     assert (intake.personal.total(), intake.secrets.total()) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"), [(TaskType.CLASSIFICATION, PERSONAL), (TaskType.TEXT, "<EMAIL_ADDRESS_1>")]
+)
+def test_a_label_is_the_users_own_word_whatever_it_looks_like(task: TaskType, answer: str) -> None:
+    intake = Intake(params_of(task=Task(type=task)))
+    messages = [{"role": "user", "content": f"Who is {PERSONAL}?"}, {"role": "assistant", "content": PERSONAL}]
+    found = intake.take(Row(1, {"messages": messages}))
+    assert isinstance(found, Example)
+    assert [message["content"] for message in found.messages] == ["Who is <EMAIL_ADDRESS_1>?", answer]

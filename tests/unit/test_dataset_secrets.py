@@ -99,6 +99,7 @@ def test_what_is_assigned_to_a_name_that_says_so(text: str, kind: str, secret: s
         "sk-learn, sk-something-that-is-a-slug-with-many-words, ghp_short, AKIAshort",
         "Basic understanding of authorization; Bearer of bad news",
         "password (at least 8 characters), password reset, passwordless",
+        "token: 2024-01-01/2024-12-31, api_key=1111-0000-1111-0000",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:

@@ -80,6 +80,20 @@ def test_what_the_user_provided_is_respected_and_the_rest_of_the_unit_follows(
     assert all(parts[identity] is part_of_unit.get(units[identity], parts[identity]) for identity in labels)
 
 
+def test_of_a_unit_with_two_provided_parts_each_example_keeps_its_own() -> None:
+    """The user's own validation and test may share a customer: nothing of either is trained."""
+    labels = {f"{n:03}": "a" for n in range(40)}
+    provided = {"000": Part.VALIDATION, "001": Part.TEST, "002": Part.VALIDATION}
+    parts = assign(labels, Split(), dict.fromkeys(provided, "a customer"), provided)
+    assert {identity: parts[identity] for identity in provided} == provided
+
+
+def test_a_label_with_a_single_example_is_trained() -> None:
+    labels = {f"{n:03}": f"label {n}" for n in range(20)}
+    parts = assign(labels, Split(validation_percent=30, test_percent=30))
+    assert set(parts.values()) == {Part.TRAIN}
+
+
 def test_the_shares_count_what_was_provided() -> None:
     labels = {f"{n:03}": "ab"[n % 2] for n in range(200)}
     few = dict.fromkeys(list(labels)[:6], Part.TEST)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
 from finetune_api.gates import GateOutcome as Outcome
-from finetune_api.gates import Gates, GoalStatus, packed, unpacked
+from finetune_api.gates import Gates, GoalStatus, OnInconclusive, blocking, packed, unpacked
 from finetune_api.goals import MAX_GOALS, Metric
 from finetune_api.stages import MAX_RESULT_BYTES
 from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
 from finetune_jobs.evaluation.estimates import METRICS, measure, metrics_of
-from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, not_worse
+from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, at_most, not_worse
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.tasks import is_json
@@ -191,3 +191,33 @@ def test_the_longest_goals_fit_a_stages_result() -> None:
     found = [GoalStatus.model_validate({"goal": text, **value}) for text in gates.texts(TaskType.CLASSIFICATION)]
     assert unpacked(packed(found), gates.texts(TaskType.CLASSIFICATION)) == found
     assert len(json.dumps(packed(found)).encode()) < MAX_RESULT_BYTES // 2
+
+
+@pytest.mark.parametrize(
+    ("bound", "outcome"),
+    [
+        (0.08, Outcome.PASS),
+        (0.06, Outcome.PASS),
+        (0.05, Outcome.INCONCLUSIVE),
+        (0.03, Outcome.INCONCLUSIVE),
+        (0.01, Outcome.INCONCLUSIVE),
+        (0.009, Outcome.FAIL),
+    ],
+)
+def test_a_limit_is_kept_by_the_whole_interval(bound: float, outcome: Outcome) -> None:
+    assert at_most(Figure(value=0.03, low=0.01, high=0.06), bound, 200).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "how", "blocks"),
+    [
+        (Outcome.PASS, OnInconclusive.BLOCK, False),
+        (Outcome.INCONCLUSIVE, OnInconclusive.BLOCK, True),
+        (Outcome.INCONCLUSIVE, OnInconclusive.WARN, False),
+        (Outcome.FAIL, OnInconclusive.WARN, True),
+        (Outcome("Doubtful"), OnInconclusive.WARN, True),
+    ],
+)
+def test_which_outcomes_keep_an_artifact_from_its_channel(outcome: Outcome, how: OnInconclusive, blocks: bool) -> None:
+    goal = GoalStatus(goal="accuracy at least 0.9", value="0.9", low="0.8", high="1.0", outcome=outcome)
+    assert blocking([goal], how) == ([goal] if blocks else [])

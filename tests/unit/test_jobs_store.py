@@ -145,6 +145,15 @@ def test_a_store_that_cannot_be_reached_is_worth_a_retry(place: str) -> None:
     assert_says(error.value.message, f"reading {place}/key failed", "endpoint", "name", "connection refused")
 
 
+def test_what_fails_once_is_asked_for_again(s3: SeaweedFS, place: str, store: Store) -> None:
+    """A stage that ran for hours must not end for one answer of a store that is busy."""
+    failures = iter([True])
+    with forgetful(s3.endpoint, ADMIN, ignores=(), fails=lambda _path: next(failures, False)) as endpoint:
+        Store.connect(Storage(endpoint=endpoint), place).put("key", b"content")
+    assert next(failures, None) is None
+    assert store.get("key") == b"content"
+
+
 def test_keys_that_are_missing(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

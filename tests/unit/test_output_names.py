@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,30 @@ def test_two_jobs_cannot_have_a_channel_each(s3: SeaweedFS, store: Store, tmp_pa
     for channel in Channel:
         assert move(ours, tmp_path, "3" * 64, channel) is None, "the owner goes on with both"
     assert owners(store) == {"stable": "team-a", "candidate": "team-a"}
+
+
+def test_who_was_overtaken_does_not_turn_a_channel_back(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later run of the same job publishes between the moments in which this one reads the channel and moves it."""
+    earlier, later = asked(s3, store, RUN), asked(s3, store, RUN)
+    assert move(earlier, tmp_path, "1" * 64, Channel.STABLE) is None
+
+    def read_and_be_overtaken(*where: Any) -> Any:
+        found = read_channel(*where)
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr("finetune_jobs.publish.read_channel", read_channel)
+            assert move(later, tmp_path / "later", "3" * 64, Channel.STABLE) is None
+        return found
+
+    monkeypatch.setattr("finetune_jobs.publish.read_channel", read_and_be_overtaken)
+    refused = move(earlier, tmp_path / "earlier", "2" * 64, Channel.STABLE)
+    assert refused is not None
+    assert (refused.reason, refused.retriable) == (Reason.S3_UNREACHABLE, True)
+    assert_says(refused.message, "channels/transactions/stable.json was changed by another writer")
+    standing = read_channel(store, "transactions")
+    assert standing is not None
+    assert standing[0].artifact_digest == "3" * 64
 
 
 def race(given: Sequence[StageInput], channels: Sequence[Channel], folder: Path) -> list[StageError | None]:

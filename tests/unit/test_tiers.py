@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from hack.cluster import layout
 from hack.cluster.layout import REPOSITORY
-from hack.tiers import Outcome, Tier, run, summary, tiers
+from hack.tiers import Outcome, Tier, fast, run, summary, tiers
 from tests.conftest import pytest_configure
 from tests.support.examples import to_commit
+from tests.support.fast import divided
 from tests.support.order import LONGEST, long_files_first
 
 pytestmark = pytest.mark.unit
@@ -33,6 +34,7 @@ def test_the_summary_names_the_tiers_that_failed() -> None:
         "  ✓ cluster: 1 min 0 s",
     ]
     assert summary(outcomes[1:]).splitlines()[0] == "make test: every tier passed"
+    assert summary(outcomes[:1], "test-fast").splitlines()[0] == "make test-fast: failed: unit and control plane"
 
 
 def test_ci_runs_lint_and_every_tier() -> None:
@@ -217,3 +219,28 @@ def test_a_fast_test_that_needs_what_takes_long_fails_even_where_it_catches_the_
     assert f"{len(FORBIDDEN)} failed, 1 passed, 1 deselected" in ended.stdout, ended.stdout
     for what in FORBIDDEN.values():
         assert what in ended.stdout
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+def test_the_parts_of_the_fast_tests_are_all_of_them_and_about_as_large(parts: int) -> None:
+    folder = REPOSITORY / "tests" / "unit"
+    found = divided(folder, parts)
+    assert sorted(path for part in found for path in part) == sorted(path for path in divided(folder, 1)[0])
+    sizes = [sum(path.stat().st_size for path in part) for part in found]
+    assert max(sizes) <= 1.25 * sum(sizes) / parts
+
+
+@pytest.mark.slow
+def test_each_process_of_the_fast_tests_reads_its_own_part_only(tmp_path: Path) -> None:
+    """Reading one that is not its own fails here, since each leaves a mark."""
+    for name in ("one", "two"):
+        text = f"import pathlib, pytest\npathlib.Path({str(tmp_path / name)!r}).touch(exist_ok=False)\n"
+        text += "pytestmark = pytest.mark.unit\ndef test_it(): ..."
+        (tmp_path / f"test_{name}.py").write_text(text)
+    for command in fast(2).tests:
+        argv = [*command, "-p", "tests.conftest", "-c", str(REPOSITORY / "pyproject.toml"), f"--rootdir={REPOSITORY}"]
+        argv += ["-p", "no:cacheprovider", str(tmp_path)]
+        ended = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert "1 passed" in ended.stdout, ended.stdout
+    assert (tmp_path / "one").exists()
+    assert (tmp_path / "two").exists()

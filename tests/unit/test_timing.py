@@ -45,6 +45,19 @@ def test_epochs_count_until_max_steps_end_them() -> None:
     assert training_seconds(limited, Examples(0, 0, 0, 0), PACE) == 0
 
 
+@pytest.mark.parametrize(("most", "steps"), [(None, 39), (5, 5), (39, 39), (50, 39)])
+def test_steps_are_batches_of_each_pass_and_no_more_than_max_steps(most: int | None, steps: int) -> None:
+    assert planned_steps(100, Training(epochs=3, max_steps=most, batch_size=4, gradient_accumulation=2)) == steps
+
+
+def test_processes_share_the_examples() -> None:
+    """The pace in tokens is that of all together; of passes, each makes its share at the same time."""
+    training = Training(epochs=1, batch_size=4, gradient_accumulation=8)
+    for pace, share in ((PACE, 1), (Pace(1e12, 0, pass_seconds=0.4), 1 / 8)):
+        alone, together = (training_seconds(training, Examples(3200, 50, 50, 0), pace, count) for count in (1, 8))
+        assert together == pytest.approx(share * alone)
+
+
 def test_the_most_before_the_data_are_known() -> None:
     """Every example as long as it may be, and validations with all of their share; nothing without maxSteps."""
     assert Examples.at_most(Training()) is None
