@@ -243,8 +243,10 @@ def _read_promise(context: Context, store: Store, digest: str, params: VerifyPar
 
 
 def _summary(made: Sequence[VerificationCheck], observed: Observed) -> str:
+    """Of checks of which none failed."""
     passed, counts = sum(check.outcome is CheckOutcome.PASSED for check in made), checks.count(observed)
-    said = f"{passed} of {len(made)} checks passed; {counts.correct} of {counts.samples} test examples are right "
+    skipped = f", {len(made) - passed} skipped" if passed < len(made) else ""
+    said = f"{passed} checks passed{skipped}; {counts.correct} of {counts.samples} test examples are right "
     said += f"(evaluation: {counts.expected})."
     if not observed.references:
         said += " The artifact was published by an earlier version, without a record of log-probabilities: publish it "

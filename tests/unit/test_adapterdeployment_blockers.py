@@ -269,6 +269,20 @@ class TestEvents:
         cluster.reconcile()
         assert (cluster.events[-1].type, cluster.events[-1].reason) == ("Warning", Reason.SERVER_UNAVAILABLE)
 
+    def test_that_they_answer_again_is_told_once(self) -> None:
+        cluster = serving()
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        ready = {name: deployment["status"][name] for name in ("readyReplicas", "availableReplicas")}
+        for status in (dict.fromkeys(ready, 0), ready):
+            deployment["status"] |= status
+            for _ in range(3):
+                cluster.reconcile()
+        assert [(event.type, event.reason) for event in cluster.events[-2:]] == [
+            ("Warning", Reason.SERVER_UNAVAILABLE),
+            ("Normal", Reason.SERVING),
+        ]
+        assert "1 of 1 pods answer" in cluster.events[-1].message
+
     def test_trouble_that_goes_and_comes_back_is_told_again(self) -> None:
         cluster = serving()
         for runtime in ("vllm", "tgi-cpu", "vllm"):

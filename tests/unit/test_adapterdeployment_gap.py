@@ -122,7 +122,9 @@ def test_what_fails_gives_way_to_what_served_and_is_not_tried_again(digest: str)
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
     assert cluster.status.candidate is not None
     assert (cluster.status.candidate.state, cluster.status.candidate.gap_starts_at) == (RevisionState.FAILED, None)
-    assert f"Revision {old} comes back." in cluster.events[-1].message
+    failed, again = cluster.events[-2:]
+    assert f"Revision {old} comes back." in failed.message
+    assert (again.type, again.reason) == ("Normal", Reason.SERVING)
     cluster.now += timedelta(days=1)
     cluster.generation += 1
     cluster.spec = in_place(digest, replicas=3)

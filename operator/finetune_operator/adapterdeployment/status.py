@@ -92,14 +92,30 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
 
 
 def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
-    """Events for problems that a person can act on, when they appear. The rollout reports on its candidate itself."""
+    """Events for problems that a person can act on, when they appear, and for their end. The rollout reports on its
+    candidate itself."""
     advice = (*advice_events(before.conditions, after.conditions), *_degradation(before, after))
-    advice += (*_route_news(before, after),)
+    advice += (*_route_news(before, after), *_recovery(before, after))
     now, then = _problem(after), _problem(before)
     if now is None or (then is not None and then.reason == now.reason) or now.reason in {e.reason for e in advice}:
         return advice
     waits = now.reason == Reason.SOURCE_NOT_READY and now.type != ConditionType.STALLED
     return (Event("Normal" if waits else "Warning", Reason(now.reason), now.message), *advice)
+
+
+def _recovery(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> Iterator[Event]:
+    """That a revision answers again which stopped after it had come to serve: its last event would be a warning
+    otherwise."""
+    if before.stable is None or after.stable is None or before.stable.revision != after.stable.revision:
+        return
+    was, now = (
+        next((each for each in status.conditions if each.type == ConditionType.READY), None)
+        for status in (before, after)
+    )
+    if was is None or now is None or (was.status, now.status) != ("False", "True"):
+        return
+    if was.last_transition_time > before.stable.since:
+        yield Event("Normal", Reason(now.reason), now.message)
 
 
 def _degradation(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> Iterator[Event]:
