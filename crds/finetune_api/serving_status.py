@@ -237,7 +237,7 @@ class ChannelStatus(WireModel):
     published_at: Timestamp | None = None
     """When the channel was moved there."""
     looked_at: Timestamp | None = None
-    """When a Job has last looked; absent: none has come to an end yet."""
+    """When a Job has last looked, from which the interval counts; absent: none has come to an end yet."""
     reason: Word = ""
     """Why there is no other artifact to serve, as one word for programs; empty: the last look has found one."""
     message: Message = ""
