@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
 from finetune_api.serving_status import VerificationCheck
+from finetune_api.stages import StageResult
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.pod import find_condition, parse_result, pod_blocker, pod_failure, refusal
@@ -228,15 +229,16 @@ def _has_served(pod: Object) -> bool:
     return unanswered or ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL)  # OK: its server has ended
 
 
+def fetched(pod: Object) -> StageResult | None:
+    """What a pod's ``fetch`` has said at its end; None: it has not ended, or left nothing."""
+    ended = _last_end(_named(pod, FETCH))
+    return parse_result(ended.get("message")) if ended else None
+
+
 def withdrawn(pods: Iterable[Object]) -> str:
     """What a pod was told of its artifact's withdrawal when it fetched it; empty: nothing."""
-    for pod in pods:
-        for container in _containers(pod):
-            ended = _last_end(container) if container["name"] == FETCH else None
-            result = parse_result(ended.get("message")) if ended else None
-            if result and (said := result.scalars.get("withdrawn", "")):
-                return said
-    return ""
+    told = (result.scalars.get("withdrawn", "") for pod in pods if (result := fetched(pod)) is not None)
+    return next(filter(None, told), "")
 
 
 def _in_time(pod: Object, limit: float, now: datetime) -> ServerProblem | None:
