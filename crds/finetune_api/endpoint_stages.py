@@ -1,5 +1,6 @@
 """What the stages of an AdapterDeployment need (follow, fetch, verify, analyse), and a serving pod's self-check."""
 
+from enum import StrEnum
 from typing import Final
 
 from finetune_api.artifact_source import Channel
@@ -32,6 +33,23 @@ class FetchParams(WireModel):
     wanted: str = ""
     """File with WantedAdapters, of which the required ones are downloaded in place of ``adapters``: the server loads
     adapters while it runs, and what it serves by now is another set. Empty: ``adapters`` are."""
+
+
+MODEL_CACHE: Final = "modelCache"
+"""Scalar of fetch: what the volume that pods share was good for, as CacheUse has it. Absent: the pod has none."""
+MODEL_CACHE_PROBLEM: Final = "modelCacheProblem"
+"""Scalar of fetch: why it was good for nothing."""
+
+
+class CacheUse(StrEnum):
+    """Where a pod got its model from."""
+
+    FOUND = "Found"
+    """It was on the volume."""
+    DOWNLOADED = "Downloaded"
+    """The pod has downloaded it to the volume."""
+    UNUSED = "Unused"
+    """The pod has downloaded it to its own volume."""
 
 
 class WantedAdapter(AdapterRef):

@@ -116,6 +116,7 @@ class Reason(OpenEnum):
     OUTPUT_NAME_FOREIGN = "OutputNameForeign"
     ROLLOUT_QUEUED = "RolloutQueued"
     CANARY_STEP = "CanaryStep"
+    MODEL_CACHE_UNUSED = "ModelCacheUnused"
     API_KEYS_MISSING = "ApiKeysMissing"
     CERTIFICATE_UNUSABLE = "CertificateUnusable"
     ANALYSIS_PASSED = "AnalysisPassed"
@@ -241,6 +242,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.OUTPUT_NAME_FOREIGN: "The output name belongs to a FineTuneJob of another namespace; what serves still does.",
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANARY_STEP: "Strategy Canary: a verified revision has a share of the traffic, or is about to get it; the message says how much and until when.",
+    Reason.MODEL_CACHE_UNUSED: "A pod could not use the volume that the runtime's pods share (modelCache), and has downloaded the model to its own; it serves all the same. The message says why.",
     Reason.API_KEYS_MISSING: "The Secret of spec.access.apiKeys does not exist, is empty, or holds no valid key: every request is rejected, and no new pod starts.",
     Reason.CERTIFICATE_UNUSABLE: "The Secret of spec.access.tls does not exist, or clients could not connect with the certificate in it; the message says why. No new pod starts; running pods keep the certificate that they have.",
     Reason.ANALYSIS_PASSED: "Strategy Canary: in the finished step, the new revision failed no more requests than the serving one, and was no slower.",

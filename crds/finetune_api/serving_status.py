@@ -144,6 +144,21 @@ class AdapterStatus(WireModel):
     """The same for people."""
 
 
+class ModelCacheStatus(WireModel):
+    """Where the pods of a revision that run now got their model from, on a runtime whose pods share a volume."""
+
+    claim_name: Annotated[str, Field(max_length=253)]
+    """PersistentVolumeClaim of the volume."""
+    found: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Pods that found the model there."""
+    downloaded: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Pods that have downloaded it there, for others to find."""
+    unused: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Pods that could not use the volume, and have downloaded the model to their own."""
+    message: Message = ""
+    """Why not, of one of these."""
+
+
 class RevisionStatus(WireModel):
     """One artifact, or several adapters, on one runtime configuration."""
 
@@ -165,6 +180,8 @@ class RevisionStatus(WireModel):
     """Its model server."""
     storage: Storage | None = None
     """How its pods reach the artifact; known even after the FineTuneJob that published it is deleted."""
+    model_cache: ModelCacheStatus | None = None
+    """Where its pods got their model from; absent where they share no volume, or none has got it."""
     since: Timestamp
     """When it entered this state."""
     withdrawn: Annotated[str, Field(max_length=512)] = ""
@@ -238,7 +255,7 @@ class ChannelStatus(WireModel):
     published_at: Timestamp | None = None
     """When the channel was moved there."""
     looked_at: Timestamp | None = None
-    """When a Job has last looked; absent: none has come to an end yet."""
+    """When a Job has last looked, from which the interval counts; absent: none has come to an end yet."""
     reason: Word = ""
     """Why there is no other artifact to serve, as one word for programs; empty: the last look has found one."""
     message: Message = ""

@@ -9,11 +9,11 @@ import logging
 from pathlib import Path
 
 from finetune_api.artifact_source import set_address
-from finetune_api.endpoint_stages import AdapterRef, FetchParams, WantedAdapters
+from finetune_api.endpoint_stages import MODEL_CACHE, MODEL_CACHE_PROBLEM, AdapterRef, FetchParams, WantedAdapters
 from finetune_api.layout import Manifest, Withdrawal
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs.artifacts.folders import fetch_folder, fetch_folder_through, require_manifest
+from finetune_jobs.artifacts.folders import Fetched, fetch_folder, fetch_folder_through, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import read_json
@@ -46,7 +46,7 @@ def fetch(context: Context) -> StageOutput:
     manifest = require_manifest(context.store, model.folder)
     _require_safetensors(context.store.uri(model.folder), manifest)
     report = context.progress.part(0.05, 1, "downloading the model")
-    how = _fetch_model(context, context.store, model.folder, home / "model", report)
+    found = _fetch_model(context, context.store, model.folder, home / "model", report)
     size = sum(file.size for file in manifest.files)
     signed = f", signed by key {signed_by[:12]}" if signed_by else ""
     mark = _mark(context.store, digest)
@@ -54,10 +54,12 @@ def fetch(context: Context) -> StageOutput:
         output_digest=digest,
         scalars={
             "sizeBytes": str(size),
+            **_use(found),
             **({"signedBy": signed_by} if signed_by else {}),
             **({"withdrawn": in_words(mark)} if mark else {}),
         },
-        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}{how}; every hash matches{signed}.",
+        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}{_how(found)}; every hash matches"
+        f"{signed}.",
     )
 
 
@@ -82,27 +84,39 @@ def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     address = set_address({each.name: each.digest for each in asked.adapters})
     (context.models / address).mkdir(parents=True, exist_ok=True)
     report = context.progress.part(0.05, 1, "downloading the base model")
-    how = _fetch_model(context, first.store, first.base.folder, context.models / address / "model", report)
+    shared = _fetch_model(context, first.store, first.base.folder, context.models / address / "model", report)
     size = sum(file.size for file in manifest.files)
     marks = [(each.ref.name, _mark(each.store, each.ref.digest)) for each in places]
     withdrawn = "; ".join(f"{in_words(mark)} (adapter {name!r})" for name, mark in marks if mark)
     return StageOutput(
         output_digest=address,
-        scalars={"sizeBytes": str(size), **({"withdrawn": withdrawn} if withdrawn else {})},
-        message=f"{len(places)} adapters, and their base model ({size} bytes){how}; every hash matches"
+        scalars={"sizeBytes": str(size), **_use(shared), **({"withdrawn": withdrawn} if withdrawn else {})},
+        message=f"{len(places)} adapters, and their base model ({size} bytes){_how(shared)}; every hash matches"
         f"{', and each is signed' if asked.public_keys else ''}.",
     )
 
 
-def _fetch_model(context: Context, store: Store, folder: str, target: Path, report: Report) -> str:
-    """What is large: through the cache, where there is one. Returns where it came from, to be put behind what it is.
-    Raises StageError as fetch_folder_through."""
+def _fetch_model(context: Context, store: Store, folder: str, target: Path, report: Report) -> Fetched | None:
+    """What is large: through the cache, where there is one. Returns what came of that. Raises StageError as
+    fetch_folder_through."""
     if context.cache is None:
         fetch_folder(store, folder, target, report=report)
-        return ""
-    how = fetch_folder_through(context.cache, store, folder, target, room=context.models_room, report=report).how
-    log.info("%s: %s", store.uri(folder), how)
-    return f", {how}"
+        return None
+    found = fetch_folder_through(context.cache, store, folder, target, room=context.models_room, report=report)
+    log.info("%s: %s", store.uri(folder), found.how)
+    return found
+
+
+def _use(found: Fetched | None) -> dict[str, str]:
+    """For the status of the AdapterDeployment."""
+    if found is None:
+        return {}
+    return {MODEL_CACHE: found.use.value, **({MODEL_CACHE_PROBLEM: found.problem} if found.problem else {})}
+
+
+def _how(found: Fetched | None) -> str:
+    """Where the model came from, to be put behind what it is."""
+    return f", {found.how}" if found else ""
 
 
 def _wanted(asked: FetchParams) -> list[AdapterRef]:

@@ -340,7 +340,8 @@ class ServingCluster:
             return
         self.looks.append(asked)
         fails = self.channel if isinstance(self.channel, Reason) else None
-        job["status"] = {"conditions": [{"type": "Failed" if fails else "Complete", "status": "True"}]}
+        ended = {"type": "Failed" if fails else "Complete", "status": "True", "lastTransitionTime": timestamp(self.now)}
+        job["status"] = {"conditions": [ended], **({} if fails else {"completionTime": timestamp(self.now)})}
         result = StageResult(
             stage=Stage.FOLLOW,
             outcome=Outcome.FAILED if fails else Outcome.SUCCEEDED,

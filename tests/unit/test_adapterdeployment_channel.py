@@ -210,6 +210,43 @@ def test_a_look_that_was_not_recorded_is_the_same_look() -> None:
     assert looks(cluster) == names
 
 
+@pytest.mark.parametrize("found", [GOOD, Reason.CHANNEL_NOT_FOUND])
+def test_what_a_look_found_while_the_operator_was_down_is_as_old_as_the_look(found: str | Reason) -> None:
+    cluster = served()
+    cluster.channel = found
+    cluster.now += timedelta(minutes=5)
+    cluster.reconcile()
+    ended = timestamp(cluster.now)
+    cluster.run_controllers()
+    assert len(cluster.looks) == 2
+    cluster.now += timedelta(hours=1)
+    cluster.channel = BETTER
+    made = cluster.reconcile()
+    assert cluster.status.channel is not None
+    assert cluster.status.channel.looked_at == ended
+    assert made.requeue_after == 0
+    settle(cluster)
+    assert len(cluster.looks) == 3, "at once, not after another interval"
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_a_nodes_clock_makes_a_look_neither_newer_nor_older_than_it_can_be(minutes: int) -> None:
+    """An old one would be followed by the next without a pause, one from the future by none for longer."""
+    cluster = served()
+    cluster.now += timedelta(minutes=5)
+    cluster.reconcile()
+    created = timestamp(cluster.now)
+    cluster.now += timedelta(seconds=8)
+    cluster.run_controllers()
+    [name] = looks(cluster)
+    cluster.objects[JOBS][name]["status"]["completionTime"] = timestamp(cluster.now + timedelta(minutes=minutes))
+    cluster.reconcile()
+    assert cluster.status.channel is not None
+    assert cluster.status.channel.looked_at == (created if minutes < 0 else timestamp(cluster.now))
+
+
 def test_another_interval_is_no_other_spec() -> None:
     seldom, often = (ServingCluster(spec=following(interval=each)).observe() for each in ("1h", "1m"))
     other = ServingCluster(spec=following(name="others")).observe()

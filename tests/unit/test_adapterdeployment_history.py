@@ -22,6 +22,7 @@ from finetune_operator.resources import deployment
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Proxy, Settings
 from tests.support.played_pods import BETTER, GOOD, INACTIVE
+from tests.support.sentences import assert_says
 from tests.support.serving import START, ServingCluster, serving
 from tests.support.serving_specs import SETTINGS, pinned
 
@@ -95,6 +96,7 @@ class TestHistory:
         assert first.promoted_at is not None
         assert first.ended_at is not None
         assert first.promoted_at <= timestamp(served) <= failed.ended_at <= first.ended_at
+        assert first.message == f"Revision {newest.revision} serves instead."
 
     def test_one_that_was_given_up_before_it_served(self) -> None:
         cluster = serving()
@@ -104,7 +106,18 @@ class TestHistory:
         cluster.spec = pinned(GOOD)
         cluster.settle()
         assert lines(cluster.status) == [(BETTER, RevisionState.SUPERSEDED), (GOOD, RevisionState.SERVING)]
-        assert cluster.status.revisions[0].promoted_at is None
+        given_up, stable = cluster.status.revisions
+        assert given_up.promoted_at is None
+        assert given_up.message == f"Revision {stable.revision} was asked for instead, before it served."
+
+    def test_one_that_something_stood_in_the_way_of(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        cluster.spec = pinned(BETTER, runtime="not-offered")
+        cluster.settle()
+        assert lines(cluster.status) == [(BETTER, RevisionState.SUPERSEDED), (GOOD, RevisionState.SERVING)]
+        assert_says(cluster.status.revisions[0].message, "given up before it served", "not-offered")
 
     def test_one_that_is_tried_again_has_one_line_which_begins_anew(self) -> None:
         cluster = serving(digest=GOOD)

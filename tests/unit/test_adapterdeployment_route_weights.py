@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState
-from finetune_operator.adapterdeployment.route import UNDIVIDED_SINCE
+from finetune_operator.adapterdeployment.route import FOLLOWING_SECONDS, UNDIVIDED_SINCE
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.objects import DEPLOYMENTS, HTTP_ROUTES, SERVICES
 from finetune_operator.resources.route import Backend
@@ -262,6 +262,39 @@ def test_a_canary_that_is_dropped_keeps_its_service_until_the_gateway_has_follow
         assert new in cluster.revisions(DEPLOYMENTS), "and so may be those whom it has sent there"
         one_pass(cluster, 4)
     cluster.settle()
+    assert set(cluster.objects[SERVICES]) == {"demo"}
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old})
+
+
+@pytest.mark.parametrize("event", [runtime_gone, taken_back])
+def test_a_slow_gateway_keeps_the_service_of_a_dropped_canary_until_it_has_seen_the_route(event: Any) -> None:
+    cluster, old = weighted()
+    new = until(cluster, has_share(1)).revision
+    cluster.watch = lambda _: None
+    event(cluster)
+    cluster.generation += 1
+    for _ in range(3):
+        one_pass(cluster, 30)
+        assert shares(cluster) == [Backend("demo", 100)]
+        assert candidate_service(new) in cluster.objects[SERVICES], "it still divides requests"
+        assert new in cluster.revisions(DEPLOYMENTS)
+    says(cluster)
+    one_pass(cluster, 0)
+    assert set(cluster.objects[SERVICES]) == {"demo"}
+    cluster.settle()
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old})
+
+
+def test_a_gateway_that_answers_no_more_is_not_waited_for_without_end() -> None:
+    cluster, old = weighted()
+    until(cluster, has_share(1))
+    cluster.watch = lambda _: None
+    taken_back(cluster)
+    cluster.generation += 1
+    one_pass(cluster, 0)
+    dropped = cluster.now
+    cluster.settle()
+    assert cluster.now - dropped >= timedelta(seconds=FOLLOWING_SECONDS)
     assert set(cluster.objects[SERVICES]) == {"demo"}
     assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old})
 

@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
-from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, UNANSWERED_SECONDS
+from finetune_operator.adapterdeployment.gap import STALE_SECONDS
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, PULL_PATIENCE_SECONDS, UNANSWERED_SECONDS
+from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.pod_problems import CRASHES
 from finetune_operator.framework.actions import Plan
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
@@ -260,6 +262,21 @@ def node_lost() -> Recorded:
     return found
 
 
+def its_name_is_taken_in_the_gap() -> Recorded:
+    """The conflict is known within one pass, as the reconciler does it."""
+    found = in_place(served(), passes=2)
+    before = states(found.status)
+    found.status = plan(replace(found.observe(), conflicts=("Deployment demo-x",)), found.now).status
+    found.seen |= {(before[name], now) for name, now in states(found.status).items() if before[name] != now}
+    return found
+
+
+def something_blocks_it(passes: int) -> Recorded:
+    """The runtime is not offered for a while."""
+    found = updated(served(), passes=passes, replicas=2)
+    return updated(updated(found, runtime="not-offered", passes=2), replicas=2)
+
+
 def it_fails_in_place_and_is_repeated() -> Recorded:
     found = in_place(served(), INACTIVE)
     assert found.status.ready_replicas == 1
@@ -350,6 +367,8 @@ STORIES: tuple[Callable[[], Recorded], ...] = (
     asked_back_in_line,
     node_lost,
     lambda: in_place(served()),
+    its_name_is_taken_in_the_gap,
+    *(lambda passes=passes: something_blocks_it(passes) for passes in (1, 2, 3)),
     it_fails_in_place_and_is_repeated,
     back_in_place,
     in_place_after_a_fall,
@@ -373,6 +392,15 @@ def test_every_row_of_the_table_happens_and_nothing_else_does() -> None:
         seen |= story().seen
     assert documented() - seen == set(), "documented, and not seen"
     assert seen - documented() == set(), "seen, and not documented"
+
+
+def test_a_failure_is_forgotten_while_something_blocks_it() -> None:
+    """So says the page; what had served and fell is remembered (the tests of the last good revision)."""
+    failed = updated(served(), INACTIVE)
+    again = updated(updated(updated(served(), INACTIVE), INACTIVE, runtime="not-offered", passes=2), INACTIVE)
+    first, second = (found.status.revisions[0] for found in (failed, again))
+    assert (first.revision, first.state) == (second.revision, second.state) == (first.revision, RevisionState.FAILED)
+    assert first.started_at != second.started_at
 
 
 more = st.one_of(
@@ -427,6 +455,9 @@ def test_no_path_leaves_the_table(path: list[tuple[str, Any]]) -> None:
         f"plus {FETCH_SECONDS // 60} minutes",
         f"{PULL_PATIENCE_SECONDS / 60:.0f} minutes while an image cannot be pulled",
         f"for {UNANSWERED_SECONDS:.0f} seconds",
+        f"the verification has {LONG_WAIT_SECONDS / 60:.0f} minutes to find a node",
+        f"its deadline and {FETCH_SECONDS / 60:.0f} minutes",
+        f"{ {600.0: 'ten'}[STALE_SECONDS] } minutes for pods that have lost their Deployment",
         {3: "third time"}[CRASHES],
         {3600: "after an hour"}[int(PAUSE_SECONDS)],
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.endpoint_stages import MODEL_CACHE, MODEL_CACHE_PROBLEM, CacheUse
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream
@@ -101,7 +102,9 @@ def test_a_second_pod_takes_the_model_from_the_cache(pods: Pods, upstream: Upstr
     first, second = pods.fetch("first"), pods.fetch("second")
     assert_says(first.message, "2 files", "downloaded 128.0 KiB into the cache", "every hash matches")
     assert_says(second.message, "2 files", "taken from the cache", "every hash matches")
-    assert (first.output_digest, first.scalars) == (second.output_digest, second.scalars)
+    assert first.output_digest == second.output_digest
+    assert [each.scalars[MODEL_CACHE] for each in (first, second)] == [CacheUse.DOWNLOADED, CacheUse.FOUND]
+    assert MODEL_CACHE_PROBLEM not in first.scalars | second.scalars
     assert pods.kept().name == upstream.export, "by the address of its content, whatever artifact names it"
     for name in ("first", "second"):
         assert pods.model(name).resolve() == pods.kept()
@@ -122,13 +125,16 @@ def test_a_byte_that_flipped_in_the_cache_is_found_and_replaced(pods: Pods, capl
 def test_without_a_usable_cache_the_model_goes_to_the_pods_own_volume_if_it_has_room(pods: Pods) -> None:
     lost = pods.cache / "not mounted"
     size = len(WEIGHTS) + len(CONFIG)
-    assert_says(pods.fetch("pod", model_cache=lost, models_room=size).message, "to the pod's own volume")
+    alone = pods.fetch("pod", model_cache=lost, models_room=size)
+    assert_says(alone.message, "to the pod's own volume", "No such file or directory")
+    told = (alone.scalars[MODEL_CACHE], alone.scalars[MODEL_CACHE_PROBLEM])
+    assert told == (CacheUse.UNUSED, "No such file or directory")
     assert not pods.model("pod").is_symlink()
     assert (pods.model("pod") / "model.safetensors").read_bytes() == WEIGHTS
     with pytest.raises(StageError) as error:
         pods.fetch("other", model_cache=lost, models_room=size - 1)
     assert (error.value.reason, error.value.retriable) == (Reason.SCRATCH_FULL, True)
-    assert_says(error.value.message, "128.0 KiB", "cache could not be used", "scratchSize")
+    assert_says(error.value.message, "128.0 KiB", "could not be used (No such file or directory)", "scratchSize")
     assert not pods.model("other").exists()
     pods.fetch("pod")
     assert pods.model("pod").is_symlink(), "the next attempt finds the cache again"

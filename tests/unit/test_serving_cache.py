@@ -8,13 +8,15 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import MODEL_CACHE, MODEL_CACHE_PROBLEM, CacheUse
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretRef
-from finetune_api.serving_status import ServingPhase
-from finetune_api.stages import Stage
+from finetune_api.serving_status import ModelCacheStatus, ServingPhase
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
 from finetune_jobs.runtime.commandline import parse
 from finetune_jobs.self_check import parse as parse_self_check
+from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Adapter, Serving, pod_template
@@ -22,7 +24,7 @@ from finetune_operator.settings import Engine, ModelCache, PodShape, Runtime, Se
 from tests.support.played_pods import GOOD
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster
-from tests.support.serving_specs import SETTINGS, following, published, uri
+from tests.support.serving_specs import SETTINGS, following, pinned, published, uri
 
 pytestmark = pytest.mark.unit
 
@@ -152,3 +154,87 @@ def test_a_cache_makes_another_revision_and_its_loss_the_earlier_one() -> None:
     cluster.settings = settings
     cluster.settle()
     assert cluster.traffic() == plain
+
+
+# What a person sees of it
+
+
+def shared(replicas: int = 2) -> ServingCluster:
+    """An endpoint whose pods share a volume."""
+    runtime = SETTINGS.runtimes["tgi-cpu"].model_copy(update={"model_cache": CACHE})
+    settings = SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": runtime}})
+    cluster = ServingCluster(spec=pinned(GOOD, replicas=replicas), settings=settings)
+    cluster.settle()
+    return cluster
+
+
+def say(cluster: ServingCluster, *uses: CacheUse, problem: str = "") -> None:
+    """What the downloads of the serving pods have left, pod by pod."""
+    [pods] = [cluster.pods[name] for name in cluster.objects[DEPLOYMENTS]]
+    for pod, use in zip(pods, uses, strict=False):
+        scalars = {MODEL_CACHE: use.value} | ({MODEL_CACHE_PROBLEM: problem} if problem else {})
+        result = StageResult(
+            stage=Stage.FETCH, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, scalars=scalars
+        )
+        [fetch] = pod["status"]["initContainerStatuses"]
+        fetch["state"]["terminated"]["message"] = result.model_dump_json(by_alias=True)
+
+
+def told(cluster: ServingCluster) -> ModelCacheStatus | None:
+    return cluster.status.stable.model_cache if cluster.status.stable else None
+
+
+def warnings(cluster: ServingCluster) -> list[str]:
+    return [event.message for event in cluster.events if event.reason is Reason.MODEL_CACHE_UNUSED]
+
+
+def test_the_status_says_where_pods_got_their_model_from() -> None:
+    cluster = shared()
+    assert told(cluster) is None, "an earlier image says nothing"
+    say(cluster, CacheUse.DOWNLOADED)
+    cluster.settle()
+    assert told(cluster) == ModelCacheStatus(claim_name="models", downloaded=1)
+    say(cluster, CacheUse.DOWNLOADED, CacheUse.FOUND)
+    cluster.settle()
+    assert told(cluster) == ModelCacheStatus(claim_name="models", found=1, downloaded=1)
+    assert warnings(cluster) == []
+    cluster.spec["replicas"] = 1
+    cluster.settle()
+    assert told(cluster) == ModelCacheStatus(claim_name="models", downloaded=1), "of the pods that run now"
+
+
+def test_why_a_volume_is_not_used_is_said_once_and_stays_in_the_status() -> None:
+    cluster = shared()
+    for uses in ((CacheUse.FOUND, CacheUse.UNUSED), (CacheUse.UNUSED, CacheUse.UNUSED)):
+        say(cluster, *uses, problem="Read-only file system")
+        cluster.settle()
+    found = told(cluster)
+    assert found is not None
+    assert (found.found, found.unused) == (0, 2)
+    [warning] = warnings(cluster)
+    for said in (found.message, warning):
+        assert_says(said, "volume claim models: Read-only file system", "own volume", "ask the platform's admin")
+    assert cluster.status.phase is ServingPhase.READY, "it serves all the same"
+
+
+def test_what_a_pod_says_of_itself_is_cut_and_what_is_no_use_counts_for_none() -> None:
+    cluster = shared(replicas=1)
+    say(cluster, CacheUse.UNUSED, problem="x" * 3000)
+    cluster.settle()
+    found = told(cluster)
+    assert found is not None
+    assert len(found.message) < 1024
+    [fetch] = cluster.pods[next(iter(cluster.objects[DEPLOYMENTS]))][0]["status"]["initContainerStatuses"]
+    for message in ("no result", fetch["state"]["terminated"]["message"].replace("Unused", "Stolen")):
+        fetch["state"]["terminated"]["message"] = message
+        cluster.settle()
+        assert told(cluster) is None
+
+
+def test_a_runtime_without_a_volume_says_nothing_of_one() -> None:
+    cluster = ServingCluster()
+    cluster.settle()
+    say(cluster, CacheUse.UNUSED)
+    cluster.settle()
+    assert told(cluster) is None
+    assert warnings(cluster) == []

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from finetune_api import __version__
+from finetune_api.endpoint_stages import CacheUse
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import (
     MANIFEST,
@@ -151,6 +152,10 @@ class Fetched:
     manifest: Manifest
     how: str
     """Where its files came from, for people: "taken from the cache"."""
+    use: CacheUse
+    """The same for programs."""
+    problem: str = ""
+    """Why the cache was of no use; empty: it was of use."""
 
 
 def fetch_folder_through(
@@ -182,15 +187,18 @@ def fetch_folder_through(
         if 0 < room < size:
             raise StageError(
                 Reason.SCRATCH_FULL,
-                f"{place.uri()} has {sized(size)}. The cache could not be used, as the log says, and the pod's own "
+                f"{place.uri()} has {sized(size)}. The cache could not be used ({cache.problem}), and the pod's own "
                 f"volume has {sized(room)} (scratchSize).",
                 retriable=True,
             )
         fetch_folder(store, folder, target, report=report)
-        return Fetched(manifest, f"downloaded {sized(size)} to the pod's own volume, as the cache could not be used")
+        how = f"downloaded {sized(size)} to the pod's own volume, as the cache could not be used: {cache.problem}"
+        return Fetched(manifest, how, CacheUse.UNUSED, cache.problem)
     shutil.rmtree(target, ignore_errors=True)
     target.symlink_to(found, target_is_directory=True)
-    return Fetched(manifest, f"downloaded {sized(size)} into the cache" if downloads else "taken from the cache")
+    if downloads:
+        return Fetched(manifest, f"downloaded {sized(size)} into the cache", CacheUse.DOWNLOADED)
+    return Fetched(manifest, "taken from the cache", CacheUse.FOUND)
 
 
 def read_record(store: Store, stage: Stage, input_key: str, max_cost: str = "") -> StageRecord | None:

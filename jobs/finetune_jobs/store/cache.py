@@ -88,10 +88,12 @@ class FolderCache:
 
     def __init__(self, root: Path, limit: int = 0) -> None:
         self._root, self._limit = root, limit
+        self.problem = ""
+        """Why the last folder that was asked for could not be had; empty: it could."""
 
     def folder(self, key: str, size: int, fill: Fill, listed: Sequence[FileEntry] | None = None) -> Path | None:
         """The whole folder of ``key``, to be read until this process ends; made by ``fill`` if there is none, which
-        needs about ``size`` bytes (0: not known). None where the cache is of no use; the log says why.
+        needs about ``size`` bytes (0: not known). None where the cache is of no use; ``problem`` and the log say why.
 
         ``listed``: the files that it must hold, and no others, whose hashes are compared now; None: those that were
         noted when it was filled.
@@ -99,10 +101,13 @@ class FolderCache:
         Raises what ``fill`` raises, except OSError.
         """
         try:
-            return self._folder(key, size, fill, listed)
+            found = self._folder(key, size, fill, listed)
         except OSError as error:
-            log.warning("the cache %s is not used: %s", self._root, error.strerror or error)
+            self.problem = error.strerror or str(error)
+            log.warning("the cache %s is not used: %s", self._root, self.problem)
             return None
+        self.problem = ""
+        return found
 
     def hold(self, key: str) -> "Hold":
         """What keeps the folder of ``key`` from being removed, for a process that outlives the one that got it."""

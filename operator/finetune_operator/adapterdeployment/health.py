@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
+from finetune_api.stages import StageResult
 from finetune_operator.adapterdeployment.pod_problems import (
     CRASHES,
     Outlook,
@@ -206,15 +207,16 @@ def _has_served(pod: Object) -> bool:
     return unanswered or ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL)  # OK: its server has ended
 
 
+def fetched(pod: Object) -> StageResult | None:
+    """What a pod's ``fetch`` has said at its end; None: it has not ended, or left nothing."""
+    ended = last_end(named(pod, FETCH))
+    return parse_result(ended.get("message")) if ended else None
+
+
 def withdrawn(pods: Iterable[Object]) -> str:
     """What a pod was told of its artifact's withdrawal when it fetched it; empty: nothing."""
-    for pod in pods:
-        for container in containers(pod):
-            ended = last_end(container) if container["name"] == FETCH else None
-            result = parse_result(ended.get("message")) if ended else None
-            if result and (said := result.scalars.get("withdrawn", "")):
-                return said
-    return ""
+    told = (result.scalars.get("withdrawn", "") for pod in pods if (result := fetched(pod)) is not None)
+    return next(filter(None, told), "")
 
 
 def _in_time(pod: Object, limit: float, now: datetime) -> ServerProblem | None:

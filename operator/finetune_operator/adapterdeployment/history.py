@@ -30,6 +30,8 @@ class Current:
     previous: RevisionStatus | None = None
     fallen: RevisionStatus | None = None
     """The one from which this pass takes the traffic back."""
+    blocked: str = ""
+    """What stands in the way of any candidate; empty: nothing."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Images of the servers, by revision, as far as they are known."""
 
@@ -43,7 +45,7 @@ def history(before: Sequence[RevisionSummary], current: Current, now: datetime) 
     for each in shown:
         known[each.revision] = _line(known.get(each.revision), each, current.images, now)
     names = {each.revision for each in shown}
-    lines = [line if line.revision in names else _given_up(line, now) for line in known.values()]
+    lines = [line if line.revision in names else _given_up(line, current, now) for line in known.values()]
     lines = [_fallen(line, current.fallen, now) for line in lines]
     lines.sort(key=lambda line: (line.started_at or "", line.revision in names), reverse=True)
     others = [line.revision for line in lines if line.revision not in names]
@@ -91,12 +93,26 @@ def _line(
     return line.model_copy(update=changed)
 
 
-def _given_up(line: RevisionSummary, now: datetime) -> RevisionSummary:
-    """The line of a revision that is no longer in the status: another one is served, or is to be."""
+def _given_up(line: RevisionSummary, current: Current, now: datetime) -> RevisionSummary:
+    """The line of a revision that is no longer in the status: another one is served, or is to be, or none can be."""
     if line.state in _OVER or not line.state.is_known:
         return line
-    ended = line.ended_at or timestamp(now)
-    return line.model_copy(update={"state": RevisionState.SUPERSEDED, "reason": "", "message": "", "ended_at": ended})
+    changed = {
+        "state": RevisionState.SUPERSEDED,
+        "reason": "",
+        "message": _why_given_up(line, current)[:_MESSAGE_LIMIT],
+        "ended_at": line.ended_at or timestamp(now),
+    }
+    return line.model_copy(update=changed)
+
+
+def _why_given_up(line: RevisionSummary, current: Current) -> str:
+    if line.promoted_at and current.stable:
+        return f"Revision {current.stable.revision} serves instead."
+    if current.blocked:
+        return f"It was given up before it served: {current.blocked}"
+    asked = current.candidate or current.stable
+    return f"Revision {asked.revision} was asked for instead, before it served." if asked else ""
 
 
 def _fallen(line: RevisionSummary, fallen: RevisionStatus | None, now: datetime) -> RevisionSummary:

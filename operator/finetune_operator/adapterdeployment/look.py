@@ -83,7 +83,8 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
         age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
         again = look_after(age) if verdict.needs_events else _patience_left(verdict, now)
         return Look(_knowing(observed, _blocked(begun, verdict, now)), made, again, request.name)
-    found = _found(begun, verdict, asked_of(observed), now)
+    looked = {"looked_at": _looked_at(begun, job, verdict, now), "asked": asked_of(observed)}
+    found = _found(begun, verdict).model_copy(update=looked)
     return Look(_knowing(observed, found), due_after=_left(_knowing(observed, found), asked, found, now))
 
 
@@ -134,21 +135,31 @@ def _waiting(known: ChannelStatus, reason: Reason, said: str) -> ChannelStatus:
     return known.model_copy(update={"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
-def _found(known: ChannelStatus, verdict: Verdict, asked: str, now: datetime) -> ChannelStatus:
+def _looked_at(known: ChannelStatus, job: Object, verdict: Verdict, now: datetime) -> str:
+    """When a Job has looked: if nobody took in for hours what it has found, that is as old.
+
+    It ended after it was created, whatever a node's clock says, and after the look before: by that time the next Job
+    has another name.
+    """
+    times = [parse_timestamp(each) for each in (verdict.finished_at, job["metadata"]["creationTimestamp"]) if each]
+    times += [parse_timestamp(known.looked_at) + timedelta(seconds=1)] if known.looked_at else []
+    return timestamp(min(now, max(times)))
+
+
+def _found(known: ChannelStatus, verdict: Verdict) -> ChannelStatus:
     """What a Job has found that has ended. One whose result is lost has found nothing."""
-    looked = {"looked_at": timestamp(now), "asked": asked}
     result = verdict.result
     if verdict.state is State.SUCCEEDED and result is not None:
         published = result.scalars.get(PUBLISHED_AT)
         update = {"artifact_digest": result.output_digest, "published_at": _moment(published)}
-        return known.model_copy(update=looked | update | {"reason": "", "message": ""})
+        return known.model_copy(update=update | {"reason": "", "message": ""})
     reason = verdict.reason if verdict.state is State.FAILED else Reason.RESULT_LOST
     message = verdict.message if verdict.state is State.FAILED else "The result of the channel lookup is lost."
     if known.artifact_digest:
         message = (
             f"{message} Artifact {known.artifact_digest[:12]}, found by an earlier lookup, is still the one to serve."
         )
-    return known.model_copy(update=looked | {"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
+    return known.model_copy(update={"reason": reason.value, "message": message[:MESSAGE_LIMIT]})
 
 
 def _moment(text: str | None) -> str | None:

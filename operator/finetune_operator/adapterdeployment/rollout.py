@@ -106,7 +106,8 @@ class Rollout:
         known = list(records(self.observed).values())
         known += [self.target.record] if isinstance(self.target, Target) else []
         images = {record.revision: record.serving.runtime.image for record in known}
-        current = Current(self.stable, self.candidate, self.previous, self.fallen, images)
+        blocked = self.target.message if isinstance(self.target, Blocker) else ""
+        current = Current(self.stable, self.candidate, self.previous, self.fallen, blocked, images)
         return history(self.observed.resource.status.revisions, current, self.now)
 
     @property

@@ -27,8 +27,11 @@ ROUTE: Final = "route"
 LOOK_SECONDS: Final = 15.0
 """When to look again for what no event tells: a kind that is installed, an older endpoint that gives up its address."""
 SETTLING_SECONDS: Final = 10.0
-"""So long a gateway may take to follow its route. Until then it may send clients to a Service that the route no longer
-names."""
+"""So long a gateway may take to follow its route, whatever it says. Until then it may send clients to a Service that
+the route no longer names."""
+FOLLOWING_SECONDS: Final = 120.0
+"""So long it is waited for to say that it has seen the route: cloud load balancers take a minute or two, and one that
+is gone never says so."""
 
 
 def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
@@ -132,7 +135,8 @@ def carries(observed: ObservedDeployment, revision: str, weight: int) -> bool:
 
 def named_left(observed: ObservedDeployment, service: str, now: datetime) -> float:
     """Seconds for which a gateway may still send clients to a Service: as long as the HTTPRoute names it, and a while
-    longer. Since when it does not, it says itself: nothing else tells of a canary that was dropped."""
+    longer, until the gateway has followed. Since when it is not named, the route says itself: nothing else tells of a
+    canary that was dropped."""
     live = observed.child(HTTP_ROUTES, observed.owner.name)
     if live is None:
         return 0.0
@@ -142,7 +146,8 @@ def named_left(observed: ObservedDeployment, service: str, now: datetime) -> flo
         since = parse_timestamp(_undivided_since(live))
     except ValueError:
         return 0.0
-    return max(0.0, (since + timedelta(seconds=SETTLING_SECONDS) - now).total_seconds())
+    seconds = SETTLING_SECONDS if _has_been_seen(live) else FOLLOWING_SECONDS
+    return max(0.0, (since + timedelta(seconds=seconds) - now).total_seconds())
 
 
 class _Answer(NamedTuple):
@@ -191,6 +196,13 @@ def _is_settled(given: _Conditions, generation: int) -> bool:
     accepted = given.get("Accepted") or {}
     is_new = accepted.get("observedGeneration", generation) >= generation
     return is_new and _says(given, "Accepted", "True") and not _says(given, "ResolvedRefs", "False")
+
+
+def _has_been_seen(live: Object) -> bool:
+    """Whether none who has an answer to a route has it to an earlier state of that, whatever the answer is."""
+    generation, parents = live["metadata"].get("generation", 0), (live.get("status") or {}).get("parents") or []
+    given = [each for parent in parents for each in parent.get("conditions") or [] if each["type"] == "Accepted"]
+    return all(each.get("observedGeneration", generation) >= generation for each in given)
 
 
 def _refusals(gateway: str, answers: list[_Conditions]) -> Iterator[str]:

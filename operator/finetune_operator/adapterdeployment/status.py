@@ -16,6 +16,7 @@ from finetune_api.serving_status import (
 )
 from finetune_operator.adapterdeployment.budget import budget_advice
 from finetune_operator.adapterdeployment.gap import has_begun
+from finetune_operator.adapterdeployment.model_cache import cache_news, with_model_cache
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted
 from finetune_operator.adapterdeployment.rollout import Rollout
@@ -44,9 +45,9 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         endpoint=_endpoint(observed, stable) if stable else "",
         url=public_url(observed, stable),
         channel=observed.resource.status.channel,
-        stable=stable,
-        candidate=rollout.candidate,
-        previous=rollout.previous,
+        stable=with_model_cache(observed, stable),
+        candidate=with_model_cache(observed, rollout.candidate),
+        previous=with_model_cache(observed, rollout.previous),
         last_good_revision=stable.revision if stable else before.last_good_revision,
         revisions=rollout.history,
         replicas=rollout.existing,
@@ -95,7 +96,7 @@ def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentS
     """Events for problems that a person can act on, when they appear, and for their end. The rollout reports on its
     candidate itself."""
     advice = (*advice_events(before.conditions, after.conditions), *_degradation(before, after))
-    advice += (*_route_news(before, after), *_recovery(before, after))
+    advice += (*_route_news(before, after), *cache_news(before, after), *_recovery(before, after))
     now, then = _problem(after), _problem(before)
     if now is None or (then is not None and then.reason == now.reason) or now.reason in {e.reason for e in advice}:
         return advice

@@ -25,6 +25,8 @@ TLS: Final = "tls"
 _TLS_OPTION: Final = "--tls"
 _FOLDER: Final = "/run/proxy"
 _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "64Mi"}, limits={"cpu": "1", "memory": "256Mi"})
+"""HAProxy's own memory with as many clients as it lets in, 1,900: 27 MiB, and with TLS about 52 (docs/benchmarks.md);
+its program has 10. The rest of the limit is for the kernel's buffers of clients that do not read."""
 _READY: Final = {"path": "/ready", "port": meta.INNER_PORT}
 _OWN: Final = {"path": "/proxy/metrics", "port": meta.INNER_PORT}
 
