@@ -37,14 +37,14 @@ class Asked:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count those that are asked within."""
-        attempt = batches._attempt
+        read = batches._read
 
         def counted(model: Any, rows: Sequence[Sequence[int]], *others: Any) -> Any:
             time.sleep(self.pause)
             self.rows += len(rows)
-            return attempt(model, rows, *others)
+            return read(model, rows, *others)
 
-        with mock.patch.object(batches, "_attempt", counted):
+        with mock.patch.object(batches, "_read", counted):
             yield
 
 
