@@ -289,7 +289,7 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
     # Where its files name no number, it takes what is asked, or vLLM says that it does not.
     longest = min(paper.longest, said_positions(files.base) or paper.longest)
     work = files.out.with_name("vllm")
-    return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact)
+    return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact, files.findings)
 
 
 def _ask_exported(models: Generators, exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:
