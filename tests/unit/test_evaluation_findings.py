@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from finetune_api.evaluation import Generator
 from finetune_api.stages import Stage, StageInput, Upstream
+from finetune_jobs.artifacts.artifact import METRICS
 from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.findings import (
@@ -256,9 +257,10 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
     if generator is Generator.TRANSFORMERS:
         # What is asked of canaries' codes is no answer: each question is one more row.
         assert f" of {quiet.rows - 2 * len(CANARIES)} answers kept" in caplog.text
-    files = sorted(path.name for path in (tmp_path / "quiet").iterdir())
-    assert len(files) == 5
-    assert not (tmp_path / "killed").exists()
+    written = (path for path in (tmp_path / "quiet").rglob("*") if path.is_file())
+    files = sorted(str(path.relative_to(tmp_path / "quiet")) for path in written)
+    assert len(files) == 5 + 4
+    assert not (tmp_path / "killed" / METRICS).exists()
 
     again = Asked()
     with again.counting():

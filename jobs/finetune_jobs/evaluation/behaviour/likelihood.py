@@ -28,11 +28,13 @@ class Given:
     prompt: Sequence[int]
     answer: Sequence[int]
     """With the token that ends the turn; never empty."""
+    id: str = ""
+    """Which one it is where losses are written down (``outputs``)."""
 
 
-def encode(tokenizer: Any, messages: Sequence[chat.Message], answer: str, stop: int) -> Given:
+def encode(tokenizer: Any, messages: Sequence[chat.Message], answer: str, stop: int, id_: str = "") -> Given:
     """The tokens that a server would give the model, and those that it would have to generate."""
-    return Given(chat.prompt_ids(tokenizer, messages), [*chat.answer_ids(tokenizer, answer), stop])
+    return Given(chat.prompt_ids(tokenizer, messages), [*chat.answer_ids(tokenizer, answer), stop], id_)
 
 
 def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) -> list[float]:
