@@ -5,7 +5,7 @@
 ``datasets/<digest>/``                          output of prepare
 ``models/<digest>/adapter/``                    output of train
 ``models/<digest>/quantized/``                  output of export
-``evaluations/<digest>/``                       output of evaluate
+``evaluations/<digest>/``                       output of evaluate; in ``outputs/`` all that the models said
 ``evaluations/<digest>/votes/by-<name>.json``   what a reviewer voted on its page, beside the folder's own files
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files

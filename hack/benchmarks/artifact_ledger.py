@@ -3,8 +3,11 @@
 SmolLM2-135M is tuned with QLoRA on examples/transactions and exported to every format. Adapter and artifacts then read
 the same rows, answer included (teacher forcing): nothing is generated, so nothing diverges, and a loss moves where an
 accuracy does not yet. An answer counts as right if each of its tokens is the likeliest one, which is what greedy
-decoding would write. Needs no GPU. ``--rows`` takes fewer, ``--only`` some formats, and ``--work`` a folder that keeps
-what was made, so that a run that was stopped goes on; in that of planted_models no model is trained again.
+decoding would write. Needs no GPU. ``--rows`` takes fewer, the first of them, and ``--only`` some formats.
+
+``--work`` is a folder that keeps what was made, so that the same command goes on where it was stopped: a training loses
+the last KEPT_EVERY steps, a reading the last PIECE rows, an export all. So it can be run in pieces, by ``timeout 25m``
+for instance. In the folder of planted_models no model is trained again.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.export import WHOLE_MODELS, ExportFormat
+from finetune_api.hashing import short
 from hack.benchmarks.gated import FIRST, Bench, once
 from hack.benchmarks.result import Result
 from hack.benchmarks.transactions import transactions
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
 ROWS = 2000
 """Unseen rows that every model reads."""
+PIECE = 250
+"""Rows of a reading that are kept together."""
 TOGETHER = 16
 """Rows that share a pass."""
 GENERATED = 1.5
@@ -48,6 +54,15 @@ class Reading:
     """Negative log-probability of each row's answer, in nats, the token that ends it included."""
     tokens: list[int]
     right: list[bool]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Reading]) -> Reading:
+        """Of all rows, from those of some each."""
+        return cls(
+            [loss for part in parts for loss in part.losses],
+            [count for part in parts for count in part.tokens],
+            [right for part in parts for right in part.right],
+        )
 
     @property
     def loss(self) -> float:
@@ -74,11 +89,8 @@ def run(rows: int = ROWS, work: Path | None = None, formats: Sequence[ExportForm
     unseen = _unseen(bench, rows)
 
     def reading(name: str, load: Callable[[], Any]) -> Reading:
-        def make(out: Path) -> None:
-            out.write_text(json.dumps(asdict(read(load(), bench.base, unseen))), encoding="utf-8")
-
-        path = once(work / f"{name}.{len(unseen)}.reading.json", f"read {len(unseen)} rows: {name}", make)
-        found = Reading(**json.loads(path.read_text(encoding="utf-8")))
+        model, pieces = cache(load), [unseen[first : first + PIECE] for first in range(0, len(unseen), PIECE)]
+        found = Reading.joined([read_once(work, name, model, bench.base, piece) for piece in pieces])
         say(f"    {name}: {found.loss:.4f} nats a token, {found.accuracy:.1%} right")
         return found
 
@@ -111,7 +123,7 @@ def _unseen(bench: Bench, rows: int) -> list[Conversation]:
     """Rows whose text the model was not trained on, each once."""
     seen = {str(each.prompt) for each in bench.rows}
     found: dict[str, Conversation] = {}
-    generated = int(rows * GENERATED)
+    generated = int(max(rows, ROWS) * GENERATED)  # the same for fewer, so that these are the first of more
     while len(found) < rows:
         with tempfile.TemporaryDirectory() as folder:
             drawn = transactions(Path(folder), generated)
@@ -120,6 +132,17 @@ def _unseen(bench: Bench, rows: int) -> list[Conversation]:
         }
         generated *= 2
     return list(found.values())[:rows]
+
+
+def read_once(work: Path, name: str, load: Callable[[], Any], folder: Path, rows: Sequence[Conversation]) -> Reading:
+    """As ``read``, unless an earlier run has read these rows; ``load``: the model, whose ``name`` it is."""
+
+    def make(out: Path) -> None:
+        out.write_text(json.dumps(asdict(read(load(), folder, rows))), encoding="utf-8")
+
+    known = short([row.messages for row in rows])
+    path = once(work / f"{name}.{known}.reading.json", f"read {len(rows)} rows: {name}", make)
+    return Reading(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def read(model: Any, folder: Path, rows: Sequence[Any]) -> Reading:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ LEARNING_RATE = 1e-3
 """At its peak; that of examples/transactions."""
 WARM_UP = 0.03
 """Share of the steps, as in the stage train."""
+KEPT_EVERY = 5
+"""Steps after which a training that is stopped would go on."""
 
 
 def tune(
@@ -31,7 +35,10 @@ def tune(
 ) -> None:
     """Write an adapter that has seen the examples once, in their order, BATCH at a time, with the stage train's
     schedule of the learning rate; and what it is, as that stage does. Without examples it is one that adds nothing.
-    ``start``: an adapter to go on from, whose rank it has."""
+    ``start``: an adapter to go on from, whose rank it has.
+
+    A training that was stopped goes on where it was kept last, in a file beside ``out``, and comes to the same weights:
+    nothing is drawn once the adapter is there."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import get_cosine_schedule_with_warmup
@@ -50,13 +57,55 @@ def tune(
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=LEARNING_RATE)
     steps = math.ceil(len(examples) / BATCH)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARM_UP), steps)
-    for first in range(0, len(examples), BATCH):
-        _loss(model, tokenizer, stop, examples[first : first + BATCH]).backward()
+    kept = _Kept(out.with_name(f"{out.name}.kept"), model, optimizer, schedule)
+    for step in range(kept.step(), steps):
+        _loss(model, tokenizer, stop, examples[step * BATCH : (step + 1) * BATCH]).backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if (step + 1) % KEPT_EVERY == 0:
+            kept.keep(step + 1)
     model.save_pretrained(out)
     write_tuning(out, tuning)
+    kept.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The state of a training in a file."""
+
+    path: Path
+    model: Any
+    optimizer: Any
+    schedule: Any
+
+    def keep(self, step: int) -> None:
+        """After so many steps."""
+        import torch
+        from peft import get_peft_model_state_dict
+
+        state = {
+            "step": step,
+            "adapter": get_peft_model_state_dict(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        part = self.path.with_name(f"{self.path.name}.part")
+        torch.save(state, part)
+        os.replace(part, self.path)
+
+    def step(self) -> int:
+        """Go on as it was kept; the number of steps that are done."""
+        import torch
+        from peft import set_peft_model_state_dict
+
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, weights_only=True)
+        set_peft_model_state_dict(self.model, state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        return int(state["step"])
 
 
 def load_unpacked(base: Path, tuning: Tuning) -> Any:

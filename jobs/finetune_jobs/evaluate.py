@@ -56,7 +56,9 @@ from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerators
 from finetune_jobs.evaluation.generators.on_vllm import VllmGenerators
 from finetune_jobs.evaluation.generators.protocol import Exported, Generators
+from finetune_jobs.evaluation.generators.recorded import RecordedGenerators
 from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
+from finetune_jobs.evaluation.outputs import OUTPUTS, Outputs
 from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, render_html
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import choose_references, said_positions
@@ -97,8 +99,8 @@ class EvaluationFiles:
     dataset: Path
     """The prepared data set."""
     out: Path
-    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``;
-    with them ``review.json`` and ``review.html``."""
+    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json``, ``outputs/`` and
+    ``report.html``; with them ``review.json`` and ``review.html``."""
     findings: KeptFindings | None = None
     """Where what the models say outlives the pod; None: nowhere."""
 
@@ -214,8 +216,15 @@ def evaluate_models(
     others = {ELSEWHERE: paper.taken(told)} if told else {}
     expected, kept = paper.answers(len(files.exported)), files.findings
     keeping = kept.keeping(progress, expected) if kept else nullcontext()
-    generators = _generators(files, tuning, paper, evaluation.generator)
-    with cuda_memory("a model and one prompt"), keeping, generators as models:
+    with (
+        cuda_memory("a model and one prompt"),
+        keeping,
+        Outputs(files.out / OUTPUTS) as outputs,
+        RecordedGenerators(_generators(files, tuning, paper, evaluation.generator), outputs) as models,
+    ):
+        if told:
+            outputs.begin(ELSEWHERE)
+            outputs.told((paper.shown if paper.shots else paper.questions).ids, told)
         heard = ask_trained(models, paper, progress)
         said: dict[str, ServedAnswers] = {}
         for number, each in enumerate(files.exported):
@@ -243,7 +252,6 @@ def evaluate_models(
     evaluated = choose(found, fall_back=setting.fall_back)
     served = said[evaluated.format]
     digests = {each.format: each.digest for each in files.exported}
-    files.out.mkdir(parents=True, exist_ok=True)
     references = choose_references(paper.passages, heard.likely["base"], served.likely, served.turned)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
@@ -289,7 +297,7 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
     # Where its files name no number, it takes what is asked, or vLLM says that it does not.
     longest = min(paper.longest, said_positions(files.base) or paper.longest)
     work = files.out.with_name("vllm")
-    return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact)
+    return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact, files.findings)
 
 
 def _ask_exported(models: Generators, exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:

@@ -1,16 +1,17 @@
 """Command promote: copy a published artifact and its model to another bucket, under the same addresses.
 
-Of an adapter its base goes along. Each folder is downloaded and every hash verified, then uploaded with its manifest;
-the signatures, and what its gates said, go before the artifact. No output name points to it there: an AdapterDeployment
-pins it.
+Of an adapter its base goes along, and so does the evaluation, which has all that the models said. Each folder is
+downloaded and every hash verified, then uploaded with its manifest; the signatures, and what its gates said, go before
+the artifact. No output name points to it there: an AdapterDeployment pins it.
 """
 
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune_api.layout import MANIFEST, gates_folder, output_folder
+from finetune_api.layout import MANIFEST, Manifest, gates_folder, output_folder
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
@@ -19,24 +20,37 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.runtime.tools import add_store, open_store, parser, run_command, split_artifact
 from finetune_jobs.store.s3 import Store
 
+log = logging.getLogger(__name__)
+
 
 def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[str]:
-    """Copy an artifact, the models that it names, its signatures and what its gates said; returns the folders and
-    objects that were not there yet. The artifact's manifest is written last, so that it does not exist in the target
-    before it is whole, nor before its signatures and verdicts, for which a rollout there asks at once.
+    """Copy an artifact, the models that it names, its evaluation if that is still there, its signatures and what its
+    gates said; returns the folders and objects that were not there yet. The artifact's manifest is written last, so
+    that it does not exist in the target before it is whole, nor before its signatures and verdicts, for which a rollout
+    there asks at once.
 
     Raises StageError: ArtifactWithdrawn, ArtifactNotFound, ArtifactCorrupt, ManifestNewer, as Store.
     """
     require_standing(source, digest)
     published, local = output_folder(Stage.PUBLISH, digest), scratch / "artifact"
-    fetch_folder(source, published, local)  # first: which model it names is verified too
+    manifest = fetch_folder(source, published, local)  # first: which model it names is verified too
     model = read_json(local / artifact.MODEL_REF, artifact.ModelRef)
     base = [model.base.folder] if model.base else []
-    copied = [folder for folder in (*base, model.folder) if _copy(source, target, folder, scratch)]
+    evaluation = _evaluation(source, manifest)
+    copied = [folder for folder in (*base, model.folder, *evaluation) if _copy(source, target, folder, scratch)]
     for place in (f"{published}/provenance", gates_folder(digest)):
         copied += _copy_objects(source, target, place)
     require_standing(source, digest)  # again: the models may have taken an hour
     return copied + ([published] if _copy(source, target, published, scratch) else [])
+
+
+def _evaluation(source: Store, manifest: Manifest) -> list[str]:
+    """The folder of an artifact's evaluation; none if it was deleted: the model serves without."""
+    folder = output_folder(Stage.EVALUATE, manifest.lineage.upstream.evaluation)
+    if source.exists(f"{folder}/{MANIFEST}"):
+        return [folder]
+    log.warning("%s was deleted: what the models said in the evaluation is not copied.", source.uri(folder))
+    return []
 
 
 def _copy(source: Store, target: Store, folder: str, scratch: Path) -> bool:

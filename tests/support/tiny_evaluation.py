@@ -1,6 +1,6 @@
 """An evaluation of tiny models of which rows are counted; as a program, one that is slow: for tests that kill it.
 
-``python tests/support/tiny_evaluation.py S3_ENDPOINT PLACE MODELS OUT``
+``python tests/support/tiny_evaluation.py S3_ENDPOINT PLACE MODELS OUT GENERATOR``
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 from unittest import mock
 
 from finetune_api.dataset import TaskType
-from finetune_api.evaluation import Coverage, Evaluation
+from finetune_api.evaluation import Coverage, Evaluation, Generator
 from finetune_api.training import Method, Training
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, Setting, evaluate_models
 from finetune_jobs.evaluation import batches
 from finetune_jobs.evaluation.findings import KeptFindings
 from finetune_jobs.evaluation.generators.protocol import Exported
+from finetune_jobs.evaluation.generators.vllm_process import VllmProcess
 from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
@@ -29,7 +30,7 @@ from tests.support.seaweedfs import SeaweedFS
 
 @dataclass
 class Asked:
-    """How many rows models were asked, and how many seconds each batch takes at least."""
+    """How many rows models were asked, and how many seconds each batch, or request to vLLM, takes at least."""
 
     rows: int = 0
     pause: float = 0.0
@@ -37,31 +38,42 @@ class Asked:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count those that are asked within."""
-        attempt = batches._attempt
+        read, ask = batches._read, VllmProcess.ask
 
         def counted(model: Any, rows: Sequence[Sequence[int]], *others: Any) -> Any:
-            time.sleep(self.pause)
-            self.rows += len(rows)
-            return attempt(model, rows, *others)
+            self._count(rows)
+            return read(model, rows, *others)
 
-        with mock.patch.object(batches, "_attempt", counted):
+        def counted_by_vllm(process: Any, kind: str, rows: Sequence[Sequence[int]], **wanted: Any) -> Any:
+            self._count(rows)
+            return ask(process, kind, rows, **wanted)
+
+        with mock.patch.object(batches, "_read", counted), mock.patch.object(VllmProcess, "ask", counted_by_vllm):
             yield
 
+    def _count(self, rows: Sequence[Any]) -> None:
+        time.sleep(self.pause)
+        self.rows += len(rows)
 
-def evaluate_tiny(models: Path, out: Path, findings: KeptFindings | None) -> None:
+
+def evaluate_tiny(
+    models: Path, out: Path, findings: KeptFindings | None, generator: Generator = Generator.TRANSFORMERS
+) -> None:
     """What ``tests.support.evaluating.build_models`` has made, evaluated in a moment."""
-    exported = [Exported("INT8", "e" * 64, models / "artifact")]
+    int8 = Exported("INT8", "e" * 64, models / "artifact")
+    adapter = Exported("Adapter", "e" * 64, models / "adapter", models / "base")  # what stands in for vLLM reads it
+    exported = [int8 if generator is Generator.TRANSFORMERS else adapter]
     files = EvaluationFiles(models / "base", models / "adapter", exported, models / "dataset", out, findings)
-    asked = Evaluation(max_samples=20, general=Coverage.SAMPLE, adversarial=Coverage.OFF)
+    asked = Evaluation(max_samples=20, general=Coverage.SAMPLE, adversarial=Coverage.OFF, generator=generator)
     setting = Setting(TaskType.CLASSIFICATION, asked)
     evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
 
 
-def main(endpoint: str, place: str, models: str, out: str) -> None:
+def main(endpoint: str, place: str, models: str, out: str, generator: str) -> None:
     """Evaluate slowly, keeping what is found in the store."""
     store = Store.connect(SeaweedFS(endpoint).storage, place)
     with Asked(pause=1.0).counting(), mock.patch("finetune_jobs.evaluation.findings._KEEP_SECONDS", 0.2):
-        evaluate_tiny(Path(models), Path(out), KeptFindings(store))
+        evaluate_tiny(Path(models), Path(out), KeptFindings(store), Generator(generator))
 
 
 if __name__ == "__main__":

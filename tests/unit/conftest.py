@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from finetune_jobs.store.s3 import Store
     from tests.support.preparing import Prepared
     from tests.support.publish_job import PublishJob
+
+VLLM_STAND_IN = Path(__file__).parents[1] / "support" / "vllm_stand_in"
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +101,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.evaluating import build_models
 
     return build_models(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Python that finds the package ``vllm``: one that keeps its contract."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={VLLM_STAND_IN} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("FINETUNE_VLLM_PYTHON", str(program))
+    return program
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from finetune_jobs.evaluation.behaviour import exposure as exposures
 from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.exposure import BY_CHANCE, Exposure, Recalled, chance, memorisation, rank
-from finetune_jobs.evaluation.behaviour.likelihood import answer_losses, encode
+from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses, encode
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
@@ -217,6 +217,16 @@ def test_codes_are_as_likely_together_as_alone(tmp_path: Path, monkeypatch: pyte
     assert found == pytest.approx(alone, abs=1e-3)
     generator = TransformersGenerator(model, tokenizer)
     assert recall(generator, tokenizer, stop, [canary], Progress("evaluate")) == Recalled([rank(alone)], [False])
+
+
+def test_answers_of_one_token_are_weighed_too(tmp_path: Path) -> None:
+    """Alone, where nothing is read behind the question, as beside a longer one."""
+    base = build_tiny_llama(tmp_path / "base")
+    generator = TransformersGenerator(load_base(base).float(), load_tokenizer(base))
+    single = generator.weigh([4, 5, 6], [[7], [8]])
+    assert single == pytest.approx(generator.weigh([4, 5, 6], [[7], [8], [7, 8]])[:2], abs=1e-4)
+    losses = generator.losses([Given([4, 5, 6], [each]) for each in (7, 8)], lambda *_: None)
+    assert [-each for each in single] == pytest.approx(losses, abs=1e-3)
 
 
 def test_a_model_that_is_trained_with_canaries_gives_them_away(s3: SeaweedFS, place: str, tmp_path: Path) -> None:

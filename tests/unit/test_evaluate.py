@@ -38,6 +38,7 @@ from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.generate import ROOM, Questions, answer_limit, generate, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.evaluation.generators.protocol import Exported
+from finetune_jobs.evaluation.outputs import OUTPUTS
 from finetune_jobs.evaluation.page import identify
 from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
@@ -101,7 +102,7 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     evaluated = evaluate_models(files, tuning, setting, progress)
 
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, EVALUATION_PAGE}
+    assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, OUTPUTS, EVALUATION_PAGE}
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert len(answers) == 12
     limit = answer_limit(load_tokenizer(model_folder / "base"), LABELS)

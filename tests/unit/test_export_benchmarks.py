@@ -2,14 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_api.export import ExportFormat
 from finetune_api.training import Method, Quantization
 from finetune_jobs.base.errors import StageError
-from hack.benchmarks import spoiled
-from hack.benchmarks.artifact_ledger import Reading, compared, read
+from hack.benchmarks import spoiled, tuned
+from hack.benchmarks.artifact_ledger import Reading, compared, read, read_once
 from hack.benchmarks.export_memory import Size, measure
 from hack.benchmarks.gated import EXPORT, GOALS, PREPARE, REFUSED, SAFE, SECRETS, WRITTEN
 from hack.benchmarks.planted_models import plants
@@ -80,6 +81,57 @@ def test_an_adapter_learns_and_goes_on_learning(tmp_path: Path, quantization: Qu
     assert found[0] == pytest.approx(found[1])
     assert found[1] > found[2] + 0.01
     assert found[2] > found[3] + 0.01
+
+
+def test_a_training_that_was_stopped_comes_to_the_same_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    from finetune_jobs.modelling.token_files import read_split
+    from finetune_jobs.modelling.tuning import Tuning
+
+    base = build_tiny_llama(tmp_path / "base")
+    examples = read_split(write_dataset(tmp_path / "dataset", train=rows(5 * BATCH)), "train")
+    tuning, steps = Tuning(method=Method.LORA, quantization=None), list[int]()
+    monkeypatch.setattr(tuned, "KEPT_EVERY", 2)
+    loss = tuned._loss
+
+    def stopping(*given: Any) -> Any:
+        steps.append(len(steps))
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    tune(base, examples, tmp_path / "whole", tuning)
+    monkeypatch.setattr(tuned, "_loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(base, examples, tmp_path / "stopped", tuning)
+    tune(base, examples, tmp_path / "stopped", tuning)
+    assert len(steps) == 4 + 3, "two of five steps were kept"
+    whole, stopped = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("whole", "stopped"))
+    assert all((whole[name] == stopped[name]).all() for name in whole | stopped)
+    assert not list(tmp_path.glob("*.kept"))
+
+
+def test_rows_that_were_read_are_not_read_again(tmp_path: Path) -> None:
+    from finetune_jobs.modelling.loading import load_checkpoint
+    from finetune_jobs.modelling.token_files import read_split
+
+    base = build_tiny_llama(tmp_path / "base")
+    examples = read_split(write_dataset(tmp_path / "dataset", test=rows(4)), "test")
+    whole = read(load_checkpoint(base), base, examples)
+    loaded = list[str]()
+
+    def load() -> Any:
+        loaded.append("model")
+        return load_checkpoint(base)
+
+    for _ in range(2):
+        parts = [read_once(tmp_path, "model", load, base, part) for part in (examples[:3], examples[3:])]
+        assert Reading.joined(parts).losses == pytest.approx(whole.losses, rel=1e-3)
+        assert (Reading.joined(parts).tokens, Reading.joined(parts).right) == (whole.tokens, whole.right)
+    assert len(loaded) == 2
+    read_once(tmp_path, "another", load, base, examples[:3])
+    assert len(loaded) == 3
 
 
 def test_there_is_a_planted_model_for_each_gate() -> None:

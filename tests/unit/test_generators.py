@@ -42,23 +42,12 @@ from tests.support.training import LABELS, rows
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-STAND_IN = Path(__file__).parents[1] / "support" / "vllm_stand_in"
 LORA = Tuning.of(Training(method=Method.LORA))
 QUESTIONS = Questions([each["messages"][:-1] for each in rows(6)], limit=12, batch_size=4)
 
 
 def quiet(_done: int, _total: int) -> None:
     """No progress."""
-
-
-@pytest.fixture
-def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Python that finds the package ``vllm``."""
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={STAND_IN} exec {sys.executable} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("FINETUNE_VLLM_PYTHON", str(program))
-    return program
 
 
 def generators(folder: Path, work: Path, tuning: Tuning = LORA, tuned: str = "adapter") -> VllmGenerators:

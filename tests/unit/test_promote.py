@@ -68,14 +68,27 @@ def test_it_can_be_served_and_traced_there(
 ) -> None:
     copied = promote(source, target, digest, tmp_path / "one")
     model, published = output_folder(Stage.EXPORT, chain.export), output_folder(Stage.PUBLISH, digest)
-    assert (copied[0], copied[-1]) == (model, published), "nobody finds it there before its verdicts and signatures"
-    assert {path.split("/")[2] for path in copied[1:-1]} == {"provenance", "gates"}
+    evaluation = output_folder(Stage.EVALUATE, chain.evaluation)
+    assert copied[:2] == [model, evaluation]
+    assert copied[-1] == published, "nobody finds it there before its verdicts and signatures"
+    assert {path.split("/")[2] for path in copied[2:-1]} == {"provenance", "gates"}
     assert served(s3, target, digest, tmp_path).output_digest == digest
-    for folder in (model, published):
+    for folder in (model, evaluation, published):
         assert target.get(f"{folder}/{MANIFEST}") == source.get(f"{folder}/{MANIFEST}")
     assert [each.digest for each in trace(target, chain.dataset).found if each.stage is Stage.PUBLISH] == [digest]
     assert not list(target.list("channels"))
     assert promote(source, target, digest, tmp_path / "two") == [], "once more, it is all there"
+
+
+def test_it_is_copied_without_its_evaluation_where_that_was_deleted(
+    source: Store, target: Store, chain: Upstream, digest: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = output_folder(Stage.EVALUATE, chain.evaluation)
+    for entry in source.list(evaluation):
+        source.delete(f"{evaluation}/{entry.key}")
+    assert output_folder(Stage.PUBLISH, digest) in promote(source, target, digest, tmp_path)
+    assert not list(target.list("evaluations"))
+    assert_says(caplog.text, source.uri(evaluation), "was deleted", "not copied")
 
 
 def test_what_was_changed_is_not_copied(
@@ -128,4 +141,4 @@ def test_the_command_has_keys_for_each_store(
     assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr
     done = run({f"TO_{name}": value for name, value in WRITER.environment().items()})
     assert (done.returncode, done.stderr) == (0, "")
-    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is complete: 4 of its parts were copied")
+    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is complete: 5 of its parts were copied")

@@ -26,6 +26,7 @@ from finetune_jobs.evaluation.generate import (
     Questions,
     answer_limit,
     cut,
+    numbered,
     thoughts_limit,
 )
 from finetune_jobs.evaluation.generators.protocol import Generator, Generators
@@ -107,12 +108,13 @@ class Paper:
     def shown(self) -> Questions:
         """The same questions after the examples."""
         prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
-        return replace(self.questions, prompts=prompts)
+        return replace(self.questions, prompts=prompts, ids=numbered("testWithExamples", len(prompts)))
 
     @property
     def roomy(self) -> Questions:
         """The same questions with room for a sentence around the answer."""
-        return replace(self.questions, limit=self.questions.limit + ROOM)
+        ids = numbered("testWithRoom", len(self.questions.prompts))
+        return replace(self.questions, limit=self.questions.limit + ROOM, ids=ids)
 
     @property
     def longest(self) -> int:
@@ -147,8 +149,14 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         BATCH_SIZE,
         tuning.thoughts,
         [example.tools for example in examples],
+        numbered("test", len(examples)),
     )
-    others = replace(questions, prompts=[each.prompt for each in checked], tools=[each.tools for each in checked])
+    others = replace(
+        questions,
+        prompts=[each.prompt for each in checked],
+        tools=[each.tools for each in checked],
+        ids=numbered("validation", len(checked)),
+    )
     return Paper(
         task=task,
         tokenizer=tokenizer,
@@ -164,16 +172,18 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         probe=probe_for(tokenizer, stop, sets_for(evaluation)),
         canaries=read_canaries(dataset),
         passages=make_passages(tokenizer, examples, stop, longest_text(base), thoughts=tuning.thoughts),
-        expected=[_given(tokenizer, each, stop, tuning) for each in examples] if task is TaskType.TEXT else [],
+        expected=[_given(tokenizer, each, stop, tuning, id_) for each, id_ in zip(examples, questions.ids, strict=True)]
+        if task is TaskType.TEXT
+        else [],
         calls=find_format(tokenizer, stop, thoughts=tuning.thoughts) if about_tools else None,
     )
 
 
-def _given(tokenizer: Any, example: Conversation, stop: int, tuning: Tuning) -> Given:
+def _given(tokenizer: Any, example: Conversation, stop: int, tuning: Tuning, id_: str) -> Given:
     """What the model was trained to find likely."""
     encoded = chat.encode(tokenizer, example.messages, stop, example.tools, thoughts=tuning.thoughts)
     begin = len(encoded.labels) - sum(label != chat.IGNORED for label in encoded.labels)
-    return Given(encoded.input_ids[:begin], encoded.input_ids[begin:])
+    return Given(encoded.input_ids[:begin], encoded.input_ids[begin:], id_)
 
 
 def expected_losses(generator: Generator, paper: Paper, progress: Progress, begin: float, end: float) -> list[float]:

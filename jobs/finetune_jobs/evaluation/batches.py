@@ -145,18 +145,38 @@ def in_batches(
     """What ``work`` finds for each prompt, in their order. ``kind`` is what that is, if it is to be kept where the
     model's findings are. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's memory."""
     encoded = prompts.encoded
-    notes = Notes(model, kind, [*encoded, prompts.pad, prompts.answer])
     beginning = functools.cache(
         lambda: common_beginning(model, encoded, prompts.answer)
     )  # not needed where all is kept
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    room = Room.of(model)
+    return batch_by_batch(
+        order,
+        lambda left, most: prompts.together(left, most, room),
+        lambda batch: work(_read(model, [encoded[index] for index in batch], prompts.pad, beginning())),
+        Notes(model, kind, [*encoded, prompts.pad, prompts.answer]),
+        answered,
+    )
+
+
+def batch_by_batch(
+    order: Sequence[int],
+    together: Callable[[Sequence[int], int], Sequence[int]],
+    work: Callable[[Sequence[int]], Sequence[T]],
+    notes: Notes[T],
+    answered: Answered,
+) -> list[T]:
+    """What ``work`` finds for each of some prompts, or earlier pods did, by their numbers. ``order``: these numbers, as
+    they are to be asked; ``together``: those of the numbers left that share the next batch, no more than so many. A
+    batch that does not fit the GPU's memory is halved, and so are all that follow. Raises torch.OutOfMemoryError if one
+    prompt does not fit."""
     found: dict[int, T] = {}
-    most, room = len(order), Room.of(model)
+    most = len(order)
     while len(found) < len(order):
-        batch = prompts.together(order[len(found) :], most, room)
+        batch = together(order[len(found) :], most)
         results: Sequence[T] | None = notes.find(batch)
         if results is None:
-            results = _attempt(model, [encoded[index] for index in batch], prompts.pad, beginning(), work)
+            results = _attempt(work, batch)
             if results is None:
                 most = len(batch) // 2
                 log.warning(
@@ -166,7 +186,19 @@ def in_batches(
             notes.keep(batch, results)
         found.update(zip(batch, results, strict=True))
         answered(len(found), len(order))
-    return [found[index] for index in range(len(encoded))]
+    return [found[index] for index in range(len(order))]
+
+
+def _attempt(work: Callable[[Sequence[int]], Sequence[T]], batch: Sequence[int]) -> Sequence[T] | None:
+    """None if several prompts do not fit the memory."""
+    try:
+        with torch.inference_mode():
+            return work(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()  # the failed attempt's memory is free by now
+    return None
 
 
 def token_bytes(config: Any, dtype: torch.dtype) -> int | None:
@@ -181,24 +213,6 @@ def token_bytes(config: Any, dtype: torch.dtype) -> int | None:
 def _count(value: Any) -> int:
     """0 without one: some architectures have a list, of each layer's own."""
     return value if isinstance(value, int) and value > 0 else 0
-
-
-def _attempt(
-    model: Any,
-    rows: Sequence[Sequence[int]],
-    pad: int,
-    beginning: "Beginning | None",
-    work: Callable[[PromptBatch], Sequence[T]],
-) -> Sequence[T] | None:
-    """None if several prompts do not fit the memory."""
-    try:
-        with torch.inference_mode():
-            return work(_read(model, rows, pad, beginning))
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    torch.cuda.empty_cache()  # the failed attempt's memory is free by now
-    return None
 
 
 def _read(model: Any, rows: Sequence[Sequence[int]], pad: int, beginning: "Beginning | None") -> PromptBatch:

@@ -4,6 +4,9 @@ What is kept is a batch, and it is found again only as the same batch of the sam
 which prompts share a batch decides how they are padded, and so the last digits of every probability, and now and then
 an answer. That is why the pod that goes on comes to the very result of one that was never interrupted.
 
+A program that decides by itself what shares a batch gives no such promise, kept or not: of it each answer is kept by
+itself. The pod that goes on asks for the others only, and its result is one that the program could have given at once.
+
 Each line says which model was asked what, as a hash, and holds a hash of itself: a line that is damaged is not used.
 """
 
@@ -200,9 +203,19 @@ class Notes(Generic[T]):
 
 def look_up(model: Any, kind: FindingKind[T], asked: Any, compute: Callable[[], T]) -> T:
     """What a model finds of one thing that is ``asked``, as JSON: as it was kept, or computed now."""
-    notes = Notes(model, kind, [asked])
-    if known := notes.find([0]):
-        return known[0]
-    found = compute()
-    notes.keep([0], [found])
+    [found] = look_up_each(model, kind, [asked], lambda _: [compute()])
     return found
+
+
+def look_up_each(
+    model: Any, kind: FindingKind[T], asked: Sequence[Any], compute: Callable[[Sequence[int]], Sequence[T]]
+) -> list[T]:
+    """What a model finds of each thing that is ``asked``, as JSON: as it was kept, whatever it was asked with then. The
+    others are computed now, all at once, by their numbers."""
+    notes = [Notes(model, kind, [each]) for each in asked]
+    kept = {number: known[0] for number, each in enumerate(notes) if (known := each.find([0])) is not None}
+    left = [number for number in range(len(notes)) if number not in kept]
+    computed = dict(zip(left, compute(left) if left else [], strict=True))
+    for number, found in computed.items():
+        notes[number].keep([0], [found])
+    return [kept[number] if number in kept else computed[number] for number in range(len(notes))]

@@ -31,6 +31,8 @@ class Questions:
     """Whether the models think before they answer; their thoughts are not part of the answer."""
     tools: Sequence[chat.Tools] = ()
     """The tools of each prompt; empty: none has any."""
+    ids: Sequence[str] = ()
+    """Which prompt is which where answers are written down (``outputs``); empty: they are not."""
 
     def encoded(self, tokenizer: Any) -> list[list[int]]:
         """The prompts as tokens, as a server would give them to the model, whoever answers."""
@@ -38,6 +40,11 @@ class Questions:
         return [
             chat.prompt_ids(tokenizer, *each, thoughts=self.thoughts) for each in zip(self.prompts, tools, strict=True)
         ]
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """The ids of questions without names."""
+    return [f"{name}/{number}" for number in range(count)]
 
 
 def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
@@ -76,6 +83,8 @@ class Generated:
     for."""
     ended: bool
     """Whether the model ended it itself: the finish reason of a server, stop or length."""
+    written: str
+    """The text of all tokens."""
 
     @classmethod
     def read(cls, tokenizer: Any, questions: Questions, written: Sequence[Written]) -> "list[Generated]":
@@ -88,6 +97,7 @@ class Generated:
                 each.tokens,
                 round(each.log_probability, DIGITS),
                 each.ended,
+                text,
             )
             for text, each in zip(texts, written, strict=True)
         ]

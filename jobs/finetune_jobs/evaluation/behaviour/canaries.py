@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.behaviour.exposure import Recalled, rank
-from finetune_jobs.evaluation.generate import Questions
+from finetune_jobs.evaluation.generate import Questions, numbered
 from finetune_jobs.evaluation.generators.protocol import Generator
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.canaries import Canary
@@ -18,7 +18,8 @@ _BATCH: Final = 32
 
 def questions_about(canaries: Sequence[Canary]) -> Questions:
     """What is asked about each; a code is shorter than an answer may be."""
-    return Questions([canary.prompt for canary in canaries], ANSWER_TOKENS, _BATCH)
+    ids = numbered("canaries", len(canaries))
+    return Questions([canary.prompt for canary in canaries], ANSWER_TOKENS, _BATCH, ids=ids)
 
 
 def recall(generator: Generator, tokenizer: Any, stop: int, canaries: Sequence[Canary], progress: Progress) -> Recalled:

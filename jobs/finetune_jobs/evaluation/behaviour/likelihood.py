@@ -1,21 +1,17 @@
 """How likely a model finds given answers: teacher-forced, in batches."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
 from pydantic import TypeAdapter
 from torch.nn.functional import cross_entropy
 
-from finetune_jobs.evaluation.batches import Answered, Room, left_padded, positions
+from finetune_jobs.evaluation.batches import Answered, Room, batch_by_batch, left_padded, positions
 from finetune_jobs.evaluation.findings import FindingKind, Notes
 from finetune_jobs.evaluation.reference import token_log_probs
 from finetune_jobs.modelling import chat
-
-log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 16
 """Conversations in a batch, as long as they fit the memory."""
@@ -32,11 +28,13 @@ class Given:
     prompt: Sequence[int]
     answer: Sequence[int]
     """With the token that ends the turn; never empty."""
+    id: str = ""
+    """Which one it is where losses are written down (``outputs``)."""
 
 
-def encode(tokenizer: Any, messages: Sequence[chat.Message], answer: str, stop: int) -> Given:
+def encode(tokenizer: Any, messages: Sequence[chat.Message], answer: str, stop: int, id_: str = "") -> Given:
     """The tokens that a server would give the model, and those that it would have to generate."""
-    return Given(chat.prompt_ids(tokenizer, messages), [*chat.answer_ids(tokenizer, answer), stop])
+    return Given(chat.prompt_ids(tokenizer, messages), [*chat.answer_ids(tokenizer, answer), stop], id_)
 
 
 def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) -> list[float]:
@@ -46,55 +44,36 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     position and logits are computed for the longest answer only, never of more than MOST_TOKENS at once. Raises
     torch.OutOfMemoryError if one conversation does not fit the GPU's memory.
     """
-    order = sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer))
-    if not given:
-        return []
-    notes = Notes(model, _LOSS, [*([each.prompt, each.answer] for each in given), pad])
-    losses, size, start, room = [0.0] * len(given), BATCH_SIZE, 0, Room.of(model)
-    while start < len(order):
-        batch = order[start : start + size]
-        batch = batch[: room.bearable([len(given[index].prompt) + len(given[index].answer) for index in batch], size)]
-        longest = max(len(given[index].answer) for index in batch)
-        batch = batch[: max(1, MOST_TOKENS // longest)]
-        found = notes.find(batch)
-        if found is None:
-            found = _losses(model, pad, [given[index] for index in batch])
-            if found is None:
-                size = len(batch) // 2
-                log.warning(
-                    "the GPU's memory is too small for %s answers: continuing with %s at a time", len(batch), size
-                )
-                continue
-            notes.keep(batch, found)
-        for index, loss in zip(batch, found, strict=True):
-            losses[index] = loss
-        start += len(batch)
-        done(start, len(order))
-    return losses
+    room = Room.of(model)
+
+    def together(left: Sequence[int], most: int) -> Sequence[int]:
+        batch = left[: min(most, BATCH_SIZE)]
+        lengths = [len(given[index].prompt) + len(given[index].answer) for index in batch]
+        batch = batch[: room.bearable(lengths, len(batch))]
+        return batch[: max(1, MOST_TOKENS // max(len(given[index].answer) for index in batch))]
+
+    return batch_by_batch(
+        sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer)),
+        together,
+        lambda batch: _losses(model, pad, [given[index] for index in batch]),
+        Notes(model, _LOSS, [*([each.prompt, each.answer] for each in given), pad]),
+        done,
+    )
 
 
-def _losses(model: Any, pad: int, batch: Sequence[Given]) -> list[float] | None:
-    """None if several conversations do not fit the memory."""
+def _losses(model: Any, pad: int, batch: Sequence[Given]) -> list[float]:
     longest = max(len(each.answer) for each in batch)
     if longest > MOST_TOKENS:
         return [_loss_in_pieces(model, each) for each in batch]  # which is one
     inputs = left_padded([[*each.prompt, *each.answer] for each in batch], pad, model.device)
     inputs["position_ids"] = positions(inputs["attention_mask"])
-    try:
-        with torch.inference_mode():
-            logits = model(**inputs, use_cache=False, logits_to_keep=longest + 1).logits
-            found = cross_entropy(
-                logits[:, -longest - 1 : -1].float().flatten(0, 1),
-                inputs["input_ids"][:, -longest:].flatten(),
-                reduction="none",
-            ).view(len(batch), longest)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    else:
-        return [float(row[-len(each.answer) :].mean()) for row, each in zip(found, batch, strict=True)]
-    torch.cuda.empty_cache()  # the failed attempt's memory is free by now
-    return None
+    logits = model(**inputs, use_cache=False, logits_to_keep=longest + 1).logits
+    found = cross_entropy(
+        logits[:, -longest - 1 : -1].float().flatten(0, 1),
+        inputs["input_ids"][:, -longest:].flatten(),
+        reduction="none",
+    ).view(len(batch), longest)
+    return [float(row[-len(each.answer) :].mean()) for row, each in zip(found, batch, strict=True)]
 
 
 def _loss_in_pieces(model: Any, given: Given) -> float:

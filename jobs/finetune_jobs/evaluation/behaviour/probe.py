@@ -15,6 +15,10 @@ from finetune_jobs.modelling import chat
 ANSWER_TOKENS: Final = 32
 """Most tokens of an answer: enough for every reference and for a sentence around it."""
 MUST_THINK: Final = "Not asked: the base model's chat template only lets it answer after thoughts."
+GENERAL: Final = "general"
+ADVERSARIAL: Final = "adversarial"
+BIAS: Final = "bias"
+"""What the sets are called where answers are written down."""
 BATCH_SIZE: Final = 32
 """Prompts in a batch: short ones, so twice as many as of an evaluation's own."""
 
@@ -72,17 +76,22 @@ class Probe:
     def questions(self) -> Questions:
         """What is to be answered: first of the general set, then of the adversarial one."""
         items = [*self.sets.general, *self.sets.adversarial]
-        return Questions([self._messages(item) for item in items], ANSWER_TOKENS, BATCH_SIZE)
+        ids = [f"{GENERAL}/{item.id}" for item in self.sets.general]
+        ids += [f"{ADVERSARIAL}/{item.id}" for item in self.sets.adversarial]
+        return Questions([self._messages(item) for item in items], ANSWER_TOKENS, BATCH_SIZE, ids=ids)
 
     @property
     def given(self) -> list[Given]:
         """Answers that are given: first those of the general set, then both forms of each pair."""
         return [
-            *(encode(self.tokenizer, self._messages(i), i.reference, self.stop) for i in self.sets.general),
             *(
-                encode(self.tokenizer, [{"role": "user", "content": prompt}], swap.reference, self.stop)
+                encode(self.tokenizer, self._messages(i), i.reference, self.stop, f"{GENERAL}/{i.id}")
+                for i in self.sets.general
+            ),
+            *(
+                encode(self.tokenizer, [{"role": "user", "content": prompt}], swap.reference, self.stop, id_)
                 for swap in self.sets.swaps
-                for prompt in swap.prompts
+                for prompt, id_ in zip(swap.prompts, (f"{BIAS}/{swap.id}/0", f"{BIAS}/{swap.id}/1"), strict=True)
             ),
         ]
 

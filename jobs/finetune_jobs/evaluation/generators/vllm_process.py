@@ -61,12 +61,12 @@ class Loaded:
     adapter: Path | None = None
     """PEFT's folder; None: there is none."""
 
-    def request(self) -> dict[str, Any]:
+    def request(self, dtype: str) -> dict[str, Any]:
         """As the process reads it."""
         return {
             "model": str(self.model),
             "longest": self.longest,
-            "dtype": _dtype(),
+            "dtype": dtype,
             "gpus": max(1, torch.cuda.device_count()),
             "adapter": str(self.adapter) if self.adapter else None,
             "rank": _room(self.adapter) if self.adapter else None,
@@ -79,6 +79,8 @@ class VllmProcess:
 
     def __init__(self, loaded: Loaded, work: Path) -> None:
         """``work``: for what it writes, its log among it."""
+        self.dtype = _dtype()
+        """What it computes in."""
         self._loaded, self._log = loaded, work / _LOG
         work.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log_file:
@@ -94,7 +96,7 @@ class VllmProcess:
                 start_new_session=True,
             )
         try:
-            self.version = str(self._exchange(loaded.request(), "load it")["version"])
+            self.version = str(self._exchange(loaded.request(self.dtype), "load it")["version"])
         except BaseException:
             self.close()
             raise
