@@ -181,7 +181,7 @@ def _first(small: Small, wanted: Iterable[str]) -> str:
 
 def _gated(read: Mapping[str, Read], linear: Items, experts: Items) -> bool:
     """Whether all feed-forward parts multiply two projections, which no part may do alone."""
-    ratios = set()
+    ratios: set[float] = set()
     for path in (path for path, each in read.items() if each is Read.PRODUCT):
         around = path.rpartition(".")[0]
         beside = [other for other, each in read.items() if each is Read.BEFORE_FEED_FORWARD]
@@ -192,9 +192,9 @@ def _gated(read: Mapping[str, Read], linear: Items, experts: Items) -> bool:
     if "down_proj" in weights:
         down = weights["down_proj"]
         ratios.add(2 if "gate_up_proj" in weights and sorted(weights["gate_up_proj"]) != sorted(down) else 1)
-    if ratios not in ({1}, {2}):
+    if ratios not in ({1.0}, {2.0}):
         raise LeftOutError("its feed-forward part is not of the usual kind, or missing")
-    return ratios == {2}
+    return ratios == {2.0}
 
 
 def _norms(usual: Layout, read: Mapping[str, Read], experts: Items) -> int:

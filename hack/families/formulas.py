@@ -67,7 +67,8 @@ def total(formulas: Iterable[str]) -> str:
 
 def _split(term: str) -> tuple[int, str]:
     """The number and the names of a product."""
-    number, names = 1, []
+    number = 1
+    names: list[str] = []
     for each in term.split("*"):
         if each.isdigit():
             number *= int(each)

@@ -104,7 +104,7 @@ def _stack(model: Any, layers: int) -> tuple[str, nn.ModuleList]:
 
 def _layer(layer: nn.Module) -> tuple[dict[str, Dimensions], dict[str, Dimensions]]:
     modules = dict(_linear_modules(layer))
-    linear = {name: _sides(module) for name, module in modules.items()}
+    linear: dict[str, Dimensions] = {name: _sides(module) for name, module in modules.items()}
     weights = {f"{name}.weight" for name in linear}
     rest = {name: tuple(each.shape) for name, each in layer.named_parameters() if name not in weights}
     return linear, rest
@@ -114,7 +114,7 @@ def _linear_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear | Conv1D))
 
 
-def _sides(layer: Any) -> Dimensions:
+def _sides(layer: Any) -> tuple[int, int]:
     inputs, outputs = layer.weight.shape if isinstance(layer, Conv1D) else reversed(layer.weight.shape)
     return inputs, outputs
 

@@ -27,7 +27,7 @@ class Small:
 
     kind: str
     """``model_type``."""
-    config: type
+    config: type[Any]
     names: Mapping[str, str]
     """The fields that are sizes, by their usual names."""
     computed: Mapping[str, str]
@@ -102,8 +102,8 @@ def _sizes_of(family: Family) -> set[str]:
     formulas += [getattr(part, name) for part in parts for name in ("inputs", "outputs", "size") if hasattr(part, name)]
     if family.experts:
         formulas += [family.experts.count, family.experts.active, family.experts.width]
-    found = set().union(*map(names, formulas))
-    return found - set(family.computed) | set().union(*map(names, family.computed.values()))
+    asked = {name for formula in formulas for name in names(formula)} - set(family.computed)
+    return asked | {name for formula in family.computed.values() for name in names(formula)}
 
 
 def _meaning(family: Family, small: Small, name: str, said: Mapping[str, None]) -> str | None:
@@ -135,9 +135,13 @@ def prove(family: Family, small: Small) -> None:
     changed = {name: not usual for name, usual in family.switches.items()}
     deep = {**other, family.layers: _MANY}
     # A usual model that cannot be built, because its defaults contradict each other, proves nothing.
-    usual = [("with many layers", deep)] if _difference(family, small, {}) == _NO_MODEL else [("as usual", {})]
-    cases = [("of other sizes", other), *usual, ("with all settings changed", {**other, **changed})]
-    for what, fields in cases:
+    unbuilt = _difference(family, small, {}) == _NO_MODEL
+    cases: dict[str, Mapping[str, Any]] = {
+        "of other sizes": other,
+        **({"with many layers": deep} if unbuilt else {"as usual": {}}),
+        "with all settings changed": {**other, **changed},
+    }
+    for what, fields in cases.items():
         if difference := _difference(family, small, fields):
             raise LeftOutError(f"in a model {what}, {difference}")
     for tied in (True, False):

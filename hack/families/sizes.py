@@ -45,7 +45,7 @@ SET: Final[Mapping[str, int]] = {"pad_token_id": 0, "n_group": 1, "topk_group": 
 """What would not fit models as small as these: a padding token above the vocabulary, more groups than experts."""
 
 
-def names(config: type, *, standard: Mapping[str, Any] = SIZES) -> dict[str, str]:
+def names(config: type[Any], *, standard: Mapping[str, Any] = SIZES) -> dict[str, str]:
     """The fields of a config class that have one of the ``standard`` names, or stand for it: by that name."""
     own = {each.name for each in dataclasses.fields(config)}
     other: Mapping[str, str] = getattr(config, "attribute_map", {})
@@ -53,14 +53,14 @@ def names(config: type, *, standard: Mapping[str, Any] = SIZES) -> dict[str, str
     return {name: field for name, field in found.items() if field in own}
 
 
-def aliases(config: type) -> dict[str, str]:
+def aliases(config: type[Any]) -> dict[str, str]:
     """Other names of the fields of a config class, and theirs."""
     own = {each.name for each in dataclasses.fields(config)}
     pairs = [sorted(pair, key=lambda each: each in own) for pair in getattr(config, "attribute_map", {}).items()]
     return {name: field for name, field in pairs if field in own and name not in own}
 
 
-def small(config: type, index: int) -> dict[str, int]:
+def small(config: type[Any], index: int) -> dict[str, int]:
     """The fields of one of the models."""
     sizes = {field: SIZES[name][index] for name, field in names(config).items()}
     return sizes | {field: SET[name] for name, field in names(config, standard=SET).items()}
