@@ -1,7 +1,7 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests \
+.PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests families \
         test-vllm images-vllm accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
@@ -37,6 +37,7 @@ lint: $(STAMP) ## Run ruff, mypy and the import contracts; check that generated 
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports --no-logo
+	@$(VENV)/python -m hack.families --check
 	@$(VENV)/python -m hack.manifests --check
 
 format: $(STAMP) ## Format the code
@@ -44,6 +45,10 @@ format: $(STAMP) ## Format the code
 	@$(VENV)/ruff format .
 
 manifests: $(STAMP) ## Generate CRDs, the chart's copies and schema, and reference pages from the models
+	@$(VENV)/python -m hack.manifests
+
+families: $(STAMP) ## Read the model families that preflight knows from transformers, after a change of its version (minutes)
+	@$(VENV)/python -m hack.families
 	@$(VENV)/python -m hack.manifests
 
 accept-api: $(STAMP) ## Take the present CRDs as what later ones must accept; at a release

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune_api import crdgen
 from finetune_operator.rbac import FORMER_ROUTE_RULES, ROUTE_RULES
 from hack.cluster.layout import REPOSITORY
-from hack.manifests import api_reference, chart, dashboards, reasons
+from hack.manifests import api_reference, chart, dashboards, families, reasons
 
 CHART = Path("charts/finetune-operator")
 
@@ -33,6 +33,7 @@ def generate() -> dict[Path, str]:
         Path("docs/reference/values.md"): chart.reference(values),
         Path("docs/reference/api.md"): api_reference.page(),
         Path("docs/reference/reasons.md"): reasons.page(),
+        Path("docs/reference/families.md"): families.page(),
     }
 
 

@@ -21,18 +21,6 @@ SMALL: dict[str, Any] = {
     "vocab_size": 500,
     "pad_token_id": 0,
 }
-SPECIAL: dict[str, dict[str, Any]] = {
-    "gpt_neox": {"num_key_value_heads": None},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
-    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2},
-    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32},
-    "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 24, "intermediate_size_mlp": 224},
-    "ministral": {"head_dim": 24, "sliding_window": 32},
-    "glm4": {"head_dim": 24},
-}
-NESTED: dict[str, str] = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
-"""Families whose config.json holds that of another one, the text part."""
 VISION = {
     "model_type": "siglip_vision_model",
     "hidden_size": 48,
@@ -78,12 +66,10 @@ CPU = HardwareFacts(profile="cpu-small", memory_gib=8, cpus=2)
 
 
 def small(family: str) -> dict[str, Any]:
-    """A config.json of the family, as small as it gets."""
-    if family in NESTED:
-        parts = {"text_config": small(NESTED[family]) | {"model_type": NESTED[family]}}
-        return {"model_type": family, **parts} | ({"vision_config": VISION} if family == "gemma3" else {})
-    config = {"model_type": family} | SMALL | SPECIAL.get(family, {})
-    return {name: value for name, value in config.items() if value is not None}
+    """A config.json of a family with the usual names of sizes, as small as it gets."""
+    if family == "gemma3":
+        return {"model_type": family, "text_config": small("gemma3_text"), "vision_config": VISION}
+    return {"model_type": family} | SMALL
 
 
 def shape_of(config: dict[str, Any]) -> Shape:

@@ -20,7 +20,8 @@ from finetune_api.compatibility import (
     verdict,
 )
 from finetune_api.export import ExportFormat
-from finetune_jobs.fit.shapes import FAMILIES
+from finetune_jobs.fit.families import known
+from finetune_jobs.fit.shapes import families
 from finetune_operator.runtimes.facts import offered_facts, serving_facts
 from finetune_operator.settings import Engine, PodShape, Runtime
 from tests.support.sentences import assert_says
@@ -161,21 +162,21 @@ def test_what_awq_cannot_rescale_is_refused_before_the_training() -> None:
         assert not artifact_verdict(architecture, "INT4AWQ").refused
 
 
-UNTRIED: Final = {"ministral", "olmoe", "gpt_oss", "gemma3", "llama4", "llama4_text"}
-UNSPOKEN: Final = {
-    "tgi": UNTRIED | {"ministral3", "smollm3", "glm4", "cohere2", "olmo", "olmo2", "olmo3", "starcoder2"},
-    "vllm": UNTRIED,
-}
-"""Of these no row of an engine speaks yet: nothing is started for whoever deploys one."""
+@pytest.mark.parametrize("engine", TITLES)
+def test_a_family_that_no_row_of_an_engine_names_is_told_to_be_unknown(engine: str) -> None:
+    """Of all that preflight knows, which follow transformers, and not the engines."""
+    named = {name for row in ROWS if row.engine == engine for name in row.architectures or ()}
+    unknown = {family for family in families() if on(engine, family).level is UNKNOWN}
+    assert unknown == {each for each in set(families()) - named if not artifact_verdict(each, "INT8").refused}
+    assert {"ministral", "olmoe", "gpt_oss", "gemma3", "llama4", "llama4_text"} <= unknown
 
 
-def test_every_family_that_fit_knows_is_spoken_of_or_told_to_be_unknown() -> None:
-    """And every engine and format that a platform may have."""
+def test_rows_name_models_engines_and_formats_that_there_are() -> None:
+    architectures = {name for row in ROWS for name in row.architectures or ()}
+    assert architectures <= {*families(), *known().left_out, *known().images}
     assert {each.value for each in Engine} <= TITLES.keys()
-    for engine in TITLES:
-        assert {family for family in FAMILIES if on(engine, family).level is UNKNOWN} == UNSPOKEN[engine]
-    named = {name for row in ROWS for name in row.formats or ()}
-    assert named <= {each.value for each in ExportFormat}
+    formats = {name for row in ROWS for name in row.formats or ()}
+    assert formats <= {each.value for each in ExportFormat}
     assert {each.value for each in ExportFormat} - {ExportFormat.MERGED, ExportFormat.ADAPTER} == QUANTIZED
 
 

@@ -226,8 +226,8 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
         {"model_type": "mamba"},
         Training(),
         L4,
-        "Memory and time … unknown: config.json … hidden_size: Field required; num_hidden_layers: Field required; "
-        "num_attention_heads: Field required",
+        "Memory and time … unknown: model_type 'mamba' … whose shape can be computed: … no num_attention_heads. … "
+        "docs/reference/families.md",
     ),
     (LLAMA_8B, Training(), L4, "Needs … 15.2 GiB … 22 GiB … NVIDIA L4. … room for a part of the activations"),
     (LLAMA_8B, Training(batch_size=1), L4, "Needs … 12.1 GiB … 22 GiB … NVIDIA L4. … room for all activations"),

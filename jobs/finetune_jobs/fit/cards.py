@@ -2,7 +2,7 @@
 
 Peaks (dense bfloat16 with float32 sums) and bandwidths are those of NVIDIA's data sheets. Shares are of the operations
 of a training step, what checkpointing computes again included. They were chosen by some of the published measurements
-in hack/benchmarks/fit_measurements.py, which says which; the others are only compared (docs/concepts/fit.md). A share
+in hack/benchmarks/fit_measurements.yaml, which says which; the others are only compared (docs/concepts/fit.md). A share
 without a measurement is an assumption, and its source says so.
 """
 

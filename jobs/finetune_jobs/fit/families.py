@@ -1,142 +1,155 @@
-"""What the code of a model family in transformers fixes: the names of its layers, its norms and biases, and the sizes
-that its config.json may leave out.
+"""What the code of a model family in transformers fixes: the names of its layers, how their sizes follow from
+config.json, and the sizes that config.json may leave out.
 
-Preflight's image holds neither torch nor transformers, so it is written down here; tests/unit/test_fit_shapes.py builds
-each family with transformers on PyTorch's meta device and compares.
+Preflight's image holds neither torch nor transformers, so this is computed beforehand: ``make families`` builds every
+causal language model of transformers on PyTorch's meta device and writes families.json (``hack.families``). A family is
+in it only if models of other sizes than those it was read from have just the parameters that it says.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
+from functools import cache
+from math import prod
+from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict
 
-class QkNorm(Enum):
-    """Over what queries and keys are normalised with weights of their own."""
+DATA: Final = Path(__file__).with_name("families.json")
 
-    NONE = 0
-    HEAD = 1
-    WHOLE = 2
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a family's code in transformers fixes, and the defaults of what its config.json may leave out."""
-
-    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    out: str = "o_proj"
-    up: tuple[str, ...] = ("gate_proj", "up_proj")
-    down: str = "down_proj"
-    gated: bool = True
-    norms: int = 2
-    norm_weight: bool = True
-    norm_bias: bool = False
-    qk_norm: QkNorm = QkNorm.NONE
-    qkv_bias: bool = False
-    """Of queries, keys and values, whatever the config says."""
-    out_bias: bool = True
-    """Whether the last projection of attention has a bias where the config gives attention one."""
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    head_bias: bool = False
-    tied: bool = False
-    sparse: bool = False
-    shared: bool = False
-    """Whether all tokens pass through one more feed-forward part beside the experts."""
-    expert_bias: bool = False
-    sinks: bool = False
-    """Whether each head has one more weight, to attend to nothing."""
-    defaults: Mapping[str, int] = field(default_factory=dict)
-    """Sizes that config.json may leave out."""
+EVERY_LAYER: Final = "every layer"
+"""Of a list of layers by their number."""
+Fixed = bool | int | float | str | tuple[str, ...] | None
+"""What a field must be; of one that lists a kind for each layer, the kinds that make no difference."""
+Sizes = Mapping[str, int]
+"""What a config.json says of sizes, by the names that the family's config has for them."""
 
 
-_GEMMA: Final = {"head_dim": 256}
-_GEMMA3: Final = {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208}
-_LLAMA4: Final = Family(
-    sparse=True,
-    shared=True,
-    defaults={
-        "head_dim": 128,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "vocab_size": 202048,
-        "num_local_experts": 16,
-        "num_experts_per_tok": 1,
-    },
-)
-OF_TYPE: Final[Mapping[str, Family]] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "ministral": Family(defaults={"num_key_value_heads": 8}),
-    "ministral3": Family(defaults={"head_dim": 128, "num_key_value_heads": 8}),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm=QkNorm.HEAD, defaults={"head_dim": 128}),
-    "gemma": Family(tied=True, defaults=_GEMMA),
-    "gemma2": Family(norms=4, tied=True, defaults=_GEMMA),
-    "gemma3_text": Family(norms=4, qk_norm=QkNorm.HEAD, tied=True, defaults=_GEMMA3),
-    "granite": Family(),
-    "smollm3": Family(tied=True, defaults={"num_key_value_heads": 4}),
-    "glm4": Family(
-        up=("gate_up_proj",),
-        norms=4,
-        attention_bias=True,
-        out_bias=False,
-        defaults={"head_dim": 128, "num_key_value_heads": 2},
-    ),
-    "cohere2": Family(norms=1, tied=True),
-    "olmo": Family(norm_weight=False),
-    "olmo2": Family(qk_norm=QkNorm.WHOLE),
-    "olmo3": Family(qk_norm=QkNorm.WHOLE),
-    "starcoder2": Family(
-        up=("c_fc",),
-        down="c_proj",
-        gated=False,
-        norm_bias=True,
-        attention_bias=True,
-        mlp_bias=True,
-        tied=True,
-        defaults={"num_key_value_heads": 2},
-    ),
-    "phi": Family(
-        out="dense",
-        up=("fc1",),
-        down="fc2",
-        gated=False,
-        norms=1,
-        norm_bias=True,
-        attention_bias=True,
-        mlp_bias=True,
-        head_bias=True,
-    ),
-    "phi3": Family(qkv=("qkv_proj",), up=("gate_up_proj",)),
-    "gpt_neox": Family(
-        qkv=("query_key_value",),
-        out="dense",
-        up=("dense_h_to_4h",),
-        down="dense_4h_to_h",
-        gated=False,
-        norm_bias=True,
-        attention_bias=True,
-        mlp_bias=True,
-    ),
-    "mixtral": Family(sparse=True),
-    "qwen3_moe": Family(qk_norm=QkNorm.HEAD, sparse=True),
-    "olmoe": Family(
-        qk_norm=QkNorm.WHOLE,
-        sparse=True,
-        defaults={"num_experts": 64, "num_experts_per_tok": 8},
-    ),
-    "gpt_oss": Family(
-        attention_bias=True,
-        sparse=True,
-        expert_bias=True,
-        sinks=True,
-        defaults={"head_dim": 64, "num_key_value_heads": 8, "num_experts_per_tok": 4},
-    ),
-    "llama4_text": _LLAMA4,
-}
-NESTED: Final = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
-"""Configurations of a text part and others, and the family of the text part. Of Gemma 3, the part for images is loaded
-and adapted too; of Llama 4, transformers' causal model takes the text part alone."""
-NO_TEXT_MODEL: Final = frozenset({"mistral3", "pixtral", "mllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3n"})
-"""Families for images and text of which transformers 5.24 loads no causal language model, or one that is not known."""
+class Read(StrEnum):
+    """What a linear layer reads: those of a kind share one tensor."""
+
+    BEFORE_ATTENTION = "BeforeAttention"
+    """The normalised hidden state."""
+    COMPRESSED = "Compressed"
+    """What a smaller layer made of it, of its own (multi-head latent attention)."""
+    ATTENTION = "Attention"
+    """What attention gives."""
+    BEFORE_FEED_FORWARD = "BeforeFeedForward"
+    """The normalised hidden state, which one family's single normalisation makes for attention too."""
+    PRODUCT = "Product"
+    """What the last layer of the feed-forward part reads."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Data):
+    """Parameters that are there where switches of config.json are set so."""
+
+    when: Mapping[str, bool] = {}
+
+    def there(self, switches: Mapping[str, bool]) -> bool:
+        """Whether they are."""
+        return all(switches[name] is wanted for name, wanted in self.when.items())
+
+
+class Linear(Part):
+    """A linear layer; its bias is counted elsewhere."""
+
+    name: str
+    reads: Read
+    inputs: str
+    outputs: str
+
+
+class Count(Part):
+    """Further parameters."""
+
+    size: str
+
+
+class Mixture(_Data):
+    """A mixture of experts."""
+
+    count: str
+    active: str
+    width: str
+    """Of the feed-forward part that one of them is."""
+    each: tuple[Count, ...]
+    """Parameters of one of them."""
+
+
+class Family(_Data):
+    """A family. Sizes are formulas: sums of products of numbers and of what config.json says, e.g.
+    ``num_key_value_heads*head_dim``."""
+
+    aliases: Mapping[str, str] = {}
+    """Other names that config.json may have for a field, and its own."""
+    defaults: Mapping[str, int | str] = {}
+    """Sizes that config.json may leave out: a number or a formula."""
+    nulls: Mapping[str, str] = {}
+    """What null means for a size."""
+    computed: Mapping[str, str] = {}
+    """Sizes that config.json cannot set."""
+    switches: Mapping[str, bool] = {}
+    """Fields that add or remove parameters, and their defaults."""
+    fixed: Mapping[str, Fixed] = {}
+    """Fields that make layers of another kind, and the only values with which these are the layers."""
+    tied: bool
+    """Whether the output layer shares the embedding's weights, if config.json does not say."""
+    gated: bool
+    """Whether the feed-forward part multiplies two projections (SwiGLU, GeGLU)."""
+    norms: int
+    """Normalisations over the hidden state per layer."""
+    hidden: str
+    layers: str
+    vocab: str
+    heads: str
+    kv_heads: str
+    head_dim: str
+    linear: tuple[Linear, ...]
+    """Linear layers of one layer."""
+    vectors: tuple[Count, ...] = ()
+    """Further parameters of one layer, without its experts."""
+    outside: tuple[Count, ...] = ()
+    """Parameters outside the layers, without the embedding's and the output layer's weights."""
+    experts: Mixture | None = None
+
+
+class Families(_Data):
+    """Everything that the file holds."""
+
+    made: Mapping[str, str]
+    """By what it was made (``hack.families``)."""
+    families: Mapping[str, Family]
+    """By the ``model_type`` of config.json."""
+    texts: Mapping[str, str]
+    """Configurations of a text part and others, of which transformers' causal model takes the text part alone, and the
+    family of that part."""
+    images: tuple[str, ...]
+    """Families for images and text of which transformers has no causal language model."""
+    left_out: Mapping[str, str]
+    """Causal language models that are not described here, and why."""
+
+
+def evaluate(formula: str, sizes: Sizes) -> int:
+    """The value of a sum of products, of which ``a//b`` may be a factor. Raises KeyError for a size that is missing."""
+    return sum(prod(_factor(each, sizes) for each in term.split("*")) for term in formula.split("+"))
+
+
+def names(formula: str) -> set[str]:
+    """The sizes in a formula."""
+    return {each for each in formula.replace("//", "*").replace("+", "*").split("*") if not each.isdigit()}
+
+
+def _factor(text: str, sizes: Sizes) -> int:
+    over, _, under = text.partition("//")
+    value = int(over) if over.isdigit() else sizes[over]
+    return value // sizes[under] if under else value
+
+
+@cache
+def known() -> Families:
+    """What the file holds."""
+    return Families.model_validate_json(DATA.read_bytes())

@@ -10,14 +10,15 @@ there on a Tesla T4.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.training import AdapterKind, Method, Quantization, Training
-from finetune_jobs.fit.shapes import Matrix, Read, Shape
+from finetune_jobs.fit.families import Read
+from finetune_jobs.fit.shapes import Matrix, Shape
 
 GIB: Final = 1 << 30
 BF16: Final = 2
@@ -368,13 +369,14 @@ def _input_bytes(shape: Shape, training: Training, step: Step) -> float:
     return inner + plain + (BF16 + MASK) * sum(m.inputs for m in adapted if dropped)  # each has its own dropout
 
 
-def _read(shape: Shape, matrices: Iterable[Matrix]) -> int:
+def _read(shape: Shape, matrices: Sequence[Matrix]) -> int:
     """Numbers per token that these linear layers read, those that several read once, and without attention's result,
     which attention keeps itself."""
     kinds = {matrix.reads for matrix in matrices}
     normalised = kinds & {Read.BEFORE_ATTENTION, Read.BEFORE_FEED_FORWARD}
     norms = shape.norms if len(normalised) == 2 else (shape.norms + 1) // 2 if normalised else 0
-    return norms * shape.hidden + (shape.intermediate if Read.PRODUCT in kinds else 0)
+    compressed = sum(matrix.inputs for matrix in matrices if matrix.reads is Read.COMPRESSED)
+    return norms * shape.hidden + compressed + (shape.intermediate if Read.PRODUCT in kinds else 0)
 
 
 def _dora_kept(shape: Shape, training: Training) -> float:

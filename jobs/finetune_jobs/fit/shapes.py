@@ -1,35 +1,21 @@
 """The shape of a causal language model, from its config.json alone: its matrices, and what a token passes through.
 
-Exact for the families that are known (``families``): tests compare every linear layer and the count of all parameters
-with models of transformers on PyTorch's meta device. An unlisted family is unknown, not guessed: what looks like Llama
-in a config may differ in memory.
+Exact for the families that are known (``families``): every linear layer and the count of all parameters are those of
+the model in transformers. An unlisted family is unknown, not guessed: what looks like Llama in a config may differ in
+memory.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, ValidationError
 
-from finetune_jobs.fit.families import NESTED, NO_TEXT_MODEL, OF_TYPE, Family, QkNorm
+from finetune_jobs.fit.families import EVERY_LAYER, Count, Family, Fixed, Read, evaluate, known
 
 
 class UnknownShapeError(ValueError):
     """This config.json does not describe a known shape; the message says why."""
-
-
-class Read(Enum):
-    """What a linear layer reads: those of a kind share one tensor."""
-
-    BEFORE_ATTENTION = auto()
-    """The normalised hidden state."""
-    ATTENTION = auto()
-    """What attention gives."""
-    BEFORE_FEED_FORWARD = auto()
-    """The normalised hidden state, which one family's single normalisation makes for attention too."""
-    PRODUCT = auto()
-    """What the last layer of the feed-forward part reads."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +121,7 @@ class Shape:
     @property
     def shares_feed_forward(self) -> bool:
         """Whether all tokens pass through one feed-forward part beside the experts (Llama 4)."""
-        return self.experts is not None and any(matrix.name == "down_proj" for matrix in self.matrices)
+        return self.experts is not None and any(matrix.reads is Read.PRODUCT for matrix in self.matrices)
 
     def adapted(self, targets: tuple[str, ...] = ()) -> tuple[Matrix, ...]:
         """Linear layers of one layer that get an adapter: those that ``targets`` name, or all.
@@ -146,41 +132,22 @@ class Shape:
         return tuple(matrix for matrix in self.matrices if not names or matrix.name in names)
 
 
-FAMILIES: Final = (*OF_TYPE, *NESTED)
-"""``model_type`` of the architectures that are known."""
+WITH_IMAGES: Final = {"gemma3": "gemma3_text"}
+"""Families whose model has a part for images beside that of the other family, which is loaded and adapted too. That
+part is no stack of the same layers, so ``hack.families`` cannot read it: ``_tower`` counts it by hand."""
+LARGEST: Final = 1 << 24
+"""No size in a config.json is larger."""
 
-_Size = Annotated[int, Field(gt=0, le=1 << 24)]
+_Size = Annotated[int, Field(gt=0, le=LARGEST)]
 
 
-class _Config(BaseModel):
-    """The fields of a config.json that shape a model; everything else is ignored."""
-
-    model_type: str
-    hidden_size: _Size
-    num_hidden_layers: _Size
-    num_attention_heads: _Size
-    num_key_value_heads: _Size | None = None
-    head_dim: _Size | None = None
-    intermediate_size: _Size
-    vocab_size: _Size
-    tie_word_embeddings: bool | None = None
-    attention_bias: bool | None = None
-    mlp_bias: bool = False
-    qk_layernorm: bool = False
-    num_local_experts: _Size | None = None
-    num_experts: _Size | None = None
-    num_experts_per_tok: _Size = 2
-    moe_intermediate_size: _Size | None = None
-    decoder_sparse_step: int = 1
-    interleave_moe_layer_step: int = 1
-    moe_layers: list[int] | None = None
-    use_bias: bool | None = None
-    mlp_only_layers: list[int] | None = None
-    quantization_config: dict[str, Any] | None = None
+def families() -> tuple[str, ...]:
+    """``model_type`` of the architectures that are known."""
+    return (*known().families, *known().texts, *WITH_IMAGES)
 
 
 class _Vision(BaseModel):
-    """The same of the part for images, a SigLIP encoder; the defaults are Gemma 3's."""
+    """The fields that shape the part for images, a SigLIP encoder; the defaults are Gemma 3's."""
 
     hidden_size: _Size = 1152
     num_hidden_layers: _Size = 27
@@ -193,35 +160,146 @@ class _Vision(BaseModel):
 def read_shape(config: Mapping[str, Any]) -> Shape:
     """The shape that a parsed config.json describes. Raises UnknownShapeError."""
     kind = str(config.get("model_type", ""))
-    family = OF_TYPE.get(NESTED.get(kind, kind))
-    nested = config.get("text_config") if kind in NESTED else config
-    if family is not None and isinstance(nested, Mapping):
-        given = {name: value for name, value in nested.items() if value is not None}
-        quantized = {"quantization_config": config.get("quantization_config")}
-        config_of_text = {**family.defaults, **given, "model_type": kind, **quantized}
-    else:
-        config_of_text = dict(config)
-    try:
-        fields = _Config.model_validate(config_of_text)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
-        raise UnknownShapeError(f"config.json does not describe the model's shape ({problems})") from None
+    of_text = WITH_IMAGES.get(kind) or known().texts.get(kind)
+    family = known().families.get(of_text or kind)
     if family is None:
         raise UnknownShapeError(_unlisted(kind))
-    if fields.quantization_config is not None:
+    if config.get("quantization_config") is not None:
         raise UnknownShapeError("the checkpoint is already quantised (quantization_config)")
-    sparse_layers = fields.moe_layers is None or len(fields.moe_layers) == fields.num_hidden_layers
-    if fields.qk_layernorm or fields.decoder_sparse_step != 1 or fields.mlp_only_layers or not sparse_layers:
-        raise UnknownShapeError("its layers differ from the family's usual models")
-    if family.shared and fields.interleave_moe_layer_step != 1:
-        raise UnknownShapeError("its layers differ from the family's usual models")
-    return _shape(fields, family, _tower(config, fields.hidden_size) if kind == "gemma3" else None)
+    text = config.get("text_config") if of_text else config
+    if not isinstance(text, Mapping):
+        raise UnknownShapeError("config.json does not describe the model's shape (text_config: missing)")
+    shape = describe(family, text, kind)
+    return replace(shape, tower=_tower(config, shape.hidden)) if kind in WITH_IMAGES else shape
+
+
+def describe(family: Family, config: Mapping[str, Any], kind: str) -> Shape:
+    """The shape of the family's model that ``config`` describes. Raises UnknownShapeError."""
+    other_names = {family.aliases[name]: value for name, value in config.items() if name in family.aliases}
+    fields = {**other_names, **config}
+    sizes, switches = _Sizes(family, fields), _switches(family, fields)
+    _require_fixed(family, fields, evaluate(family.layers, sizes))
+    matrices = tuple(
+        Matrix(each.name, evaluate(each.inputs, sizes), evaluate(each.outputs, sizes), each.reads)
+        for each in family.linear
+        if each.there(switches)
+    )
+    experts = _experts(family, sizes, switches)
+    passed = sum(matrix.inputs for matrix in matrices if matrix.reads is Read.PRODUCT)
+    if experts and family.experts:
+        passed += experts.active * evaluate(family.experts.width, sizes)
+    tied = fields.get("tie_word_embeddings")
+    return Shape(
+        family=kind,
+        hidden=evaluate(family.hidden, sizes),
+        layers=evaluate(family.layers, sizes),
+        heads=evaluate(family.heads, sizes),
+        kv_heads=evaluate(family.kv_heads, sizes),
+        head_dim=evaluate(family.head_dim, sizes),
+        intermediate=passed,
+        gated=family.gated,
+        vocab=evaluate(family.vocab, sizes),
+        tied=family.tied if tied is None else bool(tied),
+        norms=family.norms,
+        matrices=matrices,
+        vectors=_counted(family.vectors, sizes, switches),
+        outer_vectors=_counted(family.outside, sizes, switches),
+        experts=experts,
+    )
+
+
+class _Sizes(dict[str, int]):
+    """What a config.json says of sizes, and what transformers takes for those that it leaves out."""
+
+    def __init__(self, family: Family, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._family, self._fields = family, fields
+
+    def __missing__(self, name: str) -> int:
+        self[name] = found = self._found(name)
+        return found
+
+    def _found(self, name: str) -> int:
+        if name in self._family.computed:
+            return self._computed(name)
+        if name not in self._fields:
+            default = self._family.defaults.get(name)
+        elif self._fields[name] is None:
+            default = self._family.nulls.get(name)
+        else:
+            return _size(name, self._fields[name])
+        if default is None:
+            raise _undescribed(name, "missing")
+        return default if isinstance(default, int) else evaluate(default, self)
+
+    def _computed(self, name: str) -> int:
+        found = evaluate(self._family.computed[name], self)
+        if self._fields.get(name) not in (None, found):
+            raise _differs(name)
+        return found
+
+
+def _size(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _undescribed(name, "no whole number")
+    if not 0 < value <= LARGEST:
+        raise _undescribed(name, f"not from 1 to {LARGEST:,}")
+    return value
+
+
+def _undescribed(name: str, why: str) -> UnknownShapeError:
+    return UnknownShapeError(f"config.json does not describe the model's shape ({name}: {why})")
+
+
+def _differs(name: str) -> UnknownShapeError:
+    return UnknownShapeError(f"its layers differ from the family's usual models ({name})")
+
+
+def _switches(family: Family, fields: Mapping[str, Any]) -> Mapping[str, bool]:
+    """As Python reads them: null is no."""
+    found = {name: fields.get(name, default) for name, default in family.switches.items()}
+    for name, value in found.items():
+        if not isinstance(value, bool | None):
+            raise _undescribed(name, "neither true nor false")
+    return {name: bool(value) for name, value in found.items()}
+
+
+def _require_fixed(family: Family, fields: Mapping[str, Any], layers: int) -> None:
+    """Refuses fields that make layers of another kind."""
+    for name, only in family.fixed.items():
+        if name in fields and not _as_usual(fields[name], only, layers):
+            raise _differs(name)
+
+
+def _as_usual(value: object, only: Fixed, layers: int) -> bool:
+    if only == EVERY_LAYER:
+        return value is None or value == list(range(layers))
+    if isinstance(only, tuple):
+        return value is None or (isinstance(value, list) and all(each in only for each in value))
+    return value == only or not (value or only)
+
+
+def _experts(family: Family, sizes: Mapping[str, int], switches: Mapping[str, bool]) -> Experts | None:
+    if family.experts is None:
+        return None
+    count, active = evaluate(family.experts.count, sizes), evaluate(family.experts.active, sizes)
+    if active > count:
+        raise UnknownShapeError("in config.json, a token uses more experts than there are")
+    return Experts(count, active, _counted(family.experts.each, sizes, switches))
+
+
+def _counted(parts: Iterable[Count], sizes: Mapping[str, int], switches: Mapping[str, bool]) -> int:
+    return sum(evaluate(part.size, sizes) for part in parts if part.there(switches))
 
 
 def _unlisted(kind: str) -> str:
-    if kind in NO_TEXT_MODEL:
+    if kind in known().images:
         return f"model_type {kind!r} is a model for images and text; take one for text alone, e.g. its text part"
-    return f"model_type {kind[:40]!r} is not one of {', '.join(FAMILIES)}"
+    if kind in known().left_out:
+        why = f"those whose shape can be computed: {known().left_out[kind]}"
+    else:
+        why = f"the {len(families())} families that are known here"
+    return f"model_type {kind[:40]!r} is not one of {why}. docs/reference/families.md lists those that are known"
 
 
 def _tower(config: Mapping[str, Any], text: int) -> Tower:
@@ -240,79 +318,3 @@ def _tower(config: Mapping[str, Any], text: int) -> Tower:
     whole = fields.num_hidden_layers * layer + embedding + 2 * width + head
     sides = fields.num_hidden_layers * (8 * width + 2 * (width + inner))
     return Tower(whole + width * text + width, sides + (2 * (width + inner) if fields.vision_use_head else 0))
-
-
-def _shape(fields: _Config, family: Family, tower: Tower | None) -> Shape:
-    heads = fields.num_attention_heads
-    kv_heads = fields.num_key_value_heads or heads
-    head_dim = fields.head_dim or fields.hidden_size // heads
-    experts = _experts(fields, family) if family.sparse else None
-    width = (fields.moe_intermediate_size if family.sparse else None) or fields.intermediate_size
-    matrices = _attention(fields, family, heads * head_dim, kv_heads * head_dim)
-    if experts is None or family.shared:
-        matrices += _feed_forward(fields.hidden_size, width, family)
-    norm = fields.hidden_size * (2 if family.norm_bias else 1 if family.norm_weight else 0)
-    passed = (experts.active if experts else 1) + (1 if family.shared else 0)
-    return Shape(
-        family=fields.model_type,
-        hidden=fields.hidden_size,
-        layers=fields.num_hidden_layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=width * passed,
-        gated=family.gated,
-        vocab=fields.vocab_size,
-        tied=family.tied if fields.tie_word_embeddings is None else fields.tie_word_embeddings,
-        norms=family.norms,
-        matrices=matrices,
-        vectors=_vectors(fields, family, matrices, norm, (heads, kv_heads, head_dim), experts),
-        outer_vectors=norm + (fields.vocab_size if family.head_bias else 0),
-        experts=experts,
-        tower=tower,
-    )
-
-
-def _attention(fields: _Config, family: Family, query: int, key: int) -> tuple[Matrix, ...]:
-    hidden, out = fields.hidden_size, Matrix(family.out, query, fields.hidden_size, Read.ATTENTION)
-    sizes = (query + 2 * key,) if len(family.qkv) == 1 else (query, key, key)
-    named = zip(family.qkv, sizes, strict=True)
-    return (*(Matrix(name, hidden, size, Read.BEFORE_ATTENTION) for name, size in named), out)
-
-
-def _feed_forward(hidden: int, width: int, family: Family) -> tuple[Matrix, ...]:
-    total = width * (2 if family.gated else 1)
-    each = total // len(family.up)
-    up = tuple(Matrix(name, hidden, each, Read.BEFORE_FEED_FORWARD) for name in family.up)
-    return (*up, Matrix(family.down, width, hidden, Read.PRODUCT))
-
-
-def _experts(fields: _Config, family: Family) -> Experts:
-    count = fields.num_local_experts or fields.num_experts
-    if count is None or fields.num_experts_per_tok > count:
-        raise UnknownShapeError("config.json does not say how many experts there are and how many a token uses")
-    width = fields.moe_intermediate_size or fields.intermediate_size
-    bias = 2 * width + fields.hidden_size if family.expert_bias else 0
-    return Experts(count, fields.num_experts_per_tok, 3 * fields.hidden_size * width + bias)
-
-
-def _vectors(  # what a layer's parameters beside its matrices depend on
-    fields: _Config,
-    family: Family,
-    matrices: tuple[Matrix, ...],
-    norm: int,
-    heads: tuple[int, int, int],
-    experts: Experts | None,
-) -> int:
-    query, key, head_dim = heads
-    biased = fields.attention_bias if fields.attention_bias is not None else family.attention_bias
-    of_mlp = fields.mlp_bias or family.mlp_bias
-    if fields.use_bias is not None:
-        biased = of_mlp = fields.use_bias
-    names = set(family.qkv) if family.qkv_bias or biased else set()
-    names |= {family.out} if biased and family.out_bias else set()
-    names |= {*family.up, family.down} if of_mlp else set()
-    biases = sum(matrix.outputs for matrix in matrices if matrix.name in names)
-    router = experts.count * (fields.hidden_size + (1 if family.expert_bias else 0)) if experts else 0
-    qk = {QkNorm.NONE: 0, QkNorm.HEAD: 2 * head_dim, QkNorm.WHOLE: (query + key) * head_dim}[family.qk_norm]
-    return family.norms * norm + qk + biases + router + (query if family.sinks else 0)

@@ -1,0 +1,128 @@
+"""Models of transformers on PyTorch's meta device, and what they consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from hack.families.formulas import Dimensions
+
+
+class LeftOutError(ValueError):
+    """A family cannot be described; the message says why, as a part of a sentence."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model consists of. Paths are those within a layer, or outside all layers."""
+
+    linear: Mapping[str, Dimensions]
+    """Inputs and outputs of each linear layer of a layer; all layers have the same."""
+    tensors: Mapping[str, Dimensions]
+    """Further parameters of a layer."""
+    outside: Mapping[str, Dimensions]
+    """Parameters outside, without those of embedding and output layer."""
+    norms: tuple[str, ...]
+    """The normalisations of a layer outside attention."""
+    tied: bool
+    """Whether the output layer has no weights of its own."""
+
+
+def config_of(family: str, fields: Mapping[str, Any]) -> Any:
+    """The config of a model, as if config.json had these ``fields``."""
+    return AutoConfig.for_model(family, **fields)
+
+
+def build(config: Any) -> Any:
+    """The model, without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameters(model: Any) -> int:
+    """All of them, shared ones once."""
+    return sum(each.numel() for each in model.parameters())
+
+
+def linear_layers(model: Any) -> list[tuple[str, int, int]]:
+    """Name, inputs and outputs of everything that can have an adapter: all linear layers but the output layer."""
+    head = model.get_output_embeddings()
+    return [(name.rpartition(".")[2], *_sides(module)) for name, module in _linear_modules(model) if module is not head]
+
+
+def read(model: Any, layers: int) -> Layout:
+    """What ``model``, which has so many ``layers``, consists of. Raises LeftOutError."""
+    prefix, stack = _stack(model, layers)
+    first, *others = [_layer(layer) for layer in stack]
+    for other in others:
+        if other != first:
+            raise LeftOutError(f"its layers are not all of one kind ({_differing(first, other)})")
+    linear, tensors = first
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.weight.shape != embedding.weight.shape:
+        raise LeftOutError("its output layer is not one matrix of the embedding's size")
+    for name, module in _linear_modules(model):
+        if module is not head and not name.startswith(prefix):
+            raise LeftOutError(f"it has linear layers outside its layers ({name})")
+    counted = (embedding.weight, head.weight)
+    outside = {
+        name: tuple(each.shape)
+        for name, each in model.named_parameters()
+        if not name.startswith(prefix) and all(each is not other for other in counted)
+    }
+    norms = tuple(
+        name
+        for name, each in stack[0].named_modules()
+        if "norm" in type(each).__name__.lower() and name and not in_attention(name)
+    )
+    return Layout(linear, tensors, outside, norms, head.weight is embedding.weight)
+
+
+def in_attention(path: str) -> bool:
+    """Whether a part of a layer is one of attention's, by the names of the modules around it."""
+    return any("attn" in each or "attention" in each for each in path.lower().split(".")[:-1])
+
+
+def _stack(model: Any, layers: int) -> tuple[str, nn.ModuleList]:
+    """The outermost list of so many modules with linear layers in them, and how the names of its parts begin."""
+    found = [
+        (name, each)
+        for name, each in model.named_modules()
+        if isinstance(each, nn.ModuleList) and len(each) == layers and any(_linear_modules(each))
+    ]
+    if not found:
+        raise LeftOutError("it has no list of layers with linear layers of PyTorch")
+    name, stack = min(found, key=lambda each: each[0].count("."))
+    return f"{name}.", stack
+
+
+def _layer(layer: nn.Module) -> tuple[dict[str, Dimensions], dict[str, Dimensions]]:
+    modules = dict(_linear_modules(layer))
+    linear: dict[str, Dimensions] = {name: _sides(module) for name, module in modules.items()}
+    weights = {f"{name}.weight" for name in linear}
+    rest = {name: tuple(each.shape) for name, each in layer.named_parameters() if name not in weights}
+    return linear, rest
+
+
+def _linear_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    return ((name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear | Conv1D))
+
+
+def _sides(layer: Any) -> tuple[int, int]:
+    inputs, outputs = layer.weight.shape if isinstance(layer, Conv1D) else reversed(layer.weight.shape)
+    return inputs, outputs
+
+
+def _differing(one: tuple[Mapping[str, Any], ...], other: tuple[Mapping[str, Any], ...]) -> str:
+    """A name that only one of two layers has, or that has another size there."""
+    for left, right in zip(one, other, strict=True):
+        for name in (*left, *right):
+            if left.get(name) != right.get(name):
+                return name
+    raise AssertionError("the layers are equal")

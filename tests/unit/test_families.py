@@ -1,0 +1,219 @@
+"""What ``make families`` reads from transformers: formulas that hold for models of any size, or nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from finetune_jobs.fit.families import DATA, Count, Family, evaluate, known
+from finetune_jobs.fit.shapes import WITH_IMAGES, families, read_shape
+from hack.families.__main__ import text, up_to_date
+from hack.families.formulas import Formulas, product, total
+from tests.support.fit import shape_of, small
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_file_is_what_the_present_programs_write() -> None:
+    """With the present transformers, and untouched since."""
+    file = DATA.read_text()
+    assert up_to_date(file)
+    assert not up_to_date(file.replace('"norms": 2', '"norms": 3', 1))
+
+
+@pytest.mark.slow
+def test_every_causal_model_of_transformers_is_known_or_has_a_reason() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    found = known()
+    assert {*families(), *found.left_out, *found.images} >= set(CAUSAL)
+    assert set(found.left_out) | set(families()) <= set(CAUSAL)
+    assert not set(families()) & {*found.left_out, *found.images}
+    assert all(found.left_out.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families())
+def test_shape_is_that_of_the_model_in_transformers(kind: str) -> None:
+    """Of other sizes than those that the family was read from: the same parameters, and the same linear layers but the
+    output layer, for both ways to write a config.json."""
+    from hack.families.models import build, config_of, linear_layers, parameters
+
+    config = config_of(kind, _larger(kind))
+    model = build(config)
+    there = Counter(linear_layers(model))
+    for written in (config.to_dict(), config.to_diff_dict()):
+        shape = read_shape(written)
+        assert shape.parameters == parameters(model)
+        found = Counter((each.name, each.inputs, each.outputs) for each in shape.matrices * shape.layers)
+        assert found <= there
+        beside = (there - found).elements()
+        assert (shape.tower.sides if shape.tower else 0) == sum(sum(sides) for _, *sides in beside)
+
+
+def _larger(kind: str) -> dict[str, Any]:
+    """The fields of a model that is in no test of ``hack.families``."""
+    from hack.families.proof import Small
+    from hack.families.sizes import READ, SET
+
+    if part := WITH_IMAGES.get(kind) or known().texts.get(kind):
+        others = {"vision_config": small(kind)["vision_config"]} if kind in WITH_IMAGES else {}
+        return {"text_config": {**_larger(part), "model_type": part}, **others}
+    return {name: size if name in SET else 2 * size for name, size in Small.of(kind).fields(READ).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "olmoe", "qwen3_moe", "gpt2"])
+def test_a_family_is_read_as_it_is_in_the_file(kind: str) -> None:
+    from hack.families.derive import derive
+
+    assert derive(kind) == known().families[kind]
+
+
+QWEN2 = known().families["qwen2"]
+MORE = Count(size="hidden_size", when={"attention_bias": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"vectors": (Count(size="2*hidden_size"),)}, "of other sizes, the count of parameters differs"),
+        ({"linear": QWEN2.linear[1:]}, "of other sizes, the count of parameters differs"),
+        ({"defaults": {**QWEN2.defaults, "intermediate_size": 11}}, "as usual, the count of parameters differs"),
+        ({"defaults": {}}, "as usual, config.json does not describe .* missing"),
+        ({"switches": {"attention_bias": False}, "vectors": (*QWEN2.vectors, MORE)}, "all settings changed, the count"),
+    ],
+    ids=["vectors", "linear", "default", "no default", "switch"],
+)
+def test_a_wrong_description_is_not_taken(change: dict[str, Any], why: str) -> None:
+    from hack.families.models import LeftOutError
+    from hack.families.proof import Small, prove
+
+    prove(QWEN2, Small.of("qwen2"))
+    with pytest.raises(LeftOutError, match=why):
+        prove(QWEN2.model_copy(update=change), Small.of("qwen2"))
+
+
+@pytest.mark.slow
+def test_layers_that_differ_are_left_out() -> None:
+    """DeepSeek's first layers have no experts, which its small models show as well."""
+    from hack.families.derive import derive
+    from hack.families.models import LeftOutError
+
+    with pytest.raises(LeftOutError, match="not all of one kind"):
+        derive("deepseek_v3")
+
+
+MODELS = [{"a": 3, "b": 10, "c": 7}, {"a": 4, "b": 13, "c": 9}, {"a": 5, "b": 17, "c": 2}]
+
+
+@pytest.mark.parametrize(
+    ("formula", "found"),
+    [("b", "b"), ("3*a", "3*a"), ("a*c", "a*c"), ("a+2*b", "2*b+a"), ("a*b+2*a*c", "2*a*c+a*b"), ("1", "1")],
+)
+def test_a_formula_is_found_by_its_values(formula: str, found: str) -> None:
+    values = tuple(evaluate(formula, model) for model in MODELS)
+    said = Formulas(MODELS).find(values)
+    assert said is not None
+    assert sorted(said.split("+")) == sorted(found.split("+"))
+
+
+def test_what_has_no_formula_has_none() -> None:
+    assert Formulas(MODELS).find((1000, 77, 4321)) is None
+
+
+def test_formulas_are_multiplied_and_added_up() -> None:
+    assert evaluate(product(["a+b", "c", "2"]), MODELS[0]) == 2 * 13 * 7
+    assert total(["a", "b*c", "a", "2*a", "c*b", "3"]) == "3+4*a+2*b*c"
+    assert evaluate("a*b//a+b//a", MODELS[0]) == 3 * 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        # As the hub has them; parameters are those that the hub counts in their files.
+        (
+            {
+                "model_type": "gpt2",
+                "n_embd": 768,
+                "n_head": 12,
+                "n_layer": 12,
+                "n_positions": 1024,
+                "vocab_size": 50257,
+            },
+            124_439_808,
+        ),
+        (
+            {
+                "model_type": "qwen2",
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_attention_heads": 28,
+                "num_hidden_layers": 28,
+                "num_key_value_heads": 4,
+                "tie_word_embeddings": False,
+                "vocab_size": 152064,
+            },
+            7_615_616_512,
+        ),
+        (
+            {
+                "model_type": "qwen3_moe",
+                "decoder_sparse_step": 1,
+                "head_dim": 128,
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "mlp_only_layers": [],
+                "moe_intermediate_size": 768,
+                "num_attention_heads": 32,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "num_hidden_layers": 48,
+                "num_key_value_heads": 4,
+                "tie_word_embeddings": False,
+                "vocab_size": 151936,
+            },
+            30_532_122_624,
+        ),
+        (
+            {
+                "model_type": "gemma2",
+                "head_dim": 256,
+                "hidden_size": 3584,
+                "intermediate_size": 14336,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 42,
+                "num_key_value_heads": 8,
+                "vocab_size": 256000,
+            },
+            9_241_705_984,
+        ),
+        (
+            {
+                "model_type": "phi",
+                "hidden_size": 2560,
+                "intermediate_size": 10240,
+                "num_attention_heads": 32,
+                "num_hidden_layers": 32,
+                "num_key_value_heads": 32,
+                "qk_layernorm": False,
+                "tie_word_embeddings": False,
+                "vocab_size": 51200,
+            },
+            2_779_683_840,
+        ),
+    ],
+    ids=["GPT-2", "Qwen2.5-7B", "Qwen3-30B-A3B", "Gemma 2 9B", "Phi-2"],
+)
+def test_released_models_have_their_parameters(config: dict[str, Any], parameters: int) -> None:
+    assert shape_of(config).parameters == parameters
+
+
+def test_a_file_says_each_part_of_a_family_in_a_line() -> None:
+    family = Family.model_validate(known().families["llama"]).model_dump(mode="json", exclude_defaults=True)
+    lines = text({"families": {"llama": family}}).splitlines()
+    assert len(lines) < 60
+    assert sum('"q_proj"' in line for line in lines) == 1
