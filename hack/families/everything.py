@@ -60,11 +60,12 @@ def everything() -> dict[str, Any]:
 def told(kind: str) -> Any:
     """What is found of one family: as in the file, or why it is left out."""
     _be_quiet()
+    found: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     with _reason(kind, left_out):
         _require_task(kind)
-        return derive(kind).model_dump(mode="json", exclude_defaults=True)
-    return left_out[kind]
+        found = derive(kind).model_dump(mode="json", exclude_defaults=True)
+    return left_out.get(kind, found)
 
 
 def _be_quiet() -> None:

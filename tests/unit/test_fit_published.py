@@ -45,4 +45,4 @@ def test_figures_are_turned_into_seconds_of_a_pass_and_gib(
     given: dict[str, object], seconds: float | None, gib: float | None
 ) -> None:
     row = Measured.model_validate(given)
-    assert (row.seconds, row.gib) == (pytest.approx(seconds), pytest.approx(gib))
+    assert [row.seconds, row.gib] == pytest.approx([seconds, gib])
