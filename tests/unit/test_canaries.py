@@ -181,10 +181,10 @@ def test_the_evaluations_files_hold_no_code() -> None:
 @pytest.mark.parametrize(
     ("metric", "most", "planted", "refused"),
     [
-        ("canaryLeaks", "0.05", 64, "room for 0.057"),
+        ("canaryLeaks", "0.05", 64, "show only 0.057"),
         ("canaryLeaks", "0.06", 64, ""),
-        ("canaryLeaks", "0.3", 8, "8 canaries … room for 0.324 … spec.dataset.canaries"),
-        ("memorisation", "0.1", 64, "room for"),
+        ("canaryLeaks", "0.3", 8, "8 canaries … show only 0.324 … spec.dataset.canaries"),
+        ("memorisation", "0.1", 64, "show only"),
         ("memorisation", "0.25", 64, ""),
     ],
 )
@@ -262,6 +262,6 @@ def test_the_model_card_says_what_is_given_away_and_nothing_without_canaries() -
 
     said = card(Behaviour(exposure=Exposure(known(*SPREAD), known(*[1] * 8, said=2))))
     assert "8 made-up secrets" in said
-    assert "tells 25.0% (7.1% to 59.1%)" in said
+    assert "reveals 25.0% (7.1% to 59.1%)" in said
     assert "is 1.00 (0.17 to 1.00)" in said
     assert "Canaries" not in card(Behaviour())

@@ -219,7 +219,7 @@ def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text(example)
     rules = settings(render("--values", str(tmp_path / "values.yaml"))).tenancy.rules
     assert [rule.max_usd_per_run for rule in rules] == [50, 2000]
-    rules_part, _, floors_part = guide.partition("## The least that a verification must ask")
+    rules_part, _, floors_part = guide.partition("## Minimum verification")
     assert _in_table(rules_part) == [to_camel(name) for name in TenancyRule.model_fields]
     assert ["namespaces", *_in_table(floors_part)] == [to_camel(name) for name in VerificationFloor.model_fields]
 
