@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import cache_from_source
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Annotated, Final
@@ -42,6 +43,10 @@ LISTS: Final = Path("tests/mutants")
 """A TOML file for each package."""
 MOST_SECONDS: Final = 300.0
 """For the tests of one mutant: a line that is wrong may make a loop endless."""
+_END_SECONDS: Final = 30.0
+"""For tests that are interrupted to end their servers."""
+_UNKNOWN_CODE: Final = 255
+"""What multiprocessing says of a process whose forking one has ended, as by Ctrl-C. It may still run."""
 LIBRARIES: Final = (
     *("aiohttp", "boto3", "huggingface_hub", "hypothesis", "jsonschema", "kubernetes", "numpy", "pyarrow.parquet"),
     *("pydantic", "pytest", "pytest_asyncio", "torch", "transformers"),
@@ -118,7 +123,7 @@ def judge(mutant: Mutant, tree: Path) -> Outcome:
     right = file.read_text(encoding="utf-8")
     _write(file, right.replace(mutant.text, mutant.becomes))
     try:
-        code, output = _run_tests(tree, mutant.tests, "-x")
+        code, output = run_tests(tree, mutant.tests, MOST_SECONDS, "-x")
     finally:
         _write(file, right)
     return _outcome(mutant, code, output, time.monotonic() - begin)
@@ -141,28 +146,42 @@ def _write(file: Path, text: str) -> None:
     Path(cache_from_source(str(file))).unlink(missing_ok=True)
 
 
-def _run_tests(
-    tree: Path, tests: Sequence[str], *options: str, seconds: float = MOST_SECONDS
-) -> tuple[int | None, str]:
-    """Exit code and output; None: it took longer than that."""
+def run_tests(tree: Path, tests: Sequence[str], seconds: float, *options: str) -> tuple[int | None, str]:
+    """Exit code and output; None: it took longer than that. However this ends, nothing that was started stays."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     with NamedTemporaryFile("r", errors="replace") as output:
         argv = ["-q", "-p", "no:cacheprovider", *options, *tests]
         process = context.Process(target=_pytest, args=(tree, argv, output.name))
         process.start()
-        process.join(seconds)
-        code = process.exitcode
-        assert process.pid is not None
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it, or what it has left behind
-        process.join()
+        try:
+            process.join(seconds)
+            code = process.exitcode
+        finally:
+            _end(process)
         return code, output.read()
+
+
+def _end(process: BaseProcess) -> None:
+    """It, and what it has left behind. Interrupted, pytest ends the servers of its fixtures, which have sessions of
+    their own."""
+    assert process.pid is not None
+    if process.exitcode in (None, _UNKNOWN_CODE):
+        deadline = time.monotonic() + _END_SECONDS
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
+            while time.monotonic() < deadline:
+                os.kill(process.pid, 0)
+                time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def _pytest(tree: Path, argv: list[str], output: str) -> None:
     """Run pytest as if it was started in a tree, and exit as it does."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it runs in the background
     with open(output, "w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
@@ -200,7 +219,7 @@ def run(chosen: Sequence[Mutant], root: Path, workers: int) -> int:
         tests = sorted({test for mutant in chosen for test in mutant.tests})
         say(f"mutants: {len(chosen)}, by {len(tests)} test files, which have to pass without any first")
         options = ("-n", str(workers), "--dist", "loadfile") if workers > 1 else ()
-        code, output = _run_tests(first, tests, *options, seconds=MOST_SECONDS * len(tests))
+        code, output = run_tests(first, tests, MOST_SECONDS * len(tests), *options)
         if code != _PASSED:
             say(f"{output}\nmutants: these tests do not pass as the tree is; mend them first")
             return 2

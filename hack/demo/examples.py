@@ -78,15 +78,15 @@ SUPPORT: Final = Example(
                 "teacher": {"url": TEACHER_URL, "model": teacher.MODEL},
                 "requestsPerMinute": 100000,
                 "duplicates": "WithinPrompt",  # the teacher quotes: many questions have the same answer
-            }
+            },
         },
         "training": {"maxSteps": 40, "checkpointSteps": 40},
         "evaluation": {
             # Of 19 answers, 0.25 above the base model left a goal of 0.10 open (0.01 to 0.40).
             "maxSamples": 48,
             "goldenPrompts": 4,
-            # The example's own goal against a prompted base model is for a real teacher. The one here quotes the manual:
-            # a base model that is shown eight quotes copies them about as well as the tuned one knows them.
+            # The example's own goal against a prompted base model is for a real teacher. The one here quotes the
+            # manual: a base model that is shown eight quotes copies them about as well as the tuned one knows them.
             "goals": [{"metric": "f1", "improveOverBase": "0.10", "baseline": "ZeroShot"}],
             "judge": {
                 "endpoint": {"url": TEACHER_URL, "model": teacher.JUDGE},

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import ast
+import signal
 import subprocess
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from hack.cluster.layout import REPOSITORY
-from hack.mutants import Mutant, Outcome, Verdict, copy_tree, exit_code, judge, line, main, mutants, run, summary
+from hack.mutants import (
+    Mutant,
+    Outcome,
+    Verdict,
+    copy_tree,
+    exit_code,
+    judge,
+    line,
+    main,
+    mutants,
+    run,
+    run_tests,
+    summary,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -94,6 +110,39 @@ def test_each_mutant_is_seen_however_soon_it_follows_another(checkout: Path) -> 
         Verdict.KILLED,
         Verdict.SURVIVED,
     ]
+
+
+@pytest.mark.slow
+def test_what_endless_tests_have_started_ends_with_them(checkout: Path) -> None:
+    """Also a server in a session of its own, as those of the tests are. What Ctrl-C does here, a time-out does too."""
+    known = checkout / "server"
+    (checkout / TESTS).write_text(
+        "import pathlib, subprocess, time\n"
+        "import pytest\n\n\n"
+        "@pytest.fixture\n"
+        "def server():\n"
+        "    process = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "    yield process.pid\n"
+        "    process.kill()\n"
+        "    process.wait()\n\n\n"
+        "def test_half(server):\n"
+        f"    pathlib.Path({str(known)!r}).write_text(f'{{server}}.')\n"
+        "    time.sleep(600)\n"
+    )
+
+    def interrupt() -> None:
+        while not (known.exists() and known.read_text().endswith(".")):
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_tests(checkout, [TESTS], 500)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not Path("/proc", known.read_text().removesuffix(".")).exists()
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_a_review_with_keys_alone(page: Page) -> None:
         page.keyboard.press("l" if choice_for(pair, artifact=True) == "left" else "2")
     assert visible(page) == [SHEET.votable[-1].id]
     page.keyboard.press("t")
-    assert "No pairs are left" in text(page, "#said")
+    assert "No pairs are left in this view" in text(page, "#said")
     assert "4 of 4 pairs" in text(page, "#count")
 
     page.keyboard.press("n")

@@ -55,7 +55,7 @@ def ending_of(said: RunVerdict, uri: str) -> RunEnding:
     if not said.artifact:
         return RunEnding("Fail", "✕ stopped", f"A gate stopped the run. {said.why}")
     if said.scalars.get("channel") == Channel.CANDIDATE:
-        return RunEnding("Warn", "! candidate", "Published as a candidate, for a person to promote.", uri)
+        return RunEnding("Warn", "! candidate", "Published as a candidate: served only if its URI is pinned.", uri)
     return RunEnding("Pass", "✓ published", "The artifact is the newest one under its output name.", uri)
 
 

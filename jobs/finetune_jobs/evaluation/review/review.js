@@ -91,7 +91,7 @@
     keep();
     const open = (pair) => matches(pair) && !pair.classList.contains("same") && !(pair.dataset.id in votes);
     const more = move(1, open);
-    say(`${name}: ${words[choice]}.${more ? "" : " No pairs are left: save your votes."}`);
+    say(`${name}: ${words[choice]}.${more ? "" : " No pairs are left in this view: save your votes."}`);
   };
 
   const save = () => {
