@@ -148,6 +148,16 @@ def test_formulas_are_multiplied_and_added_up() -> None:
         ),
         (
             {
+                "model_type": "bloom",
+                "n_embed": 1024,
+                "n_layer": 24,
+                "num_attention_heads": 16,
+                "vocab_size": 250880,
+            },
+            559_214_592,
+        ),
+        (
+            {
                 "model_type": "qwen2",
                 "hidden_size": 3584,
                 "intermediate_size": 18944,
@@ -206,7 +216,7 @@ def test_formulas_are_multiplied_and_added_up() -> None:
             2_779_683_840,
         ),
     ],
-    ids=["GPT-2", "Qwen2.5-7B", "Qwen3-30B-A3B", "Gemma 2 9B", "Phi-2"],
+    ids=["GPT-2", "BLOOM-560M", "Qwen2.5-7B", "Qwen3-30B-A3B", "Gemma 2 9B", "Phi-2"],
 )
 def test_released_models_have_their_parameters(config: dict[str, Any], parameters: int) -> None:
     assert shape_of(config).parameters == parameters
