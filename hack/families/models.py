@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from finetune_jobs.training.adapter import is_router
 from hack.families.formulas import Dimensions
 
 
@@ -111,7 +112,11 @@ def _layer(layer: nn.Module) -> tuple[dict[str, Dimensions], dict[str, Dimension
 
 
 def _linear_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear | Conv1D))
+    return (
+        (name, each)
+        for name, each in module.named_modules()
+        if isinstance(each, nn.Linear | Conv1D) and not is_router(each)
+    )
 
 
 def _sides(layer: Any) -> tuple[int, int]:
