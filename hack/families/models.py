@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_jobs.training.adapter import is_router
 from hack.families.formulas import Dimensions
+
+_ROUNDED: Final = (nn.Linear, Conv1D)
+"""What bitsandbytes rounds: these classes, not their subclasses (transformers.integrations.bitsandbytes)."""
 
 
 class LeftOutError(ValueError):
@@ -71,6 +74,8 @@ def read(model: Any, layers: int) -> Layout:
     for name, module in _linear_modules(model):
         if module is not head and not name.startswith(prefix):
             raise LeftOutError(f"it has linear layers outside its layers ({name})")
+        if type(module) not in _ROUNDED:
+            raise LeftOutError(f"its linear layers are {type(module).__name__}, which bitsandbytes does not round")
     counted = (embedding.weight, head.weight)
     outside = {
         name: tuple(each.shape)
