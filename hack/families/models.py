@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from finetune_jobs.training.adapter import is_router
 from hack.families.formulas import Dimensions
+
+_ROUNDED: Final = (nn.Linear, Conv1D)
+"""What bitsandbytes rounds: these classes, not their subclasses (transformers.integrations.bitsandbytes)."""
 
 
 class LeftOutError(ValueError):
@@ -70,6 +74,8 @@ def read(model: Any, layers: int) -> Layout:
     for name, module in _linear_modules(model):
         if module is not head and not name.startswith(prefix):
             raise LeftOutError(f"it has linear layers outside its layers ({name})")
+        if type(module) not in _ROUNDED:
+            raise LeftOutError(f"its linear layers are {type(module).__name__}, which bitsandbytes does not round")
     counted = (embedding.weight, head.weight)
     outside = {
         name: tuple(each.shape)
@@ -111,7 +117,11 @@ def _layer(layer: nn.Module) -> tuple[dict[str, Dimensions], dict[str, Dimension
 
 
 def _linear_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear | Conv1D))
+    return (
+        (name, each)
+        for name, each in module.named_modules()
+        if isinstance(each, nn.Linear | Conv1D) and not is_router(each)
+    )
 
 
 def _sides(layer: Any) -> tuple[int, int]:

@@ -44,6 +44,9 @@ SIZES: Final[Mapping[str, tuple[int, ...]]] = {
 SET: Final[Mapping[str, int]] = {"pad_token_id": 0, "n_group": 1, "topk_group": 1}
 """What would not fit models as small as these: a padding token above the vocabulary, more groups than experts."""
 
+EARLIER: Final[Mapping[str, str]] = {"n_embed": "hidden_size"}
+"""Names that some configs still take for a field, though their ``attribute_map`` does not have them (BLOOM)."""
+
 
 def names(config: type[Any], *, standard: Mapping[str, Any] = SIZES) -> dict[str, str]:
     """The fields of a config class that have one of the ``standard`` names, or stand for it: by that name."""
@@ -57,7 +60,17 @@ def aliases(config: type[Any]) -> dict[str, str]:
     """Other names of the fields of a config class, and theirs."""
     own = {each.name for each in dataclasses.fields(config)}
     pairs = [sorted(pair, key=lambda each: each in own) for pair in getattr(config, "attribute_map", {}).items()]
-    return {name: field for name, field in pairs if field in own and name not in own}
+    found = {name: field for name, field in pairs if field in own and name not in own}
+    return found | {name: field for name, field in EARLIER.items() if field in own and _takes(config, name, field)}
+
+
+def _takes(config: type[Any], name: str, field: str) -> bool:
+    """Whether a config sets a field by another name."""
+    size = SIZES[field][0]
+    try:
+        return bool(getattr(config(**{name: size}), field) == size)
+    except Exception:  # noqa: BLE001 # whatever a config raises
+        return False
 
 
 def small(config: type[Any], index: int) -> dict[str, int]:

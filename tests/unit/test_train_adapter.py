@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+import torch
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from finetune_api.training import Quantization
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.loading import load_base
 from finetune_jobs.training.adapter import adapter_config, linear_layers
+from tests.support.fit import small
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import settings
 
@@ -38,10 +41,25 @@ def test_transposed_layers_count_too() -> None:
     assert set(layers.values()) == {32}
 
 
+@pytest.mark.parametrize("family", ["llama4_text", "phimoe"])
+def test_what_chooses_experts_gets_no_adapter(family: str) -> None:
+    """It is a linear layer by its class, but returns more than one tensor, to which PEFT cannot add."""
+    fields = {name: value for name, value in small(family).items() if name != "model_type"}
+    sizes = {"head_dim": 24, "num_local_experts": 4}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields, **sizes))
+    assert any("router" in name for name, _ in model.named_modules())
+    config = adapter_config(model, settings())
+    assert config.target_modules == set(linear_layers(model))
+    assert not any("router" in name for name in config.target_modules)
+    assert not any("lm_head" in name for name in config.target_modules)
+    tokens = torch.tensor([[1, 2, 3]])
+    assert get_peft_model(model, config)(input_ids=tokens).logits.shape == (1, 3, fields["vocab_size"])
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"r": 4, "lora_alpha": 8, "use_dora": False, "use_rslora": False, "target_modules": "all-linear"}),
+        ({}, {"r": 4, "lora_alpha": 8, "use_dora": False, "use_rslora": False}),
         ({"adapter": "DoRA", "scaling": "RootOfRank"}, {"use_dora": True, "use_rslora": True}),
         ({"target_modules": ["q_proj", "v_proj"]}, {"target_modules": {"q_proj", "v_proj"}}),
         ({"target_modules": ["layers.0.mlp.up_proj"]}, {"target_modules": {"layers.0.mlp.up_proj"}}),

@@ -57,7 +57,7 @@ def violation(floor: dict[str, Any], verification: dict[str, Any], policy: dict[
         ({"withdrawn": "Refuse"}, {}, {"withdrawn": "Warn"}, "withdrawn is Warn; it must be Refuse"),
         ({"gates": "Passed"}, {}, {"gates": "Passed"}, ""),
         ({"gates": "Passed"}, {}, {}, "spec.policy.gates is Any; it must be Passed"),
-        ({"requiredGates": ["recall", "leaks"]}, {}, {"requiredGates": ["recall"]}, "lacks 'leaks'"),
+        ({"requiredGates": ["recall", "leaks"]}, {}, {"requiredGates": ["recall"]}, "must include 'leaks'"),
         ({"signed": True}, {}, {}, "spec.policy.signature is not set"),
         ({"signed": True}, {}, {"signature": {"publicKeys": [THEIRS]}}, ""),
         ({"publicKeys": [OURS]}, {}, {}, "spec.policy.signature is not set"),

@@ -20,14 +20,15 @@ def adapter_config(model: Any, training: Training) -> LoraConfig:
     Raises StageError (SpecInvalid): ``targetModules`` names a layer that the model does not have, or ``rank`` is higher
     than the layers can use.
     """
-    _require_layers(linear_layers(model), training, type(model).__name__)
+    layers = linear_layers(model)
+    _require_layers(layers, training, type(model).__name__)
     return LoraConfig(
         r=training.rank,
         lora_alpha=training.alpha,
         lora_dropout=float(training.dropout),
         use_rslora=training.scaling is Scaling.ROOT_OF_RANK,
         use_dora=training.adapter is AdapterKind.DORA,
-        target_modules=list(training.target_modules) or "all-linear",
+        target_modules=list(training.target_modules) or sorted(layers),
         task_type="CAUSAL_LM",
     )
 
@@ -39,8 +40,14 @@ def linear_layers(model: Any) -> dict[str, int]:
     return {
         name: _smaller_side(module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not is_router(module)
     }
+
+
+def is_router(module: Any) -> bool:
+    """Whether a linear layer chooses experts (Llama 4, Phi-3.5-MoE). It returns more than one tensor, to which PEFT
+    cannot add an adapter's."""
+    return isinstance(module, nn.Linear) and type(module).__name__.endswith("Router")
 
 
 def _smaller_side(layer: Any) -> int:

@@ -16,11 +16,7 @@ from finetune_operator.adapterdeployment.canary import (
     step_on,
     takes_steps,
 )
-from finetune_operator.adapterdeployment.candidate import (
-    candidacy,
-    in_state,
-    known_candidate,
-)
+from finetune_operator.adapterdeployment.candidate import candidacy, in_state, known_candidate
 from finetune_operator.adapterdeployment.endings import fail, give_back, promote, scored
 from finetune_operator.adapterdeployment.gap import (
     STALE_SECONDS,
@@ -54,9 +50,7 @@ from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
-from finetune_operator.resources.deployment import (
-    server_labels,
-)
+from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.drift import ensure, ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 

@@ -47,10 +47,7 @@ from finetune_operator.adapterdeployment.look import LOOK, look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.record import failed_in_place, records
-from finetune_operator.adapterdeployment.revision_objects import (
-    is_encrypted,
-    serve,
-)
+from finetune_operator.adapterdeployment.revision_objects import is_encrypted, serve
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events

@@ -87,7 +87,7 @@ def _faults(floor: VerificationFloor, asked: Verification, policy: Policy) -> It
     if floor.gates is GatesPolicy.PASSED and policy.gates is not GatesPolicy.PASSED:
         yield f"spec.policy.gates is {policy.gates}; it must be {GatesPolicy.PASSED}."
     if missing := [name for name in floor.required_gates if name not in policy.required_gates]:
-        yield f"spec.policy.requiredGates lacks {_listed(missing)}."
+        yield f"spec.policy.requiredGates must include {_listed(missing)}."
     if (floor.signed or floor.public_keys) and policy.signature is None:
         yield "spec.policy.signature is not set; it must be."
     elif policy.signature is not None and floor.public_keys:
