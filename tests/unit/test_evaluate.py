@@ -137,7 +137,7 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     assert (known["canaryLeaks"], known["memorisation"]) == (8, 8)
     assert "Does the model give away its training data?" in page
     assert [len(behaviour["canaries"][model]["ranks"]) for model in ("base", "tuned")] == [8, 8]
-    texts = [file.read_text() for file in (tmp_path / "out").iterdir()]
+    texts = [file.read_text() for file in (tmp_path / "out").iterdir() if file.is_file()]
     assert not any(canary.secret in text for canary in CANARIES for text in texts)
     automation = metrics["measurements"]["automation"]
     assert [each["precision"] for each in automation] == [float(precision) for precision in PRECISIONS]

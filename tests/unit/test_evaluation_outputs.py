@@ -100,7 +100,7 @@ def test_it_is_what_the_figures_were_made_of(evaluated: Path, model_folder: Path
         assert prompts[row]["maxTokens"] == answer.max_tokens
         assert int8[row]["text"].strip() == int8[row].get("answer", int8[row]["text"]) == answer.artifact
         assert int8[row]["logProbability"] == answer.log_probability
-        assert tuned[row]["text"].strip() == adapter[row]["text"].strip() == answer.tuned
+        assert tuned[row]["text"].strip() == answer.tuned
         assert adapter[row]["logProbability"] < 0
         assert base[f"testWithRoom/{number}"]["label"] == answer.constrained in LABELS
         for said in (int8[row], base[f"testWithRoom/{number}"], adapter[row]):

@@ -44,6 +44,8 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     position and logits are computed for the longest answer only, never of more than MOST_TOKENS at once. Raises
     torch.OutOfMemoryError if one conversation does not fit the GPU's memory.
     """
+    if not given:
+        return []
     room = Room.of(model)
 
     def together(left: Sequence[int], most: int) -> Sequence[int]:
