@@ -226,7 +226,7 @@ def test_promoted_adapters_bring_their_base_along(
 ) -> None:
     source, target = (Store.connect(s3.storage, each) for each in (place, f"{place}/production"))
     copied = [promote(source, target, each.digest, tmp_path / each.name / "copies") for each in endpoint.refs]
-    assert [len(each) for each in copied] == [3, 2], "the base is copied once"
+    assert [len(each) for each in copied] == [4, 3], "the base is copied once, each evaluation with its artifact"
     endpoint.refs = [
         each.model_copy(update={"uri": target.uri(output_folder(Stage.PUBLISH, each.digest))}) for each in endpoint.refs
     ]

@@ -139,7 +139,7 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
     assert len(result.checks) == 13
     with (
         tgi_cpu(model, tmp_path, env=recording | {"MAX_CONCURRENT_REQUESTS": "1"}, fresh=False) as server,
-        pytest.raises(StageError, match=r"asked again: an error in a stream: Model is overloaded") as error,
+        pytest.raises(StageError, match=r"second attempt: an error in a stream: Model is overloaded") as error,
     ):
         run(Stage.VERIFY, server.url)
     assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)
