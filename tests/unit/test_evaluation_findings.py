@@ -225,6 +225,7 @@ def _wait_until(condition: Any, seconds: float = 400) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.timeout(1800)  # with vLLM's stand-in some seven processes start, which import torch
 @pytest.mark.parametrize("generator", Generator)
 def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
     s3: SeaweedFS,
@@ -262,10 +263,13 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
     assert len(files) == 5 + 4
     assert not (tmp_path / "killed" / METRICS).exists()
 
-    again = Asked()
-    with again.counting():
-        evaluate_tiny(model_folder, tmp_path / "again", KeptFindings(store), generator)
-    assert again.rows == 0, "a pod that is lost while it publishes asks nothing"
-    for run in ("resumed", "again"):
+    runs = ["resumed"]
+    if generator is Generator.TRANSFORMERS:  # what is kept is looked up by the same code
+        again = Asked()
+        with again.counting():
+            evaluate_tiny(model_folder, tmp_path / "again", KeptFindings(store), generator)
+        assert again.rows == 0, "a pod that is lost while it publishes asks nothing"
+        runs.append("again")
+    for run in runs:
         for name in files:
             assert (tmp_path / run / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes(), (run, name)

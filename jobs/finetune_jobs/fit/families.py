@@ -44,7 +44,7 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Part(_Data):
+class Conditional(_Data):
     """Parameters that are there where switches of config.json are set so."""
 
     when: Mapping[str, bool] = {}
@@ -54,7 +54,7 @@ class Part(_Data):
         return all(switches[name] is wanted for name, wanted in self.when.items())
 
 
-class Linear(Part):
+class Linear(Conditional):
     """A linear layer; its bias is counted elsewhere."""
 
     name: str
@@ -63,7 +63,7 @@ class Linear(Part):
     outputs: str
 
 
-class Count(Part):
+class Count(Conditional):
     """Further parameters."""
 
     size: str
