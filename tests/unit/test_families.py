@@ -39,17 +39,25 @@ def test_every_causal_model_of_transformers_is_known_or_has_a_reason() -> None:
 def test_shape_is_that_of_the_model_in_transformers(kind: str) -> None:
     """Of other sizes than those that the family was read from: the same parameters, and the same linear layers but the
     output layer, for both ways to write a config.json."""
+    from torch import nn
+
     from hack.families.models import build, config_of, linear_layers, parameters
 
     config = config_of(kind, _larger(kind))
     model = build(config)
     there = Counter(linear_layers(model))
+    # PyTorch's own attention, which the part for images ends with, computes its last projection without calling it.
+    plain = Counter(
+        (name.rpartition(".")[2], module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+    )
     for written in (config.to_dict(), config.to_diff_dict()):
         shape = read_shape(written)
         assert shape.parameters == parameters(model)
         found = Counter((each.name, each.inputs, each.outputs) for each in shape.matrices * shape.layers)
         assert found <= there
-        beside = (there - found).elements()
+        beside = ((there & plain) - found).elements()
         assert (shape.tower.sides if shape.tower else 0) == sum(sum(sides) for _, *sides in beside)
 
 
@@ -61,7 +69,9 @@ def _larger(kind: str) -> dict[str, Any]:
     if part := WITH_IMAGES.get(kind) or known().texts.get(kind):
         others = {"vision_config": small(kind)["vision_config"]} if kind in WITH_IMAGES else {}
         return {"text_config": {**_larger(part), "model_type": part}, **others}
-    return {name: size if name in SET else 2 * size for name, size in Small.of(kind).fields(READ).items()}
+    fields = Small.of(kind).fields(READ)
+    settable = fields.keys() - known().families[kind].computed.keys()
+    return {name: fields[name] if name in SET else 2 * fields[name] for name in fields if name in settable}
 
 
 @pytest.mark.slow
