@@ -89,7 +89,7 @@ test-vllm: $(STAMP) cluster-up images images-vllm ## The real vLLM on the CPU, a
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
 
-mutants: $(STAMP) ## Apply wrong lines to a copy of the tree, all or NAME=...: tests must fail for each (10 minutes)
+mutants: $(STAMP) ## Apply wrong lines to a copy of the tree, all or NAME=...: tests must fail for each (some 20 minutes)
 	@$(VENV)/python -m hack.mutants $(WORKERS) $(NAME)
 
 gpu-check: $(STAMP) ## On a machine with an NVIDIA GPU: prove training, export and speed there, or PART=... of it
