@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from finetune_api.training import Kernels, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.kernels import FAMILIES, Kernel, fused_kernels, listed
 from finetune_jobs.training import kernels
-from finetune_jobs.training.kernels import runnable, use_kernels
+from finetune_jobs.training.kernels import restore_rotation, runnable, use_kernels
 from hack.cluster.layout import REPOSITORY
 from tests.support.sentences import assert_says
 
@@ -130,9 +131,12 @@ def test_a_cpu_never_uses_them() -> None:
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are put in place although nothing can run them here, as where a GPU's compiler or driver fails."""
+def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels are put in place although nothing can run them here, as where a GPU's compiler or driver fails. The
+    rotation of a whole family is changed back for the tests that come after in this process."""
     monkeypatch.setattr(kernels, "runnable", lambda: True)
+    yield
+    restore_rotation(modeling_llama)
 
 
 @pytest.mark.usefixtures("tried")
@@ -174,7 +178,7 @@ def test_a_kernel_that_breaks_the_gpu_is_named_with_the_way_out(monkeypatch: pyt
     fused = kernels.fuse(model)
     with pytest.raises(StageError) as error:
         kernels.fault_of(Kernel.SWIGLU, fused, model)
-    kernels.restore_rotation(fused.family)
+    restore_rotation(fused.family)
     assert error.value.reason is Reason.GPU_UNUSABLE
     assert_says(error.value.message, "fused kernel for SwiGLU", "Set spec.training.kernels to Off")
 
