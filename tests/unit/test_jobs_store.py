@@ -137,6 +137,20 @@ def test_a_refusal_says_why(
     assert user.secret not in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("status", "retriable"),
+    [(400, False), (404, False), (405, False), (412, False)]
+    + [(status, True) for status in (408, 409, 429, 500, 502, 503)],
+)
+def test_a_busy_store_is_asked_again_and_a_wrong_request_is_not(status: int, retriable: bool) -> None:
+    """429 is how some stores say what AWS says with 503: slow down."""
+    answer = {"Error": {"Code": "Answer"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = store_error(ClientError(answer, "PutObject"), "writing", "s3://data/x/key")
+    assert error.reason is (Reason.S3_UNREACHABLE if retriable else Reason.INTERNAL_ERROR)
+    assert error.retriable is retriable
+    assert_says(error.message, f"the store answered {status}")
+
+
 def test_a_store_that_cannot_be_reached_is_worth_a_retry(place: str) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(StageError) as error:

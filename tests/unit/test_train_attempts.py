@@ -1,6 +1,7 @@
 """Attempts of a training against a real S3 server: one at a time, and what a later one takes over."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ import pytest
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.recipe import Batch
-from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.s3 import Store, StoredObject
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.ownership import STATE, Ownership, RunState
-from tests.support.checkpoints import Gate, checkpoint, open_gate, stored
+from tests.support.checkpoints import Gate, checkpoint, newest_in, open_gate, stored
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 
@@ -47,6 +48,31 @@ def test_a_newer_attempt_takes_over_and_the_older_one_changes_nothing_any_more(s
     assert newer.flush(10)
     assert stored(store) == {"attempt-2/checkpoint-25"}  # what the older one left is gone
     assert Checkpoints(store).batch(Batch(8, 2)) == Batch(8, 2)
+
+
+def test_an_older_attempt_that_tidies_up_late_deletes_nothing_of_the_newer_one(
+    store: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer one takes over, and saves a checkpoint, after the older one's last write and before it looks for what
+    no longer counts."""
+    another = open_gate(store)
+
+    def late(path: str = "") -> Iterator[StoredObject]:
+        monkeypatch.undo()
+        newer = Checkpoints(another)
+        checkpoint(tmp_path / "newer", 50)
+        newer.keep(tmp_path / "newer")
+        assert newer.flush(10)
+        return store.list(path)
+
+    older = Checkpoints(store)
+    monkeypatch.setattr(store, "list", late)
+    checkpoint(tmp_path / "older", 25)
+    older.keep(tmp_path / "older")
+    assert older.flush(20)
+
+    assert stored(store) == {"attempt-2/checkpoint-50"}
+    assert newest_in(store) == 50
 
 
 def test_an_attempt_takes_over_what_it_resumed_from_without_uploading_it_again(store: Gate, tmp_path: Path) -> None:
