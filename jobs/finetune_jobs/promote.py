@@ -1,8 +1,8 @@
 """Command promote: copy a published artifact and its model to another bucket, under the same addresses.
 
-Of an adapter its base goes along, and so does the evaluation, which has all that the models said. Each folder is
-downloaded and every hash verified, then uploaded with its manifest; the signatures, and what its gates said, go before
-the artifact. No output name points to it there: an AdapterDeployment pins it.
+Of an adapter its base goes along, and so does the evaluation, which has all that the models said, unless
+``--without-evaluation`` keeps its examples where they are. Each folder is and every hash verified, then uploaded with its manifest; the signatures, and what its gates said, go before the
+artifact. No output name points to it there: an AdapterDeployment pins it.
 """
 
 import logging
@@ -23,11 +23,13 @@ from finetune_jobs.store.s3 import Store
 log = logging.getLogger(__name__)
 
 
-def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[str]:
-    """Copy an artifact, the models that it names, its evaluation if that is still there, its signatures and what its
-    gates said; returns the folders and objects that were not there yet. The artifact's manifest is written last, so
-    that it does not exist in the target before it is whole, nor before its signatures and verdicts, for which a rollout
-    there asks at once.
+def promote(
+    source: Store, target: Store, digest: str, scratch: Path, *, with_evaluation: bool = True
+) -> list[str]:
+    """Copy an artifact, the models that it names, its evaluation if that is wanted and still there, its signatures and
+    what its gates said; returns the folders and objects that were not there yet. The artifact's manifest is written
+    last, so that it does not exist in the target before it is whole, nor before its signatures and verdicts, for which
+    a rollout there asks at once.
 
     Raises StageError: ArtifactWithdrawn, ArtifactNotFound, ArtifactCorrupt, ManifestNewer, as Store.
     """
@@ -36,7 +38,7 @@ def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[st
     manifest = fetch_folder(source, published, local)  # first: which model it names is verified too
     model = read_json(local / artifact.MODEL_REF, artifact.ModelRef)
     base = [model.base.folder] if model.base else []
-    evaluation = _evaluation(source, manifest)
+    evaluation = _evaluation(source, manifest) if with_evaluation else []
     copied = [folder for folder in (*base, model.folder, *evaluation) if _copy(source, target, folder, scratch)]
     for place in (f"{published}/provenance", gates_folder(digest)):
         copied += _copy_objects(source, target, place)
@@ -45,8 +47,12 @@ def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[st
 
 
 def _evaluation(source: Store, manifest: Manifest) -> list[str]:
-    """The folder of an artifact's evaluation; none if it was deleted: the model serves without."""
-    folder = output_folder(Stage.EVALUATE, manifest.lineage.upstream.evaluation)
+    """The folder of an artifact's evaluation. None if it was deleted, since the model serves without, or if the release
+    that published the artifact did not name it yet."""
+    if not (digest := manifest.lineage.upstream.evaluation):
+        log.warning("The artifact does not name its evaluation: what the models said is not copied.")
+        return []
+    folder = output_folder(Stage.EVALUATE, digest)
     if source.exists(f"{folder}/{MANIFEST}"):
         return [folder]
     log.warning("%s was deleted: what the models said in the evaluation is not copied.", source.uri(folder))
@@ -77,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser("promote", "Copies a published artifact and its model to another bucket, under the same digests.")
     options.add_argument("--artifact", required=True, metavar="URI", help="s3://bucket/prefix/artifacts/<digest>")
     options.add_argument("--to", required=True, metavar="URI", help="the other output URI; its keys may be in TO_AWS_…")
+    options.add_argument(
+        "--without-evaluation",
+        action="store_true",
+        help="leave out what the models said in the evaluation: it quotes test and validation examples",
+    )
     add_store(options, "to-")
     given = options.parse_args(argv)
 
@@ -84,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         root, digest = split_artifact(given.artifact)
         source, target = open_store(given, root), open_store(given, given.to, "to-")
         with tempfile.TemporaryDirectory(prefix="finetune-promote-") as scratch:
-            copied = promote(source, target, digest, Path(scratch))
+            copied = promote(source, target, digest, Path(scratch), with_evaluation=not given.without_evaluation)
         place = target.uri(output_folder(Stage.PUBLISH, digest))
         sys.stdout.write(f"{place} is complete: {len(copied)} of its parts were copied, the others existed.\n")
 

@@ -91,6 +91,26 @@ def test_it_is_copied_without_its_evaluation_where_that_was_deleted(
     assert_says(caplog.text, source.uri(evaluation), "was deleted", "not copied")
 
 
+def test_it_is_copied_without_its_evaluation_where_that_has_to_stay(
+    s3: SeaweedFS, source: Store, target: Store, digest: str, tmp_path: Path
+) -> None:
+    """Its examples may not be for those who may read the other bucket. The model serves without."""
+    assert output_folder(Stage.PUBLISH, digest) in promote(source, target, digest, tmp_path, with_evaluation=False)
+    assert not list(target.list("evaluations"))
+    assert served(s3, target, digest, tmp_path).output_digest == digest
+
+
+def test_an_artifact_of_a_release_that_did_not_name_its_evaluation(
+    source: Store, target: Store, chain: Upstream, digest: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = output_folder(Stage.PUBLISH, digest)
+    manifest = source.get(f"{published}/{MANIFEST}") or b""
+    source.put(f"{published}/{MANIFEST}", manifest.replace(chain.evaluation.encode(), b""))
+    assert published in promote(source, target, digest, tmp_path)
+    assert not list(target.list("evaluations"))
+    assert_says(caplog.text, "does not name its evaluation", "not copied")
+
+
 def test_what_was_changed_is_not_copied(
     source: Store, target: Store, chain: Upstream, digest: str, tmp_path: Path
 ) -> None:

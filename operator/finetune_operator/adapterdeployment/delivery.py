@@ -263,7 +263,8 @@ def _news(found: Sequence[Standing], rows: Sequence[AdapterStatus], pods: int) -
         if each.outcome is not None or row.outcome is None:
             continue
         if row.outcome is CheckOutcome.PASSED:
-            said = f"Adapter {row.name!r} was verified on {pods} running pods, which now serve it by its name."
+            where = f"{pods} running pods, which now serve" if pods > 1 else "the running pod, which now serves"
+            said = f"Adapter {row.name!r} was verified on {where} it by its name."
             yield Event("Normal", Reason.PROMOTED, said)
         else:
             yield Event("Warning", Reason(row.reason), f"Adapter {row.name!r} is not served: {row.message}")
