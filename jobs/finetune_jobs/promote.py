@@ -1,8 +1,9 @@
 """Command promote: copy a published artifact and its model to another bucket, under the same addresses.
 
 Of an adapter its base goes along, and so does the evaluation, which has all that the models said, unless
-``--without-evaluation`` keeps its examples where they are. Each folder is and every hash verified, then uploaded with its manifest; the signatures, and what its gates said, go before the
-artifact. No output name points to it there: an AdapterDeployment pins it.
+``--without-evaluation`` keeps its examples where they are. Each folder is downloaded and every hash verified, then
+uploaded with its manifest; the signatures, and what its gates said, go before the artifact. No output name points to it
+there: an AdapterDeployment pins it.
 """
 
 import logging
@@ -23,9 +24,7 @@ from finetune_jobs.store.s3 import Store
 log = logging.getLogger(__name__)
 
 
-def promote(
-    source: Store, target: Store, digest: str, scratch: Path, *, with_evaluation: bool = True
-) -> list[str]:
+def promote(source: Store, target: Store, digest: str, scratch: Path, *, with_evaluation: bool = True) -> list[str]:
     """Copy an artifact, the models that it names, its evaluation if that is wanted and still there, its signatures and
     what its gates said; returns the folders and objects that were not there yet. The artifact's manifest is written
     last, so that it does not exist in the target before it is whole, nor before its signatures and verdicts, for which
