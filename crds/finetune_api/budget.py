@@ -100,7 +100,10 @@ class FitStatus(WireModel):
     load_seconds: Number = ""
     """Estimated time that a stage needs to start and to load the model."""
     answer_seconds: Number = ""
-    """Estimated time of one model's answer to one example of the evaluation."""
+    """Estimated time of all models' answers to one example of the evaluation. Without besideSeconds (older results): of
+    one model's one answer."""
+    beside_seconds: Number = ""
+    """Estimated time of what the evaluation asks however many examples there are, e.g. about forgetting and safety."""
     transfer_seconds: Number = ""
     """Estimated time to write and send the exported model, or to fetch it."""
     evaluation_gpus: Count = None

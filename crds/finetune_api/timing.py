@@ -25,9 +25,9 @@ FEWEST_VALIDATIONS, MOST_VALIDATIONS = 4, 20
 USUAL_INTERVAL: Final = 25
 VALIDATION_TOKENS: Final = 200_000
 """Tokens of a validation at most."""
-MODELS: Final = 3
-"""Models that answer in the evaluation: base, tuned, exported. Not counted: the base after examples, and questions
-beside the task."""
+_ONCE: Final = 3
+"""Models whose answers an older preflight counted, each once: base, tuned, exported. Its ``answerSeconds`` are those of
+one."""
 _DRAWN: Final = 2048
 """Examples whose lengths are drawn to estimate padding."""
 
@@ -43,7 +43,9 @@ class Pace:
     pass_seconds: float = 0.0
     """The least that a pass forward and backward takes: kernels are launched and weights are read for any tokens."""
     answer_seconds: float = 0.0
-    """One model's answer to one example of the evaluation, on one GPU."""
+    """All models' answers to one example of the evaluation, on one GPU."""
+    beside_seconds: float = 0.0
+    """What the evaluation asks however many examples there are: about forgetting and safety, and reference texts."""
     transfer_seconds: float = 0.0
     """Writing the exported model and sending it to the store, or fetching it."""
 
@@ -53,12 +55,13 @@ class Pace:
         if fit is None or not float(fit.tokens_per_second or 0):
             return None
         speed = float(fit.tokens_per_second)
-        older = training.max_length * processes / speed  # a resolve that reports no time of an answer
+        answer = float(fit.answer_seconds or training.max_length * processes / speed)  # the oldest reported none
         return cls(
             tokens_per_second=speed,
             load_seconds=float(fit.load_seconds or 0),
             pass_seconds=float(fit.pass_seconds or 0),
-            answer_seconds=float(fit.answer_seconds or older),
+            answer_seconds=answer if fit.beside_seconds else _ONCE * answer,
+            beside_seconds=float(fit.beside_seconds or 0),
             transfer_seconds=float(fit.transfer_seconds or 0),
         )
 
@@ -174,5 +177,6 @@ def export_seconds(pace: Pace) -> float:
 
 
 def evaluate_seconds(pace: Pace, samples: int) -> float:
-    """Time of stage evaluate: it fetches base and artifact, and three models answer."""
-    return pace.load_seconds + pace.transfer_seconds + MODELS * samples * pace.answer_seconds
+    """Time of stage evaluate: it fetches base and artifact, and all models answer so many examples and what is asked
+    beside them."""
+    return pace.load_seconds + pace.transfer_seconds + samples * pace.answer_seconds + pace.beside_seconds

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from finetune_api.budget import FitStatus, HardwareFacts, dollars
 from finetune_api.cards import generation_of
 from finetune_api.dataset import TaskType
+from finetune_api.evaluation import Examination
 from finetune_api.timing import Examples, Pace, evaluate_seconds, export_seconds, train_seconds
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.admission import admit
+from finetune_jobs.fit.asked import asking
 from finetune_jobs.fit.cards import CARDS, Speed, card_of, caution
 from finetune_jobs.fit.cost import forecast
-from finetune_jobs.fit.duration import LABEL_TOKENS, answer_tokens, operations, pace
+from finetune_jobs.fit.duration import operations, pace
 from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU, SELECTIVE
 from finetune_jobs.fit.preflight import facts
@@ -31,7 +33,8 @@ pytestmark = pytest.mark.unit
 def speed(hardware: HardwareFacts, config: dict[str, Any] = LLAMA_8B, **training: Any) -> Pace:
     """The pace that is expected."""
     settings = Training(**training)
-    found = pace(shape_of(config), settings, ON_GPU if hardware.has_gpu else ON_CPU, hardware, answer=128)
+    asked = asking(TaskType.TEXT, Examination(), settings)
+    found = pace(shape_of(config), settings, ON_GPU if hardware.has_gpu else ON_CPU, hardware, asked=asked)
     assert found is not None
     return found
 
@@ -95,21 +98,6 @@ def test_eight_gpus_are_not_eight_times_as_fast(method: Method, faster: float) -
         speed(A100.model_copy(update={"count": count}), method=method).tokens_per_second for count in (1, 8)
     )
     assert together == pytest.approx(faster * alone)
-
-
-def test_answers_are_decoded_not_trained() -> None:
-    """A token for sixteen prompts at a time, by reading all weights; labels are short; a CPU takes its time too."""
-    assert answer_tokens(TaskType.CLASSIFICATION, Training(max_length=4096)) == LABEL_TOKENS
-    assert answer_tokens(TaskType.TEXT, Training(max_length=4096)) == 1024
-    assert answer_tokens(TaskType.EXTRACTION, Training(max_length=16)) == LABEL_TOKENS
-    shape = shape_of(LLAMA_8B)
-    short, long = (pace(shape, Training(), ON_GPU, A100, answer=tokens) for tokens in (LABEL_TOKENS, 1024))
-    assert short is not None
-    assert long is not None
-    assert 0.1 < short.answer_seconds < 0.3
-    assert 2.5 < long.answer_seconds < 5  # 1,024 steps of about 50 ms, a sixteenth of them for each
-    assert speed(L4).answer_seconds > 2 * speed(A100).answer_seconds
-    assert speed(CPU, SMOLLM).answer_seconds > 0
 
 
 def test_transfers_follow_the_size() -> None:
@@ -199,7 +187,7 @@ def test_the_example_of_the_page() -> None:
     page = (Path(__file__).parents[2] / "docs/concepts/fit.md").read_text().splitlines()
     told, cost = (json.loads(line) for line in page if line.startswith("{"))
     training = Training()
-    found = facts(admit(LLAMA_8B, training, L4, after=After(samples=200)), L4)
+    found = facts(admit(LLAMA_8B, training, L4, after=After(evaluation=Examination())), L4)
     assert sorted(told.values()) == sorted(found.values())
     example = Pace.of(FitStatus.model_validate(told), training, 1)
     assert example is not None

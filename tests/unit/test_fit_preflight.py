@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
+from finetune_api.evaluation import Coverage, Examination
 from finetune_api.export import Export
 from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
@@ -60,11 +61,27 @@ def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     """Numbers as scalars, a sentence for people."""
     result = execute(context(asked(s3, store, LLAMA_8B, hardware=L4), tmp_path), resolve)
     found = {name: value for name, value in result.scalars.items() if name.startswith("fit")}
-    times = {"fitTokensPerSecond", "fitPassSeconds", "fitLoadSeconds", "fitAnswerSeconds", "fitTransferSeconds"}
-    assert found.keys() == {"fitVerdict", "fitGib", "fitAvailableGib"} | times
+    times = ("TokensPerSecond", "PassSeconds", "LoadSeconds", "AnswerSeconds", "BesideSeconds", "TransferSeconds")
+    assert found.keys() == {"fitVerdict", "fitGib", "fitAvailableGib"} | {f"fit{name}" for name in times}
     assert (found["fitVerdict"], found["fitAvailableGib"]) == ("Fits", "22.00")
     assert 8 < float(found["fitGib"]) < 22
     assert " GiB of the 22 GiB of NVIDIA L4." in result.message
+
+
+def test_what_the_spec_has_asked_counts(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """The whole sets take longer than samples of them, and two formats answer each example more often than one."""
+    given = asked(s3, store, LLAMA_8B, hardware=L4)
+    ready = context(given, tmp_path)
+    model = find_base_model(ready.places, given.base_model_uri)
+    evaluate = given.params.evaluate
+    assert evaluate is not None
+    full = Examination(general=Coverage.FULL, adversarial=Coverage.FULL)
+    params = given.params.model_copy(update={"evaluate": evaluate.model_copy(update={"evaluation": full})})
+    whole, several = given.model_copy(update={"params": params}), exporting(given, alternatives=["FP8"])
+    found = [facts(preflight(each, ready.places, model, tmp_path), L4) for each in (given, whole, several)]
+    answers, beside = ([float(each[name]) for each in found] for name in ("fitAnswerSeconds", "fitBesideSeconds"))
+    assert beside[1] > 4 * beside[0]
+    assert answers[0] == answers[1] < answers[2]
 
 
 def test_evaluation_gets_its_gpus_even_where_the_training_is_reused(

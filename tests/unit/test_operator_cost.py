@@ -221,7 +221,8 @@ def test_forecast(case: tuple[FineTuneJobSpec, tuple[StageJob, ...], Sample | No
 
 def test_every_stage_has_its_time_in_the_forecast() -> None:
     """A pass's least time, validations, answers and transfers: each once for the stages that have it."""
-    exact = FIT | {"fitPassSeconds": "3", "fitAnswerSeconds": "0.5", "fitTransferSeconds": "40"}
+    asked = {"fitAnswerSeconds": "1.5", "fitBesideSeconds": "25.0"}
+    exact = FIT | asked | {"fitPassSeconds": "3", "fitTransferSeconds": "40"}
     resolved = done(Stage.RESOLVE, scalars=IDENTITY | exact)
     prepared = done(Stage.PREPARE, scalars={"rowsTrain": "1000", "rowsValidation": "120", "tokens": "50000"})
     found = cost(resolved, prepared)
@@ -229,15 +230,15 @@ def test_every_stage_has_its_time_in_the_forecast() -> None:
     a_pass = math.hypot(3, 8 * 50 / 100)  # 5 s for eight examples
     validations = 4 * 120 / 8 * a_pass / 3  # four: for more, 189 steps are too few
     training = 3 * 1000 / 8 * a_pass + validations
-    after = (100 + 40) + (100 + 40 + 3 * 200 * 0.5)
+    after = (100 + 40) + (100 + 40 + 200 * 1.5 + 25)
     assert float(found.forecast) == pytest.approx((100 + training + after) / 1000, abs=0.006)
     exported = cost(resolved, prepared, ended(Stage.TRAIN, 1000), ended(Stage.EXPORT, 50))
     assert exported is not None
-    assert float(exported.forecast) == pytest.approx((1050 + 100 + 40 + 300) / 1000, abs=0.006)
+    assert float(exported.forecast) == pytest.approx((1050 + 100 + 40 + 300 + 25) / 1000, abs=0.006)
     resolved = done(Stage.RESOLVE, scalars=IDENTITY | exact | {"fitEvaluationGpus": "4"})
     shared = cost(resolved, prepared, ended(Stage.TRAIN, 1000), ended(Stage.EXPORT, 50))
     assert shared is not None
-    assert float(shared.forecast) == pytest.approx((1050 + 4 * (100 + 40 + 300)) / 1000, abs=0.006)
+    assert float(shared.forecast) == pytest.approx((1050 + 4 * (100 + 40 + 300 + 25)) / 1000, abs=0.006)
 
 
 def test_no_price_no_cost() -> None:

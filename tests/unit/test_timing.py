@@ -120,21 +120,28 @@ def test_padding_is_that_of_drawn_lengths(median: float, sigma: float, size: int
 
 def test_stages() -> None:
     """A whole model goes to the store after training, an adapter does not count; export writes, evaluation fetches."""
-    pace, examples = Pace(1000, 100, 0, answer_seconds=0.5, transfer_seconds=40), Examples(100, 50, 50, 0)
+    pace = Pace(1000, 100, 0, answer_seconds=0.5, beside_seconds=30, transfer_seconds=40)
+    examples = Examples(100, 50, 50, 0)
     assert train_seconds(Training(epochs=1), examples, pace) == pytest.approx(105)
     assert train_seconds(Training(epochs=1, method=Method.FULL), examples, pace) == pytest.approx(145)
     assert export_seconds(pace) == 140
-    assert evaluate_seconds(pace, 200) == 140 + 3 * 200 * 0.5
+    assert evaluate_seconds(pace, 200) == 140 + 200 * 0.5 + 30
 
 
 def test_the_pace_is_as_preflight_reported_it() -> None:
-    """An older one reported no times of answers: as before, an answer takes as long as training on maxLength tokens."""
+    """Older ones reported one answer of one of three models, or none, as long as training on maxLength tokens."""
     training = Training(max_length=512)
     assert Pace.of(None, training, 1) is None
     assert Pace.of(FitStatus(load_seconds="90"), training, 1) is None
     older = Pace.of(FitStatus(tokens_per_second="1024", load_seconds="90"), training, 4)
-    assert older == Pace(1024, 90, 0, answer_seconds=2, transfer_seconds=0)
+    assert older == Pace(1024, 90, 0, answer_seconds=3 * 2, transfer_seconds=0)
     exact = FitStatus(
         tokens_per_second="1024", load_seconds="90", pass_seconds="0.2", answer_seconds="0.3", transfer_seconds="40"
     )
-    assert Pace.of(exact, training, 4) == Pace(1024, 90, 0.2, 0.3, 40)
+    old = Pace.of(exact, training, 4)
+    assert old is not None
+    assert old.answer_seconds == pytest.approx(3 * 0.3)
+    assert old.beside_seconds == 0
+    for beside in (0.0, 12.5):
+        now = exact.model_copy(update={"beside_seconds": f"{beside:.1f}"})
+        assert Pace.of(now, training, 4) == Pace(1024, 90, 0.2, 0.3, beside, 40)

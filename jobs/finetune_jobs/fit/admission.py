@@ -14,9 +14,10 @@ from finetune_api.stages import Stage
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import evaluation_gpus, shortage
+from finetune_jobs.fit.asked import asking
 from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
-from finetune_jobs.fit.duration import answer_tokens, pace
+from finetune_jobs.fit.duration import pace
 from finetune_jobs.fit.fitting import (
     DEFAULT_AFTER,
     After,
@@ -91,10 +92,11 @@ def admit(
     on_cpu = ON_CPU if bfloat16 else ON_OLD_CPU
     chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else on_cpu
     memory = peak_memory(shape, part, chosen, hardware.processes)
-    answer = answer_tokens(after.task, training)
-    speed = pace(shape, training, chosen, hardware, answer=answer, exported=after.exported)
+    asked = asking(after.task, after.evaluation, training) if after.evaluation else None
+    speed = pace(shape, training, chosen, hardware, asked=asked, exported=after.exported)
     evaluating = max(1, evaluation_gpus(shape, training, hardware, max(after.exported)))
-    expected = forecast(speed, training, hardware, after.samples, evaluating)
+    samples = after.evaluation.max_samples if after.evaluation else 0
+    expected = forecast(speed, training, hardware, samples, evaluating)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:

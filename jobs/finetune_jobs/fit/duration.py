@@ -7,14 +7,14 @@ passes what grows with an example's length; its kernel reaches about twice the s
 2023, arXiv 2307.08691), so half is counted.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.dataset import TaskType
-from finetune_api.timing import FORWARD_SHARE, MODELS, Pace
+from finetune_api.timing import Pace
 from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.answering import readers
+from finetune_jobs.fit.asked import Asking
 from finetune_jobs.fit.cards import card_of, unknown
 from finetune_jobs.fit.memory import BF16, INT8, NF4, Step
 from finetune_jobs.fit.shapes import Shape
@@ -36,22 +36,12 @@ Qwen's seconds per step with 256 tokens (4.7 to 5.2 ms a layer)."""
 LAUNCH_ROUNDED_SECONDS: Final = 6e-3
 """With a base in NF4, each of whose matrices is first turned back into 16 bits: Qwen3-0.6B on an H100 takes 1 ms a
 layer longer with it than without (Unsloth)."""
-DECODE_SECONDS: Final = 1.0e-3
-"""The same in one step of decoding, with weights in 16 bits: LitGPT's tokens per second on an A100 (0.98 to 1.3 ms)."""
-DECODE_ROUNDED_SECONDS: Final = 1.7e-3
-"""With weights in NF4 (LitGPT: 1.6 to 1.8 ms)."""
 START_SECONDS: Final = 90.0
 """A stage with a model, from its pod's start to the first batch, without the download. An assumption."""
 NETWORK_BYTES: Final = 200e6
 """Bytes per second between a pod and the object store. An assumption."""
 DISK_BYTES: Final = 1e9
 """Bytes per second to and from scratch. An assumption: NVMe; network disks are slower."""
-ANSWERS_TOGETHER: Final = 16
-"""Prompts that are answered at once, at least (``evaluation.asking.BATCH_SIZE``)."""
-LABEL_TOKENS: Final = 16
-"""Tokens of a label with what is generated to see that an answer ends there. An assumption."""
-ANSWER_SHARE: Final = 1 / 4
-"""Other answers, as a share of ``maxLength``. An assumption: all models generate as much as the longest right one."""
 
 
 def operations(shape: Shape, training: Training, step: Step, length: float) -> float:
@@ -76,13 +66,13 @@ def pace(
     step: Step,
     hardware: HardwareFacts,
     *,
-    answer: float = 0,
+    asked: Asking | None = None,
     exported: Sequence[float] = (BF16,),
 ) -> Pace | None:
     """How fast the profile's hardware trains and runs the model; None where the hardware is unknown.
 
-    ``answer``: tokens of an answer in the evaluation (``answer_tokens``); ``exported``: bytes of a weight of the
-    exported model, in each format that is made and asked.
+    ``asked``: what the models are asked in the evaluation; ``exported``: bytes of a weight of the exported model, in
+    each format that is made and asked.
     """
     if hardware.has_gpu:
         card = card_of(hardware) or unknown(hardware)
@@ -95,13 +85,17 @@ def pace(
     if speed <= 0:
         return None
     alone = speed / operations(shape, training, step, training.max_length)
-    more = (MODELS - 1 + len(exported)) / MODELS
+    models = []
+    if asked:
+        base, tuned, served = readers(shape, training, step, asked, speed=alone, bandwidth=bandwidth)
+        models = [base, tuned, *[served] * len(exported)]
     together = 1 if hardware.processes == 1 else hardware.processes * scaling(training, step)
     return Pace(
         tokens_per_second=together * alone,
         load_seconds=load_seconds(shape),
         pass_seconds=least,
-        answer_seconds=more * answer_seconds(shape, training, answer, alone, bandwidth, on_gpu=hardware.has_gpu),
+        answer_seconds=sum(model.example_seconds for model in models),
+        beside_seconds=sum(model.beside_seconds for model in models),
         transfer_seconds=sum(exported) * shape.parameters * (1 / NETWORK_BYTES + 1 / DISK_BYTES),
     )
 
@@ -114,33 +108,6 @@ def _traffic(shape: Shape, training: Training, step: Step) -> float:
         None: 4 + 2 * BF16 if training.method is Method.FULL else BF16,
     }[training.base_quantization]
     return (3 if step.checkpointing else 2) * per_weight * shape.computed_parameters
-
-
-def answer_tokens(task: TaskType, training: Training) -> float:
-    """Tokens that a model generates for an example of the evaluation."""
-    return LABEL_TOKENS if task is TaskType.CLASSIFICATION else max(LABEL_TOKENS, ANSWER_SHARE * training.max_length)
-
-
-def answer_seconds(
-    shape: Shape, training: Training, tokens: float, speed: float, bandwidth: float, *, on_gpu: bool
-) -> float:
-    """Time of one model's answer of so many tokens, as one of a batch; the mean of base, tuned and exported model.
-
-    ``speed``: trained tokens per second, of which the prompt takes a forward pass.
-    """
-    rounded = training.base_quantization is Quantization.NF4
-    asked = {Quantization.NF4: NF4 + 2 * BF16, Quantization.INT8: INT8, None: BF16}[training.base_quantization]
-    steps = [_decode_seconds(shape, asked, bandwidth, rounded=rounded, on_gpu=on_gpu)] * (MODELS - 1)
-    steps.append(_decode_seconds(shape, BF16, bandwidth, rounded=False, on_gpu=on_gpu))
-    prompt = FORWARD_SHARE * training.max_length / speed
-    return prompt + tokens * sum(steps) / MODELS / ANSWERS_TOGETHER
-
-
-def _decode_seconds(shape: Shape, per_weight: float, bandwidth: float, *, rounded: bool, on_gpu: bool) -> float:
-    """One more token for each example of a batch."""
-    read = per_weight * shape.computed_parameters / bandwidth if bandwidth else 0.0
-    launch = shape.layers * (DECODE_ROUNDED_SECONDS if rounded else DECODE_SECONDS) if on_gpu else 0.0
-    return math.hypot(launch, read)
 
 
 def load_seconds(shape: Shape) -> float:

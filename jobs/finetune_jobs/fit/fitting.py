@@ -10,6 +10,7 @@ from typing import Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.dataset import TaskType
+from finetune_api.evaluation import Examination, Generator
 from finetune_api.stages import Stage
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.afterwards import shortage
@@ -35,15 +36,18 @@ SHORTEST: Final = 64
 class After:
     """What follows the training, as far as its time and its memory depend on it."""
 
-    samples: int = 0
-    """Examples of the test split that the evaluation asks."""
+    evaluation: Examination | None = None
+    """What the evaluation asks; None: it asks nothing."""
     task: TaskType = TaskType.TEXT
     exported: Sequence[float] = (INT8,)
     """Bytes of a weight of the exported model, in each format that is made."""
     stages: Collection[Stage] = WITH_MODEL
     """The stages with a model that are still to be done, the evaluation among them."""
-    unrounded: bool = False
-    """Whether the evaluation writes out a rounded base in 16 bits."""
+
+    @property
+    def unrounded(self) -> bool:
+        """Whether the evaluation writes out a rounded base in 16 bits."""
+        return self.evaluation is not None and self.evaluation.generator is Generator.VLLM
 
 
 DEFAULT_AFTER: Final = After()

@@ -13,7 +13,6 @@ from typing import Any, Final
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
-from finetune_api.evaluation import Generator
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage, StageInput
 from finetune_api.training import Training
@@ -75,6 +74,7 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitPassSeconds"] = f"{pace.pass_seconds:.3f}"
         found["fitLoadSeconds"] = f"{pace.load_seconds:.0f}"
         found["fitAnswerSeconds"] = f"{pace.answer_seconds:.3f}"
+        found["fitBesideSeconds"] = f"{pace.beside_seconds:.1f}"
         found["fitTransferSeconds"] = f"{pace.transfer_seconds:.0f}"
     return {name: value for name, value in found.items() if value}
 
@@ -114,8 +114,7 @@ def _after(given: StageInput, done: Collection[Stage]) -> After:
     after = After(exported=exported, stages=[stage for stage in WITH_MODEL if stage not in done])
     if given.params.evaluate is None:
         return after
-    asked, task = given.params.evaluate.evaluation, given.params.evaluate.task.type
-    return replace(after, samples=asked.max_samples, task=task, unrounded=asked.generator is Generator.VLLM)
+    return replace(after, evaluation=given.params.evaluate.evaluation, task=given.params.evaluate.task.type)
 
 
 def _formats(given: StageInput) -> list[str]:

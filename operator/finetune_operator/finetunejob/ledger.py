@@ -211,6 +211,7 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
         pass_seconds=_number(scalars, "fitPassSeconds"),
         load_seconds=_number(scalars, "fitLoadSeconds"),
         answer_seconds=_number(scalars, "fitAnswerSeconds"),
+        beside_seconds=_number(scalars, "fitBesideSeconds"),
         transfer_seconds=_number(scalars, "fitTransferSeconds"),
         evaluation_gpus=_count(scalars, "fitEvaluationGpus"),
         warning=scalars.get("fitWarning", "")[:1024],
