@@ -241,6 +241,25 @@ def test_every_stage_has_its_time_in_the_forecast() -> None:
     assert float(shared.forecast) == pytest.approx((1050 + 4 * (100 + 40 + 300 + 25)) / 1000, abs=0.006)
 
 
+@pytest.mark.parametrize(
+    ("rows", "asked"),
+    [
+        ({}, 200),
+        ({"rowsTest": "40"}, 40),
+        ({"rowsTest": "40", "rowsValidation": "70"}, 70),
+        ({"rowsTest": "900", "rowsValidation": "0"}, 200),
+    ],
+)
+def test_no_more_examples_are_asked_than_there_are(rows: dict[str, str], asked: int) -> None:
+    """Of the larger part, since the exported model answers both; ``maxSamples`` where they were not counted."""
+    told = {"fitAnswerSeconds": "1.5", "fitBesideSeconds": "25.0"}
+    resolved = done(Stage.RESOLVE, scalars=IDENTITY | FIT | told)
+    prepared = done(Stage.PREPARE, scalars={"rowsTrain": "1000", "tokens": "50000"} | rows)
+    found = cost(resolved, prepared, ended(Stage.TRAIN, 1000), ended(Stage.EXPORT, 50))
+    assert found is not None
+    assert float(found.forecast) == pytest.approx((1050 + 100 + 1.5 * asked + 25) / 1000, abs=0.006)
+
+
 def test_no_price_no_cost() -> None:
     """CPUs cost nothing here, and a budget does not stand in their way."""
     spec = limited("0.01", OnExceeded.FAIL).model_copy(update={"profile": "cpu"})

@@ -181,9 +181,18 @@ def _after_training(context: RunContext) -> float | None:
         return None
     stages = {
         Stage.EXPORT: export_seconds(pace),
-        Stage.EVALUATE: evaluate_seconds(pace, context.spec.evaluation.max_samples),
+        Stage.EVALUATE: evaluate_seconds(pace, _asked_examples(context)),
     }
     return sum(seconds * _gpus(context, stage) for stage, seconds in stages.items() if not context.ledger.done(stage))
+
+
+def _asked_examples(context: RunContext) -> int:
+    """Examples that the evaluation asks, at most. Of test and validation part, which the exported model both answers,
+    the larger one counts."""
+    dataset, most = context.ledger.dataset, context.spec.evaluation.max_samples
+    if dataset is None or not dataset.rows.test:
+        return most
+    return min(most, max(dataset.rows.test, dataset.rows.validation))
 
 
 def _examples(context: RunContext) -> tuple[Examples | None, Basis]:
