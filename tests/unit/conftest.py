@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hack.cluster.layout import cache_directory
+from tests.support import leaks
 from tests.support.clock import Clock
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
     from tests.support.publish_job import PublishJob
 
 VLLM_STAND_IN = Path(__file__).parents[1] / "support" / "vllm_stand_in"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    """Other files of tests follow in the same process."""
+    before = leaks.places()
+    yield
+    if left := leaks.left_behind(before, leaks.places()):
+        pytest.fail(f"this file has not put back: {', '.join(left)}")
 
 
 @pytest.fixture(scope="session")
