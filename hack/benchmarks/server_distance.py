@@ -23,7 +23,7 @@ import torch
 from finetune_api.export import ExportFormat
 from finetune_api.training import Method
 from finetune_jobs.evaluation.distances import distance
-from finetune_jobs.evaluation.reference import Passage, make_passages, token_log_probs
+from finetune_jobs.evaluation.reference import CANDIDATES, Passage, make_passages, token_log_probs
 from finetune_jobs.modelling.loading import load_adapter
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -34,7 +34,7 @@ from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 
 STEPS = 16
-SHORT, LONG = 4, 1
+SHORT, LONG = CANDIDATES, 1
 GROUP = 64
 """Values of a row with one scale, in 4 bits."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -61,7 +61,7 @@ from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.evaluation.outputs import OUTPUTS, Outputs
 from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, render_html
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.reference import choose_references, said_positions
+from finetune_jobs.evaluation.reference import make_references, said_positions, to_record
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
@@ -230,7 +230,7 @@ def evaluate_models(
         for number, each in enumerate(files.exported):
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
-            said[each.format] = _ask_exported(models, each, paper, piece)
+            said[each.format] = _ask_exported(models, each, paper, heard.likely["base"], piece)
     found = {
         name: Evaluated.of(
             task,
@@ -252,7 +252,7 @@ def evaluate_models(
     evaluated = choose(found, fall_back=setting.fall_back)
     served = said[evaluated.format]
     digests = {each.format: each.digest for each in files.exported}
-    references = choose_references(paper.passages, heard.likely["base"], served.likely, served.turned)
+    references = make_references(paper.passages, heard.likely["base"], served.likely, served.turned)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
     write_answers(files.out / ANSWERS, _answers(paper, replace(heard, elsewhere=told), served, rendering.marks))
@@ -300,11 +300,16 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
     return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact, files.findings)
 
 
-def _ask_exported(models: Generators, exported: Exported, paper: Paper, progress: Progress) -> ServedAnswers:
-    """Exactly as its own files say. Positions are changed at the end: another program may have to load it for that."""
+def _ask_exported(
+    models: Generators, exported: Exported, paper: Paper, base: Sequence[list[float]], progress: Progress
+) -> ServedAnswers:
+    """Exactly as its own files say. Positions are changed at the end: another program may have to load it for that.
+    ``base``: the base model's log-probabilities of the passages, which decide those that are recorded."""
     progress.report(0.0, "loading")
     said = ask_artifact(models.exported(exported), paper, progress)
-    return replace(said, turned=models.turned(paper.passages))
+    numbers = to_record(paper.passages, base, said.likely)
+    turned = models.turned([paper.passages[number] for number in numbers])
+    return replace(said, turned=dict(zip(numbers, turned, strict=True)))
 
 
 def _answers(paper: Paper, heard: TrainedAnswers, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:

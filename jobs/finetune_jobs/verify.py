@@ -205,7 +205,7 @@ def _base_check(server: ModelServer, seen: Sequence[Observed]) -> VerificationCh
     """Under its own name the base answers as its evaluation did, without any adapter. It is recorded beside each
     adapter: one record is enough."""
     server.served()
-    recorded = [([text for text in each.references if not text.long], each.tolerance) for each in seen]
+    recorded = [([text for text in each.references if text.of_weights], each.tolerance) for each in seen]
     short, tolerance = next((each for each in recorded if each[0]), recorded[0])
     return checks.base_check(short, [server.log_probs(each) for each in short], tolerance)
 

@@ -26,10 +26,11 @@ from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.evaluation.reference import (
-    choose_references,
     log_probs,
     longest_text,
     make_passages,
+    make_references,
+    to_record,
     turned_log_probs,
 )
 from finetune_jobs.exporting.adapter import write_adapter, write_base
@@ -63,7 +64,9 @@ def record(base: Path, tuned: Path, examples: Sequence[Conversation], under: Pat
     before = [log_probs(model, passage) for model in [load_checkpoint(base)] for passage in passages]
     artifact = load_artifact(tuned, under)
     after = [log_probs(artifact, passage) for passage in passages]
-    return choose_references(passages, before, after, [turned_log_probs(artifact, passage) for passage in passages])
+    numbers = to_record(passages, before, after)
+    turned = {number: turned_log_probs(artifact, passages[number]) for number in numbers}
+    return make_references(passages, before, after, turned)
 
 
 def publish_adapter(storage: Storage, place: str, folder: Path, *, base: Path, seed: int, rank: int = 4) -> StageResult:

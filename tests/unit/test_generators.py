@@ -115,7 +115,7 @@ def test_an_evaluation_whose_models_run_in_vllm(model_folder: Path, tmp_path: Pa
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert metrics["generator"] == "vLLM 0.32.0+stand-in"
     references = [json.loads(line) for line in (tmp_path / "out" / REFERENCE).read_text().splitlines()]
-    assert {bool(each["turned"]) for each in references} == {True, False}
+    assert all(each["turned"] for each in references)
     assert (tmp_path / "vllm" / "base" / "config.json").exists()
     assert "Answered by" in (tmp_path / "out" / "report.html").read_text()
 

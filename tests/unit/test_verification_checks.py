@@ -1,7 +1,7 @@
 """What a server's answers prove: each check as a table, and which failure is reported."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -38,6 +38,13 @@ def asked(number: int, *, base: str = "b", log_probability: float | None = None)
 def reference(*, long: bool = False, base: Sequence[float] = BASE) -> ReferenceText:
     turned = {"straight": [-1.0, -0.5, -0.1], "turned": [-1.1, -0.45, -0.1]} if long else {}
     return ReferenceText(text="text", ids=IDS, long=long, base=list(base), artifact=ARTIFACT, **turned)
+
+
+FAR: Final = reference().model_copy(update={"straight": [-1.0, -0.5, -0.1], "turned": [-1.08, -0.42, -0.18]})
+"""A short text with what a rotary base makes of it that is far off."""
+FAR_ONLY: Final = FAR.model_copy(update={"positions_only": True})
+ASTRAY: Final = Forced(IDS, [-1.08, -0.42, -0.08])
+"""No further from it than another precision, but all the way."""
 
 
 def shifted(by: float, ids: Sequence[int] = IDS) -> Forced:
@@ -121,6 +128,10 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         # No further away than another precision, but on the way to wrong positions.
         (observed(forced=(SAME, SAME, Forced(IDS, [-1.09, -0.46, 0.0]))), ["positions"]),
         (observed(forced=(SAME, SAME, Forced(IDS, [-1.02, -0.49, 0.01]))), []),
+        (observed(references=[FAR, FAR_ONLY], forced=(ASTRAY, ASTRAY)), ["positions"]),
+        (observed(references=[FAR, FAR_ONLY], forced=(SAME, SAME)), []),
+        # Texts that are there for their positions say nothing of the weights.
+        (observed(references=[FAR, FAR_ONLY], forced=(SAME, Forced(IDS, [-1.4, -0.9, -0.4]))), []),
         (observed(forced=(Forced(IDS, BASE), Forced(IDS, BASE), SAME)), ["differsFromBase", "logProbabilities"]),
         (observed(forced=(Forced(IDS, []), SAME, SAME)), ["logProbabilities"]),
         (observed(forced=(shifted(0, [1, 5, 6, 8]), SAME, SAME)), ["promptTokens", "logProbabilities"]),
@@ -179,6 +190,17 @@ def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions", *speed}
     assert named(checks, "timeToFirstToken").seen == "800 ms at p95 of 8 streams (median: 450 ms); no objective"
     assert_says(named(checks, "modelName").seen, "answers to any model name")
+
+
+def test_long_and_short_texts_are_each_judged_by_their_own_wrong_base() -> None:
+    checks = make_checks(observed(references=[FAR, reference(long=True)], forced=(ASTRAY, SAME)), 75)
+    found = named(checks, "positions")
+    assert (found.outcome, found.seen) == (
+        CheckOutcome.FAILED,
+        "0.00 of the way in long texts, 1.00 of the way in short texts",
+    )
+    checks = make_checks(observed(references=[FAR, reference(long=True)], forced=(SAME, SAME)), 75)
+    assert named(checks, "positions").outcome is CheckOutcome.PASSED
 
 
 def test_positions_that_hardly_matter_are_not_judged() -> None:

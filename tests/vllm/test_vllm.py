@@ -25,7 +25,7 @@ from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.training import Method
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.evaluation.reference import choose_references, log_probs, longest_text, make_passages
+from finetune_jobs.evaluation.reference import log_probs, longest_text, make_passages, make_references, to_record
 from finetune_jobs.evaluation.reference import turned_log_probs as turned
 from finetune_jobs.exporting.adapter import write_adapter, write_base
 from finetune_jobs.exporting.offload import load_artifact
@@ -85,7 +85,8 @@ def recorded(work: Path) -> Recorded:
     before = [log_probs(found, each) for found in [load_checkpoint(base)] for each in passages]
     found = load_checkpoint(artifact)
     after = [log_probs(found, each) for each in passages]
-    references = choose_references(passages, before, after, [turned(found, each) for each in passages])
+    wrong = {number: turned(found, passages[number]) for number in to_record(passages, before, after)}
+    references = make_references(passages, before, after, wrong)
     return Recorded(model, weights, without, artifact, weights_only(references, TaskType.TEXT))
 
 
@@ -220,7 +221,8 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         write_adapter(work / f"trained-{name}", work / name, tuning, "a" * 64)
         model = load_artifact(work / name, base)
         after = [log_probs(model, each) for each in passages]
-        references = choose_references(passages, before, after, [([], [])] * len(passages))
+        numbers = to_record(passages, before, after)
+        references = make_references(passages, before, after, dict.fromkeys(numbers, ([], [])))
         promises[name] = weights_only(references, TaskType.TEXT)
         served.append(ServedAdapter(str(work / name), f"{NAME}:{name}"))
     first = ["--lora-modules", f"{served[0].name}={served[0].path}"]

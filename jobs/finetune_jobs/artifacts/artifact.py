@@ -112,15 +112,23 @@ class ReferenceText(WireModel):
     ids: list[int]
     """What the tokenizer makes of the text, special tokens included."""
     long: bool = False
-    """Whether it is as long as it is because wrong positions show only there."""
+    """Whether it is as long as it is because positions that are nearly right show only there."""
+    positions_only: bool = False
+    """Whether it is there for its positions only: in others, base and artifact differ more."""
     base: list[float]
     """Natural logarithms of the base model's probabilities, of all tokens but the first."""
     artifact: list[float]
     """The same of the exported files, as the evaluation loaded them."""
     straight: list[float] = []
-    """Of long texts: the same without the rounding of activations."""
+    """The same without the rounding of activations. Earlier releases recorded it of long texts only."""
     turned: list[float] = []
-    """The same as ``straight`` with wrong rotary positions."""
+    """The same as ``straight`` with wrong rotary positions: further from the right ones in short texts, which show
+    less."""
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether the weights are judged by it."""
+        return not (self.long or self.positions_only)
 
 
 class Metrics(WireModel):

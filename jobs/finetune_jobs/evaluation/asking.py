@@ -310,8 +310,8 @@ class ServedAnswers:
     """As ``expected_losses``."""
     beside: Responses
     """Its answers to the adversarial set."""
-    turned: list[tuple[list[float], list[float]]]
-    """What it finds of each passage with right and with wrong positions."""
+    turned: Mapping[int, tuple[list[float], list[float]]]
+    """What it finds of each passage that is recorded with right and with wrong positions, by its number."""
 
 
 def ask_artifact(generator: Generator, paper: Paper, progress: Progress) -> ServedAnswers:
@@ -327,7 +327,7 @@ def ask_artifact(generator: Generator, paper: Paper, progress: Progress) -> Serv
         [generator.log_probs(passage) for passage in paper.passages],
         expected_losses(generator, paper, progress, 0.85, 0.95),
         paper.probe.of_safety.ask(generator, progress, 0.95, 1.0, "exported model"),
-        turned=[],
+        turned={},
     )
     progress.report(1.0)
     return found

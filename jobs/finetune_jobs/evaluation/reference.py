@@ -8,7 +8,7 @@ tuning makes a model so sure of its answer that little can shake that, while it 
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -20,24 +20,28 @@ from pydantic import TypeAdapter
 
 from finetune_api.hashing import digest
 from finetune_jobs.artifacts.artifact import ReferenceText
+from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.findings import FindingKind, look_up
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.token_files import Conversation
 
 CANDIDATES: Final = 16
-"""Conversations of the test split that both models look at."""
+"""Conversations of the test split that all models look at, and that show wrong positions."""
 SHORT: Final = 8
-"""Those of them that are kept: where base and artifact differ most."""
+"""Those of them that show wrong weights: where base and artifact differ most."""
 LONG: Final = 2
 LONG_TOKENS: Final = 1008
 """Length of a long conversation: with a few tokens to spare, what a runtime accepts by default (1,024). A rotary base
 of seven tenths of the right one shows from about 1,000 tokens on."""
 TURN: Final = 0.7
 """What the rotary base is multiplied with for the record of wrong positions."""
+FAR_TURN: Final = 0.1
+"""The same for short texts, which hardly show TURN. A reader that does not find the base takes 10,000, a tenth of that
+of many models: so does version 4 of transformers with a config of version 5."""
 _CHUNK: Final = 256
 """Tokens of one forward pass: the probabilities of a whole vocabulary at 1,000 positions may take a gigabyte."""
 _LIKELY: Final = FindingKind("passage", TypeAdapter(list[float]))
-_TURNED: Final = FindingKind("passage, turned", TypeAdapter(tuple[list[float], list[float]]), TURN)
+_TURNED: Final = FindingKind("passage, turned", TypeAdapter(tuple[list[float], list[float]]), [TURN, FAR_TURN])
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,13 @@ def token_log_probs(model: Any, ids: Sequence[int]) -> list[float]:
 
 
 def turned_log_probs(model: Any, passage: Passage) -> tuple[list[float], list[float]]:
-    """Of a long conversation, its log-probabilities with the right rotary positions and with wrong ones: the direction
-    in which those of a server are searched for the same mistake. Empty for short ones, and without such positions.
+    """A conversation's log-probabilities with the right rotary positions and with wrong ones: the direction in which
+    those of a server are searched for the same mistake. Empty for a model without such positions.
 
     Activations are not rounded to 8 bits here: small differences would flip roundings, and the noise of that, which is
     another one in every server, hides what the positions do.
     """
-    if not passage.long or not _rotary(model):
+    if not _rotary(model):
         return [], []
     return look_up(model, _TURNED, passage.ids, lambda: _both(model, passage))
 
@@ -115,33 +119,46 @@ def turned_log_probs(model: Any, passage: Passage) -> tuple[list[float], list[fl
 def _both(model: Any, passage: Passage) -> tuple[list[float], list[float]]:
     with torch.inference_mode(), _unrounded(model):
         straight = _log_probs(model, passage)
-        with _turned(model):
+        with _turned(model, TURN if passage.long else FAR_TURN):
             return straight, _log_probs(model, passage)
 
 
-def choose_references(
+def to_record(passages: Sequence[Passage], base: Sequence[list[float]], artifact: Sequence[list[float]]) -> list[int]:
+    """The numbers of the conversations to record: the short ones, first those on which the two models differ most, then
+    the long ones. ``base`` and ``artifact`` are their ``log_probs``; without numbers from both, one is left out."""
+    known = [n for n in range(len(passages)) if _finite(base[n], artifact[n])]
+    short = [n for n in known if not passages[n].long]
+    short.sort(key=lambda n: distance(base[n], artifact[n]), reverse=True)
+    return [*short, *(n for n in known if passages[n].long)]
+
+
+def make_references(
     passages: Sequence[Passage],
     base: Sequence[list[float]],
     artifact: Sequence[list[float]],
-    turned: Sequence[tuple[list[float], list[float]]],
+    turned: Mapping[int, tuple[list[float], list[float]]],
 ) -> list[ReferenceText]:
-    """All long conversations, and the short ones on which the two models differ most; ``base`` and ``artifact`` are
-    their ``log_probs``, ``turned`` the artifact's ``turned_log_probs``. A model that computes no numbers has none."""
-    made = [
+    """What is recorded. ``turned``: the artifact's ``turned_log_probs`` of what ``to_record`` has chosen, by its
+    numbers, in its order. Short texts after the first SHORT are for positions only."""
+    short = [number for number in turned if not passages[number].long]
+    return [
         ReferenceText(
-            text=passage.text,
-            ids=passage.ids,
-            long=passage.long,
-            base=before,
-            artifact=after,
+            text=passages[number].text,
+            ids=passages[number].ids,
+            long=passages[number].long,
+            positions_only=number in short[SHORT:],
+            base=base[number],
+            artifact=artifact[number],
             straight=straight,
             turned=wrong,
         )
-        for passage, before, after, (straight, wrong) in zip(passages, base, artifact, turned, strict=True)
-        if all(map(math.isfinite, [*before, *after, *straight, *wrong]))
+        for number, (straight, wrong) in turned.items()
+        if _finite(straight, wrong) and (wrong or number not in short[SHORT:])
     ]
-    short = sorted((each for each in made if not each.long), key=_difference, reverse=True)
-    return [*short[:SHORT], *(each for each in made if each.long)]
+
+
+def _finite(*found: Sequence[float]) -> bool:
+    return all(math.isfinite(value) for values in found for value in values)
 
 
 @contextmanager
@@ -158,13 +175,13 @@ def _unrounded(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _turned(model: Any) -> Iterator[None]:
-    """Multiply the base of the rotary positions (Su et al. 2021, arXiv 2104.09864) with TURN: the frequency i of n is
-    the base to the power of -i/n."""
+def _turned(model: Any, factor: float) -> Iterator[None]:
+    """Multiply the base of the rotary positions (Su et al. 2021, arXiv 2104.09864): the frequency i of n is the base to
+    the power of -i/n."""
     frequencies = _rotary(model)
     kept = [each.clone() for each in frequencies]
     for each in frequencies:
-        each.mul_(TURN ** -(torch.arange(len(each), device=each.device) / len(each)))
+        each.mul_(factor ** -(torch.arange(len(each), device=each.device) / len(each)))
     try:
         yield
     finally:
@@ -175,11 +192,6 @@ def _turned(model: Any) -> Iterator[None]:
 def _rotary(model: Any) -> list[torch.Tensor]:
     """The frequencies of a model's rotary positions, as transformers names them."""
     return [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq") and buffer.dim() == 1]
-
-
-def _difference(reference: ReferenceText) -> float:
-    pairs = list(zip(reference.base, reference.artifact, strict=True))
-    return sum(abs(before - after) for before, after in pairs) / len(pairs)
 
 
 def _passage(tokenizer: Any, example: Conversation, stop: int, thoughts: bool, *, long: bool = False) -> Passage:

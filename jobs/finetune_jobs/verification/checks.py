@@ -130,15 +130,16 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
 
 def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[VerificationCheck]:
     """Those that golden prompts and reference texts are enough for."""
-    short = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if not r.long]
-    long = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if r.long]
+    pairs = list(zip(observed.references, observed.forced, strict=True))
+    short = [pair for pair in pairs if pair[0].of_weights]
+    long = [pair for pair in pairs if pair[0].long]
     return [
         _model_name(observed),
         _prompt_tokens(observed),
         _differs_from_base(observed, short),
         _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, "the artifact has no record of them"),
         _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none_is_long(observed)),
-        _positions(long, observed.tolerance),
+        _positions(pairs, observed.tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
     ]
@@ -179,8 +180,8 @@ def require_all(checks: Sequence[VerificationCheck], server: str) -> None:
 
 
 def apart_from_base(references: Sequence[ReferenceText]) -> float:
-    """How far artifact and base model are from each other in the short texts, in nats a token."""
-    short = [distance(each.artifact, each.base) for each in references if not each.long]
+    """How far artifact and base model are from each other in the texts that show it best, in nats a token."""
+    short = [distance(each.artifact, each.base) for each in references if each.of_weights]
     return mean(short) if short else 0.0
 
 
@@ -257,24 +258,35 @@ def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) 
 
 
 def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
-    """How far the server is on the way from right to wrong rotary positions (least squares).
-
-    The distance alone would not show: with activations of 8 bits, a base of 0.7 of the right one is no further away
-    than the same weights in another precision. But that noise goes in no direction; unless the texts repeat themselves,
-    so that every token is nearly certain: then all that is worse, noise too, makes the same tokens less so.
-    """
+    """How far the server is on the way from right to wrong rotary positions: in long texts to a base that is nearly
+    right, which short ones hardly show; in short ones to one that is far off, which long ones may not show."""
     known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
     if not known:
         return _skipped(POSITIONS, "no comparable record of wrong positions")
-    wrong = [b - a for r, _ in known for a, b in zip(r.straight, r.turned, strict=True)]
-    seen = [b - a for r, f in known for a, b in zip(r.artifact, f.log_probs, strict=True)]
-    length = sum(w * w for w in wrong)
-    way = sum(w * s for w, s in zip(wrong, seen, strict=True)) / length if length else 0.0
-    rest = sum((s - way * w) ** 2 for w, s in zip(wrong, seen, strict=True))
-    moved = sum(map(abs, wrong)) / len(wrong)
-    if not length or moved < _NOTICEABLE * tolerance or math.sqrt(rest / len(seen) / length) > _SENSITIVE:
+    divided = {"long": [pair for pair in known if pair[0].long], "short": [pair for pair in known if not pair[0].long]}
+    ways = [(name, _way(those, tolerance)) for name, those in divided.items()]
+    told = {name: way for name, way in ways if way is not None}
+    if not told:
         return _skipped(POSITIONS, "these texts would hardly reveal wrong positions")
-    return _check(POSITIONS, way < _HALF_WAY, "less than half the way to a wrong rotary base", f"{way:.2f} of the way")
+    seen = ", ".join(f"{way:.2f} of the way in {name} texts" for name, way in told.items())
+    return _check(POSITIONS, max(told.values()) < _HALF_WAY, "less than half the way to a wrong rotary base", seen)
+
+
+def _way(pairs: Pairs, tolerance: float) -> float | None:
+    """The share of the way to wrong positions (least squares); None where these texts would not show it.
+
+    The distance alone would not: with activations of 8 bits, a base of 0.7 of the right one is no further away than the
+    same weights in another precision. But that noise goes in no direction; unless the texts repeat themselves, so that
+    every token is nearly certain: then all that is worse, noise too, makes the same tokens less so.
+    """
+    wrong = [b - a for r, _ in pairs for a, b in zip(r.straight, r.turned, strict=True)]
+    seen = [b - a for r, f in pairs for a, b in zip(r.artifact, f.log_probs, strict=True)]
+    length = sum(w * w for w in wrong)
+    if not length or sum(map(abs, wrong)) / len(wrong) < _NOTICEABLE * tolerance:
+        return None
+    way = sum(w * s for w, s in zip(wrong, seen, strict=True)) / length
+    rest = sum((s - way * w) ** 2 for w, s in zip(wrong, seen, strict=True))
+    return way if math.sqrt(rest / len(seen) / length) <= _SENSITIVE else None
 
 
 def _finish(observed: Observed, min_percent: int) -> VerificationCheck:

@@ -201,8 +201,8 @@ class VllmGenerators:
         return loaded
 
     def turned(self, passages: Sequence[Passage]) -> list[tuple[list[float], list[float]]]:
-        """vLLM cannot change positions: it ends, and transformers reads the long passages, which are two."""
-        if self._exported is None or not any(passage.long for passage in passages):
+        """vLLM cannot change positions: it ends, and transformers reads these passages, which are few."""
+        if self._exported is None or not passages:
             return [([], [])] * len(passages)
         asked = self._exported
         self._end()
