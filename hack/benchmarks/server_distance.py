@@ -1,8 +1,9 @@
 """How far right and wrong servers are from an evaluation, by precision: what the tolerances of verification rest on.
 
-SmolLM2-135M is tuned for 16 steps. Then its own texts are read by the same weights in other precisions (emulated: the
-output of every module is rounded), and by damaged ones. ``way`` is how far a server has gone towards wrong rotary
-positions, as verification computes it. Needs no GPU and no server; ``make test-vllm`` and the stand-in are for those.
+SmolLM2-135M is tuned for 16 steps, unless there is an adapter. Then its own texts are read by the same weights in other
+precisions (emulated: the output of every module is rounded), and by damaged ones. ``way`` is how far a server has gone
+towards wrong rotary positions, as verification computes it. Needs no GPU and no server; ``make test-vllm`` and the
+stand-in are for those.
 
 ``--dataset``: a folder with train.jsonl and test.jsonl, as the stage prepare writes them.
 """
@@ -205,18 +206,21 @@ def in_16_bits(model: Any, name: str, by_kind: Mapping[str, Sequence[Passage]], 
                 note(f"theta x {factor}", read(model, texts))
 
 
-def in_8_bits(model: Any, name: str, texts: Mapping[str, Sequence[Passage]], out: dict[str, Any]) -> None:
-    """Right and wrong servers of INT8, and how far each is on the way to wrong positions."""
-    weights_only = FORMATS[ExportFormat.W8A16]
-    with as_exported(model, weights_only):
+def in_8_bits(
+    model: Any, name: str, format_: ExportFormat, texts: Mapping[str, Sequence[Passage]], out: dict[str, Any]
+) -> None:
+    """Right and wrong servers of a format that rounds activations, and how far each is on the way to wrong
+    positions."""
+    of_weights, of_activations = FORMATS[format_] or (in_8_bit_integers, None)
+    with as_exported(model, (of_weights, None)):
         straight = {kind: read(model, each) for kind, each in texts.items()}
         wrong: dict[tuple[str, float], Likely] = {}
         for factor in THETAS:
             with turned(model, factor):
                 wrong |= {(kind, factor): read(model, each) for kind, each in texts.items()}
     for (kind, factor), likely in wrong.items():
-        out[f"{name} theta x {factor} moves, {kind}"] = apart(straight[kind], likely)
-    with as_exported(model, FORMATS[ExportFormat.INT8]):
+        out[f"{name} {format_}: theta x {factor} moves, {kind}"] = apart(straight[kind], likely)
+    with as_exported(model, (of_weights, of_activations)):
         artifact = {kind: read(model, each) for kind, each in texts.items()}
         for precision, served in [(p, t) for t in (1.0, *THETAS) for p in DTYPES]:
             with ExitStack() as stack:
@@ -224,7 +228,7 @@ def in_8_bits(model: Any, name: str, texts: Mapping[str, Sequence[Passage]], out
                 stack.enter_context(rounded(model, DTYPES[precision]))
                 seen = {kind: read(model, each) for kind, each in texts.items()}
             for kind in texts:
-                what = f"{name} {precision}, theta x {served}, {kind}"
+                what = f"{name} {format_}: {precision}, theta x {served}, {kind}"
                 out[what] = {
                     "distance": apart(artifact[kind], seen[kind]),
                     **{
@@ -235,25 +239,28 @@ def in_8_bits(model: Any, name: str, texts: Mapping[str, Sequence[Passage]], out
                 say(f"{what}: {out[what]}")
 
 
-def main(dataset: Path, out: Path, *, planted: bool, long_texts: int) -> None:
-    """Measure, and write the figures. ``planted``: of wrong servers, too. ``long_texts``: so many of 1,000 tokens."""
+def main(dataset: Path, out: Path, adapter: Path | None, *, planted: bool, long_texts: int) -> None:
+    """Measure, and write the figures. ``adapter``: of a tuned model that there is; otherwise one is tuned. ``planted``:
+    of wrong servers, too. ``long_texts``: so many of 1,000 tokens."""
     base, tuning = ensure_smollm2(cache_directory()), Tuning(method=Method.LORA)
     tokenizer = load_tokenizer(base)
     passages = make_passages(tokenizer, read_split(dataset, "test"), stop_token(base, tokenizer), 8192)
     short = [each for each in passages if not each.long][:SHORT]
     long = [each for each in passages if each.long][:long_texts]
     texts = {kind: each for kind, each in (("short", short), ("long", long)) if each}
-    adapter, figures = out / "adapter", dict[str, Any]()
+    figures = dict[str, Any]()
 
     def measure(model: Any, name: str) -> None:
         right_ones(model, name, texts, figures)
         if planted:
             in_16_bits(model, name, texts, figures)
-            in_8_bits(model, f"{name} INT8:", texts, figures)
+            for each in (ExportFormat.INT8, ExportFormat.FP8):
+                in_8_bits(model, name, each, texts, figures)
         (out / "server_distance.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
     untuned = load_unpacked(base, tuning)
     measure(untuned, "untuned")
+    adapter = adapter or out / "adapter"
     if not adapter.exists():
         tune(base, read_split(dataset, "train")[: STEPS * BATCH], adapter, tuning)
     model = load_adapter(untuned, adapter).merge_and_unload()
@@ -266,8 +273,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, help="that of a tuned model, e.g. of planted_models; else one is tuned")
     parser.add_argument("--planted", action="store_true", help="measure damaged servers, too")
     parser.add_argument("--long", type=int, default=LONG, metavar="N", help="texts of 1,000 tokens (%(default)s)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    main(given.dataset, given.out, planted=given.planted, long_texts=given.long)
+    main(given.dataset, given.out, given.adapter, planted=given.planted, long_texts=given.long)
