@@ -118,7 +118,7 @@ def fake_hub(
     server, storage = (ThreadingHTTPServer(("127.0.0.1", 0), each) for each in (Handler, Elsewhere))
     other = f"http://localhost:{storage.server_address[1]}"
     for each in (server, storage):
-        threading.Thread(target=each.serve_forever, daemon=True).start()
+        threading.Thread(target=each.serve_forever, args=(0.05,), daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"

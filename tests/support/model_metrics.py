@@ -139,7 +139,7 @@ def serving(*servers: MetricsServer) -> Iterator[None]:
                 pass
 
         running.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=running[-1].serve_forever, args=(0.05,), daemon=True).start()
         server.url = f"http://127.0.0.1:{running[-1].server_address[1]}"
     try:
         yield

@@ -103,7 +103,7 @@ def stand_in() -> Iterator[StandIn]:
     server.daemon_threads = True
     engine = StandIn(server.server_address[1])
     server.stand_in = engine  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield engine
     engine.go_on.set()
     server.shutdown()
