@@ -6,11 +6,14 @@ The server is a stand-in for vLLM that answers what they answered.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -46,7 +49,7 @@ from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_jobs.verify import verify
 from tests.support.artifacts import publish_adapter, publish_artifact
 from tests.support.published import new_key, public_pem
-from tests.support.seaweedfs import SeaweedFS
+from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT, context
 from tests.support.tiny_model import build_tiny_llama
@@ -139,22 +142,36 @@ class Endpoint:
         assert opened.is_set()
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return build_tiny_llama(tmp_path / "base", seed=1)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("adapters") / "base", seed=1)
 
 
-@pytest.fixture
-def endpoint(s3: SeaweedFS, place: str, base: Path, tmp_path: Path) -> Endpoint:
-    made = [
-        publish_adapter(s3.storage, place, tmp_path / name, base=base, seed=seed, rank=rank)
-        for name, seed, rank in zip(NAMES, (1, 2), (4, 8), strict=True)
-    ]
+@pytest.fixture(scope="module")
+def source(s3: SeaweedFS) -> str:
+    """Where both adapters are published; no test changes what is there."""
+    return f"s3://data/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def published(s3: SeaweedFS, source: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[StageResult]:
+    folder = tmp_path_factory.mktemp("published")
+    with mock.patch.dict(os.environ, ADMIN.environment()):
+        made = [
+            publish_adapter(s3.storage, source, folder / name, base=base, seed=seed, rank=rank)
+            for name, seed, rank in zip(NAMES, (1, 2), (4, 8), strict=True)
+        ]
     assert [each.scalars["format"] for each in made] == ["Adapter"] * 2
     assert len({each.scalars["baseDigest"] for each in made}) == 1
     assert [each.scalars["rank"] for each in made] == ["4", "8"]
     assert {each.scalars["architecture"] for each in made} == {"llama"}
-    return Endpoint(s3, made, tmp_path)
+    return made
+
+
+@pytest.fixture
+def endpoint(s3: SeaweedFS, place: str, published: list[StageResult], tmp_path: Path) -> Endpoint:
+    """With the store's keys in the environment, as ``place`` puts them there."""
+    return Endpoint(s3, published, tmp_path)
 
 
 def planted(server: VllmContract, name: str, lora: Lora) -> VllmContract:
@@ -222,10 +239,10 @@ def test_each_adapter_proves_itself_under_its_own_name(endpoint: Endpoint) -> No
 
 
 def test_promoted_adapters_bring_their_base_along(
-    endpoint: Endpoint, s3: SeaweedFS, place: str, tmp_path: Path
+    endpoint: Endpoint, s3: SeaweedFS, source: str, place: str, tmp_path: Path
 ) -> None:
-    source, target = (Store.connect(s3.storage, each) for each in (place, f"{place}/production"))
-    copied = [promote(source, target, each.digest, tmp_path / each.name / "copies") for each in endpoint.refs]
+    origin, target = (Store.connect(s3.storage, each) for each in (source, place))
+    copied = [promote(origin, target, each.digest, tmp_path / each.name / "copies") for each in endpoint.refs]
     assert [len(each) for each in copied] == [4, 3], "the base is copied once, each evaluation with its artifact"
     endpoint.refs = [
         each.model_copy(update={"uri": target.uri(output_folder(Stage.PUBLISH, each.digest))}) for each in endpoint.refs
