@@ -38,6 +38,8 @@ IMPORTED: Final = (
 """What the nursery imports; the programs themselves are not among it, since each runs as ``__main__``."""
 OF_EXPORT: Final = ("finetune_jobs.exporting.merge", "finetune_jobs.exporting.quantize")
 """What that of another Python imports: the one of the stage export, whose pins exclude those of the tests."""
+OF_WITHIN: Final = ("finetune_jobs.runtime.runner", "safetensors.torch")
+"""What that of another place imports, which few programs need."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -91,14 +93,19 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Co
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], output: Path | None = None, python: str = sys.executable
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: Path | None = None,
+    python: str = sys.executable,
+    within: tuple[str, ...] = (),
 ) -> Forked:
-    """As ``subprocess.Popen([python, "-m", *command], env=environment)``, or without ``-m`` where the first word is a
-    file's path; its outputs are kept for ``communicate``, or go to one file."""
+    """As ``subprocess.Popen([*within, python, "-m", *command], env=environment)``, or without ``-m`` where the first
+    word is a file's path; its outputs are kept for ``communicate``, or go to one file. What is ``within`` the same
+    command shares what that has made, e.g. a view of the mounts, and finds fewer imports made."""
     folder = Path(tempfile.mkdtemp(dir=_folder()))
     outputs = [str(output or folder / "out"), str(output or folder / "err")]
     asked = {"command": [*command], "environment": {**environment}, "folder": str(folder), "outputs": outputs}
-    nursery = _nursery(python)
+    nursery = _nursery(python, within)
     assert nursery.stdin is not None
     assert nursery.stdout is not None
     nursery.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -114,9 +121,10 @@ def _folder() -> Path:
 
 
 @cache
-def _nursery(python: str) -> subprocess.Popen[bytes]:
+def _nursery(python: str, within: tuple[str, ...]) -> subprocess.Popen[bytes]:
     home = {"HOME": str(_folder()), "OMP_NUM_THREADS": "1"}
-    command = [python, "-m", __name__, *(IMPORTED if python == sys.executable else OF_EXPORT)]
+    imported = OF_WITHIN if within else IMPORTED if python == sys.executable else OF_EXPORT
+    command = [*within, python, "-m", __name__, *imported]
     nursery = subprocess.Popen(command, env=os.environ | home, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(nursery.kill)
     return nursery
@@ -144,7 +152,8 @@ def main(imported: Sequence[str]) -> None:
         folder = Path(asked["folder"])
         pid = os.fork()
         if pid == 0:
-            _become(asked["command"], asked["environment"], asked["outputs"])
+            outputs = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in asked["outputs"]]
+            become(asked["command"], asked["environment"], [os.open(os.devnull, os.O_RDONLY), *outputs])
         running[pid] = folder
         print(pid, flush=True)
 
@@ -160,11 +169,11 @@ def _reap(running: dict[int, Path]) -> None:
         (folder / "code.new").rename(folder / "code")
 
 
-def _become(command: Sequence[str], environment: Mapping[str, str], outputs: Sequence[str] = ()) -> NoReturn:
-    """Be the program: its environment, arguments and outputs; nothing of the nursery's is left but its imports."""
-    for number, path in zip((1, 2), outputs, strict=False):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+def become(command: Sequence[str], environment: Mapping[str, str], files: Sequence[int]) -> NoReturn:
+    """Be the program: its environment and arguments, and these files as its input and outputs, as far as they go;
+    nothing of the nursery's is left but its imports."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
     os.environ.clear()
     os.environ.update(environment)
     # A program that forks may have put its own in their place.
@@ -218,7 +227,7 @@ def _start_in_the_program(command: Sequence[str], env: Mapping[str, str] | None 
         return _Popen(command, env=env, **options)  # type: ignore[call-overload]
     pid = os.fork()
     if pid == 0:
-        _become(command[2:], env)
+        become(command[2:], env, [os.open(os.devnull, os.O_RDONLY)])
     return _Child(pid)
 
 

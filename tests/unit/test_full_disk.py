@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +13,7 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult
+from tests.support import forked
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT
 
@@ -41,7 +40,7 @@ BODIES: Final = {
         "(context.scratch / 'rest').write_bytes(b'x' * (250 << 10)); raise RuntimeError('basic_ios::clear')"
     ),
 }
-NEW_MOUNTS: Final = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+NEW_MOUNTS: Final = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
 """A view of the mounts of its own, so that nothing is left behind."""
 
 
@@ -57,10 +56,8 @@ def run(folder: Path, body: str, bits: int, size: int) -> tuple[int, StageResult
     (folder / "program.py").write_text(PROGRAM.format(scratch=str(scratch), body=body, bits=bits, size=size))
     arguments = ["--input", str(folder / "input.json"), "--result", str(folder / "result"), "--metrics-port", "0"]
     environment = os.environ | {"TMPDIR": str(scratch), "AWS_EC2_METADATA_DISABLED": "true"}
-    command = [*NEW_MOUNTS, sys.executable, str(folder / "program.py"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    (folder / "log").write_text(done.stderr)
-    return done.returncode, StageResult.model_validate_json((folder / "result").read_bytes())
+    process = forked.start([str(folder / "program.py"), *arguments], environment, folder / "log", within=NEW_MOUNTS)
+    return process.wait(120), StageResult.model_validate_json((folder / "result").read_bytes())
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
