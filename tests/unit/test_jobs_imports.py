@@ -1,19 +1,24 @@
-"""Each stage runs with the packages of its own image: what another image's extra brings is not there."""
+"""Each stage runs with the packages of its own image: what another image's extra brings is not there. And what
+libraries say while they are imported goes into its log."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from finetune_api.meta import ExitCode
 from finetune_api.stages import Stage
 from hack.cluster.images import IMAGES
 from hack.cluster.layout import REPOSITORY
@@ -33,8 +38,9 @@ EXTRA_OF = {
     Stage.FOLLOW: "data",
 }
 """The extra that each stage's image installs. Export's has pins of its own, which this environment lacks."""
+AFTER = "the other stages are imported"
 PROGRAM = """
-import importlib, sys
+import importlib, json, os, runpy, sys
 from importlib.machinery import PathFinder
 
 class Present(PathFinder):
@@ -43,12 +49,21 @@ class Present(PathFinder):
         return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
 
 sys.meta_path = [Present if finder is PathFinder else finder for finder in sys.meta_path]
-for stage in {stages!r}:
-    importlib.import_module("finetune_jobs." + stage)
-late = set({late!r}) & sys.modules.keys()
-assert not late, f"imported before it is needed: {{late}}"
+*others, first = ["finetune_jobs." + stage for stage in {stages!r}]
+sys.orig_argv = [sys.executable, "-m", first, *sys.argv[1:]]
+sys.argv[0] = "-m"
+os._exit = sys.exit
+try:
+    runpy.run_module(first, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code
+print({after!r}, file=sys.stderr)
+for other in others:
+    importlib.import_module(other)
+print(json.dumps({{"code": code, "late": sorted(set({late!r}) & sys.modules.keys())}}))
 """
-"""Imports stages where some modules are not installed, and looks for those that only some runs need."""
+"""Runs a stage as ``python -m`` does where some modules are not installed, imports others, and looks for modules that
+only some runs need."""
 LATE = ("openai",)
 """What a stage imports once it asks another model: most runs never do."""
 
@@ -57,18 +72,49 @@ def test_the_table_names_what_the_images_install() -> None:
     assert set(EXTRA_OF.values()) <= {image.extra for image in IMAGES.values()}
 
 
-@pytest.mark.parametrize("extra", dict.fromkeys(EXTRA_OF.values()))
-def test_a_stage_needs_no_package_of_another_image(extra: str) -> None:
-    """The stages of an image in one process: for all of them the same packages are missing. Nor is one imported that
-    only a teacher, a judge or a model to compare with needs."""
+@dataclass(frozen=True)
+class Imported:
+    """What became of an image's stages, one of them a program without an input, in one process: for all of them the
+    same packages are missing."""
+
+    stage: Stage
+    """The program."""
+    code: int
+    """With which it ended."""
+    log: str
+    """What it wrote to its standard error."""
+    late: list[str]
+    """Of ``LATE``, what was imported."""
+
+
+@pytest.fixture(scope="module", params=list(dict.fromkeys(EXTRA_OF.values())))
+def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    """The stages of an image, imported with its packages only."""
     others = {name for each in ("prepare", "jobs", "operator", "cli") for name in direct(each)}
-    absent = others - closure(frozenset(direct(extra)))
+    absent = others - closure(frozenset(direct(request.param)))
     assert absent
     modules = sorted(name for name, owners in packages_distributions().items() if absent & normal(owners))
-    stages = [stage.value for stage in EXTRA_OF if EXTRA_OF[stage] == extra]
-    program = PROGRAM.format(absent=set(modules), stages=stages, late=LATE)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    stages = [stage for stage in EXTRA_OF if EXTRA_OF[stage] == request.param]
+    names = [stage.value for stage in stages]
+    program = PROGRAM.format(absent=set(modules), stages=names, after=AFTER, late=LATE)
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    command = [sys.executable, "-c", program, "--input", str(folder / "none"), "--result", str(folder / "result")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    log, after, _ = done.stderr.partition(f"{AFTER}\n")
+    assert after
+    return Imported(stages[-1], **json.loads(done.stdout), log=log)
+
+
+def test_a_stage_needs_no_package_of_another_image(imported: Imported) -> None:
+    """Nor does it import one that only a teacher, a judge or a model to compare with needs."""
+    assert imported.code == ExitCode.FATAL, imported.log
+    assert not imported.late, "imported before it is needed"
+
+
+def test_what_libraries_say_while_they_are_imported_is_a_json_line(imported: Imported) -> None:
+    """Transformers and bitsandbytes warn where torch or a kernel is missing. Nothing is written to stdout."""
+    assert [line for line in imported.log.splitlines() if json.loads(line)["stage"] != imported.stage] == []
 
 
 def normal(names: Iterable[str]) -> set[str]:
