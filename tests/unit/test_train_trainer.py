@@ -3,8 +3,11 @@
 import json
 import math
 import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
 from finetune_api.reasons import Reason
-from finetune_api.training import Method
+from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Measurement, Progress
 from finetune_jobs.evaluation.generate import Questions, generate_answers
@@ -28,6 +31,8 @@ from finetune_jobs.training.build import Examples, build_trainer
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE
+from finetune_jobs.training.trainer import Trained
+from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import (
     load_for_training,
@@ -95,10 +100,40 @@ def test_a_few_rows_are_learnt_by_heart(method: Method, base: Path, store: Store
     assert trained.trainable_parameters == sum(tensor.numel() for tensor in weights(adapter).values())
 
 
-def test_the_adapter_names_its_base_and_nothing_of_this_machine(base: Path, store: Store, tmp_path: Path) -> None:
-    run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, settings(max_steps=1), store)
+@pytest.fixture(scope="module")
+def trainings(s3: SeaweedFS) -> Iterator[Store]:
+    """A place for trainings of which several tests look at what they left."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADMIN.environment().items():
+            patch.setenv(name, value)
+        yield Store.connect(s3.storage, f"s3://data/{uuid.uuid4().hex}")
 
-    adapter = tmp_path / "adapter"
+
+@dataclass(frozen=True)
+class Finished:
+    """One of them."""
+
+    folder: Path
+    store: Store
+    trained: Trained
+    progress: Progress
+
+    @classmethod
+    def of(cls, base: Path, dataset: Path, folder: Path, training: Training, store: Store) -> Self:
+        """Train below ``folder``."""
+        progress = Progress("train")
+        return cls(folder, store, run_training(base, dataset, folder, training, store, progress=progress), progress)
+
+
+@pytest.fixture(scope="module")
+def six_steps(base: Path, trainings: Store, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A checkpoint after each second one."""
+    folder, training = tmp_path_factory.mktemp("six-steps"), settings(max_steps=6, checkpoint_steps=2)
+    return Finished.of(base, write_dataset(folder / "dataset"), folder, training, trainings.below("six-steps"))
+
+
+def test_the_adapter_names_its_base_and_nothing_of_this_machine(six_steps: Finished, base: Path) -> None:
+    adapter = six_steps.folder / "adapter"
     assert {file.name for file in adapter.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -113,7 +148,7 @@ def test_the_adapter_names_its_base_and_nothing_of_this_machine(base: Path, stor
     assert {name.rpartition(".")[2] for name in config["target_modules"]} == set(LORA_TARGETS)
     assert (adapter / "tokenizer_config.json").read_bytes() == (base / "tokenizer_config.json").read_bytes()
     assert {tensor.dtype for tensor in weights(adapter).values()} == {torch.float32}
-    assert not any(str(tmp_path) in file.read_text() for file in adapter.glob("*.json*"))
+    assert not any(str(six_steps.folder) in file.read_text() for file in adapter.glob("*.json*"))
 
 
 @METHODS
@@ -321,21 +356,18 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_only_the_best_and_the_newest_checkpoint_are_kept_and_no_pickle_of_the_settings(
-    base: Path, store: Store, tmp_path: Path
-) -> None:
-    training = settings(max_steps=6, checkpoint_steps=2)
-    run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, training, store)
-
-    names = [entry.key for entry in store.list() if entry.key != STATE]
+def test_only_the_best_and_the_newest_checkpoint_are_kept_and_no_pickle_of_the_settings(six_steps: Finished) -> None:
+    names = [entry.key for entry in six_steps.store.list() if entry.key != STATE]
     assert {name.split("/")[1] for name in names} == {"checkpoint-4", "checkpoint-6"}
     files = {name.split("/")[2] for name in names}
     assert {"adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "manifest.json"} <= files
     assert "training_args.bin" not in files
+    assert not [*six_steps.folder.rglob("README.md")], "a card costs a tenth of a second each time"
 
 
-def test_a_checkpoint_cut_in_half_costs_time_only(base: Path, store: Store, tmp_path: Path) -> None:
-    run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, settings(max_steps=6, checkpoint_steps=2), store)
+def test_a_checkpoint_cut_in_half_costs_time_only(six_steps: Finished, store: Store, tmp_path: Path) -> None:
+    for each in six_steps.store.list():
+        store.put(each.key, six_steps.store.get(each.key) or b"")
     (weights,) = (each.key for each in store.list() if each.key.endswith("/checkpoint-6/adapter_model.safetensors"))
     whole = store.get(weights) or b""
     store.put(weights, whole[: len(whole) // 2])
@@ -348,37 +380,40 @@ def test_a_checkpoint_cut_in_half_costs_time_only(base: Path, store: Store, tmp_
     assert Checkpoints(store.below("nothing")).restore(tmp_path / "nowhere") is None
 
 
-def test_training_ends_when_validation_gets_worse_and_the_best_weights_are_kept(
-    base: Path, store: Store, tmp_path: Path
-) -> None:
+UNTIL_IT_IS_WORSE = settings(epochs=10, checkpoint_steps=3)
+
+
+@pytest.fixture(scope="module")
+def worsening(base: Path, trainings: Store, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Labels of the validation rows contradict those that are trained on."""
+    folder = tmp_path_factory.mktemp("worsening")
     contradicting = rows(6, labels=("question", "other fox", "refund"))
-    dataset = write_dataset(tmp_path / "dataset", train=rows(12), validation=contradicting)
-    training = settings(epochs=10, checkpoint_steps=3)
+    dataset = write_dataset(folder / "dataset", train=rows(12), validation=contradicting)
+    return Finished.of(base, dataset, folder, UNTIL_IT_IS_WORSE, trainings.below("worsening"))
 
-    trained = run_training(base, dataset, tmp_path, training, store)
 
-    losses = log_of(tmp_path / "adapter", "eval_loss")
+def test_training_ends_when_validation_gets_worse_and_the_best_weights_are_kept(worsening: Finished) -> None:
+    adapter, trained = worsening.folder / "adapter", worsening.trained
+    losses = log_of(adapter, "eval_loss")
     best = losses.index(min(losses))
     assert trained.steps == 3 * (best + 4) < 30  # three more validations without a better one
     assert trained.validation_loss == losses[best]
-    checkpoint = load_file(tmp_path / f"work/checkpoint-{3 * (best + 1)}/adapter_model.safetensors")
-    for name, tensor in weights(tmp_path / "adapter").items():
+    checkpoint = load_file(worsening.folder / f"work/checkpoint-{3 * (best + 1)}/adapter_model.safetensors")
+    for name, tensor in weights(adapter).items():
         assert torch.equal(tensor, checkpoint[name]), name
 
 
 def test_when_the_best_checkpoint_is_lost_what_is_told_is_what_is_kept(
-    base: Path, store: Store, tmp_path: Path
+    worsening: Finished, base: Path, tmp_path: Path
 ) -> None:
     """The best of those that are left or still come: nobody is told the loss of weights that are gone."""
-    contradicting = rows(6, labels=("question", "other fox", "refund"))
-    dataset = write_dataset(tmp_path / "dataset", train=rows(12), validation=contradicting)
-    training = settings(epochs=10, checkpoint_steps=3)
-    before = run_training(base, dataset, tmp_path / "before", training, store)
+    store, before = worsening.store, worsening.trained
     lost = f"/checkpoint-{before.steps - 9}/manifest.json"
     for key in [each.key for each in store.list() if each.key.endswith(lost)]:
         store.delete(key)
 
-    after = run_training(base, dataset, tmp_path / "after", training, store)
+    dataset = worsening.folder / "dataset"
+    after = run_training(base, dataset, tmp_path / "after", UNTIL_IT_IS_WORSE, store)
 
     left = log_of(tmp_path / "after/adapter", "eval_loss")[before.steps // 3 - 1 :]
     step = before.steps + 3 * left.index(min(left))
@@ -407,19 +442,10 @@ def test_the_seed_decides_the_weights(base: Path, store: Store, tmp_path: Path) 
     assert not any(torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
 
 
-def test_progress_tells_step_and_losses(base: Path, store: Store, tmp_path: Path) -> None:
-    progress = Progress("train")
-    run_training(
-        base,
-        write_dataset(tmp_path / "dataset"),
-        tmp_path,
-        settings(max_steps=4, checkpoint_steps=2),
-        store,
-        progress=progress,
-    )
-    samples = {sample.name: sample for metric in progress.collect() for sample in metric.samples}
+def test_progress_tells_step_and_losses(six_steps: Finished) -> None:
+    samples = {sample.name: sample for metric in six_steps.progress.collect() for sample in metric.samples}
     assert samples["finetune_stage_progress_ratio"].value == pytest.approx(0.95)
-    assert samples["finetune_stage_info"].labels["message"].startswith("step 4/4, loss ")
+    assert samples["finetune_stage_info"].labels["message"].startswith("step 6/6, loss ")
     assert math.isfinite(samples["finetune_train_loss"].value)
     assert math.isfinite(samples["finetune_validation_loss"].value)
     assert samples["finetune_train_tokens_total"].value > 0

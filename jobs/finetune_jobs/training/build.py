@@ -95,6 +95,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     )
     trainer.remove_callback(PrinterCallback)
     use_sparse_dropout(trainer.model)
+    trainer.model.create_or_update_model_card = _no_card  # PEFT's, of each checkpoint
     trainer.labels_per_example = _labelled(validation) / len(validation)
     blanks, examples_a_step = len(train) - len(lengths), together * batch.passes
     trainer.team = team
@@ -107,6 +108,10 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     if step.selective and not divided:  # which is asked once it is
         use_selective(trainer)
     return trainer
+
+
+def _no_card(_folder: str) -> None:
+    pass
 
 
 def _early_stopping(training: Training, patience: int) -> list[Any]:

@@ -47,8 +47,8 @@ from finetune_jobs.training.team import ALONE, Team
 log = logging.getLogger(__name__)
 
 _PATTERN: Final = "checkpoint-*"
-_NOT_NEEDED: Final = ("training_args.bin", "README.md")
-"""A pickle that only the writing process may read, and a model card."""
+_NOT_NEEDED: Final = "training_args.bin"
+"""A pickle that only the writing process may read."""
 _TOO_LARGE: Final = "too-large"
 _ACTIVATIONS: Final = "activations"
 SHARDS: Final = "shards"
@@ -363,7 +363,7 @@ def _kept_of(checkpoint: Path, team: Team) -> Iterator[Path]:
         path = file.relative_to(checkpoint).as_posix()
         shard = path.startswith(f"{SHARDS}/")
         own = path.startswith(f"{shard_folder(team)}/") if shard else team.first
-        if own and file.is_file() and file.name not in _NOT_NEEDED:
+        if own and file.is_file() and file.name != _NOT_NEEDED:
             yield file
 
 

@@ -226,7 +226,6 @@ def _save(
 def _save_adapter(model: Any, weights: dict[str, torch.Tensor], files: TrainingFiles) -> None:
     """In PEFT's format; without ``weights``, the model's own."""
     model.save_pretrained(files.out, state_dict=weights or None, safe_serialization=True)
-    (files.out / "README.md").unlink(missing_ok=True)
     path = files.out / "adapter_config.json"
     config = json.loads(path.read_text())
     config |= {"base_model_name_or_path": files.base_uri, "target_modules": sorted(config["target_modules"])}
