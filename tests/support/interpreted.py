@@ -11,14 +11,13 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import inspect
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -74,21 +73,15 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-@cache
-def _builtins(place: Any) -> tuple[str, ...]:
-    """What the interpreter replaces in a module or class of Triton's language, as it is found the first time."""
-    return tuple(name for name, each in inspect.getmembers(place) if tl.core.is_builtin(each))
+def _patch_for_good() -> None:
+    """The interpreter replaces the functions of Triton's language for each launch of a kernel and again for each call
+    of a function in one, more than half of its time. Here nothing else needs them as they were."""
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    vars(interpreter)["_patch_lang"] = lambda _: interpreter._LangPatchScope()
 
 
-def _patch_builtins(place: Any, builder: Any, scope: Any) -> None:
-    """The interpreter's own looks through the whole language for every call of a function, a quarter of its time."""
-    for name in _builtins(place):
-        if tl.core.is_builtin(member := getattr(place, name)):
-            interpreter._patch_attr(place, name, member, builder, scope)
-
-
+_patch_for_good()
 vars(interpreter)["_implicit_cvt"] = _as_launched
-vars(interpreter)["_patch_builtin"] = _patch_builtins
 vars(rms_norm)["rsqrt"], vars(geglu)["tanh"] = _rsqrt, _tanh  # CUDA's own, which the interpreter does not have
 vars(kernel_checks)["ROWS"] = 8  # each row is a program of its own, which takes milliseconds here
 vars(device)["_cpu_has_bfloat16"] = lambda: False  # it would compute with bfloat16's bits as with whole numbers
@@ -183,6 +176,11 @@ def planted(what: str) -> Found:
     return found | {"used": used, "told": told}
 
 
+def short(asked: str, answer: str) -> dict[str, Any]:
+    """A row of few tokens, each of which is a program of several kernels."""
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+
+
 def trained(asked: str) -> Found:
     """A pass of the trainer with kernels against one without: ``method,rows,activations``, where rows are ``packed``
     or ``padded``, and of activations ``all``, a ``part`` or ``none`` are kept. Adapters are on two layers only, so that
@@ -195,12 +193,12 @@ def trained(asked: str) -> Found:
     from finetune_jobs.training import packing
     from finetune_jobs.training.build import Examples, build_trainer
     from tests.support.tiny_model import build_tiny_llama
-    from tests.support.training import load_for_training, read_examples, row, settings, write_dataset
+    from tests.support.training import load_for_training, read_examples, settings, write_dataset
 
     method, rows, keeping = asked.split(",")
     folder = FOLDER / asked
     base = build_tiny_llama(folder / "base")
-    dataset = write_dataset(folder / "dataset", train=[row("refund", "other"), row("the fox", "question")])
+    dataset = write_dataset(folder / "dataset", train=[short("fox", "refund"), short("the dog", "my order")])
     examples = read_examples(base, dataset, "train")
     step = replace(ON_CPU, checkpointing=keeping != "all", selective=keeping == "part")
     results, used = [], []
