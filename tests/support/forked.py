@@ -40,6 +40,8 @@ OF_EXPORT: Final = ("finetune_jobs.exporting.merge", "finetune_jobs.exporting.qu
 """What that of another Python imports: the one of the stage export, whose pins exclude those of the tests."""
 OF_WITHIN: Final = ("finetune_jobs.runtime.runner", "safetensors.torch")
 """What that of another place imports, which few programs need."""
+HASH_SEED: Final = "1"
+"""``PYTHONHASHSEED`` of all that is forked: Python has read it by then."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -122,7 +124,7 @@ def _folder() -> Path:
 
 @cache
 def _nursery(python: str, within: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    home = {"HOME": str(_folder()), "OMP_NUM_THREADS": "1"}
+    home = {"HOME": str(_folder()), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": HASH_SEED}
     imported = OF_WITHIN if within else IMPORTED if python == sys.executable else OF_EXPORT
     command = [*within, python, "-m", __name__, *imported]
     nursery = subprocess.Popen(command, env=os.environ | home, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
