@@ -32,7 +32,7 @@ from finetune_jobs.store.transfers import download_file
 from finetune_jobs.training import tracking as tracking_module
 from finetune_jobs.training.tracking import Measuring, hyperparameters, lineage_facts, tracked
 from hack.cluster.layout import free_port
-from tests.support import mlflow_server, wandb_server
+from tests.support import forked, mlflow_server, wandb_server
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN, pipeline_params, stage_input, wait_for
 from tests.support.tiny_model import build_tiny_llama
@@ -274,7 +274,7 @@ def test_the_stage_is_tracked_as_its_input_says(mlflow_url: str, s3: SeaweedFS, 
     document = json.loads(asked.model_dump_json(by_alias=True))
     document["retention"] = {"checkpoints": 1}
 
-    command = [sys.executable, "-m", "finetune_jobs.train", "--input", str(tmp_path / "input.json")]
+    command = ["finetune_jobs.train", "--input", str(tmp_path / "input.json")]
     command += ["--result", str(tmp_path / "result.json"), "--metrics-port", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "WANDB_API_KEY": "0123456789" * 4}
     with wandb_server.running() as wandb:
@@ -283,8 +283,7 @@ def test_the_stage_is_tracked_as_its_input_says(mlflow_url: str, s3: SeaweedFS, 
             "wandb": {"baseUrl": wandb.url, "secretKeyRef": {"name": "wandb", "key": "WANDB_API_KEY"}},
         }
         (tmp_path / "input.json").write_text(json.dumps(document))
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        ended = wait_for(process, tmp_path)
+        ended = wait_for(forked.start(command, environment), tmp_path)
 
     assert ended.code == ExitCode.OK, ended.log
     assert environment["WANDB_API_KEY"] not in str(ended.log)
