@@ -13,8 +13,8 @@ from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
 from finetune_operator.adapterdeployment.channel import channel_blocker, known_channel, not_looked_yet
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
-from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash, tls_secret
+from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Adapter, Serving
 from finetune_operator.resources.drift import quantity
@@ -51,7 +51,7 @@ class Artifact:
 def asked_back(observed: ObservedDeployment) -> Record | None:
     """The revision that the spec goes back to, as far as it is known."""
     wanted = observed.resource.spec.rollback_to
-    return records(observed).get(wanted) if wanted else None
+    return observed.records.get(wanted) if wanted else None
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:

@@ -10,7 +10,7 @@ from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import alone, no_room
 from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import record_for, records
+from finetune_operator.adapterdeployment.record import record_for
 from finetune_operator.adapterdeployment.revision import accepted_keys, is_as_the_spec_protects
 from finetune_operator.adapterdeployment.route_claims import route_claims
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
@@ -59,7 +59,7 @@ def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
 def revision_unusable(observed: ObservedDeployment) -> Blocker | None:
     """The spec goes back to a revision without a record, or whose signature was checked with other keys, or whose
     clients need other keys."""
-    spec, known = observed.resource.spec, records(observed)
+    spec, known = observed.resource.spec, observed.records
     wanted = spec.rollback_to
     usable = [name for name, record in known.items() if is_as_the_spec_protects(record.serving, spec)]
     if not wanted or wanted in usable:

@@ -10,7 +10,6 @@ from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_i
 from finetune_operator.adapterdeployment.delivery import delivery_in_use, is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods
 from finetune_operator.adapterdeployment.look import is_of_look
-from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import named_left
 from finetune_operator.adapterdeployment.target import Target
@@ -77,7 +76,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
         verification = verify_request(owner, target, spec, observed.settings).name
 
     analyses = names_in_use(observed, candidate)
-    delivery = delivery_in_use(observed, records(observed).get(serving), stable)
+    delivery = delivery_in_use(observed, observed.records.get(serving), stable)
     answering = {_revision_of(pod) for pod in serving_pods(observed)}
 
     def unused(resource: Resource, name: str, child: Object) -> bool:

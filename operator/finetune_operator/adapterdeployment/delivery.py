@@ -32,8 +32,8 @@ from finetune_api.serving_status import (
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import choice_of, spec_hash
+from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
@@ -206,7 +206,7 @@ def _taken_by_what_serves(observed: ObservedDeployment, asked: Serving) -> Recor
 
 def _with_other_adapters(observed: ObservedDeployment, revision: str, asked: Serving) -> Record | None:
     """The record of a revision, if its pods take adapters while they run, and are what is asked but for those."""
-    record = records(observed).get(revision)
+    record = observed.records.get(revision)
     if record is None or not asked.adapters or not loads_adapters(record.template):
         return None
     made = record.serving

@@ -1,7 +1,7 @@
 """The history of revisions in the status: one line each, the one that started last first. Pure.
 
 Each pass writes down what has become of the revisions since the one before. What their pods are made of is in their
-records (``record.py``), which are kept as long as their lines.
+records (``stored_record.py``), which are kept as long as their lines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

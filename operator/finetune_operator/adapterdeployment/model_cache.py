@@ -13,7 +13,6 @@ from finetune_api.serving_status import AdapterDeploymentStatus, ModelCacheStatu
 from finetune_api.stages import StageResult
 from finetune_operator.adapterdeployment.health import fetched
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import records
 from finetune_operator.framework.actions import Event
 
 _CAUSE_LIMIT: Final = 512
@@ -46,7 +45,7 @@ def _model_cache(observed: ObservedDeployment, revision: str) -> ModelCacheStatu
         if (found := fetched(pod)) is not None
     ]
     by_use = {use: [each for each in results if each[1].scalars.get(MODEL_CACHE) == use.value] for use in CacheUse}
-    record = records(observed).get(revision) if any(by_use.values()) else None
+    record = observed.records.get(revision) if any(by_use.values()) else None
     cache = record.serving.runtime.model_cache if record else None
     if cache is None:
         return None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Final
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from finetune_api.routes import Route
 from finetune_api.serving_status import AdapterDeploymentStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.route_claims import Elder, addresses, elder
+from finetune_operator.adapterdeployment.stored_record import Record, read_record
 from finetune_operator.adapterdeployment.turns import Contender, Line, contenders_for
 from finetune_operator.blockers import Choice
 from finetune_operator.framework.cache import ROUTES, Cache
@@ -114,6 +116,13 @@ class ObservedDeployment:
     def choice(self) -> Choice:
         """The runtime that the spec asks for."""
         return Choice("runtime", self.resource.spec.runtime, self.settings.runtimes, Reason.RUNTIME_UNKNOWN)
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        """What the pods of its revisions are made of, by revision. One that this version cannot read counts as missing.
+        A plan asks for them a dozen times."""
+        found = map(read_record, self.children.get(CONTROLLER_REVISIONS, {}).values())
+        return {record.revision: record for record in found if record is not None}
 
     def child(self, resource: Resource, name: str) -> Object | None:
         """One child, if it exists."""

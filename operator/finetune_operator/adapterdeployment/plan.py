@@ -46,7 +46,7 @@ from finetune_operator.adapterdeployment.last_good import (
 from finetune_operator.adapterdeployment.look import LOOK, look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
-from finetune_operator.adapterdeployment.record import failed_in_place, records
+from finetune_operator.adapterdeployment.record import failed_in_place
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted, serve
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions
@@ -154,7 +154,7 @@ def serving_revision(observed: ObservedDeployment, target: Target | Blocker, now
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     if live is None or _unrecorded_promotion(observed, target, revision):
         return None
-    artifact, record = live["metadata"].get("annotations") or {}, records(observed).get(revision)
+    artifact, record = live["metadata"].get("annotations") or {}, observed.records.get(revision)
     return RevisionStatus(
         revision=revision,
         state=RevisionState.SERVING,

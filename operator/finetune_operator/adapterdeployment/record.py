@@ -1,19 +1,11 @@
-"""What each revision's pods are made of, kept in a ControllerRevision. Pure.
-
-The record is written before a revision's first pod. From then on its pods are made from it, whatever a later release
-would make of the same choice, and whatever the platform's values say by then. So an upgrade of the operator moves no
-endpoint, and an earlier revision can be started again exactly as it was proved.
-"""
+"""Which record a revision's pods are made from, and a new one where none is the same choice. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Final
-
-from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.serving_status import RevisionState, RevisionStatus
-from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import read_back
 from finetune_operator.adapterdeployment.decided import is_as_decided
 from finetune_operator.adapterdeployment.history import was_rolled_back
@@ -26,82 +18,17 @@ from finetune_operator.adapterdeployment.revision import (
     spec_hash,
     tls_secret,
 )
+from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.turns import ACTIVE
-from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
-from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.resources.deployment import (
-    Adapter,
     Serving,
-    deployment_name,
     fetch_request,
     pod_template,
 )
 from finetune_operator.resources.stage_job import input_config_map
-from finetune_operator.settings import Runtime
 
 _INPUT_VOLUME: Final = "input"
-
-
-@dataclass(frozen=True)
-class Record:
-    """A revision, and everything that makes its pods."""
-
-    revision: str
-    number: int
-    """Counts the revisions of an AdapterDeployment."""
-    choice: str
-    """Identity of what users and the admin chose (``choice_of``)."""
-    serving: Serving
-    template: Object
-    """The pod template of its Deployment."""
-    input_name: str
-    """Name of the ConfigMap that ``fetch`` reads."""
-    input_labels: Mapping[str, str]
-    input_data: Mapping[str, str]
-
-    def input_config_map(self, owner: Owner) -> Object:
-        """The input of ``fetch``; immutable."""
-        return {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": owner.metadata(self.input_name, dict(self.input_labels)),
-            "immutable": True,
-            "data": dict(self.input_data),
-        }
-
-    def controller_revision(self, owner: Owner) -> Object:
-        """The record as the API server keeps it; ``data`` is immutable there."""
-        serving = self.serving
-        return {
-            "apiVersion": CONTROLLER_REVISIONS.api_version,
-            "kind": CONTROLLER_REVISIONS.kind,
-            "metadata": owner.metadata(deployment_name(owner, self.revision), {meta.LABEL_REVISION: self.revision}),
-            "revision": self.number,
-            "data": {
-                "choice": self.choice,
-                "artifact": {"uri": serving.artifact_uri, "digest": serving.artifact_digest},
-                **({"fetchedBytes": serving.fetched_bytes} if serving.fetched_bytes else {}),
-                **({"adapters": [asdict(each) for each in serving.adapters]} if serving.adapters else {}),
-                "storage": serving.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-                "publicKeys": list(serving.public_keys),
-                **({"apiKeysSecret": serving.api_keys_secret} if serving.api_keys_secret else {}),
-                **({"tlsSecret": serving.tls_secret} if serving.tls_secret else {}),
-                "runtimeName": serving.runtime_name,
-                "runtime": serving.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-                "template": self.template,
-                "input": {
-                    "name": self.input_name,
-                    "labels": dict(self.input_labels),
-                    "data": dict(self.input_data),
-                },
-            },
-        }
-
-
-def records(observed: ObservedDeployment) -> dict[str, Record]:
-    """The records by revision. One that this version cannot read counts as missing."""
-    found = observed.children.get(CONTROLLER_REVISIONS, {}).values()
-    return {record.revision: record for each in found if (record := _read(each)) is not None}
 
 
 def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
@@ -111,7 +38,7 @@ def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
     A revision that failed is no such revision: another release, with other pods, may do better. In place it is one:
     to find that out would be a gap in service that nobody asked for.
     """
-    known = records(observed)
+    known = observed.records
     choice = choice_of(serving, observed.settings)
     same = [known[name] for name in _standing(observed) if name in known and known[name].choice == choice]
     if same:
@@ -122,7 +49,7 @@ def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
 
 def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record | None:
     """The record of a revision in the status. Without one, what this release makes, if that is the same revision."""
-    known = records(observed)
+    known = observed.records
     if revision.revision in known:
         return known[revision.revision]
     runtime = observed.settings.runtimes.get(revision.runtime)
@@ -185,7 +112,7 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
     """
     stable = observed.resource.status.stable
     live = observed.child(DEPLOYMENTS, stable.deployment) if stable else None
-    if stable is None or live is None or stable.revision in records(observed):
+    if stable is None or live is None or stable.revision in observed.records:
         return None
     serving = fresh.serving
     if serving.has_proxy or serving.runtime.model_cache:  # no release without records knew of any
@@ -208,32 +135,3 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
         input_labels={**fresh.input_labels, meta.LABEL_REVISION: stable.revision},
         input_data=input_config_map(request)["data"],
     )
-
-
-def _read(found: Object) -> Record | None:
-    """A stored record; None for one of another version that lacks what this one needs."""
-    data = found.get("data") or {}
-    try:
-        return Record(
-            revision=found["metadata"]["labels"][meta.LABEL_REVISION],
-            number=int(found["revision"]),
-            choice=data["choice"],
-            serving=Serving(
-                data["artifact"]["uri"],
-                data["artifact"]["digest"],
-                Storage.model_validate(data["storage"], extra="ignore"),
-                data["runtimeName"],
-                Runtime.model_validate(data["runtime"], extra="ignore"),
-                tuple(data["publicKeys"]),
-                data.get("apiKeysSecret", ""),
-                tuple(Adapter(**each) for each in data.get("adapters", [])),
-                int(data.get("fetchedBytes", 0)),
-                data.get("tlsSecret", ""),
-            ),
-            template=data["template"],
-            input_name=data["input"]["name"],
-            input_labels=data["input"]["labels"],
-            input_data=data["input"]["data"],
-        )
-    except (KeyError, TypeError, ValidationError):
-        return None

@@ -4,8 +4,8 @@ from finetune_api.endpoint_stages import SelfCheckLimits
 from finetune_api.strategy import watch_seconds
 from finetune_operator.adapterdeployment.delivery import wanted_adapters
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import Record, records
 from finetune_operator.adapterdeployment.revision import api_keys_secret, tls_secret
+from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action, Patch
 from finetune_operator.framework.objects import (
@@ -152,7 +152,7 @@ def is_encrypted(observed: ObservedDeployment, revision: str) -> bool:
 def _template(observed: ObservedDeployment, revision: str) -> Object | None:
     """What the pods of a revision are made from. Of one of which nothing is known there are no pods yet: it is the one
     that the spec asks for."""
-    found = records(observed).get(revision)
+    found = observed.records.get(revision)
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     template: Object | None = found.template if found else (live or {}).get("spec", {}).get("template")
     return template

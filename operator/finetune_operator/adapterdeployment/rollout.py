@@ -19,7 +19,6 @@ from finetune_operator.adapterdeployment.health import (
 from finetune_operator.adapterdeployment.history import Current, history, was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
-from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE, is_queued
 from finetune_operator.blockers import Blocker
@@ -103,7 +102,7 @@ class Rollout:
     @cached_property
     def history(self) -> list[RevisionSummary]:
         """The revisions so far, and what became of them."""
-        known = list(records(self.observed).values())
+        known = list(self.observed.records.values())
         known += [self.target.record] if isinstance(self.target, Target) else []
         images = {record.revision: record.serving.runtime.image for record in known}
         blocked = self.target.message if isinstance(self.target, Blocker) else ""

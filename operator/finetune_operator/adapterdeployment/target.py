@@ -10,8 +10,9 @@ from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, f
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
 from finetune_operator.adapterdeployment.delivery import taken_at_run_time
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import Record, record_for, recorded
+from finetune_operator.adapterdeployment.record import record_for, recorded
 from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.token_limits import example_warning
 from finetune_operator.blockers import Blocker, first_blocker
 from finetune_operator.resources.deployment import Adapter, Serving
