@@ -303,7 +303,7 @@ def test_a_quota_without_room_for_the_analysis_ends_no_canary(how: str) -> None:
     cluster.refuse = refuse_analyses
     new = until(cluster, has_share(1)).revision
     for _ in range(60):
-        wait(cluster, 120)
+        one_pass(cluster, 120)
         held = cluster.status.candidate
         assert held is not None
         assert (held.revision, held.state, cluster.shared()) == (new, RevisionState.CANARY, True), held.message
