@@ -41,7 +41,7 @@ def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:
 
 def settings(objects: Iterable[Object]) -> Settings:
     (config,) = (each for each in of_kind(objects, "ConfigMap") if "config.yaml" in each["data"])
-    return Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"]))
+    return Settings.model_validate(yaml.load(config["data"]["config.yaml"], yaml.CSafeLoader))
 
 
 def rules(role: Object) -> set[tuple[str, str, tuple[str, ...]]]:

@@ -11,21 +11,13 @@ import pytest
 import yaml
 
 from finetune_api.adapterdeployment import AdapterDeployment
-from finetune_api.dataset import DataFormat
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.stages import PrepareParams
 from finetune_api.storage import Storage
-from finetune_jobs.examples.ledger import Ledger, Place
-from finetune_jobs.examples.validation import Example
 from finetune_jobs.fit.admission import admit
-from finetune_jobs.preparation.intake import Intake
-from finetune_jobs.reading.readers import read_rows
-from finetune_jobs.reading.rows import Fault
 from finetune_operator.finetunejob.hardware import hardware_facts
 from finetune_operator.settings import Profile
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
-from tests.unit.test_transactions_generator import generator
 
 pytestmark = pytest.mark.unit
 
@@ -35,12 +27,12 @@ MODELS: dict[str, type[FineTuneJob | AdapterDeployment]] = {
     "FineTuneJob": FineTuneJob,
     "AdapterDeployment": AdapterDeployment,
 }
-CHART = yaml.safe_load((REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text())
+CHART = yaml.load((REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text(), yaml.CSafeLoader)
 
 
 def document(path: Path) -> dict[str, Any]:
     """The one document of a file."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content: dict[str, Any] = yaml.load(path.read_text(), yaml.CSafeLoader)
     return content
 
 
@@ -111,27 +103,3 @@ def test_a_deployment_names_a_job_and_a_runtime_that_exist(deployment: dict[str,
         return
     assert spec.source.fine_tune_job
     assert spec.source.fine_tune_job.name in {job["metadata"]["name"] for job in of_kind("FineTuneJob")}
-
-
-def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
-    """The generator's accounts are the job's labels, and its dirt is found, below what the job accepts."""
-    spec = FineTuneJob.model_validate(document(EXAMPLES / "transactions" / "finetunejob.yaml")).spec
-    dataset = spec.dataset
-    assert spec.task.labels == list(generator.CATEGORIES)
-    assert all(label in dataset.instruction for label in spec.task.labels)
-    made, dirt = generator.generate(1500, 7)
-    generator.write(made, tmp_path / "transactions.csv")
-    params = PrepareParams(dataset=dataset, task=spec.task)
-    intake, rows = Intake(params), Ledger()
-    assert dataset.columns
-    for row in read_rows(tmp_path / "transactions.csv", "transactions.csv", DataFormat.CSV, dataset.columns.names):
-        rows.read += 1
-        example = row if isinstance(row, Fault) else intake.take(row)
-        if isinstance(example, Fault):
-            rows.faults.add("transactions.csv", example)
-        elif isinstance(example, Example):
-            rows.is_new(example, Place(0, "transactions.csv", row.line))
-    assert rows.read == 1500
-    assert rows.faults.total == dirt["missingLabels"] + dirt["emptyDescriptions"] + dirt["misspeltLabels"]
-    assert rows.faults.total * 100 <= rows.read * dataset.max_invalid_percent
-    assert rows.duplicates == dirt["exactDuplicates"] + dirt["respeltDuplicates"]
