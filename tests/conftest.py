@@ -10,18 +10,19 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-from hack.cluster import layout
-from tests.support import fast, order
-from tests.support.examples import to_commit
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and pytest-xdist's workers share the cores
 
 # Containers often forbid Python to keep what it has compiled. Tests start many programs, and each would compile torch
-# and all that stands on it again.
+# and all that stands on it again; pytest would rewrite Hypothesis, which is imported next.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from hack.cluster import layout  # noqa: E402
+from tests.support import fast, order  # noqa: E402
+from tests.support.examples import to_commit  # noqa: E402
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and pytest-xdist's workers share the cores
 
 # `make test` draws the same examples each time; what random draws have found is written beside the tests, as @example.
 settings.register_profile(
