@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,9 @@ from finetune_jobs.train import train
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
 from tests.support import forked
-from tests.support.divided_train import PLAIN, PROGRAM
+from tests.support.divided_train import PLAIN, PROGRAM, STOPPED_AT
 from tests.support.seaweedfs import ADMIN, SeaweedFS
-from tests.support.stages import context, run_process, start_process, wait_for
+from tests.support.stages import context, run_process
 from tests.support.tiny_model import build_tiny_llama, edit_json
 from tests.support.training import rows, run_training, settings, write_dataset
 from tests.unit.test_train_together import (  # noqa: F401 - one_thread is a fixture
@@ -162,21 +161,16 @@ def test_a_divided_adapter_resumes_bit_for_bit_and_with_another_number_of_proces
     """Two that are told to stop leave what one process would: two go on as if nothing had been, and one too."""
     dataset = write_dataset(tmp_path / "dataset", train=rows(12))
     training = settings(
-        epochs=20, batch_size=2, gradient_accumulation=2, checkpoint_steps=10, dropout="0", learning_rate="1e-3"
+        epochs=5, batch_size=2, gradient_accumulation=2, checkpoint_steps=4, dropout="0", learning_rate="1e-3"
     )
     undisturbed, stopped = store.below("undisturbed"), store.below("stopped")
     whole = train_input(base, dataset, undisturbed, s3, training)
     expected = run_process(whole, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
     assert expected.code == ExitCode.OK, expected.log
     given = train_input(base, dataset, stopped, s3, training)
-    two = start_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
-    while not newest_step(stopped):
-        assert two.poll() is None, wait_for(two, tmp_path).log
-        time.sleep(0.02)
-    two.terminate()
-    left = wait_for(two, tmp_path)
+    left = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables={STOPPED_AT: "5"})
     assert left.result.reason is Reason.PREEMPTED, left.log
-    assert 10 <= newest_step(stopped) < 60
+    assert 5 <= newest_step(stopped) < 15
     alone = train_input(base, dataset, store.below("alone"), s3, training)
     for entry in stopped.below("runs").list():
         store.below("alone/runs").put(entry.key, stopped.below("runs").get(entry.key) or b"")

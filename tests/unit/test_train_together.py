@@ -165,7 +165,7 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
     each holds a half: bit for bit, from the middle of the second epoch."""
     base = request.getfixturevalue(kind)
     dataset = write_dataset(tmp_path / "dataset", train=rows(12))
-    training = settings(method, epochs=5, batch_size=1, gradient_accumulation=2, checkpoint_steps=8, dropout="0.1")
+    training = settings(method, epochs=4, batch_size=1, gradient_accumulation=2, checkpoint_steps=8, dropout="0.1")
     undisturbed = run_process(
         train_input(base, dataset, store.below("whole"), s3, training), tmp_path, ADMIN, "--processes", "2"
     )
@@ -277,7 +277,7 @@ def test_any_number_of_processes_goes_on_from_what_another_number_left(
     this process: its own entry point is run by other tests."""
     dataset = write_dataset(tmp_path / "dataset", train=rows(12))
     training = settings(
-        Method.FULL, epochs=40, batch_size=2, gradient_accumulation=4, checkpoint_steps=10, learning_rate="1e-4"
+        Method.FULL, epochs=24, batch_size=2, gradient_accumulation=4, checkpoint_steps=4, learning_rate="1e-4"
     )
     run_training(tied, dataset, tmp_path, training, store.below("alone"))
     place = store.below("changing")
@@ -285,17 +285,17 @@ def test_any_number_of_processes_goes_on_from_what_another_number_left(
 
     first = context(given, tmp_path)
     with pytest.raises(StoppedError):
-        execute(replace(first, progress=AtStep(12, first.stopping.set)), train)
-    assert newest_step(place) == 12
+        execute(replace(first, progress=AtStep(6, first.stopping.set)), train)
+    assert newest_step(place) == 6
 
     two = start_process(given, tmp_path, ADMIN, "--processes", "2")
-    while newest_step(place) == 12:
+    while newest_step(place) == 6:
         assert two.poll() is None, wait_for(two, tmp_path).log
         time.sleep(0.02)
     two.terminate()
     stopped = wait_for(two, tmp_path)
     assert stopped.result.reason is Reason.PREEMPTED, stopped.log
-    assert 12 < newest_step(place) < 40
+    assert 6 < newest_step(place) < 24
 
     ended = execute(context(given, tmp_path), train)
 
