@@ -9,7 +9,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple, Self
 
 MIN_SIZES: Final = 3
 """Different sizes that a curve with three unknowns needs."""
@@ -102,7 +103,10 @@ def fit(points: Sequence[Point], *, seed: int = 0) -> LearningCurve:
     chance = random.Random(seed)  # noqa: S311 - statistics, no secret
     best = _fit(ordered)
     noise = max(NOISE, _scatter(ordered, best))
-    return LearningCurve(ordered, best, tuple(_fit_resample(ordered, best, noise, chance) for _ in range(RESAMPLES)))
+    grid = [_Steepness.of(ordered, c) for c in _EXPONENTS]
+    truth = [best.at(point.examples) for point in ordered]
+    resampled = (_fit_resample(grid, truth, noise, chance) for _ in range(RESAMPLES))
+    return LearningCurve(ordered, best, tuple(resampled))
 
 
 def _scatter(points: Sequence[Point], law: PowerLaw) -> float:
@@ -112,36 +116,76 @@ def _scatter(points: Sequence[Point], law: PowerLaw) -> float:
     return sqrt(squares / spare) if spare > 0 else 0.0
 
 
-def _fit_resample(points: Sequence[Point], law: PowerLaw, noise: float, chance: random.Random) -> PowerLaw:
-    """A curve through what might have been measured, were ``law`` the truth; the exponent comes from the grid."""
-    drawn = [Point(p.examples, max(0.0, law.at(p.examples) * (1 + noise * chance.gauss(0, 1)))) for p in points]
-    return min((_fit_linear(drawn, c) for c in _EXPONENTS), key=lambda fitted: fitted[0])[1]
+def _fit_resample(
+    grid: Sequence["_Steepness"], truth: Sequence[float], noise: float, chance: random.Random
+) -> PowerLaw:
+    """A curve through what might have been measured, were ``truth`` the errors; the exponent comes from the grid."""
+    drawn = [max(0.0, error * (1 + noise * chance.gauss(0, 1))) for error in truth]
+    return min((each.fit(drawn) for each in grid), key=_squares).law
 
 
 def _fit(points: Sequence[Point]) -> PowerLaw:
     """Least squares: the exponent by golden sections around the best one of the grid, a and b in closed form."""
-    best = min(range(len(_EXPONENTS)), key=lambda i: _fit_linear(points, _EXPONENTS[i])[0])
+    errors = [point.error for point in points]
+
+    def squares(c: float) -> float:
+        return _Steepness.of(points, c).fit(errors).squares
+
+    best = min(range(len(_EXPONENTS)), key=lambda i: squares(_EXPONENTS[i]))
     left, right = _EXPONENTS[max(0, best - 1)], _EXPONENTS[min(best + 1, len(_EXPONENTS) - 1)]
     golden = (5**0.5 - 1) / 2
     for _ in range(_SECTIONS):
         inner, outer = right - golden * (right - left), left + golden * (right - left)
-        if _fit_linear(points, inner)[0] <= _fit_linear(points, outer)[0]:
+        if squares(inner) <= squares(outer):
             right = outer
         else:
             left = inner
-    return _fit_linear(points, (left + right) / 2)[1]
+    return _Steepness.of(points, (left + right) / 2).fit(errors).law
 
 
-def _fit_linear(points: Sequence[Point], c: float) -> tuple[float, PowerLaw]:
-    """Sum of squared errors and the law, for one exponent."""
-    scale = max(point.examples for point in points)
-    xs = [(point.examples / scale) ** -c for point in points]
-    ys = [point.error for point in points]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    variance = sum((x - mean_x) ** 2 for x in xs)
-    b = max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / variance)
-    a = mean_y - b * mean_x
-    if a < 0:
-        a, b = 0.0, sum(x * y for x, y in zip(xs, ys, strict=True)) / sum(x * x for x in xs)
-    squares = sum((a + b * x - y) ** 2 for x, y in zip(xs, ys, strict=True))
-    return squares, PowerLaw(a, b * scale**c, c)
+class _Fitted(NamedTuple):
+    """The best a and b for one exponent, and the sum of squared errors that they leave."""
+
+    squares: float
+    a: float
+    b: float
+    of: "_Steepness"
+
+    @property
+    def law(self) -> PowerLaw:
+        return PowerLaw(self.a, self.b * self.of.scale**self.of.c, self.of.c)
+
+
+_squares: Final = itemgetter(0)
+
+
+@dataclass(frozen=True)
+class _Steepness:
+    """What an exponent makes of the sizes: the same for all errors that are drawn of them."""
+
+    c: float
+    scale: int
+    xs: tuple[float, ...]
+    apart: tuple[float, ...]
+    """Each x without their mean."""
+    mean: float
+    variance: float
+
+    @classmethod
+    def of(cls, points: Sequence[Point], c: float) -> Self:
+        """For the sizes of these points."""
+        scale = max(point.examples for point in points)
+        xs = tuple((point.examples / scale) ** -c for point in points)
+        mean = sum(xs) / len(xs)
+        apart = tuple(x - mean for x in xs)
+        return cls(c, scale, xs, apart, mean, sum(each**2 for each in apart))
+
+    def fit(self, ys: Sequence[float]) -> _Fitted:
+        """Least squares for the errors at these sizes."""
+        mean = sum(ys) / len(ys)
+        b = max(0.0, sum([x * (y - mean) for x, y in zip(self.apart, ys, strict=True)]) / self.variance)
+        a = mean - b * self.mean
+        if a < 0:
+            a, b = 0.0, sum([x * y for x, y in zip(self.xs, ys, strict=True)]) / sum(x * x for x in self.xs)
+        squares = sum([(a + b * x - y) ** 2 for x, y in zip(self.xs, ys, strict=True)])
+        return _Fitted(squares, a, b, self)
