@@ -31,6 +31,12 @@ from tests.support.tiny_model import build_tiny_llama
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is still loading is asked again soon."""
+    monkeypatch.setattr("finetune_jobs.verification.connection._POLL_SECONDS", 0.05)
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     return build_tiny_llama(tmp_path / "base", seed=1)

@@ -55,6 +55,12 @@ class Fault:
         return fails
 
 
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client asks a store that fails as often as ever, one time right after the other."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+
+
 @pytest.fixture
 def fault() -> Fault:
     return Fault()
