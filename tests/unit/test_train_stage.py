@@ -51,7 +51,7 @@ def given(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
 
 def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, store: Store, tmp_path: Path) -> None:
     checkpoints = store.below(f"{run_folder(RUN)}/checkpoints")
-    process = start_process(given, tmp_path, ADMIN, fresh=True)
+    process = start_process(given, tmp_path, ADMIN)
     while not any(entry.key.endswith(MANIFEST) for entry in checkpoints.list()):
         assert process.poll() is None, wait_for(process, tmp_path)
         time.sleep(0.1)
@@ -153,9 +153,11 @@ def test_a_training_that_its_budget_ended_is_not_paid_for_twice_and_a_higher_bud
     given: StageInput, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    params = given.params.model_copy(update={"train": TrainParams(training=settings(epochs=1, checkpoint_steps=2))})
 
     def run(name: str, **budget: Any) -> StageResult:
-        asked = given.model_copy(update={"run": RUN.model_copy(update={"id": name})} | budget)
+        run = RUN.model_copy(update={"id": name})
+        asked = given.model_copy(update={"run": run, "params": params} | budget)
         return execute(context(asked, tmp_path), train)
 
     cut = run("r1", allowance_seconds=0, max_cost="4.00")
