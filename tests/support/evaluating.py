@@ -17,14 +17,15 @@ CANARIES = make_canaries(8, "data")
 
 
 def build_models(root: Path) -> Path:
-    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base) and a data set with
-    canaries."""
+    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base), and a data set with
+    canaries; the same with only two of them, each of which takes 64 questions, for who answers one by one."""
     base = build_tiny_llama(root / "base")
     build_tiny_lora(root / "adapter", base)
     build_tiny_llama(root / "whole", seed=5)
     build_tiny_int8(root / "artifact", base)
-    write_dataset(root / "dataset", test=rows(30, first=100))
-    write_canaries(root / "dataset", CANARIES)
+    for name, canaries in (("dataset", CANARIES), ("two-canaries", CANARIES[:2])):
+        write_dataset(root / name, test=rows(30, first=100))
+        write_canaries(root / name, canaries)
     return root
 
 

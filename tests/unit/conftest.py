@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tests.support.preparing import Prepared
     from tests.support.publish_job import PublishJob
 
-VLLM_STAND_IN = Path(__file__).parents[1] / "support" / "vllm_stand_in"
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
@@ -113,11 +111,29 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_models(tmp_path_factory.mktemp("evaluate"))
 
 
+@pytest.fixture(scope="session")
+def forked_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the fixture ``vllm`` has, once for all tests."""
+    from tests.support.vllm_forked import waiting
+
+    with waiting(tmp_path_factory.mktemp("vllm")) as program:
+        yield program
+
+
 @pytest.fixture
-def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Python that finds the package ``vllm``: one that keeps its contract."""
+def vllm(forked_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Python that finds the package ``vllm``, one that keeps its contract; and has imported it."""
+    monkeypatch.setenv("FINETUNE_VLLM_PYTHON", str(forked_vllm))
+    return forked_vllm
+
+
+@pytest.fixture
+def fresh_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as a Python that starts."""
+    from tests.support.vllm_forked import STAND_IN
+
     program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={VLLM_STAND_IN} exec {sys.executable} "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={STAND_IN} exec {sys.executable} "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("FINETUNE_VLLM_PYTHON", str(program))
     return program

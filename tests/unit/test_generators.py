@@ -73,7 +73,7 @@ def everything(generator: Generator, base: Path) -> dict[str, Any]:
     }
 
 
-def test_both_programs_are_asked_and_say_the_same(model_folder: Path, tmp_path: Path, vllm: Path) -> None:
+def test_both_programs_are_asked_and_say_the_same(model_folder: Path, tmp_path: Path, fresh_vllm: Path) -> None:
     """Base and adapter in one process; what transformers says in float32."""
     base = model_folder / "base"
     model, tokenizer = load_base(base).float(), load_tokenizer(base)
@@ -101,7 +101,7 @@ def test_an_evaluation_whose_models_run_in_vllm(model_folder: Path, tmp_path: Pa
         base=model_folder / "base",
         tuned=model_folder / "adapter",
         exported=[Exported("Adapter", "e" * 64, model_folder / "adapter", model_folder / "base")],
-        dataset=model_folder / "dataset",
+        dataset=model_folder / "two-canaries",
         out=tmp_path / "out",
     )
     asked = Evaluation(max_samples=10, general=Coverage.OFF, adversarial=Coverage.OFF, generator=Asked.VLLM)

@@ -99,11 +99,12 @@ class LLM:
         done = CompletionOutput(logprobs=None if wanted.logprobs is None else [])
         output = model(input_ids=torch.tensor([ids]), use_cache=True)
         said = torch.log_softmax(output.logits[0].float(), dim=-1)
-        given: list[dict[int, Logprob] | None] = [None]
-        given += [{token: Logprob(float(said[n, token]))} for n, token in enumerate(ids[1:])]
+        given: list[dict[int, Logprob] | None] | None = None
+        if wanted.prompt_logprobs is not None:
+            given = [None, *_said(said, ids[1:])]
+        allowed = torch.tensor(wanted.allowed_token_ids or range(said.shape[1]))
         while True:
             last = said[-1]
-            allowed = torch.tensor(wanted.allowed_token_ids or range(len(last)))
             token = int(allowed[last[allowed].argmax()])
             done.token_ids.append(token)
             if done.logprobs is not None:
@@ -114,4 +115,10 @@ class LLM:
                 break
             output = model(input_ids=torch.tensor([[token]]), cache=output.cache, use_cache=True)
             said = torch.log_softmax(output.logits[0].float(), dim=-1)
-        return RequestOutput(ids, given if wanted.prompt_logprobs is not None else None, [done])
+        return RequestOutput(ids, given, [done])
+
+
+def _said(said: torch.Tensor, ids: Sequence[int]) -> list[dict[int, Logprob]]:
+    """How likely each of these tokens was, in a row of its own."""
+    found = said[torch.arange(len(ids)), torch.tensor(ids, dtype=torch.long)].tolist()
+    return [{token: Logprob(likely)} for token, likely in zip(ids, found, strict=True)]
