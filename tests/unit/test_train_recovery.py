@@ -106,16 +106,16 @@ def state_of(store: Store) -> RunState:
 def test_a_batch_that_memory_does_not_hold_is_halved_and_the_training_goes_on(
     passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
-    """The memory runs out in the eighth pass, after the checkpoint of step 4 (twelve steps of four examples)."""
-    training = settings(epochs=4, checkpoint_steps=4, dropout="0", learning_rate="1e-3")
+    """The memory runs out in the fourth pass, after the checkpoint of step 2 (six steps of four examples)."""
+    training = settings(epochs=2, checkpoint_steps=2, dropout="0", learning_rate="1e-3")
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
-    assert passes.sizes == [4] * 12
+    assert passes.sizes == [4] * 6
 
     passes.sizes.clear()
-    passes.most, passes.from_pass = 1, 7
+    passes.most, passes.from_pass = 1, 3
     halved = run_training(base, dataset, tmp_path / "halved", training, store.below("halved"))
 
-    assert passes.sizes == [4] * 8 + [4, 2] + [1] * 32
+    assert passes.sizes == [4] * 4 + [4, 2] + [1] * 16
     assert (whole.batch, halved.batch) == (Batch(4, 1), Batch(1, 4))
     assert (halved.steps, halved.tokens) == (whole.steps, whole.tokens)
     # The same examples a step and the same mean over their tokens; only rounding differs.
@@ -128,16 +128,16 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_the_training_goes_on(
 def test_activations_are_given_up_before_passes_get_smaller(
     method: Method, passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
-    """From the eighth pass on, after the checkpoint of step 4. It is the same training bit for bit, dropout and all,
+    """From the fourth pass on, after the checkpoint of step 2. It is the same training bit for bit, dropout and all,
     and the next pod does not try again."""
-    training = settings(method, epochs=4, checkpoint_steps=4, dropout="0.1")
+    training = settings(method, epochs=2, checkpoint_steps=2, dropout="0.1")
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
     passes.sizes.clear()
-    passes.keeps, passes.from_pass = False, 7
+    passes.keeps, passes.from_pass = False, 3
 
     sparing = run_training(base, dataset, tmp_path / "sparing", training, store.below("sparing"))
 
-    assert passes.sizes == [4] * 8 + [4] * 8
+    assert passes.sizes == [4] * 4 + [4] * 4
     assert sparing == whole
     assert_same_weights(tmp_path / "sparing", tmp_path / "whole")
     assert state_of(store.below("sparing")).checkpointing
@@ -336,19 +336,19 @@ def test_a_checkpoint_that_would_take_too_long_is_not_begun_at_the_end(
 def test_each_kind_of_adapter_resumes_exactly(
     changes: dict[str, Any], base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
-    fast: dict[str, Any] = {"epochs": 2, "checkpoint_steps": 2, "dropout": "0.1"}
+    fast: dict[str, Any] = {"epochs": 1, "checkpoint_steps": 3, "dropout": "0.1"}
     training = settings(**fast | changes)
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
     stopping = threading.Event()
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match="step 2 of 3 is saved"):
         run_training(
             base,
             dataset,
             tmp_path / "first",
             training,
             store.below("stopped"),
-            progress=AtStep(2, stopping.set),
+            progress=AtStep(1, stopping.set),
             stopping=stopping,
         )
     resumed = run_training(base, dataset, tmp_path / "second", training, store.below("stopped"))
@@ -362,16 +362,16 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
 ) -> None:
     """What earlier pods took counts: a second one stops after its first step."""
     dataset = write_dataset(tmp_path / "dataset")
-    ages = iter(range(0, 10_000, 5))  # asked once a step, and at the end
+    ages = iter(range(0, 10_000, 10))  # asked once a step, and at the end
 
     def limit(checkpoints: Checkpoints) -> TimeBudget:
         return TimeBudget(100, checkpoints, age=lambda: float(next(ages)))
 
-    training = settings(max_steps=50, checkpoint_steps=5, early_stopping="Never")
+    training = settings(max_steps=50, checkpoint_steps=3, early_stopping="Never")
     first = run_training(base, dataset, tmp_path / "first", training, store, limit=limit)
     assert first.ending.reason is Reason.BUDGET_EXCEEDED
     assert_says(first.ending.message, "spec.budget.maxCost", "100 s")
-    assert 5 < first.steps < 50
+    assert 6 < first.steps < 50
     assert first.validation_loss == min(
         entry["eval_loss"]
         for entry in map(json.loads, (tmp_path / "first" / "adapter" / "train_log.jsonl").read_text().splitlines())
