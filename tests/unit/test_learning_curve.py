@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.learning_curve import CURVE, Parts, divide, measure_curve, proportional
 from finetune_jobs.training.time_budget import TimeBudget
-from finetune_jobs.training.trainer import TrainingFiles
+from finetune_jobs.training.trainer import Trained, TrainingFiles
 from tests.support.readiness import assert_accessible, parsed_page
+from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, run_training, settings, write_dataset
@@ -247,12 +249,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("curve") / "dataset", train=rows(40), validation=rows(6, first=90))
+    return write_dataset(tmp_path_factory.mktemp("curve") / "dataset", train=rows(20), validation=rows(6, first=90))
 
 
 PARTS = LearningCurve(percents=[20, 50])
 CURVED = settings(Method.LORA, epochs=1, checkpoint_steps=4, dropout="0.1", learning_curve=PARTS)
-"""Ten steps of four examples; two and five for the parts."""
+"""Five steps of four examples; one and three for the parts."""
 
 
 class Trainings:
@@ -285,66 +287,103 @@ class Attempt:
         self.files = TrainingFiles(base, dataset, folder / "adapter", folder / "work", "s3://data/model")
         self.folder, self.store, self.stopping = folder, store, threading.Event()
 
-    def run(self, limit: TimeBudget | None = None) -> Forecast:
-        checkpoints, kept = self.store.below("checkpoints"), self.store.below("curve")
-        whole = run_training(self.files.base, self.files.dataset, self.folder, CURVED, checkpoints)
-        parts = Parts(self.files, CURVED, whole.batch, kept, self.stopping, limit)
+    def run(self) -> Forecast:
+        checkpoints = self.store.below("checkpoints")
+        return self.measure(run_training(self.files.base, self.files.dataset, self.folder, CURVED, checkpoints))
+
+    def measure(self, whole: Trained, limit: TimeBudget | None = None) -> Forecast:
+        """The curve alone, after a training of which this is known."""
+        self.files.out.mkdir(parents=True, exist_ok=True)
+        parts = Parts(self.files, CURVED, whole.batch, self.store.below("curve"), self.stopping, limit)
         return measure_curve(parts, whole, Progress("train"))
 
 
+@pytest.fixture(scope="module")
+def plain(
+    base: Path, dataset: Path, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], tuple[Trained, Path]]:
+    """A training without a curve, made once: what is known of it, and its folder. It asks for the store's keys."""
+
+    @cache
+    def run() -> tuple[Trained, Path]:
+        folder, training = tmp_path_factory.mktemp("plain"), CURVED.model_copy(update={"learning_curve": None})
+        return run_training(base, dataset, folder, training, Store.connect(s3.storage, "s3://data/no-curve")), folder
+
+    return run
+
+
 def test_a_restart_repeats_no_finished_part_and_changes_nothing(
-    trainings: Trainings, base: Path, dataset: Path, store: Store, tmp_path: Path
+    plain: Callable[[], tuple[Trained, Path]],
+    trainings: Trainings,
+    base: Path,
+    dataset: Path,
+    store: Store,
+    tmp_path: Path,
 ) -> None:
     """The first pod is stopped in the second part. Weights are those of a training without a curve, bit for bit."""
-    plain = CURVED.model_copy(update={"learning_curve": None})
-    run_training(base, dataset, tmp_path / "plain", plain, store.below("plain"))
+    _, without = plain()
+    trainings.sizes.clear()
     whole = Attempt(base, dataset, tmp_path / "whole", store.below("whole"))
     expected = whole.run()
-    assert trainings.sizes == [40, 40, 8, 20]
-    assert [point.examples for point in expected.points] == [8, 20, 40]
+    assert trainings.sizes == [20, 4, 10]
+    assert [point.examples for point in expected.points] == [4, 10, 20]
 
     trainings.sizes.clear()
     first = Attempt(base, dataset, tmp_path / "first", store.below("stopped"))
-    trainings.act = lambda examples: first.stopping.set() if examples == 20 else None
+    trainings.act = lambda examples: first.stopping.set() if examples == 10 else None
     with pytest.raises(StoppedError, match="the learning curve's finished parts are saved"):
         first.run()
-    assert trainings.sizes == [40, 8, 20]
+    assert trainings.sizes == [20, 4, 10]
     assert [entry.key for entry in store.below("stopped/curve").list()] == ["20.json"]
 
     trainings.sizes.clear()
     second = Attempt(base, dataset, tmp_path / "second", store.below("stopped"))
     resumed = second.run()
-    assert trainings.sizes == [40, 20], "the training itself goes on from its last checkpoint, which is its end"
+    assert trainings.sizes == [20, 10], "the training itself goes on from its last checkpoint, which is its end"
     assert resumed == expected
     for attempt in (whole, second):
-        assert_same_weights(attempt.folder, tmp_path / "plain")
+        assert_same_weights(attempt.folder, without)
         assert json.loads((attempt.files.out / CURVE).read_text()) == expected.as_json()
         assert (attempt.files.out / CURVE_PAGE).read_text() == render_curve(expected)
         assert not list(attempt.files.work.glob("curve-*")), "no checkpoints of parts are left"
 
 
 def test_what_the_budget_does_not_pay_for_is_left_out(
-    trainings: Trainings, base: Path, dataset: Path, store: Store, tmp_path: Path
+    plain: Callable[[], tuple[Trained, Path]],
+    trainings: Trainings,
+    base: Path,
+    dataset: Path,
+    store: Store,
+    tmp_path: Path,
 ) -> None:
     """80 of 100 seconds are spent: a fifth of that is left, a half is not."""
+    whole, _ = plain()
+    trainings.sizes.clear()
     limit = TimeBudget(100, Checkpoints(store.below("limit")), age=lambda: 80.0)
-    made = Attempt(base, dataset, tmp_path, store).run(limit)
-    assert trainings.sizes == [40, 8]
+    made = Attempt(base, dataset, tmp_path, store).measure(whole, limit)
+    assert trainings.sizes == [4]
     assert made.worth is Worth.UNKNOWN
 
 
 def test_a_part_that_cannot_be_trained_costs_the_part_only(
-    trainings: Trainings, base: Path, dataset: Path, store: Store, tmp_path: Path
+    plain: Callable[[], tuple[Trained, Path]],
+    trainings: Trainings,
+    base: Path,
+    dataset: Path,
+    store: Store,
+    tmp_path: Path,
 ) -> None:
     """A damaged record is measured again; a part whose training fails is left out."""
+    whole, _ = plain()
+    trainings.sizes.clear()
     store.put("curve/50.json", b"{")
 
     def fail(examples: int) -> None:
-        if examples == 8:
+        if examples == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainings.act = fail
-    made = Attempt(base, dataset, tmp_path, store).run()
-    assert trainings.sizes == [40, 8, 20]
-    assert [point.examples for point in made.points] == [20, 40]
+    made = Attempt(base, dataset, tmp_path, store).measure(whole)
+    assert trainings.sizes == [4, 10]
+    assert [point.examples for point in made.points] == [10, 20]
     assert made.sentence().startswith("No forecast for more examples: only 2 sizes")
