@@ -50,10 +50,13 @@ class Groups:
     @classmethod
     def of(cls, names: Sequence[str]) -> "Groups | None":
         """``names``: the group of each row; a row without a name is its own. None: every row is."""
+        named = [*filter(None, names)]
+        if len(set(named)) == len(named):  # most data: a report asks it for each of fifty thresholds
+            return None
         known: dict[str, int] = {}
         keys = [name or f"row {place}" for place, name in enumerate(names)]
         numbers = np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.intp)
-        return cls(numbers, len(known)) if len(known) < len(keys) else None
+        return cls(numbers, len(known))
 
     def among(self, rows: Sequence[bool] | Mask) -> "Groups":
         """The groups of some of the rows; of those, every one may be its own."""
