@@ -43,7 +43,7 @@ def metrics_page(address: str, page: str) -> Iterator[None]:
             """Say nothing."""
 
     with http.server.ThreadingHTTPServer((address, meta.METRICS_PORT), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         yield
         server.shutdown()

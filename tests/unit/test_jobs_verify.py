@@ -85,7 +85,7 @@ def server(
             pass
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{running.server_address[1]}", seen
     finally:

@@ -176,7 +176,7 @@ def serving(address: str, port: int, body: str) -> Iterator[None]:
             """Nothing."""
 
     with ThreadingHTTPServer((address, port), Page) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
             yield

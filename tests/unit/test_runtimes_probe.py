@@ -36,7 +36,7 @@ def server(status: int, answers: threading.Event) -> Iterator[int]:
             pass
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield running.server_address[1]
     finally:

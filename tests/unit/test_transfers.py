@@ -96,7 +96,7 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     served.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(transfers, "PART", PART)
     for name, value in ADMIN.environment().items():
