@@ -131,8 +131,8 @@ def losses(folder: Path) -> torch.Tensor:
 def test_a_training_follows_the_one_in_float32(
     base: Path, s3: SeaweedFS, place: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Over 100 steps at a usual rate, in which the loss falls by more than half: within 1 % all the way, where 0.3 % was
-    found. Rounded to the nearest, its last fifth is 1.6 times that in float32."""
+    """Over 100 steps at a usual rate, in which the loss falls by more than half: within 1 % all the way (0.3 % was
+    found). Rounded to the nearest, its last fifth is 1.6 times that in float32."""
     store, dataset = Store.connect(s3.storage, place), write_dataset(tmp_path / "dataset", train=rows(48))
     training = settings(Method.FULL, learning_rate="4e-5", max_steps=100, epochs=50, checkpoint_steps=100)
     precise = run_training(base, dataset, tmp_path / "precise", training, store.below("precise"))
