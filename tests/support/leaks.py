@@ -18,8 +18,8 @@ from typing import Any, Final
 _PATCHED: Final = ("finetune_api", "finetune_jobs", "finetune_operator", "hack", "tgi_cpu", "transformers.models")
 """Packages whose functions and classes tests replace, or let the product replace."""
 _VARIABLE: Final = "the variable "
-_OWN: Final = "PYTEST_"
-"""Variables that pytest changes itself."""
+_OWN: Final = ("PYTEST_", "KMP_")
+"""Variables that pytest changes itself, and that scikit-learn sets for OpenMP when it is imported."""
 
 Places = Mapping[str, Any]
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
@@ -33,6 +34,13 @@ def _leaves_nothing_behind() -> Iterator[None]:
     yield
     if left := leaks.left_behind(before, leaks.places()):
         pytest.fail(f"this file has not put back: {', '.join(left)}")
+
+
+@pytest.fixture(scope="module")
+def own_environment() -> Iterator[None]:
+    """The environment of a file whose tests let the product change it, as a stage may: it is the pod's."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

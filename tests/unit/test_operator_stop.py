@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,14 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 KOPF_SECONDS = 5
 """For which Kopf waits for an answer that does not come."""
+
+
+@pytest.fixture
+def interrupt() -> Iterator[None]:
+    """What happens at Ctrl-C: a loop that handled it leaves Python's own handler there when it is closed."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Ours:
@@ -49,6 +58,7 @@ class Ours:
         return True
 
 
+@pytest.mark.usefixtures("interrupt")
 def test_told_to_stop_while_kopf_asks_what_the_cluster_offers_it_ends_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ from tests.support.tiny_model import build_tiny_llama
 from tests.support.tracking import DATASET, LOSSES, VALIDATIONS, given, learn
 from tests.support.training import BASE, publish_inputs, run_training, settings, write_dataset
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_environment")]
 
 
 @pytest.fixture

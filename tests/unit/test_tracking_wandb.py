@@ -35,7 +35,7 @@ from tests.support.stages import RUN
 from tests.support.tracking import DATASET, LOSSES, VALIDATIONS, given, learn
 from tests.support.wandb_server import WandbServer
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_environment")]
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 SECRET = SecretKeyRef(name="wandb", key="key")
