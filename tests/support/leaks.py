@@ -15,7 +15,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final
 
-_PATCHED: Final = ("finetune_api", "finetune_jobs", "finetune_operator", "hack", "tgi_cpu", "transformers.models")
+_PATCHED: Final = ("finetune_api.", "finetune_jobs.", "finetune_operator.", "hack.", "tgi_cpu.", "transformers.models.")
 """Packages whose functions and classes tests replace, or let the product replace."""
 _VARIABLE: Final = "the variable "
 _OWN: Final = ("PYTEST_", "KMP_")
@@ -37,7 +37,7 @@ def places() -> Places:
         **{
             f"{module}.{name}": value
             for module, loaded in list(sys.modules.items())
-            if f"{module}.".startswith(tuple(f"{package}." for package in _PATCHED)) and isinstance(loaded, ModuleType)
+            if module.startswith(_PATCHED) and isinstance(loaded, ModuleType)
             for name, value in vars(loaded).items()
             if isinstance(value, FunctionType | BuiltinFunctionType | type)
         },
