@@ -336,19 +336,19 @@ def test_a_checkpoint_that_would_take_too_long_is_not_begun_at_the_end(
 def test_each_kind_of_adapter_resumes_exactly(
     changes: dict[str, Any], base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
-    fast: dict[str, Any] = {"epochs": 1, "checkpoint_steps": 3, "dropout": "0.1"}
+    fast: dict[str, Any] = {"epochs": 2, "checkpoint_steps": 2, "dropout": "0.1"}
     training = settings(**fast | changes)
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
     stopping = threading.Event()
 
-    with pytest.raises(StoppedError, match="step 2 of 3 is saved"):
+    with pytest.raises(StoppedError):
         run_training(
             base,
             dataset,
             tmp_path / "first",
             training,
             store.below("stopped"),
-            progress=AtStep(1, stopping.set),
+            progress=AtStep(2, stopping.set),
             stopping=stopping,
         )
     resumed = run_training(base, dataset, tmp_path / "second", training, store.below("stopped"))
