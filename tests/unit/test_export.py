@@ -427,7 +427,7 @@ def test_transformers_4_finds_what_transformers_5_finds(
     fetch_folder(tuned.store, ref.folder, tmp_path / "base")
     formats[ExportFormat.ADAPTER] = [tmp_path / "base", several[1][ExportFormat.ADAPTER]]
     assert formats.keys() == set(ExportFormat)
-    tokenizer, examples = load_tokenizer(tuned.base), read_split(tuned.dataset, "test")[:3]  # one of each label
+    tokenizer, examples = load_tokenizer(tuned.base), read_split(tuned.dataset, "test")
     texts = [chat.encode(tokenizer, each.messages, tokenizer.eos_token_id).input_ids for each in examples]
     prompts = [each.prompt for each in examples]
     found = read_with_transformers_4(transformers_4_python, list(formats.values()), texts, prompts)
