@@ -15,7 +15,7 @@ from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts.hub_push import HubPush
-from finetune_jobs.artifacts.modelpack import Layer
+from finetune_jobs.artifacts.modelpack import FileLayer
 from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
@@ -63,7 +63,9 @@ def push(hub: PushedHub, store: Store) -> Callable[..., tuple[str, bool]]:
     contents = {"model.safetensors": b"weights", "config.json": b"{}"}
     for name, content in contents.items():
         store.put(f"models/{DIGEST}/{name}", content)
-    layers = [Layer(f"models/{DIGEST}", FileEntry(path=n, size=len(c), sha256=sha256(c))) for n, c in contents.items()]
+    layers = [
+        FileLayer(f"models/{DIGEST}", FileEntry(path=n, size=len(c), sha256=sha256(c))) for n, c in contents.items()
+    ]
 
     def made(**fields: Any) -> tuple[str, bool]:
         place = target(hub, **fields).place
@@ -296,7 +298,7 @@ def test_a_withdrawn_artifact_is_not_pushed(hub: PushedHub, store: Store, job: P
 def test_what_can_run_code_is_not_pushed(store: Store, name: str, hub: PushedHub) -> None:
     place = target(hub).place
     assert isinstance(place, HubTarget)
-    layer = Layer("models/x", FileEntry(path=name, size=1, sha256="0" * 64))
+    layer = FileLayer("models/x", FileEntry(path=name, size=1, sha256="0" * 64))
     with pytest.raises(StageError, match=f"{name} can run code when it is loaded") as error:
         HubPush(store, place, "a" * 64, [layer], "").make(Progress(Stage.PUBLISH))
     assert error.value.reason is Reason.PUSH_REFUSED

@@ -20,7 +20,7 @@ from finetune_api.references import SecretRef
 from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts import modelpack, push
 from finetune_jobs.artifacts.folders import read_manifest
-from finetune_jobs.artifacts.modelpack import Layer, blobs_of, is_copy, pack
+from finetune_jobs.artifacts.modelpack import FileLayer, blobs_of, is_copy, pack
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.s3 import Store
@@ -48,8 +48,8 @@ TYPES = {
 }
 
 
-def layer(path: str) -> Layer:
-    return Layer("models/x", FileEntry(path=path, size=len(path), sha256=hashlib.sha256(path.encode()).hexdigest()))
+def layer(path: str) -> FileLayer:
+    return FileLayer("models/x", FileEntry(path=path, size=len(path), sha256=hashlib.sha256(path.encode()).hexdigest()))
 
 
 @pytest.mark.parametrize(

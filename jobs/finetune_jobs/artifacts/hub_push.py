@@ -12,7 +12,7 @@ from typing import Final
 from finetune_api.push import HubTarget
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import MODEL_CARD
-from finetune_jobs.artifacts.modelpack import Layer
+from finetune_jobs.artifacts.modelpack import FileLayer
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.store.hub_repository import MAIN, HubEntry, HubRepository, Refs, Upload
@@ -37,7 +37,7 @@ class HubPush:
     target: HubTarget
     artifact: str
     """Its digest."""
-    layers: Sequence[Layer]
+    layers: Sequence[FileLayer]
     """The files, the largest first."""
     earlier: str
     """The commit that was noted here; empty if there is none."""
@@ -128,7 +128,7 @@ class HubPush:
             return False
         return all(self._holds(found[path], layer) for path, layer in expected.items())
 
-    def _holds(self, entry: HubEntry, layer: Layer) -> bool:
+    def _holds(self, entry: HubEntry, layer: FileLayer) -> bool:
         if entry.size != layer.file.size or entry.sha256:
             return entry.size == layer.file.size and entry.sha256 == layer.file.sha256
         content = self.store.get(f"{layer.folder}/{layer.file.path}") or b""  # small: Git keeps it

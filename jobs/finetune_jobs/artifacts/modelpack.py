@@ -45,7 +45,7 @@ _FLOATS: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
-class Layer:
+class FileLayer:
     """A file of the model or of the artifact."""
 
     folder: str
@@ -71,7 +71,7 @@ class Layer:
 class Packed:
     """What is pushed."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[FileLayer]
     config: bytes
     manifest: bytes
 
@@ -86,7 +86,7 @@ class Packed:
         return sorted(layer.digest for layer in self.layers)
 
 
-def pack(name: str, artifact: str, written: str, files: Sequence[Layer], config: Mapping[str, Any]) -> Packed:
+def pack(name: str, artifact: str, written: str, files: Sequence[FileLayer], config: Mapping[str, Any]) -> Packed:
     """The same bytes for the same artifact, whenever it is pushed: nothing in them says when or where.
 
     ``artifact`` is its content address, ``written`` the format of its weights, and ``config`` what the model's
@@ -132,7 +132,7 @@ def blobs_of(manifest: bytes) -> list[tuple[str, int]]:
     return blobs if good else []
 
 
-def _descriptor(layer: Layer) -> dict[str, Any]:
+def _descriptor(layer: FileLayer) -> dict[str, Any]:
     described = {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.file.size}
     return described | {"annotations": {FILE_PATH: layer.file.path, TITLE: layer.file.path}}
 

@@ -23,7 +23,7 @@ from finetune_api.stages import RunRef, Stage
 from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.folders import get_listed, require_manifest
 from finetune_jobs.artifacts.hub_push import HubPush
-from finetune_jobs.artifacts.modelpack import SHOWN, Layer, Packed, blobs_of, is_copy, pack
+from finetune_jobs.artifacts.modelpack import SHOWN, FileLayer, Packed, blobs_of, is_copy, pack
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
@@ -124,8 +124,8 @@ def _packed(store: Store, name: str, digest: str) -> Packed:
     return pack(name, digest, model.format, [*files, *shown], _model_config(store, model, weights))
 
 
-def _layers(folder: str, manifest: Manifest) -> list[Layer]:
-    return [Layer(folder, file) for file in manifest.files]
+def _layers(folder: str, manifest: Manifest) -> list[FileLayer]:
+    return [FileLayer(folder, file) for file in manifest.files]
 
 
 def _model_config(store: Store, model: ModelRef, weights: Manifest) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class _Push:
         return StageError(Reason.PUSH_REFUSED, f"{self._to}: the registry accepted the model, but {fault}.")
 
 
-def _stream(store: Store, layer: Layer) -> Iterator[bytes]:
+def _stream(store: Store, layer: FileLayer) -> Iterator[bytes]:
     """A file of the store as it comes. The last bytes are kept back until its hash is known to be right."""
     path = f"{layer.folder}/{layer.file.path}"
     content = store.stream(path)
