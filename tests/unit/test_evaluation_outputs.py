@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,18 @@ def test_thoughts_are_kept_and_the_answer_behind_them(tmp_path: Path) -> None:
     assert RawPrompt.model_validate(line) == RawPrompt(
         id="test/0", messages=[{"role": "user", "content": "back?"}], max_tokens=9
     )
+
+
+def test_what_a_model_finds_impossible_is_told_from_what_it_was_not_asked(tmp_path: Path) -> None:
+    found = [-0.5, -math.inf, math.nan]
+    with Outputs(tmp_path) as outputs:
+        outputs.begin("tuned")
+        outputs.weighed(found)
+    [line] = lines_of(tmp_path / "tuned.jsonl.gz")
+    assert line["logProbabilities"] == [-0.5, "-Infinity", "NaN"]
+    read = RawOutput.model_validate(line).log_probabilities
+    assert read is not None
+    assert (read[:2], math.isnan(read[2])) == (found[:2], True)
 
 
 def test_what_has_no_name_is_not_left_out_silently(tmp_path: Path) -> None:

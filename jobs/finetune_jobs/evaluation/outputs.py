@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from pydantic import ConfigDict
+
 from finetune_api.base import WireModel
 from finetune_jobs.evaluation.behaviour.likelihood import Given
 from finetune_jobs.evaluation.generate import Generated, Questions
@@ -36,7 +38,10 @@ class RawPrompt(WireModel):
 
 
 class RawOutput(WireModel):
-    """A line of a model's file; what it was not asked is absent."""
+    """A line of a model's file; what it was not asked is absent. A logarithm of zero is the text ``"-Infinity"``, and
+    what is no number ``"NaN"``: JSON has neither."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     id: str
     """That of the prompt."""
