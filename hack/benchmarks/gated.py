@@ -358,7 +358,7 @@ def _seen(measurements: Measurements) -> dict[str, float]:
     return shares | apart
 
 
-def once(path: Path, what: str, make: Callable[[Path], None]) -> Path:
+def once(path: Path, what: str, make: Callable[[Path], object]) -> Path:
     """A file or folder, made unless an earlier run in the same folder has made it."""
     if path.exists():
         return path

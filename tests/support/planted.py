@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune_api.compatibility import VLLM
 from finetune_api.dataset import TaskType
 from finetune_api.export import ExportFormat
 from finetune_api.serving_status import VerificationCheck
@@ -20,8 +21,10 @@ from finetune_jobs.verification.checks import make_checks
 from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.tgi import TgiServer
+from finetune_jobs.verification.vllm import VllmServer
 from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import LORA_TARGETS, W8A8, edit_json
+from tests.support.vllm_process import vllm
 
 MIN_AGREEMENT: Final = 75
 
@@ -70,10 +73,16 @@ PLANTS: Final = (
 
 
 def write_artifact(
-    out: Path, base: Path, tuned: Weights, plant: Plant = GOOD, previous: Callable[[], Weights] | None = None
+    out: Path,
+    base: Path,
+    tuned: Weights,
+    plant: Plant = GOOD,
+    previous: Callable[[], Weights] | None = None,
+    *,
+    rounded: bool = True,
 ) -> Path:
-    """The tuned model as an INT8 checkpoint for TGI, wrong as the plant says. ``tuned``: merged weights by name;
-    ``previous``: those of another training, for the plant that needs them."""
+    """The tuned model as a checkpoint in INT8, or in 16 bits if it is not ``rounded``, wrong as the plant says.
+    ``tuned``: merged weights by name; ``previous``: those of another training, for the plant that needs them."""
     if plant.is_base:
         shutil.copytree(base, out)
         write_transformers_v4(out)
@@ -93,7 +102,7 @@ def write_artifact(
         merged = weight.float() + plant.strength * (tuned[name].float() - weight.float())
         if plant.lost_layer is not None and name.startswith(f"model.layers.{plant.lost_layer}.mlp.down_proj."):
             merged = torch.zeros_like(merged)
-        if name.split(".")[-2] in LORA_TARGETS:
+        if rounded and name.split(".")[-2] in LORA_TARGETS:
             scale = merged.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
             weights[name] = (merged / scale).round().clamp(-128, 127).to(torch.int8)
             scale *= 1 + plant.noise * torch.randn(scale.shape, generator=random)
@@ -101,14 +110,18 @@ def write_artifact(
         else:
             weights[name] = merged.to(torch.bfloat16)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    edit_json(out / "config.json", quantization_config=W8A8)
+    if rounded:
+        edit_json(out / "config.json", quantization_config=W8A8)
     write_transformers_v4(out)
     _turn(out / "config.json", plant.rope)
     return out
 
 
-def serve_and_check(model: Path, work: Path, promise: Promise) -> list[VerificationCheck]:
-    """What a stand-in that serves the model proves of the promise."""
+def serve_and_check(engine: str, model: Path, work: Path, promise: Promise) -> list[VerificationCheck]:
+    """What the stand-in for TGI, or vLLM for CPUs, proves of the promise when it serves the model."""
+    if engine == VLLM:
+        with vllm(model, work) as server:
+            return prove(VllmServer(server.url), promise)
     env = {"ENABLE_PREFILL_LOGPROBS": "true"}
     with tgi_cpu(model, work, env=env, fresh=False) as process:
         process.wait_until_ready()

@@ -1,0 +1,152 @@
+"""Artifacts in whose place wrong ones are served (``planted_artifacts``): one that the benchmark makes, or one that a
+FineTuneJob of the local cluster has published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.dataset import TaskType
+from finetune_api.export import ExportFormat
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.layout import output_folder
+from finetune_api.stages import Stage
+from finetune_api.training import Method
+from hack.benchmarks.exported import write_merged
+from hack.benchmarks.gated import FIRST, Bench, once
+from hack.cluster.console import ClusterError, say
+from hack.cluster.layout import cache_directory
+from hack.demo.full import NAMESPACE
+from hack.models import ensure_smollm2
+from hack.platform import local, object_store
+
+if TYPE_CHECKING:
+    from finetune_jobs.verification.observation import Promise
+
+GOLDEN, SAMPLE = 8, 50
+ROUNDED = {ExportFormat.INT8: True, ExportFormat.MERGED: False}
+"""The formats of wrong artifacts, and whether their weights are rounded to 8 bits."""
+
+Weights = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plantable:
+    """An artifact, and what wrong ones are made of."""
+
+    base: Path
+    tuned: Weights
+    """The tuned model's, in 16 bits."""
+    good: Path
+    """The artifact."""
+    promise: Promise
+    """What is recorded of it."""
+    previous: Callable[[], Weights] | None = None
+    """The tuned model that it replaces; None: there was none."""
+
+
+def made(work: Path, served: Path) -> Plantable:
+    """The good model of planted_models, rounded to INT8 as llm-compressor's W8A8 does, and recorded here as the stage
+    evaluate does. The model before it has seen half of the rows."""
+    from finetune_jobs.modelling.token_files import read_split
+    from tests.support.planted import write_artifact
+
+    bench = Bench(work)
+    tuned = _weights(bench.artifact(bench.good(FIRST)))
+    good = write_artifact(served, bench.base, tuned)
+    say("    record what the evaluation records")
+
+    def previous() -> Weights:
+        return _weights(bench.artifact(bench.adapter("previous version", bench.rows[: len(bench.rows) // 2])))
+
+    return Plantable(bench.base, tuned, good, _record(bench.base, good, read_split(bench.dataset, "test")), previous)
+
+
+def published(job: str, work: Path, samples: int) -> Plantable:
+    """What the FineTuneJob has published, as its stages have written and recorded it. ``samples``: test examples that
+    verification asks.
+
+    Raises ClusterError: it has published nothing, or in a format of which no wrong artifacts are made.
+    """
+    from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
+    from finetune_jobs.artifacts.folders import fetch_folder
+    from finetune_jobs.base.documents import read_json
+    from finetune_jobs.modelling.tuning import read_tuning
+    from finetune_jobs.store.s3 import Store
+    from finetune_jobs.verification.promise import read_promise
+
+    kubectl = local.kubectl().within(NAMESPACE)
+    status = FineTuneJob.model_validate(kubectl.get("ftj", job)).status
+    if status.artifact is None:
+        raise ClusterError(f"FineTuneJob {job} has published nothing")
+    digest, base = status.artifact.digest, ensure_smollm2(cache_directory())
+    trained = next(each.output_digest for each in status.stages if each.name == Stage.TRAIN)
+    with object_store.from_here(kubectl) as storage:
+        store = Store.connect(storage, status.artifact.uri.removesuffix(f"/{output_folder(Stage.PUBLISH, digest)}"))
+
+        def fetched(folder: str, name: str) -> Path:
+            return once(work / name, f"fetch {folder}", lambda out: fetch_folder(store, folder, out))
+
+        record = fetched(output_folder(Stage.PUBLISH, digest), f"{job}-record")
+        model = read_json(record / MODEL_REF, ModelRef)
+        good = fetched(model.folder, f"{job}-artifact")
+        adapter = fetched(output_folder(Stage.TRAIN, trained), f"{job}-adapter")
+    if model.format not in ROUNDED:
+        raise ClusterError(
+            f"FineTuneJob {job} has published {model.format}: wrong ones are made in {', '.join(ROUNDED)}"
+        )
+
+    def merge(out: Path) -> None:
+        write_merged(base, adapter, out, read_tuning(adapter, Method.QLORA))
+
+    tuned = _weights(once(work / f"{job}-merged", "merge the adapter", merge))
+    promise = read_promise(record, job)
+    return Plantable(base, tuned, good, replace(promise, sample=promise.sample[:samples]))
+
+
+def _weights(folder: Path) -> Weights:
+    from safetensors.torch import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def _record(base: Path, artifact: Path, examples: Sequence[Any]) -> Promise:
+    """What publish would put beside the artifact."""
+    from finetune_jobs.artifacts.artifact import Answer
+    from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
+    from finetune_jobs.modelling import chat
+    from finetune_jobs.modelling.loading import load_checkpoint
+    from finetune_jobs.modelling.tokenizer import load_tokenizer
+    from finetune_jobs.publish import choose_golden
+    from finetune_jobs.verification.observation import Promise
+    from tests.support.artifacts import record
+
+    tokenizer, asked = load_tokenizer(base), examples[:SAMPLE]
+    questions = Questions([e.prompt for e in asked], answer_limit(tokenizer, [e.label for e in asked]), 16)
+    before, after = (
+        generate_answers(load_checkpoint(folder), tokenizer, questions, lambda _done, _total: None)
+        for folder in (base, artifact)
+    )
+    answers = [
+        Answer(
+            messages=e.prompt,
+            label=e.label,
+            base=b,
+            tuned=a,
+            artifact=a,
+            max_tokens=questions.limit,
+            prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt)),
+            stopped=len(chat.answer_ids(tokenizer, a)) < questions.limit - 1,
+        )
+        for e, b, a in zip(asked, before, after, strict=True)
+    ]
+    return Promise(
+        golden=choose_golden(answers, GOLDEN),
+        sample=answers,
+        references=record(base, artifact, examples),
+        task=TaskType.CLASSIFICATION,
+        format=ExportFormat.INT8,
+    )
