@@ -16,7 +16,7 @@ MAX_GOALS: Final = 12
 Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
 """A share of 1 as text, e.g. ``0.95``."""
 Bound = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?$", max_length=16)]
-"""A share of 1, or a perplexity, as text."""
+"""A share of 1, or of what has no such limit (a perplexity, a custom figure), as text."""
 PRECISIONS: Final = (*(f"0.{number}" for number in range(50, 100)), "0.995", "0.999")
 """At which automation is measured, so that every goal finds its own."""
 Precision = Annotated[str, Field(pattern=r"^0\.([5-9][0-9]?|99[59])$", max_length=16)]
@@ -109,6 +109,11 @@ _SHARE_OR_PERPLEXITY: Final = Rule(
     "atMost is a share of 1, e.g. 0.05; of perplexity, which is never below 1, it is above 1, e.g. 8.5; forgettingNll "
     "takes any",
 )
+_SHARE_OR_CUSTOM: Final = Rule(
+    "self.metric == 'custom' || (!has(self.atLeast) || double(self.atLeast) <= 1.0) && "
+    "(!has(self.improveOverBase) || double(self.improveOverBase) <= 1.0)",
+    "atLeast and improveOverBase are shares of 1, e.g. 0.95; only those of a custom figure may be above 1",
+)
 
 
 class Baseline(StrEnum):
@@ -139,7 +144,14 @@ class Goal(ApiModel):
             "at_most",
             also=[
                 rule.as_schema()
-                for rule in (_NOT_COMPARED, _LOW_STAYS_LOW, _SHARE_OR_PERPLEXITY, _CUSTOM_ONLY, _CUSTOM_IS_NAMED)
+                for rule in (
+                    _NOT_COMPARED,
+                    _LOW_STAYS_LOW,
+                    _SHARE_OR_PERPLEXITY,
+                    _SHARE_OR_CUSTOM,
+                    _CUSTOM_ONLY,
+                    _CUSTOM_IS_NAMED,
+                )
             ],
         )
     )
@@ -179,10 +191,11 @@ class Goal(ApiModel):
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
     """One label of a classification that f1, precision or recall is about; by default the mean over all of them. Of a
     custom figure that is measured of several things, which of them, e.g. the name of an lm-eval task."""
-    at_least: Share | None = None
-    """The least that the artifact must reach, e.g. "0.95"."""
-    improve_over_base: Share | None = None
-    """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
+    at_least: Bound | None = None
+    """The least that the artifact must reach, e.g. "0.95"; of a custom figure also more than 1."""
+    improve_over_base: Bound | None = None
+    """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points. Of a
+    custom figure also more than 1."""
     at_most: Bound | None = None
     """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks or memorisation may be,
     e.g. "0.05", or forgettingNll, perplexity or a custom figure, e.g. "8.5"."""
@@ -204,6 +217,8 @@ class Goal(ApiModel):
             return self
         if self.custom is not None:
             raise ValueError(_CUSTOM_ONLY.message)
+        if float(self.at_least or self.improve_over_base or 0) > 1:
+            raise ValueError(_SHARE_OR_CUSTOM.message)
         if self.improve_over_base is not None and self.metric not in COMPARED:
             raise ValueError(_NOT_COMPARED.message)
         if (self.metric in _LOW) != (self.at_most is not None):

@@ -164,12 +164,20 @@ def _change(result: Object, case: Case) -> None:
         target["atMost"] = _AT_MOST[case.value]
     if case.path == (*GOAL, "atMost") and case.complaint is None and case.value != ABSENT and float(case.value) > 1:
         target["metric"] = "perplexity"
-    if case.path == (*GOAL, "metric") and case.value == "custom":
-        target["custom"] = "a.score"
+    if _is_of_a_custom_figure(case):
+        target |= {"metric": "custom", "custom": "a.score"}
     if case.value == "InPlace":  # which keeps nothing
         result["spec"]["keepLastGood"] = "0s"
     if _is_divided(case):
         del result["spec"]["access"]["tls"]
+
+
+def _is_of_a_custom_figure(case: Case) -> bool:
+    """Whether a goal has that metric, or a bound that no other has."""
+    if case.path == (*GOAL, "metric"):
+        return bool(case.value == "custom")
+    bounds = [(*GOAL, name) for name in ("atLeast", "improveOverBase")]
+    return case.path in bounds and case.complaint is None and case.value != ABSENT and float(case.value) > 1
 
 
 def _is_divided(case: Case) -> bool:

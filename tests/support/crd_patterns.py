@@ -310,7 +310,7 @@ _NUMBERS = {
         ("0", "2e-4", "0.05", "123456.12345678e-10"), ("", "-1", ".5", "1.", "1e", "0,5", "NaN", "1234567", "1 ")
     ),
     # 6 characters are the longest share, so that its length bound (16) cannot be reached.
-    _pattern_of("spec.evaluation.goals.atLeast"): Pattern(
+    _pattern_of("spec.evaluation.review.winRate"): Pattern(
         ("0", "1", "1.0000", "0.5", "0.9525"), ("", "1.1", "2", ".5", "0.", "0.12345", "-0.5", "0,5", "95", "0.5 ")
     ),
     # 11 characters are the longest bound, so that its length bound (16) cannot be reached.

@@ -97,6 +97,9 @@ _COMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "improveOverBase 
 _ONE_BOUND: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "exactly one of", "improveOverBase", "atMost")
 _LOW: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "take atMost", "no other metric")
 _ABOVE_1: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "atMost is a share of 1", "perplexity", "above 1")
+_NO_SHARE: Final = message_of(
+    _schema(meta.FINETUNEJOB, GOAL), "atLeast and improveOverBase are shares", "custom figure"
+)
 _UNNAMED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "metric custom needs custom", "set it")
 _NOT_CUSTOM: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "goes with metric custom", "remove custom")
 _GOALS: Final[list[tuple[Object, str | None]]] = [
@@ -119,6 +122,12 @@ _GOALS: Final[list[tuple[Object, str | None]]] = [
     ({"metric": "leaks", "atMost": "8.5"}, _ABOVE_1),
     ({"metric": "perplexity", "atLeast": "0.5"}, _LOW),
     ({"metric": "custom", "atLeast": "0.5"}, _UNNAMED),
+    ({"metric": "custom", "custom": "a.b", "atLeast": "7.5"}, None),
+    ({"metric": "custom", "custom": "a.b", "improveOverBase": "2"}, None),
+    ({"metric": "accuracy", "atLeast": "1.5"}, _NO_SHARE),
+    ({"metric": "accuracy", "atLeast": "95"}, _NO_SHARE),
+    ({"metric": "f1", "improveOverBase": "1.0001"}, _NO_SHARE),
+    ({"metric": "f1", "improveOverBase": "1"}, None),
     ({"metric": "f1", "custom": "a.b", "atLeast": "0.5"}, _NOT_CUSTOM),
 ]
 _UNASKED: Final = {

@@ -387,6 +387,13 @@ def test_only_a_perplexity_is_above_1(given: dict[str, str]) -> None:
         Goal.model_validate(given)
 
 
+@pytest.mark.parametrize("bound", ["atLeast", "improveOverBase"])
+def test_only_a_custom_figure_is_above_1(bound: str) -> None:
+    with pytest.raises(ValidationError, match=r"shares of 1, e.g. 0.95; only those of a custom figure"):
+        Goal.model_validate({"metric": "accuracy", bound: "95"})
+    assert Goal.model_validate({"metric": "custom", "custom": "style.score", bound: "7.5"}).bound == 7.5
+
+
 def test_a_goal_about_questions_that_are_not_asked_contradicts_itself() -> None:
     for metric, named, field in (
         ("forgetting", "forgetting or forgettingNll", "general"),
