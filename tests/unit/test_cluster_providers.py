@@ -73,12 +73,14 @@ def test_docker_builds_get_the_machines_certificates_and_proxy(tmp_path: Path, m
     monkeypatch.setenv("https_proxy", "http://proxy.example.com:3128")
     dockerfile = REPOSITORY / "images" / "build" / "Dockerfile"
     option = f"--secret=id=ca,src={bundle}"
-    assert option not in build_command("build:1", dockerfile, {}), "Docker refuses a secret whose file is missing"
+    assert option not in build_command("build:1", tmp_path, dockerfile, {}), (
+        "Docker refuses a secret whose file is missing"
+    )
 
     bundle.touch()
-    command = build_command("build:1", dockerfile, {"PARENT": "base:1"})
+    command = build_command("build:1", tmp_path, dockerfile, {"PARENT": "base:1"})
     assert {option, "--build-arg=https_proxy=http://proxy.example.com:3128", "--build-arg=PARENT=base:1"} <= {*command}
-    assert command[-1] == REPOSITORY
+    assert command[-1] == tmp_path
 
 
 def test_the_certificates_are_the_secret_that_the_dockerfiles_ask_for() -> None:
