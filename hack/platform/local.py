@@ -19,6 +19,8 @@ RUNNER = "finetune-runner"
 CHART = REPOSITORY / "charts" / "finetune-operator"
 VALUES = REPOSITORY / "hack" / "platform" / "values.yaml"
 VLLM_VALUES = REPOSITORY / "hack" / "platform" / "vllm-cpu.yaml"
+LM_EVAL_VALUES = REPOSITORY / "hack" / "platform" / "lm-eval.yaml"
+METRIC_PROGRAM = REPOSITORY / "examples" / "metric-container" / "brevity.py"
 RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize", "proxy")
 
 
@@ -42,9 +44,18 @@ def install_platform(kubectl: Kubectl) -> None:
 def install_vllm_runtime(kubectl: Kubectl) -> None:
     """Give the installed operator the runtime ``vllm-cpu``. Its image is built first: 6 GB, ten minutes the first
     time."""
-    name = "vllm-cpu"
+    _install_with(kubectl, "runtimes", "vllm-cpu", VLLM_VALUES)
+
+
+def install_lm_eval(kubectl: Kubectl) -> None:
+    """Give the installed operator the metric container ``lm-eval``. Its image is built first: 250 MB, a few minutes."""
+    _install_with(kubectl, "metricContainers", "lm-eval", LM_EVAL_VALUES)
+
+
+def _install_with(kubectl: Kubectl, kind: str, name: str, values: Path) -> None:
+    """The operator with one more thing to offer, whose image is not among those that are always built."""
     image = build_images(provider().images(), [name])[name]
-    install_operator(kubectl, (f"runtimes.{name}.image.tag={image.rsplit(':', 1)[1]}",), (VALUES, VLLM_VALUES))
+    install_operator(kubectl, (f"{kind}.{name}.image.tag={image.rsplit(':', 1)[1]}",), (VALUES, values))
 
 
 def install_operator(kubectl: Kubectl, values: tuple[str, ...] = (), files: tuple[Path, ...] = (VALUES,)) -> None:
@@ -52,12 +63,13 @@ def install_operator(kubectl: Kubectl, values: tuple[str, ...] = (), files: tupl
     arguments."""
     kubectl.apply(object_store.restricted_namespace(NAMESPACE))
     settings = [f"images.{name}.tag={_tag(name)}" for name in RELEASE_IMAGES]
-    settings += [f"runtimes.tgi-cpu.image.tag={_tag('tgi-cpu')}", *values]
+    settings += [f"runtimes.tgi-cpu.image.tag={_tag('tgi-cpu')}", f"metricContainers.brevity.image.tag={_tag('data')}"]
     with step(f"install the operator with Helm in namespace {NAMESPACE}"):
         helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
             *(argument for file in files for argument in ("--values", str(file))),
-            *(argument for setting in settings for argument in ("--set-string", setting)),
+            *(argument for setting in (*settings, *values) for argument in ("--set-string", setting)),
+            *("--set-file", f"metricContainers.brevity.command[2]={METRIC_PROGRAM}"),
             *("--wait", "--timeout", "180s"),
             kubeconfig=kubectl.kubeconfig,
         )
