@@ -52,7 +52,9 @@ LIBRARIES: Final = (
     *("pydantic", "pytest", "pytest_asyncio", "torch", "transformers"),
 )
 """What the process that forks has imported."""
-_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_FAILED: Final = re.compile(r"^FAILED (.+?)(?: - .*)?$", re.MULTILINE)
+_ERROR: Final = re.compile(r"^ERROR (.+)$", re.MULTILINE)
+"""Of a fixture, before a test or after it: no test has judged anything."""
 _PASSED, _TESTS_FAILED = 0, 1
 
 
@@ -90,7 +92,7 @@ class Verdict(StrEnum):
     SURVIVED = "survived"
     STALE = "no longer applies"
     UNKNOWN = "no verdict"
-    """Its tests did not run to an end."""
+    """Its tests did not run to an end, or a fixture of theirs failed."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def _outcome(mutant: Mutant, code: int | None, output: str, seconds: float) -> O
         return Outcome(mutant, Verdict.SURVIVED, seconds, f"{mutant.harm} Nobody noticed: {advice}")
     if code == _TESTS_FAILED and (found := _FAILED.search(output)):
         return Outcome(mutant, Verdict.KILLED, seconds, found[1])
+    if code == _TESTS_FAILED and (found := _ERROR.search(output)):
+        return Outcome(mutant, Verdict.UNKNOWN, seconds, f"a fixture failed, so no test judged it: {found[1]}")
     ended = f"ended with {code}" if code is not None else f"took more than {MOST_SECONDS:.0f} s"
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
     return Outcome(mutant, Verdict.UNKNOWN, seconds, f"pytest {ended}, so no test judged it: {last}")

@@ -55,11 +55,16 @@ def test_every_package_has_mutants_of_its_own() -> None:
 
 FILE = "package/half.py"
 TESTS = "tests/test_half.py"
+FIXTURE = "tests/test_fixture.py"
+TEARDOWN = "tests/test_teardown.py"
 HALF = Mutant(name="half", file=FILE, text="/ 2", becomes="/ 3", harm="Halves are thirds.", tests=[TESTS])
 UNSEEN = HALF.model_copy(update={"name": "unseen", "text": "abs(", "becomes": "float("})
 GONE = HALF.model_copy(update={"name": "gone", "text": "// 2"})
 BROKEN = HALF.model_copy(update={"name": "broken", "text": "def half", "becomes": "import no_such_module\ndef half"})
 UNJUDGED = HALF.model_copy(update={"name": "unjudged", "tests": ["tests/none.py"]})
+IN_FIXTURE = HALF.model_copy(update={"name": "in-fixture", "tests": [FIXTURE]})
+IN_TEARDOWN = HALF.model_copy(update={"name": "in-teardown", "tests": [TEARDOWN]})
+FIXTURE_FAILS = "import pytest\nfrom half import half\n\n\ndef test_half(four): ...\n\n\n@pytest.fixture\ndef four():\n"
 
 
 @pytest.fixture
@@ -70,6 +75,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "pyproject.toml": '[tool.hatch.build]\ndev-mode-dirs = ["package"]\n[tool.pytest.ini_options]\n',
         FILE: "def half(number):\n    return abs(number) / 2\n",
         TESTS: "from half import half\n\n\ndef test_half():\n    assert half(4) == 2\n",
+        FIXTURE: f"{FIXTURE_FAILS}    assert half(4) == 2\n    yield\n",
+        TEARDOWN: f"{FIXTURE_FAILS}    yield\n    assert half(4) == 2\n",
         ".gitignore": "ignored\n",
         "ignored": "",
     }
@@ -91,6 +98,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (GONE, Verdict.STALE, f"its text stands 0 times in {FILE}: quote the line as it is now"),
         (BROKEN, Verdict.UNKNOWN, "pytest ended with 2, so no test judged it"),
         (UNJUDGED, Verdict.UNKNOWN, "pytest ended with 4, so no test judged it"),
+        (IN_FIXTURE, Verdict.UNKNOWN, f"a fixture failed, so no test judged it: {FIXTURE}::test_half - assert"),
+        (IN_TEARDOWN, Verdict.UNKNOWN, f"a fixture failed, so no test judged it: {TEARDOWN}::test_half - assert"),
     ],
     ids=lambda value: value.name if isinstance(value, Mutant) else "",
 )
@@ -165,7 +174,7 @@ def test_a_copy_has_new_files_and_none_that_git_ignores(checkout: Path, tmp_path
     copied = {
         path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*") if path.is_file()
     }
-    assert copied == {"pyproject.toml", FILE, TESTS, ".gitignore"}
+    assert copied == {"pyproject.toml", FILE, TESTS, FIXTURE, TEARDOWN, ".gitignore"}
 
 
 def test_the_table_and_the_exit_code_say_what_became_of_each() -> None:
