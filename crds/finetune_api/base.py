@@ -99,6 +99,11 @@ class ApiModel(BaseModel):
         frozen=True,
     )
 
+    def __hash__(self) -> int:
+        """Also of a model with lists: nothing changes one. A default that has no hash is copied whole, by pydantic,
+        each time that a model takes it."""
+        return hash(tuple(map(_hashable, vars(self).values())))
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         reference = handler(core)
@@ -110,7 +115,9 @@ class ApiModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_or_read_retired(cls, given: Any, info: ValidationInfo) -> Any:
-        for name in sorted(given.keys() & cls.retired.keys()) if isinstance(given, dict) else ():
+        if not cls.retired or not isinstance(given, dict):
+            return given
+        for name in sorted(given.keys() & cls.retired.keys()):
             field = cls.retired[name]
             if info.context == REFUSE_RETIRED:
                 raise ValueError(_refusal(name, field))
@@ -118,6 +125,13 @@ class ApiModel(BaseModel):
                 rest = {key: value for key, value in given.items() if key != name}
                 given = {now.name: now.values[given[name]], **rest}
         return given
+
+
+def _hashable(value: Any) -> Any:
+    """Equal for equal values."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(each)) for key, each in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _retired_schema(name: str, field: Retired) -> JsonSchemaValue:

@@ -13,9 +13,11 @@ from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
 from finetune_operator.adapterdeployment.channel import channel_blocker, known_channel, not_looked_yet
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
-from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, spec_hash, tls_secret
+from finetune_operator.adapterdeployment.record import record_for
+from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, asked_hash, tls_secret
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.blockers import Blocker
+from finetune_operator.framework.once import once
 from finetune_operator.resources.deployment import Adapter, Serving
 from finetune_operator.resources.drift import quantity
 from finetune_operator.settings import Runtime
@@ -54,6 +56,7 @@ def asked_back(observed: ObservedDeployment) -> Record | None:
     return observed.records.get(wanted) if wanted else None
 
 
+@once
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
     """The artifact that the source names, or that of the revision to go back to. If its FineTuneJob has none, the last
     known one stays."""
@@ -81,6 +84,15 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
         )
     name = source.fine_tune_job.name if source.fine_tune_job else ""
     return _last_known(observed, _source_blocker(observed, name, job))
+
+
+@once
+def asked_record(observed: ObservedDeployment) -> Record | Blocker:
+    """What would serve what the spec asks for now, or why there is no artifact."""
+    artifact, spec = find_artifact(observed), observed.resource.spec
+    if isinstance(artifact, Blocker):
+        return artifact
+    return record_for(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
 
 
 def _find_in_channel(observed: ObservedDeployment, asked: OutputRef) -> Artifact | Blocker:
@@ -151,7 +163,7 @@ def _source_blocker(observed: ObservedDeployment, name: str, job: Source | None)
 
 def _known(observed: ObservedDeployment) -> RevisionStatus | None:
     """The revision of the last known artifact: a candidate for this spec, or else the stable one."""
-    status, wanted = observed.resource.status, spec_hash(observed.resource.spec)
+    status, wanted = observed.resource.status, asked_hash(observed)
     candidate = status.candidate
     if candidate and candidate.state is not RevisionState.FAILED and candidate.spec_hash == wanted:
         return candidate

@@ -8,11 +8,11 @@ from finetune_api.compatibility import ADAPTER, serving_verdict
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import alone, no_room
-from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
+from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, asked_record, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import record_for
 from finetune_operator.adapterdeployment.revision import accepted_keys, is_as_the_spec_protects
 from finetune_operator.adapterdeployment.route_claims import route_claims
+from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.blockers import (
     Blocker,
@@ -86,7 +86,7 @@ def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
         return None
     runtime = observed.settings.runtimes[spec.runtime]
     violation = prompt_violation(artifact.tokens, spec.runtime, runtime)
-    if not violation or _serves(observed, artifact):
+    if not violation or _serves(observed):
         return None
     return Blocker(Reason.PROMPTS_TOO_LONG, violation, watched=True)
 
@@ -99,7 +99,7 @@ def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
     found = serving_verdict(
         serving_facts(name, observed.settings.runtimes[name]), artifact.architecture, artifact.format
     )
-    if found.starts or _serves(observed, artifact):
+    if found.starts or _serves(observed):
         return None
     what = "cannot serve it" if found.refused else "is not known to serve it"
     return Blocker(Reason.RUNTIME_UNSUITABLE, f"Runtime {name!r} {what}: {found.message}", watched=True)
@@ -116,7 +116,7 @@ def artifact_too_large(observed: ObservedDeployment) -> Blocker | None:
     room, where = runtime.pod.scratch_size, "pods of runtime {!r} have {} (scratchSize)"
     if runtime.model_cache:
         room, where = runtime.model_cache.size_limit, "the cache of runtime {!r} may hold {} (modelCache.sizeLimit)"
-    if not room or artifact.size_bytes <= (quantity(room) or 0) or _serves(observed, artifact):
+    if not room or artifact.size_bytes <= (quantity(room) or 0) or _serves(observed):
         return None
     message = f"The artifact has {artifact.size_bytes / 2**30:.1f} GiB; {where.format(name, room)}."
     return Blocker(Reason.RUNTIME_UNSUITABLE, message, watched=True)
@@ -125,20 +125,18 @@ def artifact_too_large(observed: ObservedDeployment) -> Blocker | None:
 def adapters_unsuitable(observed: ObservedDeployment) -> Blocker | None:
     """The runtime has no room for the adapters, or an adapter is named as if it were a whole model."""
     artifact, name = find_artifact(observed), observed.resource.spec.runtime
-    if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to or _serves(observed, artifact):
+    if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to or _serves(observed):
         return None
     if artifact.format == ADAPTER and not artifact.adapters:
         return alone(artifact.digest)
     return no_room(artifact.adapters, name, observed.settings.runtimes[name])
 
 
-def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
+def _serves(observed: ObservedDeployment) -> bool:
     """Whether the revision that the spec asks for is the one that serves: it has proved that it can."""
-    spec, stable = observed.resource.spec, observed.resource.status.stable
-    if stable is None:
-        return False
-    asked = record_for(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
-    return stable.revision == asked.revision
+    stable = observed.resource.status.stable
+    asked = asked_record(observed) if stable else None
+    return stable is not None and isinstance(asked, Record) and stable.revision == asked.revision
 
 
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (

@@ -32,7 +32,7 @@ from finetune_api.serving_status import (
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import choice_of, spec_hash
+from finetune_operator.adapterdeployment.revision import asked_hash, choice_of
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
@@ -95,7 +95,7 @@ def standing(observed: ObservedDeployment, record: Record, adapters: Sequence[Ad
     ours = stable if stable is not None and stable.revision == record.revision else None
     known = {(each.name, each.artifact_digest): each for each in (ours.adapters if ours else [])}
     verified = {(each.name, each.digest) for each in record.serving.adapters}
-    same_spec = ours is not None and ours.spec_hash == spec_hash(observed.resource.spec)
+    same_spec = ours is not None and ours.spec_hash == asked_hash(observed)
     found = []
     for adapter, fresh in zip(adapters, shown(adapters), strict=True):
         key = (adapter.name, adapter.digest)
@@ -159,7 +159,7 @@ def deliver(
     update = {
         "adapters": rows,
         "artifact_digest": set_address({each.name: each.artifact_digest for each in rows if each.state != _FAILED}),
-        "spec_hash": spec_hash(observed.resource.spec),
+        "spec_hash": asked_hash(observed),
     }
     served = stable.model_copy(update=update)
     return Delivery(served, actions, events, _RECORD_SECONDS if events else None)
@@ -218,7 +218,7 @@ def _fallen_with(observed: ObservedDeployment, asked: Serving) -> Record | None:
     """Of the candidate of this spec, if it served these adapters before the traffic was taken from it. One that is
     tried again is verified with all that its record has."""
     tried = observed.resource.status.candidate
-    if tried is None or tried.spec_hash != spec_hash(observed.resource.spec):
+    if tried is None or tried.spec_hash != asked_hash(observed):
         return None
     record = _with_other_adapters(observed, tried.revision, asked)
     served, wanted = set(read_back(tried.adapters)), set(asked.adapters)
@@ -287,7 +287,7 @@ def _request(
     seconds = delivery_seconds([_size(observed, each) or room for each in asked])
     identity = [
         record.revision,
-        spec_hash(spec),
+        asked_hash(observed),
         [[each.name, each.digest] for each in asked],
         [[pod["metadata"]["name"], pod["status"]["podIP"]] for pod in pods],
     ]

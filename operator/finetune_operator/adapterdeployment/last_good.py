@@ -19,7 +19,7 @@ from finetune_operator.adapterdeployment.candidate import given_back, in_state
 from finetune_operator.adapterdeployment.health import Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
-from finetune_operator.adapterdeployment.revision import asked_gates, is_as_the_spec_protects, spec_hash
+from finetune_operator.adapterdeployment.revision import asked_gates, asked_hash, is_as_the_spec_protects
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, is_as_recorded
 from finetune_operator.adapterdeployment.rollout import withdrawal
 from finetune_operator.adapterdeployment.step import RolloutStep
@@ -152,7 +152,7 @@ def roll_back(
     """
     ended = f"{problem.message} Revision {previous.target.revision}, which served before, serves again."
     said = replace(problem, message=ended)
-    tried = stable.model_copy(update={"spec_hash": spec_hash(observed.resource.spec)})
+    tried = stable.model_copy(update={"spec_hash": asked_hash(observed)})
     if problem.checks:
         tried = tried.model_copy(update={"verification": list(problem.checks)})
     fallen = in_state(tried, RevisionState.FAILED, said.reason, said.message, now)

@@ -101,7 +101,7 @@ class ObservedDeployment:
     elder: Elder | None = None
     """Who has an address of the spec's route before this one."""
 
-    @property
+    @cached_property
     def owner(self) -> Owner:
         """The custom resource as its children see it."""
         return Owner.of(ADAPTERDEPLOYMENTS, self.resource.metadata)

@@ -13,9 +13,9 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import (
     accepted_keys,
     api_keys_secret,
+    asked_hash,
     choice_of,
     revision_of,
-    spec_hash,
     tls_secret,
 )
 from finetune_operator.adapterdeployment.stored_record import Record
@@ -69,7 +69,7 @@ def failed_in_place(observed: ObservedDeployment) -> RevisionStatus | None:
     pods of the same choice, or a blocker that has passed, is no reason for one."""
     status, spec = observed.resource.status, observed.resource.spec
     tried = status.candidate
-    if tried is None or tried.state is not RevisionState.FAILED or tried.spec_hash != spec_hash(spec):
+    if tried is None or tried.state is not RevisionState.FAILED or tried.spec_hash != asked_hash(observed):
         return None
     return tried if spec.in_place and status.stable is not None else None
 

@@ -9,6 +9,7 @@ from finetune_api.hashing import digest, short, without_defaults
 from finetune_api.stages import Stage
 from finetune_api.verification import GatesPolicy
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.framework.once import once
 from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.resources.pod import repository
 from finetune_operator.settings import Settings
@@ -84,6 +85,12 @@ def asked_gates(spec: AdapterDeploymentSpec) -> str:
     if policy.gates is GatesPolicy.ANY and not policy.required_gates:
         return ""
     return digest([policy.gates, sorted(policy.required_gates)])
+
+
+@once
+def asked_hash(observed: ObservedDeployment) -> str:
+    """Identity of the spec of what was observed."""
+    return spec_hash(observed.resource.spec)
 
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from finetune_api.compatibility import Level, serving_verdict
 from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.adapters import read_back
-from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
+from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, asked_record, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
 from finetune_operator.adapterdeployment.delivery import taken_at_run_time
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.record import record_for, recorded
-from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.record import recorded
+from finetune_operator.adapterdeployment.revision import asked_hash
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.token_limits import example_warning
 from finetune_operator.blockers import Blocker, first_blocker
@@ -65,11 +65,13 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
     asked = artifact.serving(spec, observed.settings.runtimes[spec.runtime])
     back = asked_back(observed)
     running = None if back else taken_at_run_time(observed, asked)
-    record = back or running or record_for(observed, asked)
+    record = back or running or asked_record(observed)
+    if isinstance(record, Blocker):  # as above
+        return record
     return Target(
         record=record,
         asked_adapters=asked.adapters if running else None,
-        spec_hash=spec_hash(spec),
+        spec_hash=asked_hash(observed),
         source_blocker=artifact.source_blocker,
         is_asked=artifact.source_blocker is None,
         warning=" ".join(filter(None, _warnings(artifact, record.serving.runtime_name, record.serving.runtime))),
@@ -89,4 +91,4 @@ def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Targ
     if record is None:
         return None
     adapters = read_back(known.adapters) if loads_adapters(record.template) and known.adapters else None
-    return Target(record, spec_hash(observed.resource.spec), asked_adapters=adapters, is_asked=False)
+    return Target(record, asked_hash(observed), asked_adapters=adapters, is_asked=False)

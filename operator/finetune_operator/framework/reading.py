@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Generic, TypeVar
@@ -79,6 +80,8 @@ def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:
     Fields that this version does not know are ignored. They are not typing errors, because the API server drops fields
     that its CRD lacks: they belong to a newer CRD, which fills in their defaults in every object.
     """
+    with suppress(ValidationError):  # almost none has unknown fields, or is not valid
+        return model.model_validate(raw, extra="forbid", context=REFUSE_RETIRED), ""
     try:
         spec = model.model_validate(raw, extra="ignore", context=REFUSE_RETIRED)
     except ValidationError as error:
