@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_api.training import Training
-from finetune_jobs.fit.memory import GIB, KEPT, ON_GPU, ROUNDED, SELECTIVE, Step, peak_memory
+from finetune_jobs.fit.memory import GIB, peak_memory
 from finetune_jobs.fit.shapes import read_shape
+from finetune_jobs.fit.steps import KEPT, ON_GPU, ROUNDED, SELECTIVE, Step
 from hack.benchmarks.fit_published import MEMORY, TIME, Comparison, compared, within
 from hack.benchmarks.memory_tracker import tracked_peak
 from hack.benchmarks.result import Result

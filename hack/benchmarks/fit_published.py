@@ -9,8 +9,9 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.timing import Examples, training_seconds
 from finetune_api.training import Training
 from finetune_jobs.fit.duration import pace
-from finetune_jobs.fit.memory import GIB, Head, Step, peak_memory
+from finetune_jobs.fit.memory import GIB, peak_memory
 from finetune_jobs.fit.shapes import Shape, read_shape
+from finetune_jobs.fit.steps import Head, Step
 from hack.benchmarks.fit_measurements import Table, measurements
 
 FUSED = 1.2

@@ -24,7 +24,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.training import AdapterKind, Method, Training
-from finetune_jobs.fit.memory import Step
+from finetune_jobs.fit.steps import Step
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
 from finetune_jobs.training.selective import PLAIN, SELECTIVE
 from finetune_jobs.training.tiled_loss import Logits, tiled_loss

@@ -38,7 +38,7 @@ def up_to_date(file: str) -> bool:
     return text({name: part for name, part in json.loads(file).items() if name != "made"}) == file
 
 
-def _lines(value: Any, depth: int = 4, indent: str = "") -> str:
+def _lines(value: Any, depth: int = 6, indent: str = "") -> str:
     """JSON, of which the outer levels have a line for each part."""
     if not depth or not value or not isinstance(value, dict | list) or not _nested(value):
         return json.dumps(value)

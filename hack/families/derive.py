@@ -9,30 +9,28 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Final
 
-from finetune_jobs.fit.families import Count, Family, Linear, Mixture, Read
+from finetune_jobs.fit.families import Count, Family, Layer, Linear, Mixture, Read
 from hack.families import sizes
-from hack.families.fields import Effects, effects, layout
+from hack.families.fields import Effects, effects
 from hack.families.formulas import Dimensions, Formulas, product, total
-from hack.families.models import Layout, LeftOutError, config_of
+from hack.families.models import LeftOutError, Parts, config_of
+from hack.families.patterns import pattern_of
 from hack.families.proof import Small, prove, with_defaults
 from hack.families.roles import attention, roles
-
-_PARTS: Final = ("linear", "tensors", "outside")
-"""Of a layout."""
 
 
 def derive(kind: str) -> Family:
     """What the code of the family with this ``model_type`` fixes. Raises LeftOutError."""
-    small, found = Small.of(kind), effects(kind)
+    pattern = pattern_of(kind)
+    small, found = Small.of(kind, pattern), effects(kind, pattern)
     try:
         return _with_switches(small, found)
     except LeftOutError:
         if small.listed:
             raise
         # Some parts take the width of heads that config.json says, others do not: described is one that says none.
-        return _with_switches(Small.computing(kind), found)
+        return _with_switches(Small.computing(kind, pattern), found)
 
 
 def _with_switches(small: Small, found: Effects) -> Family:
@@ -68,29 +66,47 @@ def _read(small: Small, found: Effects) -> Family:
     own = small.names
     if lacking := {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(own):
         raise LeftOutError(f"its config has no {min(lacking)}")
-    hidden, heads = own["hidden_size"], own["num_attention_heads"]
-    models = [small.sizes(index) for index in range(sizes.READ)]
-    formulas = Formulas(models)
-    linear, tensors, outside = _items(small, found)
-    if any("experts" in path.split(".") for path in linear):
-        raise LeftOutError("its experts are linear layers of their own")
-    sides = {path: _sides(path, item, formulas) for path, item in linear.items()}
-    read = roles(sides, hidden)
-    asked = attention({path: item.dimensions for path, item in linear.items()}, read, heads, formulas, models)
-    experts = {path: item for path, item in tensors.items() if "experts" in path.split(".")}
-    mixture = _mixture(small, experts, hidden, formulas) if experts else None
-    others = {path: item for path, item in tensors.items() if path not in experts}
+    formulas = Formulas([small.sizes(index) for index in range(sizes.READ)])
+    states: list[dict[str, bool]] = [{}, *({name: not usual} for name, usual in found.switches.items())]
+    models = [[small.layout(index, state) for index in range(sizes.READ)] for state in states]
+    outside = _items([[model.outside for model in state] for state in models], states, found)
+    numbers = range(len(models[0][0].kinds))
     return Family(
         aliases=sizes.aliases(small.config),
         computed=small.computed,
         switches=found.switches,
         fixed=found.fixed,
         tied=bool(config_of(small.kind, {}).tie_word_embeddings),
-        gated=_gated(read, linear, experts),
-        norms=_norms(layout(small.kind, 0, small.fields(0)), read, experts),
-        hidden=hidden,
+        hidden=own["hidden_size"],
         layers=own["num_hidden_layers"],
         vocab=own["vocab_size"],
+        kinds=tuple(
+            _layer([[model.kinds[number] for model in state] for state in models], states, small, found, formulas)
+            for number in numbers
+        ),
+        pattern=small.pattern,
+        outside=_counts(outside, formulas),
+    )
+
+
+def _layer(
+    models: list[list[Parts]], states: list[dict[str, bool]], small: Small, found: Effects, formulas: Formulas
+) -> Layer:
+    """What the layers of one kind have in common, read from a layer of each model in each state."""
+    hidden, heads = small.names["hidden_size"], small.names["num_attention_heads"]
+    linear = _items([[parts.linear for parts in state] for state in models], states, found)
+    tensors = _items([[parts.tensors for parts in state] for state in models], states, found)
+    if any("experts" in path.split(".") for path in linear):
+        raise LeftOutError("its experts are linear layers of their own")
+    sides = {path: _sides(path, item, formulas) for path, item in linear.items()}
+    read = roles(sides, hidden)
+    of_models = [small.sizes(index) for index in range(sizes.READ)]
+    asked = attention({path: item.dimensions for path, item in linear.items()}, read, heads, formulas, of_models)
+    experts = {path: item for path, item in tensors.items() if "experts" in path.split(".")}
+    others = {path: item for path, item in tensors.items() if path not in experts}
+    return Layer(
+        gated=_gated(read, linear, experts),
+        norms=_norms(models[0][0], read, experts),
         heads=asked.heads,
         kv_heads=asked.kv_heads,
         head_dim=asked.head_dim,
@@ -99,24 +115,14 @@ def _read(small: Small, found: Effects) -> Family:
             for path, item in linear.items()
         ),
         vectors=_counts(others, formulas),
-        outside=_counts(outside, formulas),
-        experts=mixture,
+        experts=_mixture(small, experts, hidden, formulas) if experts else None,
     )
 
 
-def _items(small: Small, found: Effects) -> tuple[Items, ...]:
-    """Linear layers, tensors and what is outside, with each switch at its default and, one at a time, not."""
-    states: list[dict[str, bool]] = [{}, *({name: not usual} for name, usual in found.switches.items())]
-    layouts = [
-        [layout(small.kind, index, {**small.fields(index), **state}) for index in range(sizes.READ)] for state in states
-    ]
-    return tuple(_items_of(part, states, layouts, found) for part in _PARTS)
-
-
-def _items_of(
-    part: str, states: list[dict[str, bool]], layouts: list[list[Layout]], found: Effects
+def _items(
+    seen: list[list[Mapping[str, Dimensions]]], states: list[dict[str, bool]], found: Effects
 ) -> dict[str, _Item]:
-    seen = [[dict(getattr(each, part)) for each in of_state] for of_state in layouts]
+    """What the models have in each state: with each switch at its default and, one at a time, not."""
     for first, *others in seen:
         if any(set(each) != set(first) for each in others):
             raise LeftOutError("the parts of its layers change with their sizes")
@@ -197,7 +203,7 @@ def _gated(read: Mapping[str, Read], linear: Items, experts: Items) -> bool:
     return ratios == {2.0}
 
 
-def _norms(usual: Layout, read: Mapping[str, Read], experts: Items) -> int:
+def _norms(usual: Parts, read: Mapping[str, Read], experts: Items) -> int:
     """Normalisations over the hidden state: those inside neither attention nor the feed-forward part."""
     inner = [path for path, each in read.items() if each in (Read.ATTENTION, Read.PRODUCT)] + list(experts)
     around = {path.partition(".")[0] for path in inner if "." in path}

@@ -7,15 +7,16 @@ anything else is fixed: with another value the family is not described.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Final, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
-from finetune_jobs.fit.families import EVERY_LAYER, Fixed
-from hack.families.models import Layout, LeftOutError, build, config_of, read
+from finetune_jobs.fit.families import EVERY_LAYER, Fixed, Pattern
+from hack.families.models import Layout, LeftOutError, config_of, kinds, layout
+from hack.families.patterns import fields_of, order_of, showing
 from hack.families.sizes import SET, names, small
 
 _GENERAL: Final = {each.name for each in dataclasses.fields(PreTrainedConfig)} | {"tie_word_embeddings"}
@@ -56,26 +57,19 @@ class Effects:
     fixed: Mapping[str, Fixed]
 
 
-def layout(family: str, index: int, changed: Mapping[str, Any]) -> Layout:
-    """What the model of ``sizes`` with this ``index`` consists of, with these fields ``changed``. Raises LeftOutError,
-    or what transformers raises for values that it does not take."""
-    config = config_of(family, {**small(type(config_of(family, {})), index), **changed})
-    layers = getattr(config, "num_hidden_layers", None)
-    if layers is None:
-        raise LeftOutError("its config has no num_hidden_layers")
-    return read(build(config), layers)
-
-
-def effects(family: str) -> Effects:
-    """Of all fields but the sizes. Raises LeftOutError for one of which no value can be said."""
-    usual, kind = layout(family, 0, {}), type(config_of(family, {}))
-    known = {*names(kind).values(), *names(kind, standard=SET).values(), *_GENERAL}
+def effects(family: str, pattern: Pattern | None) -> Effects:
+    """Of all fields but the sizes and those of the pattern of its layers. Raises LeftOutError for one of which no value
+    can be said."""
+    kind, shown = type(config_of(family, {})), showing(pattern, _LAYERS)
+    usual, numbers = layout(family, 0, shown), order_of(pattern, shown, _LAYERS)
+    kinds(usual, numbers)
+    known = {*names(kind).values(), *names(kind, standard=SET).values(), *_GENERAL, *fields_of(pattern)}
     switches: dict[str, bool] = {}
     fixed: dict[str, Fixed] = {"per_layer_config": None}  # of any model: it gives each layer a config of its own
     for field in dataclasses.fields(kind):
         if field.name in known or any(word in field.name for word in _HARMLESS):
             continue
-        found = {_key(value): _effect(family, usual, {field.name: value}) for value in _others(field)}
+        found = {_key(value): _effect(family, usual, numbers, {**shown, field.name: value}) for value in _others(field)}
         if not set(found.values()) & {_Effect.PARTS, _Effect.OTHER}:
             continue
         if _lists_kinds(field):
@@ -93,9 +87,10 @@ def _key(value: Any) -> str:
     return repr(value)
 
 
-def _effect(family: str, usual: Layout, changed: Mapping[str, Any]) -> _Effect:
+def _effect(family: str, usual: Layout, numbers: Sequence[int], changed: Mapping[str, Any]) -> _Effect:
     try:
         other = layout(family, 0, changed)
+        kinds(other, numbers)
     except LeftOutError:
         return _Effect.OTHER
     except Exception:  # noqa: BLE001 # whatever a config or a model raises
@@ -107,7 +102,9 @@ def _effect(family: str, usual: Layout, changed: Mapping[str, Any]) -> _Effect:
 
 def _only_parts(one: Layout, other: Layout) -> bool:
     """Whether what both have is the same."""
-    pairs = ((one.linear, other.linear), (one.tensors, other.tensors), (one.outside, other.outside))
+    pairs = [(one.outside, other.outside)]
+    for own, others in zip(one.layers, other.layers, strict=True):
+        pairs += [(own.linear, others.linear), (own.tensors, others.tensors)]
     return all(left[name] == right[name] for left, right in pairs for name in left.keys() & right.keys())
 
 

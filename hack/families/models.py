@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_jobs.training.adapter import is_router
 from hack.families.formulas import Dimensions
+from hack.families.sizes import small
 
 _ROUNDED: Final = (nn.Linear, Conv1D)
 """What bitsandbytes rounds: these classes, not their subclasses (transformers.integrations.bitsandbytes)."""
@@ -23,17 +24,25 @@ class LeftOutError(ValueError):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a model consists of. Paths are those within a layer, or outside all layers."""
+class Parts:
+    """What a layer consists of. Paths are those within it."""
 
     linear: Mapping[str, Dimensions]
-    """Inputs and outputs of each linear layer of a layer; all layers have the same."""
+    """Inputs and outputs of each linear layer."""
     tensors: Mapping[str, Dimensions]
-    """Further parameters of a layer."""
+    """Further parameters."""
+    norms: tuple[str, ...]
+    """The normalisations outside attention."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model consists of."""
+
+    layers: tuple[Parts, ...]
+    """Each of them, from the first one on."""
     outside: Mapping[str, Dimensions]
     """Parameters outside, without those of embedding and output layer."""
-    norms: tuple[str, ...]
-    """The normalisations of a layer outside attention."""
     tied: bool
     """Whether the output layer has no weights of its own."""
 
@@ -47,6 +56,16 @@ def build(config: Any) -> Any:
     """The model, without weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def layout(family: str, index: int, changed: Mapping[str, Any]) -> Layout:
+    """What the model of ``sizes`` with this ``index`` consists of, with these fields ``changed``. Raises LeftOutError,
+    or what transformers raises for values that it does not take."""
+    config = config_of(family, {**small(type(config_of(family, {})), index), **changed})
+    layers = getattr(config, "num_hidden_layers", None)
+    if layers is None:
+        raise LeftOutError("its config has no num_hidden_layers")
+    return read(build(config), layers)
 
 
 def parameters(model: Any) -> int:
@@ -63,11 +82,6 @@ def linear_layers(model: Any) -> list[tuple[str, int, int]]:
 def read(model: Any, layers: int) -> Layout:
     """What ``model``, which has so many ``layers``, consists of. Raises LeftOutError."""
     prefix, stack = _stack(model, layers)
-    first, *others = [_layer(layer) for layer in stack]
-    for other in others:
-        if other != first:
-            raise LeftOutError(f"its layers are not all of one kind ({_differing(first, other)})")
-    linear, tensors = first
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(head) is not nn.Linear or head.weight.shape != embedding.weight.shape:
         raise LeftOutError("its output layer is not one matrix of the embedding's size")
@@ -82,12 +96,18 @@ def read(model: Any, layers: int) -> Layout:
         for name, each in model.named_parameters()
         if not name.startswith(prefix) and all(each is not other for other in counted)
     }
-    norms = tuple(
-        name
-        for name, each in stack[0].named_modules()
-        if "norm" in type(each).__name__.lower() and name and not in_attention(name)
-    )
-    return Layout(linear, tensors, outside, norms, head.weight is embedding.weight)
+    return Layout(tuple(_parts(layer) for layer in stack), outside, head.weight is embedding.weight)
+
+
+def kinds(layout: Layout, order: Sequence[int]) -> tuple[Parts, ...]:
+    """The kinds of a model's layers, of which each has the number that ``order`` says. Raises LeftOutError if layers
+    with the same number differ, or some have none."""
+    found: dict[int, Parts] = {}
+    for number, layer in zip(order, layout.layers, strict=True):
+        first = found.setdefault(number, layer)
+        if layer != first:
+            raise different(first, layer)
+    return tuple(found[number] for number in sorted(found))
 
 
 def in_attention(path: str) -> bool:
@@ -108,12 +128,17 @@ def _stack(model: Any, layers: int) -> tuple[str, nn.ModuleList]:
     return f"{name}.", stack
 
 
-def _layer(layer: nn.Module) -> tuple[dict[str, Dimensions], dict[str, Dimensions]]:
+def _parts(layer: nn.Module) -> Parts:
     modules = dict(_linear_modules(layer))
     linear: dict[str, Dimensions] = {name: _sides(module) for name, module in modules.items()}
     weights = {f"{name}.weight" for name in linear}
     rest = {name: tuple(each.shape) for name, each in layer.named_parameters() if name not in weights}
-    return linear, rest
+    norms = tuple(
+        name
+        for name, each in layer.named_modules()
+        if "norm" in type(each).__name__.lower() and name and not in_attention(name)
+    )
+    return Parts(linear, rest, norms)
 
 
 def _linear_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -129,10 +154,15 @@ def _sides(layer: Any) -> tuple[int, int]:
     return inputs, outputs
 
 
-def _differing(one: tuple[Mapping[str, Any], ...], other: tuple[Mapping[str, Any], ...]) -> str:
+def different(one: Parts, other: Parts) -> LeftOutError:
+    """What is wrong where two layers should be alike."""
+    return LeftOutError(f"its layers are not all of one kind ({_differing(one, other)})")
+
+
+def _differing(one: Parts, other: Parts) -> str:
     """A name that only one of two layers has, or that has another size there."""
-    for left, right in zip(one, other, strict=True):
+    for left, right in ((one.linear, other.linear), (one.tensors, other.tensors)):
         for name in (*left, *right):
             if left.get(name) != right.get(name):
                 return name
-    raise AssertionError("the layers are equal")
+    return "its normalisations"

@@ -7,16 +7,20 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_jobs.fit.families import Family, names
-from finetune_jobs.fit.shapes import UnknownShapeError, describe
+from finetune_jobs.fit.families import Family, Pattern, names
+from finetune_jobs.fit.fields import UnknownShapeError
+from finetune_jobs.fit.shapes import describe
 from hack.families import sizes
-from hack.families.fields import layout
-from hack.families.models import LeftOutError, build, config_of, linear_layers, parameters
+from hack.families.formulas import Dimensions
+from hack.families.models import LeftOutError, Parts, build, config_of, kinds, layout, linear_layers, parameters
+from hack.families.patterns import order_of, settings, showing
 
 HEAD_DIM: Final = "head_dim"
 _MEANINGS: Final = ("{heads}", "{hidden}//{heads}", "4*{hidden}", "{hidden}")
 """What it may mean that config.json does not say a size."""
 _NO_MODEL: Final = "there is no such model"
+_COUNTS: Final = (4, 13)
+"""Layers of models that have several kinds of them."""
 _MANY: Final = 40
 """Layers; in a model of as many every kind of them would show."""
 
@@ -32,22 +36,29 @@ class Small:
     """The fields that are sizes, by their usual names."""
     computed: Mapping[str, str]
     """Sizes that no field says."""
+    pattern: Pattern | None = None
+    """Of which kind each layer is."""
 
     @classmethod
-    def of(cls, kind: str) -> Small:
+    def of(cls, kind: str, pattern: Pattern | None = None) -> Small:
         """Those of a family whose heads are as wide as its config says."""
         config = type(config_of(kind, {}))
         found = sizes.names(config)
-        taken = HEAD_DIM in found or _takes_head_dim(kind)
-        return cls(kind, config, found | {HEAD_DIM: HEAD_DIM}, {}) if taken else cls.computing(kind)
+        if HEAD_DIM in found:  # be it another name of a field
+            return cls(kind, config, found, {}, pattern)
+        return (
+            cls(kind, config, found | {HEAD_DIM: HEAD_DIM}, {}, pattern)
+            if _takes_head_dim(kind)
+            else cls.computing(kind, pattern)
+        )
 
     @classmethod
-    def computing(cls, kind: str) -> Small:
+    def computing(cls, kind: str, pattern: Pattern | None = None) -> Small:
         """Those of a family whose heads are as wide as the hidden state allows."""
         config = type(config_of(kind, {}))
         found = sizes.names(config)
         over = [found[name] for name in ("hidden_size", "num_attention_heads") if name in found]
-        return cls(kind, config, found, {HEAD_DIM: "//".join(over)} if len(over) == 2 else {})
+        return cls(kind, config, found, {HEAD_DIM: "//".join(over)} if len(over) == 2 else {}, pattern)
 
     @property
     def listed(self) -> bool:
@@ -64,6 +75,21 @@ class Small:
         found = {field: sizes.SIZES[name][index] for name, field in self.names.items() if name != "num_hidden_layers"}
         over = [self.names[name] for name in ("hidden_size", "num_attention_heads") if name in self.names]
         return found | ({HEAD_DIM: found[over[0]] // found[over[1]]} if self.computed else {})
+
+    def layout(self, index: int, changed: Mapping[str, Any]) -> KindsOf:
+        """What one of them consists of, with layers of all kinds."""
+        layers = _layers(index)
+        shown = showing(self.pattern, layers)
+        found = layout(self.kind, index, {**self.fields(index), **shown, **changed})
+        return KindsOf(kinds(found, order_of(self.pattern, shown, layers)), found.outside)
+
+
+@dataclasses.dataclass(frozen=True)
+class KindsOf:
+    """What a model consists of: a layer of each kind, and what is outside the layers."""
+
+    kinds: tuple[Parts, ...]
+    outside: Mapping[str, Dimensions]
 
 
 def _takes_head_dim(kind: str) -> bool:
@@ -97,11 +123,13 @@ def with_defaults(family: Family, small: Small) -> Family:
 
 def _sizes_of(family: Family) -> set[str]:
     """Every size that a description asks of config.json."""
-    parts = (*family.linear, *family.vectors, *family.outside, *(family.experts.each if family.experts else ()))
-    formulas = [family.hidden, family.layers, family.vocab, family.heads, family.kv_heads, family.head_dim]
-    formulas += [getattr(part, name) for part in parts for name in ("inputs", "outputs", "size") if hasattr(part, name)]
-    if family.experts:
-        formulas += [family.experts.count, family.experts.active, family.experts.width]
+    formulas = [family.hidden, family.layers, family.vocab, *(part.size for part in family.outside)]
+    for kind in family.kinds:
+        formulas += [kind.heads, kind.kv_heads, kind.head_dim, *(part.size for part in kind.vectors)]
+        formulas += [side for part in kind.linear for side in (part.inputs, part.outputs)]
+        if kind.experts:
+            formulas += [kind.experts.count, kind.experts.active, kind.experts.width]
+            formulas += [part.size for part in kind.experts.each]
     asked = {name for formula in formulas for name in names(formula)} - set(family.computed)
     return asked | {name for formula in family.computed.values() for name in names(formula)}
 
@@ -109,19 +137,21 @@ def _sizes_of(family: Family) -> set[str]:
 def _meaning(family: Family, small: Small, name: str, said: Mapping[str, None]) -> str | None:
     """The formula of a size that gives the models' parameters where config.json leaves it out or, ``said``, has null;
     None if there is none."""
-    words = {"heads": family.heads, "hidden": family.hidden}
+    words = {"heads": family.kinds[0].heads, "hidden": family.hidden}
     for rule in _MEANINGS:
         formula = rule.format_map(words)
         tried = family.model_copy(
             update={part: {**getattr(family, part), name: formula} for part in ("nulls", "defaults")}
         )
-        others = (
-            {**small.fields(index), **said} if said else _without(small.fields(index), name)
-            for index in (0, sizes.READ)
-        )
+        models = [small.fields(index) | showing(small.pattern, _layers(index)) for index in (0, sizes.READ)]
+        others = ({**fields, **said} if said else _without(fields, name) for fields in models)
         if name not in names(formula) and not any(_difference(tried, small, fields) for fields in others):
             return formula
     return None
+
+
+def _layers(index: int) -> int:
+    return sizes.SIZES["num_hidden_layers"][index]
 
 
 def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -130,7 +160,7 @@ def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def prove(family: Family, small: Small) -> None:
     """Raises LeftOutError if a model has other parameters than the description says: one of other sizes, the family's
-    usual one, whose config leaves out all sizes, and others with other settings."""
+    usual one, whose config leaves out all sizes, and others with other settings, also of the kinds of their layers."""
     other = small.fields(sizes.READ)
     changed = {name: not usual for name, usual in family.switches.items()}
     deep = {**other, family.layers: _MANY}
@@ -144,6 +174,11 @@ def prove(family: Family, small: Small) -> None:
     for what, fields in cases.items():
         if difference := _difference(family, small, fields):
             raise LeftOutError(f"in a model {what}, {difference}")
+    for count in _COUNTS:
+        for said in settings(family.pattern, count):
+            difference = _difference(family, small, {**other, family.layers: count, **said})
+            if difference not in ("", _NO_MODEL):
+                raise LeftOutError(f"in a model of {count} layers with {said}, {difference}")
     for tied in (True, False):
         difference = _difference(family, small, {**other, "tie_word_embeddings": tied})
         if difference not in ("", _NO_MODEL):
@@ -164,8 +199,6 @@ def _difference(family: Family, small: Small, fields: Mapping[str, Any]) -> str:
             return str(error)
         if shape.parameters != parameters(model):
             return "the count of parameters differs"
-        if Counter((each.name, each.inputs, each.outputs) for each in shape.matrices * shape.layers) != Counter(
-            linear_layers(model)
-        ):
+        if Counter(shape.linear_layers) != Counter(linear_layers(model)):
             return "linear layers differ"
     return ""

@@ -14,6 +14,7 @@ ACTIVE: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "mo
 _HIDDEN: Final = (96, 160, 240, 128)
 _INNER: Final = (224, 352, 416, 288)
 _SHARED: Final = (136, 144, 152, 120)
+_DENSE: Final = (184, 208, 264, 312)
 SIZES: Final[Mapping[str, tuple[int, ...]]] = {
     "hidden_size": _HIDDEN,
     # Enough layers for one of each kind, where families have several.
@@ -30,6 +31,7 @@ SIZES: Final[Mapping[str, tuple[int, ...]]] = {
     **dict.fromkeys(EXPERTS, (6, 10, 8, 12)),
     **dict.fromkeys(ACTIVE, (2, 3, 2, 4)),
     "moe_intermediate_size": (72, 56, 88, 104),
+    "intermediate_size_mlp": _DENSE,
     "shared_expert_intermediate_size": _SHARED,
     "shared_intermediate_size": _SHARED,
     "n_shared_experts": (3, 2, 4, 3),

@@ -18,7 +18,8 @@ from finetune_api.layout import MANIFEST, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.training import Training
 from finetune_jobs.fit.kernels import FAMILIES, listed
-from finetune_jobs.fit.memory import ON_GPU, gpu_step, peak_memory
+from finetune_jobs.fit.memory import gpu_step, peak_memory
+from finetune_jobs.fit.steps import ON_GPU
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, skipped
 from hack.gpu.machine import VISIBLE

@@ -48,8 +48,8 @@ def page() -> str:
     return _PAGE.format(
         count=len(families()),
         transformers=found.made["transformers"],
-        dense=_known({kind: each for kind, each in found.families.items() if each.experts is None}),
-        experts=_known({kind: each for kind, each in found.families.items() if each.experts}),
+        dense=_known({kind: each for kind, each in found.families.items() if not each.has_experts}),
+        experts=_known({kind: each for kind, each in found.families.items() if each.has_experts}),
         texts="\n".join(
             [f"| `{kind}` | `{part}` | |" for kind, part in found.texts.items()]
             + [f"| `{kind}` | `{part}` | and the part for images, adapted too |" for kind, part in WITH_IMAGES.items()]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from finetune_api.training import Method, Training
-from finetune_jobs.fit.memory import ON_CPU
+from finetune_jobs.fit.steps import ON_CPU
 from finetune_jobs.training.build import load_trainable
 from finetune_jobs.training.sharding import divide
 from finetune_jobs.training.team import Team

@@ -12,7 +12,7 @@ from unittest import mock
 
 from finetune_jobs import train
 from finetune_jobs.base.progress import Measurement, Progress
-from finetune_jobs.fit.memory import ON_CPU
+from finetune_jobs.fit.steps import ON_CPU
 from finetune_jobs.training import launcher, trainer
 
 PROGRAM: Final = "tests.support.divided_train"

@@ -46,6 +46,45 @@ LLAMA_70B = LLAMA_8B | {
     "intermediate_size": 28672,
 }
 MIXTRAL = LLAMA_8B | {"model_type": "mixtral", "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}
+DEEPSEEK_V3: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "first_k_dense_replace": 3,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "kv_lora_rank": 512,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+"""deepseek-ai/DeepSeek-V3 on the hub, without its quantisation."""
+GLM_AIR: dict[str, Any] = {
+    "model_type": "glm4_moe",
+    "attention_bias": True,
+    "first_k_dense_replace": 1,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 46,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "use_qk_norm": False,
+    "vocab_size": 151552,
+}
+"""zai-org/GLM-4.5-Air on the hub."""
 SMOLLM = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -87,4 +126,4 @@ TRAININGS = st.builds(
     dropout=st.sampled_from(["0", "0.05"]),
     adapter=st.sampled_from(AdapterKind),
 )
-CONFIGS = st.sampled_from([LLAMA_8B, MIXTRAL, SMOLLM, small("gpt_neox"), small("gemma3_text")])
+CONFIGS = st.sampled_from([LLAMA_8B, MIXTRAL, SMOLLM, GLM_AIR, small("gpt_neox"), small("gemma3_text")])

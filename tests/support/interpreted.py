@@ -187,8 +187,8 @@ def trained(asked: str) -> Found:
     the products that are rotated are a frozen base's own."""
     from dataclasses import replace
 
-    from finetune_jobs.fit.memory import ON_CPU
     from finetune_jobs.fit.recipe import Batch
+    from finetune_jobs.fit.steps import ON_CPU
     from finetune_jobs.modelling.tokenizer import load_tokenizer
     from finetune_jobs.training import packing
     from finetune_jobs.training.build import Examples, build_trainer

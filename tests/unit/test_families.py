@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_jobs.fit.families import DATA, Count, Family, evaluate, known
+from finetune_jobs.fit.families import DATA, Asks, Condition, Count, Family, Pattern, evaluate, known
 from finetune_jobs.fit.shapes import WITH_IMAGES, families, read_shape
 from hack.families.__main__ import text, up_to_date
 from hack.families.formulas import Formulas, product, total
@@ -55,7 +55,7 @@ def test_shape_is_that_of_the_model_in_transformers(kind: str) -> None:
     for written in (config.to_dict(), config.to_diff_dict()):
         shape = read_shape(written)
         assert shape.parameters == parameters(model)
-        found = Counter((each.name, each.inputs, each.outputs) for each in shape.matrices * shape.layers)
+        found = Counter(shape.linear_layers)
         assert found <= there
         beside = ((there & plain) - found).elements()
         assert (shape.tower.sides if shape.tower else 0) == sum(sum(sides) for _, *sides in beside)
@@ -75,7 +75,7 @@ def _larger(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama", "olmoe", "qwen3_moe", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "olmoe", "qwen3_moe", "gpt2", "deepseek_v3", "glm4_moe_lite"])
 def test_a_family_is_read_as_it_is_in_the_file(kind: str) -> None:
     from hack.families.derive import derive
 
@@ -83,18 +83,32 @@ def test_a_family_is_read_as_it_is_in_the_file(kind: str) -> None:
 
 
 QWEN2 = known().families["qwen2"]
+LAYER = QWEN2.kinds[0]
 MORE = Count(size="hidden_size", when={"attention_bias": True})
+
+
+def _with_layers(**changed: Any) -> dict[str, Any]:
+    return {"kinds": (LAYER.model_copy(update=changed),)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"vectors": (Count(size="2*hidden_size"),)}, "of other sizes, the count of parameters differs"),
-        ({"linear": QWEN2.linear[1:]}, "of other sizes, the count of parameters differs"),
+        (
+            {"kinds": (LAYER.model_copy(update={"vectors": (Count(size="2*hidden_size"),)}),)},
+            "of other sizes, the count of parameters differs",
+        ),
+        (
+            {"kinds": (LAYER.model_copy(update={"linear": LAYER.linear[1:]}),)},
+            "of other sizes, the count of parameters differs",
+        ),
         ({"defaults": {**QWEN2.defaults, "intermediate_size": 11}}, "as usual, the count of parameters differs"),
         ({"defaults": {}}, "as usual, config.json does not describe .* missing"),
-        ({"switches": {"attention_bias": False}, "vectors": (*QWEN2.vectors, MORE)}, "all settings changed, the count"),
+        (
+            {"switches": {"attention_bias": False}} | _with_layers(vectors=(*LAYER.vectors, MORE)),
+            "all settings changed, the count",
+        ),
     ],
     ids=["vectors", "linear", "default", "no default", "switch"],
 )
@@ -107,13 +121,37 @@ def test_a_wrong_description_is_not_taken(change: dict[str, Any], why: str) -> N
         prove(QWEN2.model_copy(update=change), Small.of("qwen2"))
 
 
+FIRST = Condition(asks=Asks.FROM, field="first_k_dense_replace", usual=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (FIRST.model_copy(update={"usual": 2}), "as usual"),
+        (FIRST.model_copy(update={"asks": Asks.EVERY}), "first_k_dense_replace': 2"),
+        (FIRST.model_copy(update={"field": ""}), "first_k_dense_replace': 2"),
+    ],
+    ids=["default", "rule", "field"],
+)
+def test_a_wrong_pattern_of_layers_is_not_taken(wrong: Condition, said: str) -> None:
+    from hack.families.models import LeftOutError
+    from hack.families.proof import Small, prove
+
+    right = known().families["deepseek_v3"]
+    assert right.pattern == Pattern(second=(FIRST,))
+    small = Small.of("deepseek_v3", right.pattern)
+    with pytest.raises(LeftOutError, match=f"{said}.*differ"):
+        prove(right.model_copy(update={"pattern": Pattern(second=(wrong,))}), small)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [("deepseek_v3", "not all of one kind"), ("falcon", "FalconLinear, which bitsandbytes does not round")],
+    [("mimo_v2_flash", "not all of one kind"), ("falcon", "FalconLinear, which bitsandbytes does not round")],
 )
 def test_what_cannot_be_described_is_left_out(kind: str, why: str) -> None:
-    """DeepSeek's first layers have no experts, which its small models show as well. Falcon's weights stay as large as
+    """MiMo's layers differ both in attention and in experts, by two fields. Falcon's weights stay as large as
     they are under QLoRA."""
     from hack.families.derive import derive
     from hack.families.models import LeftOutError
@@ -240,5 +278,5 @@ def test_released_models_have_their_parameters(config: dict[str, Any], parameter
 def test_a_file_says_each_part_of_a_family_in_a_line() -> None:
     family = Family.model_validate(known().families["llama"]).model_dump(mode="json", exclude_defaults=True)
     lines = text({"families": {"llama": family}}).splitlines()
-    assert len(lines) < 60
+    assert len(lines) < 80
     assert sum('"q_proj"' in line for line in lines) == 1

@@ -16,11 +16,8 @@ from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit
 from finetune_jobs.fit.fitting import smallest_change
-from finetune_jobs.fit.memory import (
-    BF16,
-    GIB,
-    USABLE,
-)
+from finetune_jobs.fit.memory import GIB, USABLE
+from finetune_jobs.fit.steps import BF16
 from tests.support.fast import share
 from tests.support.fit import A100, CONFIGS, CPU, L4, LLAMA_8B, LLAMA_70B, MIXTRAL, SMOLLM, TRAININGS, shape_of
 from tests.support.sentences import assert_says

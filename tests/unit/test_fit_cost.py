@@ -22,8 +22,9 @@ from finetune_jobs.fit.cards import CARDS, Speed, card_of, caution
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import operations, pace
 from finetune_jobs.fit.fitting import After
-from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU, SELECTIVE
+from finetune_jobs.fit.memory import INT8
 from finetune_jobs.fit.preflight import facts
+from finetune_jobs.fit.steps import ON_CPU, ON_GPU, SELECTIVE
 from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of
 from tests.support.sentences import assert_says
 

@@ -10,8 +10,9 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit, admit_rest
 from finetune_jobs.fit.disk import scratch_bytes, scratch_shortage
 from finetune_jobs.fit.fitting import After
-from finetune_jobs.fit.memory import GIB, ON_CPU, ON_OLD_CPU, peak_memory
+from finetune_jobs.fit.memory import GIB, peak_memory
 from finetune_jobs.fit.preflight import computes_bfloat16
+from finetune_jobs.fit.steps import ON_CPU, ON_OLD_CPU
 from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of
 from tests.support.sentences import assert_says
 

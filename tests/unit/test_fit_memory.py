@@ -10,25 +10,27 @@ from hypothesis import strategies as st
 
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.memory import (
-    DIVIDED,
-    DIVIDED_KEPT,
-    DIVIDED_SELECTIVE,
     GIB,
-    KEPT,
     NF4,
-    ON_CPU,
-    ON_GPU,
     PROCESS,
-    ROUNDED,
-    ROUNDED_KEPT,
-    ROUNDED_SELECTIVE,
-    SELECTIVE,
-    Step,
     floor_memory,
     gpu_step,
     host_memory,
     peak_memory,
     trained_parameters,
+)
+from finetune_jobs.fit.steps import (
+    DIVIDED,
+    DIVIDED_KEPT,
+    DIVIDED_SELECTIVE,
+    KEPT,
+    ON_CPU,
+    ON_GPU,
+    ROUNDED,
+    ROUNDED_KEPT,
+    ROUNDED_SELECTIVE,
+    SELECTIVE,
+    Step,
 )
 from tests.support.fast import share
 from tests.support.fit import A100, CONFIGS, LLAMA_8B, LLAMA_70B, SMALL, SMOLLM, TRAININGS, shape_of

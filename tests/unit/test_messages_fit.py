@@ -15,7 +15,7 @@ from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit, admit_rest
 from finetune_jobs.fit.fitting import After
-from finetune_jobs.fit.memory import BF16
+from finetune_jobs.fit.steps import BF16
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit

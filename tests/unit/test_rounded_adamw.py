@@ -12,7 +12,7 @@ import torch
 
 from finetune_api.training import Method
 from finetune_jobs.base.errors import StoppedError
-from finetune_jobs.fit.memory import ON_CPU
+from finetune_jobs.fit.steps import ON_CPU
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training import rounded_adamw, trainer
 from finetune_jobs.training.rounded_adamw import RoundedAdamW, rounded

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from finetune_api.training import Method, Training
-from finetune_jobs.fit.memory import KEPT, ON_CPU, ON_GPU, ROUNDED, SELECTIVE, Step
 from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.fit.steps import KEPT, ON_CPU, ON_GPU, ROUNDED, SELECTIVE, Step
 from finetune_jobs.training import memory
 from finetune_jobs.training.memory import chosen_step
 from finetune_jobs.training.team import Team

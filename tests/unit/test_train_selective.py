@@ -12,8 +12,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune_api.training import Method
-from finetune_jobs.fit.memory import ON_CPU
 from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.fit.steps import ON_CPU
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training import build, packing, selective, trainer

@@ -14,7 +14,8 @@ from compressed_tensors.compressors import decompress_module
 from compressed_tensors.quantization.utils import is_module_quantized
 from safetensors import safe_open
 
-from finetune_jobs.fit.memory import BF16, GIB, holds
+from finetune_jobs.fit.memory import GIB, holds
+from finetune_jobs.fit.steps import BF16
 from finetune_jobs.modelling.loading import load_adapter, load_checkpoint
 
 log = logging.getLogger(__name__)

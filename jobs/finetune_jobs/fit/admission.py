@@ -18,6 +18,7 @@ from finetune_jobs.fit.asked import asking
 from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
 from finetune_jobs.fit.duration import pace
+from finetune_jobs.fit.fields import UnknownShapeError
 from finetune_jobs.fit.fitting import (
     DEFAULT_AFTER,
     After,
@@ -34,21 +35,10 @@ from finetune_jobs.fit.fitting import (
 )
 from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.kernels import fused_kernels, listed
-from finetune_jobs.fit.memory import (
-    FP32,
-    GIB,
-    INT8,
-    ON_CPU,
-    ON_OLD_CPU,
-    USABLE,
-    Memory,
-    Step,
-    floor_memory,
-    gpu_step,
-    peak_memory,
-)
+from finetune_jobs.fit.memory import GIB, INT8, USABLE, Memory, floor_memory, gpu_step, peak_memory
 from finetune_jobs.fit.recipe import indivisible
-from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
+from finetune_jobs.fit.shapes import Shape, read_shape
+from finetune_jobs.fit.steps import FP32, ON_CPU, ON_OLD_CPU, Step
 
 
 @dataclass(frozen=True)
@@ -160,7 +150,7 @@ def admit_rest(
         warning = _float32_warning(shape, training, hardware, after) if old_cpu else ""
         return Admission(None, None, "", warning, evaluation_gpus=count)
     advice = []
-    if shape.experts is None and not other_shortage(shape, training, hardware, replace(after, exported=(INT8,))):
+    if not shape.has_experts and not other_shortage(shape, training, hardware, replace(after, exported=(INT8,))):
         advice.append("It fits with spec.export.format: INT8 alone: without alternatives, and with onRegression: Fail.")
     roomy = (other for other in _by_memory(others) if other.memory_gib)
     if names := [other.profile for other in roomy if not other_shortage(shape, training, other, after)]:

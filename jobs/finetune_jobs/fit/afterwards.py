@@ -11,8 +11,9 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.stages import Stage
 from finetune_api.training import Quantization, Training
 from finetune_jobs.fit.exported import exported_bytes
-from finetune_jobs.fit.memory import BF16, GIB, INT8, NF4, PROCESS, USABLE, holds, resident
+from finetune_jobs.fit.memory import GIB, INT8, NF4, PROCESS, USABLE, holds, resident
 from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.steps import BF16
 
 
 def shortage(
@@ -40,7 +41,8 @@ def evaluation_gpus(shape: Shape, training: Training, hardware: HardwareFacts, e
         return 1
     asked, room = _largest_evaluated(shape, training, exported), hardware.memory_gib * GIB
     # Layers and embeddings are not cut: each GPU may get one more than its part.
-    piece = max(asked / shape.layers, BF16 * shape.vocab * shape.hidden)
+    largest = max(shape.whole(kind) for kind in shape.kinds) / shape.layer_parameters
+    piece = max(asked * largest, BF16 * shape.vocab * shape.hidden)
     counts = range(1, hardware.count + 1)
     return next((count for count in counts if holds(asked / count + (piece if count > 1 else 0), room)), 0)
 

@@ -8,8 +8,9 @@ from typing import Final
 from finetune_api.timing import FORWARD_SHARE
 from finetune_api.training import Quantization, Training
 from finetune_jobs.fit.asked import BESIDE_TOKENS, LONG_TOKENS, PASSAGES, QUESTION_TOKENS, Asked, Asking
-from finetune_jobs.fit.memory import BF16, FP32, INT8, NF4, Step
+from finetune_jobs.fit.memory import INT8, NF4
 from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.steps import BF16, FP32, Step
 
 DECODE_SECONDS: Final = 1.0e-3
 """Launching the kernels of one layer in one step of decoding, with weights in 16 bits: LitGPT's tokens per second on an

@@ -9,8 +9,9 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.stages import Stage
 from finetune_api.training import Method, Training
 from finetune_jobs.fit.exported import exported_bytes
-from finetune_jobs.fit.memory import BF16, FP32, GIB, INT8, trained_parameters
+from finetune_jobs.fit.memory import GIB, INT8, trained_parameters
 from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.steps import BF16, FP32
 
 WITH_MODEL: Final = (Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE)
 """The stages that load a model."""

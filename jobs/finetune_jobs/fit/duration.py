@@ -16,8 +16,9 @@ from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.answering import readers
 from finetune_jobs.fit.asked import Asking
 from finetune_jobs.fit.cards import card_of, unknown
-from finetune_jobs.fit.memory import BF16, INT8, NF4, Step
+from finetune_jobs.fit.memory import INT8, NF4
 from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.steps import BF16, Step
 
 SCALING: Final = 0.9
 """Share of their speed that several processes keep while they exchange gradients, mostly during the backward pass
@@ -48,10 +49,11 @@ def operations(shape: Shape, training: Training, step: Step, length: float) -> f
     """Floating-point operations for one token of training, in an example of so many tokens; half of attention's."""
     backward = 4 if training.method is Method.FULL else 2
     again = shape.computed_parameters if step.checkpointing else 0
-    attention = shape.layers * shape.heads * shape.head_dim * length  # causal: 2 × 2 × length / 2, and half of it
+    # Causal: 2 × 2 × length / 2, and half of it.
+    attention = sum(kind.count * kind.attention_width for kind in shape.kinds) * length
     passes = 3 if step.keeps_least else 2  # attention's own backward pass is of activations only
     if step.selective:
-        again -= shape.layers * sum(matrix.parameters for matrix in shape.matrices if matrix.selected)
+        again -= sum(kind.count * kind.selected_parameters for kind in shape.kinds)
     return float(shape.computed_parameters * (2 + backward) + 2 * again + passes * attention)
 
 

@@ -6,8 +6,9 @@ from typing import Final
 from finetune_api.export import ExportFormat
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.memory import BF16, INT8
+from finetune_jobs.fit.memory import INT8
 from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.steps import BF16
 
 GROUPS: Final = (128, 64, 32)
 """Weights in a row that may share one scale, largest first, which takes the least space: what the kernels of vLLM and

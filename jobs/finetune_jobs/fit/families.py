@@ -80,6 +80,57 @@ class Mixture(_Data):
     """Parameters of one of them."""
 
 
+class Layer(_Data):
+    """What the layers of one kind have in common."""
+
+    gated: bool
+    """Whether the feed-forward part multiplies two projections (SwiGLU, GeGLU)."""
+    norms: int
+    """Normalisations over the hidden state."""
+    heads: str
+    kv_heads: str
+    head_dim: str
+    linear: tuple[Linear, ...]
+    """Linear layers."""
+    vectors: tuple[Count, ...] = ()
+    """Further parameters, without its experts."""
+    experts: Mixture | None = None
+
+
+class Asks(StrEnum):
+    """What a condition asks of a layer's number, which starts at 0."""
+
+    FROM = "From"
+    """Not below the value."""
+    UNTIL = "Until"
+    """Not above the value; -1 is the last layer."""
+    EVERY = "Every"
+    """The last one of each so many layers."""
+    EXCEPT = "Except"
+    """Not in the list."""
+
+
+class Condition(_Data):
+    """A condition on a layer's number."""
+
+    asks: Asks
+    field: str = ""
+    """Of config.json; empty where transformers fixes the value."""
+    usual: int | tuple[int, ...]
+    """The value where config.json does not say it."""
+
+
+class Pattern(_Data):
+    """Of which of a family's kinds each layer is."""
+
+    listed: str = ""
+    """A field that lists it, if config.json has it."""
+    labels: Mapping[str, int] = {}
+    """The kinds by their names in that list; empty where it has the numbers of the layers of the second kind."""
+    second: tuple[Condition, ...] = ()
+    """Without a list, layers for which all of this holds are of the second kind, the others of the first."""
+
+
 class Family(_Data):
     """A family. Sizes are formulas: sums of products of numbers and of what config.json says, e.g.
     ``num_key_value_heads*head_dim``."""
@@ -98,23 +149,25 @@ class Family(_Data):
     """Fields that make layers of another kind, and the only values with which these are the layers."""
     tied: bool
     """Whether the output layer shares the embedding's weights, if config.json does not say."""
-    gated: bool
-    """Whether the feed-forward part multiplies two projections (SwiGLU, GeGLU)."""
-    norms: int
-    """Normalisations over the hidden state per layer."""
     hidden: str
     layers: str
     vocab: str
-    heads: str
-    kv_heads: str
-    head_dim: str
-    linear: tuple[Linear, ...]
-    """Linear layers of one layer."""
-    vectors: tuple[Count, ...] = ()
-    """Further parameters of one layer, without its experts."""
+    kinds: tuple[Layer, ...]
+    """The kinds of layers that its models have: mostly one."""
+    pattern: Pattern | None = None
+    """Of which kind each layer is, if there are several."""
     outside: tuple[Count, ...] = ()
     """Parameters outside the layers, without the embedding's and the output layer's weights."""
-    experts: Mixture | None = None
+
+    @property
+    def linear(self) -> tuple[Linear, ...]:
+        """Linear layers of all kinds."""
+        return tuple(each for kind in self.kinds for each in kind.linear)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its models have mixtures of experts."""
+        return any(kind.experts for kind in self.kinds)
 
 
 class Families(_Data):

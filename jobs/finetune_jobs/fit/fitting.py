@@ -15,16 +15,7 @@ from finetune_api.stages import Stage
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.afterwards import shortage
 from finetune_jobs.fit.disk import WITH_MODEL, scratch_shortage
-from finetune_jobs.fit.memory import (
-    GIB,
-    INT8,
-    USABLE,
-    Memory,
-    gpu_step,
-    host_memory,
-    least_step,
-    peak_memory,
-)
+from finetune_jobs.fit.memory import GIB, INT8, USABLE, Memory, gpu_step, host_memory, least_step, peak_memory
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.fit.shapes import Shape
 

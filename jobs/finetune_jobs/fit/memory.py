@@ -1,8 +1,8 @@
 """Peak memory of a training step in this project's trainer, term by term.
 
-A step's peak is what stays (weights, adapter, optimiser) plus the larger of two moments: the output layer's loss, while
-every layer waits for its backward pass, and the backward pass of one layer. The terms count what PyTorch's autograd
-keeps; ``hack/benchmarks/fit_estimate.py`` compares them with PyTorch's own memory tracker and published measurements.
+A step's peak is what stays (weights, adapter, optimiser) plus what the backward pass needs at its worst moment
+(``activations``). ``hack/benchmarks/fit_estimate.py`` compares it with PyTorch's own memory tracker and published
+measurements.
 Processes that train a whole model together, or an adapter on a base that is too large for each, hold an equal part of
 weights, gradients and optimiser (ZeRO's stage 3, Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that
 compute (PyTorch's FSDP2). Method and the constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured
@@ -10,21 +10,30 @@ there on a Tesla T4.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.training import AdapterKind, Method, Quantization, Training
-from finetune_jobs.fit.families import Read
-from finetune_jobs.fit.shapes import Matrix, Shape
+from finetune_jobs.fit.activations import activations
+from finetune_jobs.fit.shapes import LayerKind, Shape
+from finetune_jobs.fit.steps import (
+    BF16,
+    DIVIDED,
+    DIVIDED_KEPT,
+    DIVIDED_SELECTIVE,
+    FP32,
+    KEPT,
+    ON_GPU,
+    ROUNDED,
+    ROUNDED_KEPT,
+    ROUNDED_SELECTIVE,
+    SELECTIVE,
+    Head,
+    Step,
+)
 
 GIB: Final = 1 << 30
-BF16: Final = 2
-FP32: Final = 4
-MASK: Final = 1
-"""Bytes per number: bfloat16, float32, and what dropout remembers."""
 NF4_SCALES: Final = 1 / 64 + 4 / (64 * 256)
 """Bytes per weight of the scales of NF4 with double quantisation: a byte for 64 weights, a float for 256 of those bytes
 (QLoRA)."""
@@ -38,72 +47,10 @@ PROCESS: Final = 0.7 * GIB
 """Python with torch, transformers and trl, without a model."""
 FRAGMENTATION: Final = 0.05
 """Share of the GPU's memory that the allocator holds and cannot use."""
-DORA_PER_OUTPUT, DORA_PER_WEIGHT = 6, 7
-"""Bytes that DoRA takes per output of a token and per weight of one layer (PEFT 0.21; fitted to the memory tracker)."""
-TILE: Final = 1 << 25
-"""Logits in memory at a time (``training.tiled_loss``)."""
-
-
+ROUNDED_CHUNK: Final = 1 << 24
+"""Weights that the optimiser of a rounded model computes with in float32 at a time, ten numbers for each."""
 USABLE: Final = 0.92
 """Share of a GPU's memory that an estimate may take: it errs by up to a fifth, mostly to the safe side."""
-
-
-class Head(StrEnum):
-    """How the loss is computed from the last hidden state."""
-
-    TILED = "Tiled"
-    """In tiles, without ever holding all logits: this project's (``training.tiled_loss``)."""
-    LOGITS = "Logits"
-    """All logits at once: transformers' own loss, for comparisons with what others have measured."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """How a step is computed, beyond what the spec says of it."""
-
-    checkpointing: bool
-    """Only the layers' inputs are kept; each layer is computed again before its backward pass."""
-    head: Head
-    on_gpu: bool
-    padded: bool = True
-    """Examples of a batch differ in length, so that attention gets a mask; never for batches of one."""
-    bfloat16: bool = True
-    """Whether the hardware computes in bfloat16; a CPU that would emulate it computes in float32."""
-    rounded: bool = False
-    """A whole model's weights, gradients and moments are in bfloat16, rounded stochastically
-    (``training.rounded_adamw``); no difference to an adapter."""
-    divided: bool = False
-    """The base model under an adapter is divided among the processes (``training.sharding``), as a whole model always
-    is."""
-    selective: bool = False
-    """Under checkpointing, what is small and took long is kept of each layer (``training.selective``)."""
-    rounded_keep_inputs: bool = False
-    """Rounded layers keep their inputs, which their gradient does not need: bitsandbytes did in 2023. For comparisons
-    with what others have measured."""
-
-    @property
-    def keeps_least(self) -> bool:
-        """Whether no activations are kept that could be computed again."""
-        return self.checkpointing and not self.selective
-
-    def with_least(self) -> "Step":
-        """The same, keeping none of them."""
-        return replace(self, checkpointing=True, selective=False)
-
-
-ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
-KEPT: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
-"""On a GPU with room for all activations: no layer is computed twice."""
-SELECTIVE: Final = replace(ON_GPU, selective=True)
-"""On a GPU with room for a part of the activations."""
-ROUNDED, ROUNDED_SELECTIVE, ROUNDED_KEPT = (replace(step, rounded=True) for step in (ON_GPU, SELECTIVE, KEPT))
-"""The same for a whole model that would not fit a GPU in float32."""
-DIVIDED, DIVIDED_SELECTIVE, DIVIDED_KEPT = (replace(step, divided=True) for step in (ON_GPU, SELECTIVE, KEPT))
-"""The same for an adapter whose base would not fit each of several GPUs."""
-ROUNDED_CHUNK: Final = 1 << 24
-"""Weights that its optimiser computes with in float32 at a time, ten numbers for each."""
-ON_CPU: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=False)
-ON_OLD_CPU: Final = replace(ON_CPU, bfloat16=False)
 
 
 @dataclass(frozen=True)
@@ -142,7 +89,7 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
     if step.rounded and (training.method is not Method.FULL or processes > 1):
         step = replace(step, rounded=False)
     weights, state = _weights(shape, training, step), _state(shape, training, step)
-    activations, workspace = _activations(shape, training, step), _workspace(shape, training)
+    backward, workspace = activations(shape, training, step), _workspace(shape, training)
     if training.method is Method.FULL and processes > 1:
         weights, state = weights / processes, 3 * FP32 * shape.parameters / processes
         workspace = _gathered(shape)
@@ -152,13 +99,13 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
         state *= _padded_adapter(shape, training, processes) / trained_parameters(shape, training)
         workspace += _gathered_base(shape, training)
     elif training.method is Method.FULL:
-        activations = max(activations, _after_backward(shape, step) - _casts(shape, step))
+        backward = max(backward, _after_backward(shape, step) - _casts(shape, step))
     if not step.bfloat16:
-        weights, activations, workspace = _in_float32(shape, training, weights, activations, workspace)
-    tensors = weights + state + activations + workspace
+        weights, backward, workspace = _in_float32(shape, training, weights, backward, workspace)
+    tensors = weights + state + backward + workspace
     held = tensors + _left_behind(shape, training, step)
     overhead = CUDA_CONTEXT + FRAGMENTATION * held + held - tensors if step.on_gpu else PROCESS
-    return Memory(weights, state, activations, workspace, overhead)
+    return Memory(weights, state, backward, workspace, overhead)
 
 
 def gpu_step(shape: Shape, training: Training, memory: float, processes: int = 1) -> Step:
@@ -186,7 +133,7 @@ def _steps(training: Training, processes: int) -> tuple[Step, ...]:
 def _selectable(shape: Shape, training: Training) -> bool:
     """What is kept is found again by counting operators, of which a mixture of experts has as many as its tokens ask
     for, and LLM.int8 others the first time."""
-    return shape.experts is None and training.base_quantization is not Quantization.INT8
+    return not shape.has_experts and training.base_quantization is not Quantization.INT8
 
 
 def _divisible(training: Training) -> bool:
@@ -195,13 +142,13 @@ def _divisible(training: Training) -> bool:
 
 
 def _in_float32(
-    shape: Shape, training: Training, weights: float, activations: float, workspace: float
+    shape: Shape, training: Training, weights: float, backward: float, workspace: float
 ) -> tuple[float, float, float]:
     """The same without bfloat16: what is not rounded is loaded in float32, and all that is computed is."""
     if training.method is not Method.FULL:
         rounded = shape.linear_parameters if training.base_quantization else 0
         weights += (FP32 - BF16) * (shape.parameters - rounded)
-    return weights, FP32 / BF16 * activations, FP32 / BF16 * workspace
+    return weights, FP32 / BF16 * backward, FP32 / BF16 * workspace
 
 
 def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:
@@ -237,10 +184,15 @@ def trained_parameters(shape: Shape, training: Training) -> int:
     """Weights that get a gradient."""
     if training.method is Method.FULL:
         return shape.parameters
-    adapted = shape.adapted(tuple(training.target_modules))
-    lengths = sum(matrix.outputs for matrix in adapted) if training.adapter is AdapterKind.DORA else 0
     beside = training.rank * shape.tower.sides if shape.tower and not training.target_modules else 0
-    return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths) + beside
+    return sum(kind.count * _trained(kind, training) for kind in shape.kinds) + beside
+
+
+def _trained(kind: LayerKind, training: Training) -> int:
+    """Weights of an adapter of one layer."""
+    adapted = kind.adapted(training.target_modules)
+    lengths = sum(matrix.outputs for matrix in adapted) if training.adapter is AdapterKind.DORA else 0
+    return training.rank * sum(matrix.inputs + matrix.outputs for matrix in adapted) + lengths
 
 
 def _padded_adapter(shape: Shape, training: Training, processes: int) -> int:
@@ -248,10 +200,13 @@ def _padded_adapter(shape: Shape, training: Training, processes: int) -> int:
     many as the first one, and an adapter's first matrices have no more rows than its rank: of rank 4, each of eight
     processes holds one."""
     rows, rank = math.ceil(training.rank / processes), training.rank
-    adapted = shape.adapted(tuple(training.target_modules))
-    parts = sum(rows * matrix.inputs + math.ceil(matrix.outputs / processes) * rank for matrix in adapted)
     beside = rows * shape.tower.sides if shape.tower and not training.target_modules else 0
-    return shape.layers * parts + beside
+    parts = (
+        kind.count * (rows * matrix.inputs + math.ceil(matrix.outputs / processes) * rank)
+        for kind in shape.kinds
+        for matrix in kind.adapted(training.target_modules)
+    )
+    return sum(parts) + beside
 
 
 def _weights(shape: Shape, training: Training, step: Step) -> float:
@@ -286,10 +241,10 @@ def _casts(shape: Shape, step: Step) -> float:
 
 
 def _gathered(shape: Shape) -> float:
-    """The most that FSDP2 has whole at a time: the layer that computes, its gradient and its 16-bit copy, the next one
+    """The most that FSDP2 has whole at a time: the largest layer, its gradient and its 16-bit copy, the next one
     as it arrives and as it is laid out, the gradient of the one before, which is being summed up; and the output layer
     with its copy. Counted from how torch 2.13 works, not measured."""
-    layer = (shape.parameters - shape.embedding_parameters - shape.outer_vectors) / shape.layers
+    layer = max(shape.whole(kind) for kind in shape.kinds)
     return (5 * FP32 + BF16) * layer + (FP32 + BF16) * shape.vocab * shape.hidden
 
 
@@ -302,9 +257,9 @@ def _gathered_base(shape: Shape, training: Training) -> float:
     """The most that FSDP2 has whole at a time of a frozen base: the layer that computes, and the next one as it arrives
     and as it is laid out; or, before and after all of them, the output layer in the same two forms. Counted, as for a
     whole model."""
-    layer = (shape.parameters - shape.embedding_parameters - shape.outer_vectors) / shape.layers
-    rounded = shape.linear_parameters / shape.layers if training.base_quantization is Quantization.NF4 else 0
-    return max(3 * (BF16 * layer - (BF16 - 1 / 2) * rounded), 2 * BF16 * shape.vocab * shape.hidden)
+    saved = BF16 - 1 / 2 if training.base_quantization is Quantization.NF4 else 0
+    layer = max(BF16 * shape.whole(kind) - saved * kind.linear_parameters for kind in shape.kinds)
+    return max(3 * layer, 2 * BF16 * shape.vocab * shape.hidden)
 
 
 def _workspace(shape: Shape, training: Training) -> float:
@@ -315,111 +270,9 @@ def _workspace(shape: Shape, training: Training) -> float:
     return (BF16 + FP32 / 64) * largest
 
 
-def _activations(shape: Shape, training: Training, step: Step) -> float:
-    examples, length = training.batch_size, training.max_length
-    tokens, masked = examples * length, step.padded and examples > 1
-    layer = tokens * _layer_bytes(shape, training, step, masked=masked) + _dora_kept(shape, training)
-    mask = 2 * BF16 * examples * length * length if masked else 0
-    backward = tokens * _backward_bytes(shape) + _dora_passing(shape, training)
-    backward += _output_gradient(shape, training) if shape.tied else 0
-    head = _head(shape, training, tokens, step) + _output_gradient(shape, training)
-    if step.checkpointing:
-        boundary = FP32 if training.method is Method.FULL and not step.rounded else BF16
-        inputs = boundary * shape.layers * tokens * shape.hidden
-        kept = tokens * _selected_bytes(shape, training) if step.selective else 0
-        # What is kept of a layer is used up as the layer is computed again.
-        return inputs + (shape.layers - 1) * kept + mask + max(head + kept, layer + backward)
-    return shape.layers * layer + mask + max(head, backward)
-
-
-def _layer_bytes(shape: Shape, training: Training, step: Step, *, masked: bool) -> float:
-    """What one layer keeps for its backward pass, per token."""
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # With a mask, PyTorch's kernels want as many key heads as query heads: transformers repeats them.
-    attention = BF16 * (2 * query + 2 * (query if masked else key)) + FP32 * shape.heads
-    feed_forward = BF16 * (3 if shape.gated else 1) * shape.intermediate
-    norms = FP32 * shape.norms * shape.hidden
-    return norms + attention + feed_forward + _input_bytes(shape, training, step)
-
-
-def _selected_bytes(shape: Shape, training: Training) -> float:
-    """What is kept of one layer beside its input, per token: what attention gives, and products that are no wider than
-    their input, those with an adapter's first matrices among them."""
-    products = sum(matrix.outputs for matrix in shape.matrices if matrix.selected)
-    if training.method is not Method.FULL:
-        products += training.rank * len(shape.adapted(tuple(training.target_modules)))
-    return BF16 * (shape.heads * shape.head_dim + products) + FP32 * shape.heads
-
-
-def _input_bytes(shape: Shape, training: Training, step: Step) -> float:
-    """What linear layers keep of their inputs, per token: a frozen one keeps nothing, its adapter does."""
-    norms = shape.norms * shape.hidden
-    if step.rounded:
-        return BF16 * (norms + sum(matrix.inputs for matrix in shape.matrices))
-    if training.method is Method.FULL:  # the hidden state is float32, of which autocast makes each layer a copy
-        return FP32 * norms + BF16 * sum(matrix.inputs for matrix in shape.matrices)
-    adapted = shape.adapted(tuple(training.target_modules))
-    inner = BF16 * training.rank * len(adapted)
-    if training.adapter is AdapterKind.DORA:
-        inner += DORA_PER_OUTPUT * sum(matrix.outputs for matrix in adapted)
-    dropped = float(training.dropout) > 0
-    rounded = training.base_quantization is not None and step.rounded_keep_inputs
-    reading = shape.matrices if rounded else () if dropped else adapted
-    plain = BF16 * _read(shape, reading)
-    return inner + plain + (BF16 + MASK) * sum(m.inputs for m in adapted if dropped)  # each has its own dropout
-
-
-def _read(shape: Shape, matrices: Sequence[Matrix]) -> int:
-    """Numbers per token that these linear layers read, those that several read once, and without attention's result,
-    which attention keeps itself."""
-    kinds = {matrix.reads for matrix in matrices}
-    normalised = kinds & {Read.BEFORE_ATTENTION, Read.BEFORE_FEED_FORWARD}
-    norms = shape.norms if len(normalised) == 2 else (shape.norms + 1) // 2 if normalised else 0
-    compressed = sum(matrix.inputs for matrix in matrices if matrix.reads is Read.COMPRESSED)
-    return norms * shape.hidden + compressed + (shape.intermediate if Read.PRODUCT in kinds else 0)
-
-
-def _dora_kept(shape: Shape, training: Training) -> float:
-    """DoRA multiplies with a 16-bit copy of each rounded matrix of a layer, and autograd keeps it."""
-    return BF16 * _dora_parameters(shape, training) if training.base_quantization else 0
-
-
-def _dora_passing(shape: Shape, training: Training) -> float:
-    """What DoRA computes the lengths of a layer's weights from."""
-    return DORA_PER_WEIGHT * _dora_parameters(shape, training)
-
-
-def _dora_parameters(shape: Shape, training: Training) -> int:
-    if training.adapter is not AdapterKind.DORA or training.method is Method.FULL:
-        return 0
-    return sum(matrix.parameters for matrix in shape.adapted(tuple(training.target_modules)))
-
-
-def _backward_bytes(shape: Shape) -> float:
-    """Gradients that are alive at once around the feed-forward part, per token (fitted to PyTorch's memory tracker)."""
-    return BF16 * (4 * shape.intermediate + 6 * shape.hidden)
-
-
 def _left_behind(shape: Shape, training: Training, step: Step) -> float:
     """Bytes that PyTorch's allocator holds of whole logits beyond those that are alive at once: one tensor of them in
     float32. Fitted to LLaMA-Factory's and Qwen's figures, which are of the whole process; those of tensors have none of
     it, nor has the loss in tiles."""
     tokens = training.batch_size * training.max_length
     return FP32 * tokens * shape.vocab if step.head is Head.LOGITS else 0
-
-
-def _output_gradient(shape: Shape, training: Training) -> float:
-    """The output layer's gradient, beside the one of the pass before; where tied, it waits for the embedding's."""
-    return FP32 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
-
-
-def _head(shape: Shape, training: Training, tokens: int, step: Step) -> float:
-    """From the last hidden state to its gradient, with the last normalisation; every token has a label."""
-    hidden = (3 * FP32 + 3 * BF16) * tokens * shape.hidden
-    if step.head is Head.LOGITS:  # probabilities, the gradient of the loss by them, and that by the logits
-        return hidden + 3 * FP32 * tokens * shape.vocab
-    # A CPU makes a float32 copy of a tile on the way to its probabilities.
-    logit = BF16 + FP32 + (0 if step.on_gpu else FP32)
-    # The output layer in 16 bits, and a tile's share of its gradient.
-    matrix = 2 * BF16 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
-    return hidden + matrix + logit * min(tokens * shape.vocab, TILE)

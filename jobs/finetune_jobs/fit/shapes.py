@@ -5,17 +5,13 @@ the model in transformers. An unlisted family is unknown, not guessed: what look
 memory.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from pydantic import BaseModel, Field, ValidationError
-
-from finetune_jobs.fit.families import EVERY_LAYER, Count, Family, Fixed, Read, evaluate, known
-
-
-class UnknownShapeError(ValueError):
-    """This config.json does not describe a known shape; the message says why."""
+from finetune_jobs.fit.families import Count, Family, Layer, Mixture, Read, evaluate, known
+from finetune_jobs.fit.fields import Sizes, UnknownShapeError, counts, require_fixed, switches_of
+from finetune_jobs.fit.towers import Tower, tower_of
 
 
 @dataclass(frozen=True)
@@ -47,23 +43,23 @@ class Experts:
     """Experts that a token passes through."""
     parameters_each: int
 
+    @property
+    def parameters(self) -> int:
+        """Weights of all of them."""
+        return self.count * self.parameters_each
+
+    @property
+    def idle_parameters(self) -> int:
+        """Weights of those that a token does not pass through."""
+        return (self.count - self.active) * self.parameters_each
+
 
 @dataclass(frozen=True)
-class Tower:
-    """What a model has beside its text part, e.g. for images: in memory and adapted, but no text passes through it."""
+class LayerKind:
+    """Layers that are all alike. All but ``count`` is of one of them."""
 
-    parameters: int
-    sides: int
-    """Inputs and outputs of all its linear layers, by which an adapter grows."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder-only transformer of equal layers."""
-
-    family: str
-    hidden: int
-    layers: int
+    count: int
+    """How many there are."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -71,24 +67,67 @@ class Shape:
     """Width of the feed-forward part that a token passes through."""
     gated: bool
     """Whether the feed-forward part multiplies two projections (SwiGLU, GeGLU)."""
+    norms: int
+    """Normalisations over the hidden state."""
+    matrices: tuple[Matrix, ...]
+    """Linear layers."""
+    vectors: int
+    """Further parameters: biases, normalisations, a router."""
+    experts: Experts | None = None
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of the linear layers."""
+        return sum(matrix.parameters for matrix in self.matrices)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.linear_parameters + self.vectors + (self.experts.parameters if self.experts else 0)
+
+    @property
+    def selected_parameters(self) -> int:
+        """Weights whose products selective checkpointing keeps."""
+        return sum(matrix.parameters for matrix in self.matrices if matrix.selected)
+
+    @property
+    def attention_width(self) -> int:
+        """Numbers that attention gives for a token."""
+        return self.heads * self.head_dim
+
+    def adapted(self, targets: Iterable[str] = ()) -> tuple[Matrix, ...]:
+        """Linear layers that get an adapter: those that ``targets`` name, or all.
+
+        A target may be a full name, as in ``spec.training.targetModules``; its last part counts.
+        """
+        names = {target.rpartition(".")[2] for target in targets}
+        return tuple(matrix for matrix in self.matrices if not names or matrix.name in names)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer."""
+
+    family: str
+    hidden: int
     vocab: int
     tied: bool
     """Whether the output layer shares the embedding's weights."""
-    norms: int
-    """Normalisations over the hidden state per layer."""
-    matrices: tuple[Matrix, ...]
-    """Linear layers of one layer."""
-    vectors: int
-    """Further parameters of one layer: biases, normalisations, a router."""
+    kinds: tuple[LayerKind, ...]
+    """Its layers by their kinds, mostly one."""
     outer_vectors: int
     """Parameters of the last normalisation and the output layer's bias."""
-    experts: Experts | None = None
     tower: Tower | None = None
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return sum(kind.count for kind in self.kinds)
 
     @property
     def linear_parameters(self) -> int:
         """Weights of all linear layers but the output layer."""
-        return self.layers * sum(matrix.parameters for matrix in self.matrices)
+        return sum(kind.count * kind.linear_parameters for kind in self.kinds)
 
     @property
     def embedding_parameters(self) -> int:
@@ -98,19 +137,23 @@ class Shape:
     @property
     def expert_parameters(self) -> int:
         """Weights of all experts."""
-        return self.layers * self.experts.count * self.experts.parameters_each if self.experts else 0
+        return sum(kind.count * kind.experts.parameters for kind in self.kinds if kind.experts)
+
+    @property
+    def layer_parameters(self) -> int:
+        """What the layers have, with the part for images."""
+        layers = sum(kind.count * kind.parameters for kind in self.kinds)
+        return layers + (self.tower.parameters if self.tower else 0)
 
     @property
     def parameters(self) -> int:
         """All of them: this takes memory."""
-        plain = self.layers * self.vectors + self.outer_vectors + (self.tower.parameters if self.tower else 0)
-        return self.linear_parameters + self.embedding_parameters + self.expert_parameters + plain
+        return self.layer_parameters + self.embedding_parameters + self.outer_vectors
 
     @property
     def active_parameters(self) -> int:
         """What one token passes through."""
-        idle = self.experts.count - self.experts.active if self.experts else 0
-        return self.parameters - self.layers * idle * (self.experts.parameters_each if self.experts else 0)
+        return self.parameters - sum(kind.count * kind.experts.idle_parameters for kind in self.kinds if kind.experts)
 
     @property
     def computed_parameters(self) -> int:
@@ -119,42 +162,46 @@ class Shape:
         return self.active_parameters - looked_up - (self.tower.parameters if self.tower else 0)
 
     @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Linear layers of one layer of each kind."""
+        return tuple(matrix for kind in self.kinds for matrix in kind.matrices)
+
+    @property
+    def linear_layers(self) -> Iterator[tuple[str, int, int]]:
+        """Name, inputs and outputs of each linear layer, of all layers."""
+        for kind in self.kinds:
+            for matrix in kind.matrices:
+                yield from [(matrix.name, matrix.inputs, matrix.outputs)] * kind.count
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts, be it only in some layers."""
+        return any(kind.experts for kind in self.kinds)
+
+    @property
     def shares_feed_forward(self) -> bool:
-        """Whether all tokens pass through one feed-forward part beside the experts (Llama 4)."""
-        return self.experts is not None and any(matrix.reads is Read.PRODUCT for matrix in self.matrices)
+        """Whether all tokens pass through one feed-forward part, beside the experts (Llama 4) or in layers without
+        them."""
+        return self.has_experts and any(matrix.reads is Read.PRODUCT for matrix in self.matrices)
 
-    def adapted(self, targets: tuple[str, ...] = ()) -> tuple[Matrix, ...]:
-        """Linear layers of one layer that get an adapter: those that ``targets`` name, or all.
+    def adapted_parameters(self, targets: Iterable[str] = ()) -> int:
+        """Weights of all linear layers that get an adapter (``LayerKind.adapted``)."""
+        names = tuple(targets)
+        return sum(kind.count * sum(each.parameters for each in kind.adapted(names)) for kind in self.kinds)
 
-        A target may be a full name, as in ``spec.training.targetModules``; its last part counts.
-        """
-        names = {target.rpartition(".")[2] for target in targets}
-        return tuple(matrix for matrix in self.matrices if not names or matrix.name in names)
+    def whole(self, kind: LayerKind) -> float:
+        """Parameters of one of its layers of a kind, with a layer's share of the part for images."""
+        return kind.parameters + (self.tower.parameters / self.layers if self.tower else 0)
 
 
 WITH_IMAGES: Final = {"gemma3": "gemma3_text"}
 """Families whose model has a part for images beside that of the other family, which is loaded and adapted too. That
-part is no stack of the same layers, so ``hack.families`` cannot read it: ``_tower`` counts it by hand."""
-LARGEST: Final = 1 << 24
-"""No size in a config.json is larger."""
-
-_Size = Annotated[int, Field(gt=0, le=LARGEST)]
+part is no stack of the same layers, so ``hack.families`` cannot read it: ``towers`` counts it by hand."""
 
 
 def families() -> tuple[str, ...]:
     """``model_type`` of the architectures that are known."""
     return (*known().families, *known().texts, *WITH_IMAGES)
-
-
-class _Vision(BaseModel):
-    """The fields that shape the part for images, a SigLIP encoder; the defaults are Gemma 3's."""
-
-    hidden_size: _Size = 1152
-    num_hidden_layers: _Size = 27
-    intermediate_size: _Size = 4304
-    image_size: _Size = 896
-    patch_size: _Size = 14
-    vision_use_head: bool = True
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
@@ -170,122 +217,60 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     if not isinstance(text, Mapping):
         raise UnknownShapeError("config.json does not describe the model's shape (text_config: missing)")
     shape = describe(family, text, kind)
-    return replace(shape, tower=_tower(config, shape.hidden)) if kind in WITH_IMAGES else shape
+    return replace(shape, tower=tower_of(config, shape.hidden)) if kind in WITH_IMAGES else shape
 
 
 def describe(family: Family, config: Mapping[str, Any], kind: str) -> Shape:
     """The shape of the family's model that ``config`` describes. Raises UnknownShapeError."""
     other_names = {family.aliases[name]: value for name, value in config.items() if name in family.aliases}
     fields = {**other_names, **config}
-    sizes, switches = _Sizes(family, fields), _switches(family, fields)
-    _require_fixed(family, fields, evaluate(family.layers, sizes))
-    matrices = tuple(
-        Matrix(each.name, evaluate(each.inputs, sizes), evaluate(each.outputs, sizes), each.reads)
-        for each in family.linear
-        if each.there(switches)
-    )
-    experts = _experts(family, sizes, switches)
-    passed = sum(matrix.inputs for matrix in matrices if matrix.reads is Read.PRODUCT)
-    if experts and family.experts:
-        passed += experts.active * evaluate(family.experts.width, sizes)
+    sizes, switches = Sizes(family, fields), switches_of(family, fields)
+    layers = evaluate(family.layers, sizes)
+    require_fixed(family, fields, layers)
     tied = fields.get("tie_word_embeddings")
     return Shape(
         family=kind,
         hidden=evaluate(family.hidden, sizes),
-        layers=evaluate(family.layers, sizes),
-        heads=evaluate(family.heads, sizes),
-        kv_heads=evaluate(family.kv_heads, sizes),
-        head_dim=evaluate(family.head_dim, sizes),
-        intermediate=passed,
-        gated=family.gated,
         vocab=evaluate(family.vocab, sizes),
         tied=family.tied if tied is None else bool(tied),
-        norms=family.norms,
-        matrices=matrices,
-        vectors=_counted(family.vectors, sizes, switches),
+        kinds=tuple(
+            _kind(layer, count, sizes, switches)
+            for layer, count in zip(family.kinds, counts(family, fields, layers), strict=True)
+            if count
+        ),
         outer_vectors=_counted(family.outside, sizes, switches),
+    )
+
+
+def _kind(layer: Layer, count: int, sizes: Mapping[str, int], switches: Mapping[str, bool]) -> LayerKind:
+    matrices = tuple(
+        Matrix(each.name, evaluate(each.inputs, sizes), evaluate(each.outputs, sizes), each.reads)
+        for each in layer.linear
+        if each.there(switches)
+    )
+    experts = _experts(layer.experts, sizes, switches) if layer.experts else None
+    passed = sum(matrix.inputs for matrix in matrices if matrix.reads is Read.PRODUCT)
+    if experts and layer.experts:
+        passed += experts.active * evaluate(layer.experts.width, sizes)
+    return LayerKind(
+        count=count,
+        heads=evaluate(layer.heads, sizes),
+        kv_heads=evaluate(layer.kv_heads, sizes),
+        head_dim=evaluate(layer.head_dim, sizes),
+        intermediate=passed,
+        gated=layer.gated,
+        norms=layer.norms,
+        matrices=matrices,
+        vectors=_counted(layer.vectors, sizes, switches),
         experts=experts,
     )
 
 
-class _Sizes(dict[str, int]):
-    """What a config.json says of sizes, and what transformers takes for those that it leaves out."""
-
-    def __init__(self, family: Family, fields: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._family, self._fields = family, fields
-
-    def __missing__(self, name: str) -> int:
-        self[name] = found = self._found(name)
-        return found
-
-    def _found(self, name: str) -> int:
-        if name in self._family.computed:
-            return self._computed(name)
-        if name not in self._fields:
-            default = self._family.defaults.get(name)
-        elif self._fields[name] is None:
-            default = self._family.nulls.get(name)
-        else:
-            return _size(name, self._fields[name])
-        if default is None:
-            raise _undescribed(name, "missing")
-        return default if isinstance(default, int) else evaluate(default, self)
-
-    def _computed(self, name: str) -> int:
-        found = evaluate(self._family.computed[name], self)
-        if self._fields.get(name) not in (None, found):
-            raise _differs(name)
-        return found
-
-
-def _size(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _undescribed(name, "no whole number")
-    if not 0 < value <= LARGEST:
-        raise _undescribed(name, f"not from 1 to {LARGEST:,}")
-    return value
-
-
-def _undescribed(name: str, why: str) -> UnknownShapeError:
-    return UnknownShapeError(f"config.json does not describe the model's shape ({name}: {why})")
-
-
-def _differs(name: str) -> UnknownShapeError:
-    return UnknownShapeError(f"its layers differ from the family's usual models ({name})")
-
-
-def _switches(family: Family, fields: Mapping[str, Any]) -> Mapping[str, bool]:
-    """As Python reads them: null is no."""
-    found = {name: fields.get(name, default) for name, default in family.switches.items()}
-    for name, value in found.items():
-        if not isinstance(value, bool | None):
-            raise _undescribed(name, "neither true nor false")
-    return {name: bool(value) for name, value in found.items()}
-
-
-def _require_fixed(family: Family, fields: Mapping[str, Any], layers: int) -> None:
-    """Refuses fields that make layers of another kind."""
-    for name, only in family.fixed.items():
-        if name in fields and not _as_usual(fields[name], only, layers):
-            raise _differs(name)
-
-
-def _as_usual(value: object, only: Fixed, layers: int) -> bool:
-    if only == EVERY_LAYER:
-        return value is None or value == list(range(layers))
-    if isinstance(only, tuple):
-        return value is None or (isinstance(value, list) and all(each in only for each in value))
-    return value == only or not (value or only)
-
-
-def _experts(family: Family, sizes: Mapping[str, int], switches: Mapping[str, bool]) -> Experts | None:
-    if family.experts is None:
-        return None
-    count, active = evaluate(family.experts.count, sizes), evaluate(family.experts.active, sizes)
+def _experts(mixture: Mixture, sizes: Mapping[str, int], switches: Mapping[str, bool]) -> Experts:
+    count, active = evaluate(mixture.count, sizes), evaluate(mixture.active, sizes)
     if active > count:
         raise UnknownShapeError("in config.json, a token uses more experts than there are")
-    return Experts(count, active, _counted(family.experts.each, sizes, switches))
+    return Experts(count, active, _counted(mixture.each, sizes, switches))
 
 
 def _counted(parts: Iterable[Count], sizes: Mapping[str, int], switches: Mapping[str, bool]) -> int:
@@ -300,21 +285,3 @@ def _unlisted(kind: str) -> str:
     else:
         why = f"the {len(families())} families that are known here"
     return f"model_type {kind[:40]!r} is not one of {why}. docs/reference/families.md lists those that are known"
-
-
-def _tower(config: Mapping[str, Any], text: int) -> Tower:
-    """Of a SigLIP encoder and the projection from its width to that of the text part."""
-    try:
-        fields = _Vision.model_validate(config.get("vision_config") or {})
-    except ValidationError as error:
-        raise UnknownShapeError(f"vision_config does not describe its shape ({error.errors()[0]['msg']})") from None
-    width, inner = fields.hidden_size, fields.intermediate_size
-    mlp = 2 * width * inner + inner + width
-    attention = 4 * (width * width + width)
-    layer = attention + mlp + 4 * width
-    patches = (fields.image_size // fields.patch_size) ** 2
-    embedding = 3 * fields.patch_size**2 * width + width + patches * width
-    head = width + attention + 2 * width + mlp if fields.vision_use_head else 0
-    whole = fields.num_hidden_layers * layer + embedding + 2 * width + head
-    sides = fields.num_hidden_layers * (8 * width + 2 * (width + inner))
-    return Tower(whole + width * text + width, sides + (2 * (width + inner) if fields.vision_use_head else 0))

@@ -16,7 +16,8 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.exported import require_group
-from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
+from finetune_jobs.fit.fields import UnknownShapeError
+from finetune_jobs.fit.shapes import read_shape
 
 MOST_ADAPTED: Final = 0.5
 """Below this share of a model's weights in adapted layers, users are told."""
@@ -129,9 +130,9 @@ def _unreached(config: Mapping[str, Any], training: Training) -> Iterator[str]:
         shape = read_shape(config)
     except UnknownShapeError:
         return
-    if training.method is Method.FULL or shape.experts is None:
+    if training.method is Method.FULL or not shape.has_experts:
         return
-    reached = shape.layers * sum(matrix.parameters for matrix in shape.adapted(tuple(training.target_modules)))
+    reached = shape.adapted_parameters(training.target_modules)
     share = reached / shape.parameters
     if share < MOST_ADAPTED:
         shared = " and what all tokens share" if shape.shares_feed_forward else ""
@@ -148,7 +149,7 @@ def _untried(config: Mapping[str, Any], export_format: str) -> Iterator[str]:
         shape = read_shape(config)
     except UnknownShapeError:
         return
-    if shape.experts is not None and export_format in QUANTIZED:
+    if shape.has_experts and export_format in QUANTIZED:
         yield (
             f"Whether the {export_format} export of {shape.family}'s experts can be read back is not known here; that "
             "of mixtral and qwen3_moe cannot, so that their evaluation would fail."

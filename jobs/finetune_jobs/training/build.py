@@ -17,7 +17,6 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig
 
 from finetune_api.training import EarlyStopping, Method, Packing, Training
-from finetune_jobs.fit.memory import ON_CPU, Step
 from finetune_jobs.fit.recipe import (
     MAX_GRAD_NORM,
     WARM_UP,
@@ -25,6 +24,7 @@ from finetune_jobs.fit.recipe import (
     Schedule,
     schedule,
 )
+from finetune_jobs.fit.steps import ON_CPU, Step
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.loading import DTYPE, build_base, load_base

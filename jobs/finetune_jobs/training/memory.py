@@ -10,9 +10,11 @@ import torch
 from finetune_api.reasons import Reason
 from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Step, gpu_step
+from finetune_jobs.fit.fields import UnknownShapeError
+from finetune_jobs.fit.memory import GIB, gpu_step
 from finetune_jobs.fit.recipe import Batch
-from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
+from finetune_jobs.fit.shapes import read_shape
+from finetune_jobs.fit.steps import ON_CPU, ON_GPU, Step
 from finetune_jobs.modelling.device import device
 from finetune_jobs.training.team import ALONE, Team
 

@@ -19,11 +19,11 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.interruptions import FLUSH_SECONDS
 from finetune_jobs.fit.kernels import Kernel, listed
-from finetune_jobs.fit.memory import Step
 from finetune_jobs.fit.recipe import (
     Batch,
     indivisible,
 )
+from finetune_jobs.fit.steps import Step
 from finetune_jobs.modelling.device import log_peak
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer
 from finetune_jobs.modelling.token_files import longest_thoughts
