@@ -192,6 +192,16 @@ class Fleet:
         return [self.image(member) == "images/tgi-cpu:2" for member in self.members]
 
 
+def test_an_endpoint_alone_does_not_say_that_it_waits_for_others() -> None:
+    fleet = Fleet.serving(1, limit=1)
+    fleet.upgrade()
+    [member] = fleet.members
+    member.reconcile()
+    assert member.status.candidate
+    assert (member.status.candidate.state, member.status.candidate.reason) == (QUEUED, Reason.ROLLOUT_QUEUED)
+    assert_says(member.status.candidate.message, "a place in the line", "in a few seconds", "if none are ahead")
+
+
 class TestUpgrade:
     def test_few_at_once_and_all_in_the_end(self) -> None:
         fleet = Fleet.serving(7, limit=2)

@@ -30,6 +30,7 @@ PAUSE_SECONDS: Final = 3600.0
 """For how long a candidate that has given its hardware back leaves it to others."""
 RECORD_SECONDS: Final = 1.0
 """When to look whose turn it is, once a candidate is in line: all that came in the same second are in line by then."""
+_GETS_A_PLACE: Final = "It gets a place in the line of rollouts, and starts in a few seconds if none are ahead of it."
 MESSAGE_LIMIT: Final = 1024
 """The API's limit; a scheduler's message about many nodes is longer."""
 _CAUSE_LIMIT: Final = 768
@@ -136,7 +137,7 @@ def _in_line(
     """The candidate in its place in line, or started if its turn has come."""
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
     if turn is None or (turn.has_come and _just_recorded(waiting, now)):
-        message, due_after = "Waiting for its turn; other endpoints are being rolled out.", RECORD_SECONDS
+        message, due_after = _GETS_A_PLACE, RECORD_SECONDS
     elif turn.has_come:
         return _started(observed, waiting, stable, now)
     else:
