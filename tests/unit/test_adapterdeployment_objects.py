@@ -376,8 +376,8 @@ def test_missing_is_created_changed_is_applied_and_equal_is_left_alone() -> None
     assert ensure(SERVICES, desired, desired) == ()
     listed = {"metadata": desired["metadata"], "spec": desired["spec"]}
     assert ensure(SERVICES, desired, listed) == ()
-    assert ensure_exists(SERVICES, desired, None) == (Create(SERVICES, desired),)
-    assert ensure_exists(SERVICES, desired, other) == ()
+    assert ensure_exists(SERVICES, None, lambda: desired) == (Create(SERVICES, desired),)
+    assert ensure_exists(SERVICES, other, lambda: pytest.fail("rendered")) == ()
 
 
 def test_the_keys_of_a_policy_are_part_of_the_revision() -> None:

@@ -149,8 +149,8 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
         due_after = min((seconds for seconds in looks if seconds is not None), default=None)
         return RolloutStep(stable, waiting, actions, events, due_after)
     actions += (
-        *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
-        *ensure_exists(JOBS, stage_job(request), observed.child(JOBS, request.name)),
+        *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
+        *ensure_exists(JOBS, observed.child(JOBS, request.name), lambda: stage_job(request)),
     )
     verifying, waits = _verifying(candidate, verification, now), verification is not None and verification.refused
     first_look = verification.due_after if verification else FIRST_LOOK_SECONDS

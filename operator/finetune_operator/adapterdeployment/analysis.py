@@ -101,8 +101,8 @@ def analysis_of(
     if job is None and left > 0:
         request = _request(observed, target, stable, candidate, until, now)
         made = (
-            *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, name)),
-            *ensure_exists(JOBS, stage_job(request), None),
+            *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, name), lambda: input_config_map(request)),
+            *ensure_exists(JOBS, job, lambda: stage_job(request)),
         )
         return Analysis(_running(known, until, again), again and not patient, made, left)
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(name, ())) if job is not None else None

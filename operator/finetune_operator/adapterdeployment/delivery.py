@@ -150,8 +150,8 @@ def deliver(
         if job is not None:
             verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
         actions = (
-            *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
-            *ensure_exists(JOBS, stage_job(request), job),
+            *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
+            *ensure_exists(JOBS, job, lambda: stage_job(request)),
         )
     counted = f"{len(pods)}/{observed.resource.spec.replicas}"
     rows = [_row(each, counted, bool(pods), verdict) for each in found]

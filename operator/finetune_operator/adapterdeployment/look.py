@@ -69,8 +69,8 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
     request = _request(observed, asked, known)
     job = observed.child(JOBS, request.name)
     made = (
-        *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
-        *ensure_exists(JOBS, stage_job(request), job),
+        *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
+        *ensure_exists(JOBS, job, lambda: stage_job(request)),
     )
     begun = known or _nothing_known(asked)
     if said := observed.unmet.get(LOOK):

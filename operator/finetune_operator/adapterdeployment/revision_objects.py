@@ -61,12 +61,17 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
     """The record comes first: from then on the revision's pods are made from it."""
     owner, record = observed.owner, target.record
     name = deployment_name(owner, record.revision)
-    made, fetch = record.controller_revision(owner), record.input_config_map(owner)
     has_room = not observed.resource.spec.in_place
     wanted = deployment(owner, record.serving, record.revision, replicas, record.template, has_room=has_room)
     return (
-        *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
-        *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
+        *ensure_exists(
+            CONTROLLER_REVISIONS,
+            observed.child(CONTROLLER_REVISIONS, name),
+            lambda: record.controller_revision(owner),
+        ),
+        *ensure_exists(
+            CONFIG_MAPS, observed.child(CONFIG_MAPS, record.input_name), lambda: record.input_config_map(owner)
+        ),
         *_limits(observed, target, name),
         *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, name)),
     )

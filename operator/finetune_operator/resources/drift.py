@@ -1,6 +1,7 @@
 """Whether a live object is as desired. The API server adds defaults, and others may add fields of their own."""
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
@@ -29,9 +30,9 @@ def ensure(
     return () if holds(live, content, whole_lists=whole_lists) else (Apply(resource, desired),)
 
 
-def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> tuple[Create, ...]:
-    """The same for objects that never change once they exist: immutable ConfigMaps and Jobs."""
-    return (Create(resource, desired),) if live is None else ()
+def ensure_exists(resource: Resource, live: Object | None, render: Callable[[], Object]) -> tuple[Create, ...]:
+    """The same for objects that never change once they exist, immutable ConfigMaps and Jobs: rendered where missing."""
+    return (Create(resource, render()),) if live is None else ()
 
 
 def holds(live: Any, desired: Any, *, whole_lists: bool = False) -> bool:
