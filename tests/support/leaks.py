@@ -10,7 +10,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from operator import is_
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final
@@ -20,39 +22,60 @@ _PATCHED: Final = ("finetune_api.", "finetune_jobs.", "finetune_operator.", "hac
 _VARIABLE: Final = "the variable "
 _OWN: Final = ("PYTEST_", "KMP_")
 """Variables that pytest changes itself, and that scikit-learn sets for OpenMP when it is imported."""
+_REPLACED: Final = (FunctionType, BuiltinFunctionType, type)
 
-Places = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Places:
+    """What is looked at, by a name for people."""
+
+    process: Mapping[str, Any]
+    modules: Mapping[str, Mapping[str, Any]]
+    """The names in each module, by its name."""
 
 
 def places() -> Places:
-    """What is looked at, by a name for people."""
-    return {
-        "the working directory": Path.cwd(),
-        "the default type of tensors": _of_torch("get_default_dtype"),
-        "the threads of torch": _of_torch("get_num_threads"),
-        "the level of the root logger": logging.getLogger().level,
-        "the handler of SIGTERM": signal.getsignal(signal.SIGTERM),
-        "the handler of SIGINT": signal.getsignal(signal.SIGINT),
-        **{f"{_VARIABLE}{name}": value for name, value in os.environ.items() if not name.startswith(_OWN)},
-        **{
-            f"{module}.{name}": value
-            for module, loaded in list(sys.modules.items())
-            if module.startswith(_PATCHED) and isinstance(loaded, ModuleType)
-            for name, value in vars(loaded).items()
-            if isinstance(value, FunctionType | BuiltinFunctionType | type)
+    """All of them as they are now."""
+    return Places(
+        process={
+            "the working directory": Path.cwd(),
+            "the default type of tensors": _of_torch("get_default_dtype"),
+            "the threads of torch": _of_torch("get_num_threads"),
+            "the level of the root logger": logging.getLogger().level,
+            "the handler of SIGTERM": signal.getsignal(signal.SIGTERM),
+            "the handler of SIGINT": signal.getsignal(signal.SIGINT),
+            **{f"{_VARIABLE}{name}": value for name, value in os.environ.items() if not name.startswith(_OWN)},
         },
-    }
+        modules={
+            name: dict(vars(loaded))
+            for name, loaded in list(sys.modules.items())
+            if name.startswith(_PATCHED) and isinstance(loaded, ModuleType)
+        },
+    )
 
 
 def left_behind(before: Places, after: Places) -> list[str]:
     """What is otherwise than before. A module's functions that are new, or gone, do not count: modules are imported,
     and some give their names to others then."""
-    variables = {name for name in {*before, *after} if name.startswith(_VARIABLE)}
-    return sorted(
-        name
-        for name in variables | (before.keys() & after.keys())
-        if before.get(name) is not after.get(name) and before.get(name) != after.get(name)
-    )
+    known, now = before.process, after.process
+    variables = {name for name in {*known, *now} if name.startswith(_VARIABLE)}
+    changed = [name for name in variables | (known.keys() & now.keys()) if _is_another(known.get(name), now.get(name))]
+    modules = before.modules.keys() & after.modules.keys()
+    return sorted([*changed, *(name for each in modules for name in _replaced(each, before, after))])
+
+
+def _replaced(module: str, before: Places, after: Places) -> Iterator[str]:
+    """The functions and classes of a module that are others now. In most modules nothing has changed."""
+    known, now = before.modules[module], after.modules[module]
+    if len(known) == len(now) and all(map(is_, known.values(), now.values())):
+        return
+    for name in known.keys() & now.keys():
+        if isinstance(known[name], _REPLACED) and isinstance(now[name], _REPLACED) and known[name] != now[name]:
+            yield f"{module}.{name}"
+
+
+def _is_another(before: Any, after: Any) -> bool:
+    return before is not after and before != after
 
 
 def _of_torch(name: str) -> Any:

@@ -7,9 +7,8 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 import yaml
 from rich.console import Console
@@ -36,6 +35,9 @@ from hack.demo.examples import EXAMPLES, EXTRACTION, SUPPORT, Example, merged
 from tests.support.reviewing import sheet_of
 from tests.support.stages import RUN
 from tests.unit.test_demo import PROMPTING, finished
+
+if TYPE_CHECKING:
+    import openai
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +72,8 @@ def test_an_example_stays_what_it_is(example: Example) -> None:
 @pytest.fixture
 def client() -> Iterator[openai.OpenAI]:
     """OpenAI's own client, with the teacher behind it."""
+    import openai  # takes most of a second, and most of these tests do without
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), teacher.Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -108,6 +112,8 @@ def test_the_teacher_answers_from_the_manual(client: openai.OpenAI, question: st
 
 @pytest.mark.slow
 def test_the_teacher_refuses_what_it_does_not_know(client: openai.OpenAI) -> None:
+    import openai
+
     assert ask(client, "Answer briefly.", "Why?") == "The manual does not say."
     with pytest.raises(openai.BadRequestError, match="not a chat completion request"):
         client.chat.completions.create(model=teacher.MODEL, messages=[{"role": "system", "content": "alone"}])
