@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from finetune_jobs.fit.families import Count, Family, Layer, Linear, Mixture, Read
 from hack.families import sizes
@@ -18,6 +19,9 @@ from hack.families.models import LeftOutError, Parts, config_of
 from hack.families.patterns import pattern_of
 from hack.families.proof import Small, prove, with_defaults
 from hack.families.roles import attention, roles
+
+_RECURRENT: Final = "linear_attention"
+"""What transformers calls layers whose state goes from token to token, of whichever rule."""
 
 
 def derive(kind: str) -> Family:
@@ -70,7 +74,13 @@ def _read(small: Small, found: Effects) -> Family:
     states: list[dict[str, bool]] = [{}, *({name: not usual} for name, usual in found.switches.items())]
     models = [[small.layout(index, state) for index in range(sizes.READ)] for state in states]
     outside = _items([[model.outside for model in state] for state in models], states, found)
-    numbers = range(len(models[0][0].kinds))
+    kinds = tuple(
+        _layer([[model.kinds[number] for model in state] for state in models], states, small, found, formulas)
+        for number in range(len(models[0][0].kinds))
+    )
+    recurrent = small.pattern.labels.get(_RECURRENT) if small.pattern else None
+    if recurrent is not None and not kinds[recurrent].key_dim:
+        raise LeftOutError("it has recurrent layers whose memory nobody has counted")
     return Family(
         aliases=sizes.aliases(small.config),
         computed=small.computed,
@@ -80,10 +90,7 @@ def _read(small: Small, found: Effects) -> Family:
         hidden=own["hidden_size"],
         layers=own["num_hidden_layers"],
         vocab=own["vocab_size"],
-        kinds=tuple(
-            _layer([[model.kinds[number] for model in state] for state in models], states, small, found, formulas)
-            for number in numbers
-        ),
+        kinds=kinds,
         pattern=small.pattern,
         outside=_counts(outside, formulas),
     )
@@ -110,6 +117,8 @@ def _layer(
         heads=asked.heads,
         kv_heads=asked.kv_heads,
         head_dim=asked.head_dim,
+        output_gate=asked.output_gate,
+        key_dim=asked.key_dim,
         linear=tuple(
             Linear(name=_last(path), reads=read[path], inputs=sides[path][0], outputs=sides[path][1], when=item.when)
             for path, item in linear.items()

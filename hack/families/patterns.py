@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, Final
 
-from transformers.configuration_utils import ALLOWED_ATTN_LAYER_TYPES, ALLOWED_MLP_LAYER_TYPES
+from transformers.configuration_utils import ALLOWED_MLP_LAYER_TYPES
 
 from finetune_jobs.fit.families import Asks, Condition, Pattern
 from finetune_jobs.fit.fields import order
@@ -27,7 +27,7 @@ _CONDITIONS: Final[Mapping[str, Asks]] = {
 """Fields by which families tell their layers apart."""
 _LISTS: Final[Mapping[str, Sequence[str]]] = {
     "mlp_layer_types": ALLOWED_MLP_LAYER_TYPES,
-    "layer_types": ALLOWED_ATTN_LAYER_TYPES,
+    "layer_types": ("full_attention", "sliding_attention", "chunked_attention", "linear_attention"),
     "moe_layers": (),
 }
 """Fields that list the kind of each layer, and its names there, or the numbers of the layers of one kind."""

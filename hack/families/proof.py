@@ -125,7 +125,13 @@ def _sizes_of(family: Family) -> set[str]:
     """Every size that a description asks of config.json."""
     formulas = [family.hidden, family.layers, family.vocab, *(part.size for part in family.outside)]
     for kind in family.kinds:
-        formulas += [kind.heads, kind.kv_heads, kind.head_dim, *(part.size for part in kind.vectors)]
+        formulas += [
+            kind.heads,
+            kind.kv_heads,
+            kind.head_dim,
+            *filter(None, [kind.key_dim]),
+            *(part.size for part in kind.vectors),
+        ]
         formulas += [side for part in kind.linear for side in (part.inputs, part.outputs)]
         if kind.experts:
             formulas += [kind.experts.count, kind.experts.active, kind.experts.width]

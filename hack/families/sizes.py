@@ -42,6 +42,11 @@ SIZES: Final[Mapping[str, tuple[int, ...]]] = {
     "qk_rope_head_dim": (8, 16, 12, 20),
     "qk_nope_head_dim": (24, 40, 18, 28),
     "v_head_dim": (26, 34, 22, 38),
+    "linear_num_key_heads": (3, 5, 2, 4),
+    "linear_num_value_heads": (6, 5, 8, 12),
+    "linear_key_head_dim": (10, 14, 27, 18),
+    "linear_value_head_dim": (30, 12, 46, 58),
+    "linear_conv_kernel_dim": (3, 5, 4, 2),
 }
 SET: Final[Mapping[str, int]] = {"pad_token_id": 0, "n_group": 1, "topk_group": 1}
 """What would not fit models as small as these: a padding token above the vocabulary, more groups than experts."""

@@ -85,6 +85,24 @@ GLM_AIR: dict[str, Any] = {
     "vocab_size": 151552,
 }
 """zai-org/GLM-4.5-Air on the hub."""
+QWEN35_27B: dict[str, Any] = {
+    "model_type": "qwen3_5_text",
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_size": 5120,
+    "intermediate_size": 17408,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "linear_value_head_dim": 128,
+    "num_attention_heads": 24,
+    "num_hidden_layers": 64,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "vocab_size": 248320,
+}
+"""The text part of Qwen/Qwen3.5-27B on the hub."""
 SMOLLM = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -126,4 +144,4 @@ TRAININGS = st.builds(
     dropout=st.sampled_from(["0", "0.05"]),
     adapter=st.sampled_from(AdapterKind),
 )
-CONFIGS = st.sampled_from([LLAMA_8B, MIXTRAL, SMOLLM, GLM_AIR, small("gpt_neox"), small("gemma3_text")])
+CONFIGS = st.sampled_from([LLAMA_8B, MIXTRAL, SMOLLM, GLM_AIR, QWEN35_27B, small("gpt_neox"), small("gemma3_text")])

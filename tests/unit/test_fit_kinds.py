@@ -18,7 +18,7 @@ from finetune_jobs.fit.memory import NF4, peak_memory, trained_parameters
 from finetune_jobs.fit.shapes import Shape, read_shape
 from finetune_jobs.fit.steps import DIVIDED, KEPT, ON_GPU, SELECTIVE
 from finetune_jobs.fit.suitability import require_suitable
-from tests.support.fit import A100, DEEPSEEK_V3, GLM_AIR, TRAININGS, shape_of
+from tests.support.fit import A100, DEEPSEEK_V3, GLM_AIR, QWEN35_27B, TRAININGS, shape_of
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +46,68 @@ pytestmark = pytest.mark.unit
             },
             352.8,
             33.6,
+        ),
+        (
+            # Qwen3-Next-80B-A3B: "80B in total and 3B activated" (model card), without embeddings
+            {
+                "model_type": "qwen3_next",
+                "decoder_sparse_step": 1,
+                "full_attention_interval": 4,
+                "head_dim": 256,
+                "hidden_size": 2048,
+                "intermediate_size": 5120,
+                "linear_conv_kernel_dim": 4,
+                "linear_key_head_dim": 128,
+                "linear_num_key_heads": 16,
+                "linear_num_value_heads": 32,
+                "linear_value_head_dim": 128,
+                "mlp_only_layers": [],
+                "moe_intermediate_size": 512,
+                "num_attention_heads": 16,
+                "num_experts": 512,
+                "num_experts_per_tok": 10,
+                "num_hidden_layers": 48,
+                "num_key_value_heads": 2,
+                "shared_expert_intermediate_size": 512,
+                "tie_word_embeddings": False,
+                "vocab_size": 151936,
+            },
+            79.7,
+            3.9,
+        ),
+        ({"model_type": "qwen3_5", "text_config": QWEN35_27B}, 26.9, 26.9),
+        (
+            # Qwen/Qwen3.5-9B
+            QWEN35_27B
+            | {
+                "hidden_size": 4096,
+                "intermediate_size": 12288,
+                "linear_num_value_heads": 32,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 32,
+            },
+            8.95,
+            8.95,
+        ),
+        (
+            # LGAI-EXAONE/K-EXAONE-236B-A23B
+            {
+                "model_type": "exaone_moe",
+                "first_k_dense_replace": 1,
+                "head_dim": 128,
+                "hidden_size": 6144,
+                "intermediate_size": 18432,
+                "moe_intermediate_size": 2048,
+                "num_attention_heads": 64,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "num_hidden_layers": 48,
+                "num_key_value_heads": 8,
+                "num_shared_experts": 1,
+                "vocab_size": 153600,
+            },
+            236.6,
+            23.7,
         ),
         (
             # baidu/ERNIE-4.5-21B-A3B-PT: 21.8 billion in its files, "3B activated"
@@ -107,7 +169,18 @@ pytestmark = pytest.mark.unit
             17.2,
         ),
     ],
-    ids=["DeepSeek-V3", "GLM-4.5-Air", "GLM-4.5", "ERNIE-4.5", "DeepSeek-V2", "Llama 4 Maverick"],
+    ids=[
+        "DeepSeek-V3",
+        "GLM-4.5-Air",
+        "GLM-4.5",
+        "Qwen3-Next",
+        "Qwen3.5-27B",
+        "Qwen3.5-9B",
+        "K-EXAONE",
+        "ERNIE-4.5",
+        "DeepSeek-V2",
+        "Llama 4 Maverick",
+    ],
 )
 def test_released_models(config: dict[str, Any], billions: float, active: float) -> None:
     """Their sizes are those that their makers publish, without parts that predict several tokens at once."""

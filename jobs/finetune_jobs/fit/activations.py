@@ -16,6 +16,8 @@ from finetune_jobs.fit.steps import BF16, FP32, MASK, Head, Step
 
 DORA_PER_OUTPUT, DORA_PER_WEIGHT = 6, 7
 """Bytes that DoRA takes per output of a token and per weight of one layer (PEFT 0.21; fitted to the memory tracker)."""
+PIECE: Final = 64
+"""Tokens that the gated delta rule computes at a time."""
 TILE: Final = 1 << 25
 """Logits in memory at a time (``training.tiled_loss``)."""
 
@@ -65,12 +67,31 @@ def _layer(shape: Shape, kind: LayerKind, training: Training, step: Step, *, mas
 
 def _layer_bytes(shape: Shape, kind: LayerKind, training: Training, step: Step, *, masked: bool) -> float:
     """What one layer keeps for its backward pass, per token."""
+    mixing = _delta_bytes(kind) if kind.key_dim else _attention_bytes(kind, masked=masked)
+    norms = FP32 * kind.norms * shape.hidden
+    return norms + mixing + _feed_forward_bytes(kind) + _input_bytes(shape, kind, training, step)
+
+
+def _feed_forward_bytes(kind: LayerKind) -> float:
+    return BF16 * (3 if kind.gated else 1) * kind.intermediate
+
+
+def _attention_bytes(kind: LayerKind, *, masked: bool) -> float:
     query, key = kind.attention_width, kind.kv_heads * kind.head_dim
     # With a mask, PyTorch's kernels want as many key heads as query heads: transformers repeats them.
-    attention = BF16 * (2 * query + 2 * (query if masked else key)) + FP32 * kind.heads
-    feed_forward = BF16 * (3 if kind.gated else 1) * kind.intermediate
-    norms = FP32 * kind.norms * shape.hidden
-    return norms + attention + feed_forward + _input_bytes(shape, kind, training, step)
+    keys = query if masked else key
+    gate = 2 * query if kind.output_gate else 0  # itself, and what it makes of attention's result
+    return BF16 * (2 * query + 2 * keys + gate) + FP32 * kind.heads
+
+
+def _delta_bytes(kind: LayerKind) -> float:
+    """The gated delta rule as transformers computes it without a kernel of its own: in pieces of so many tokens, each
+    of whose states is kept, in float32 with 16-bit copies for each product (counted, ``saved_tensors_hooks``)."""
+    keys, values = kind.heads * kind.key_dim, kind.heads * kind.head_dim  # keys are repeated for each head of values
+    before = 2 * kind.kv_heads * kind.key_dim + values
+    pairs, states = kind.heads * PIECE, keys * kind.head_dim / PIECE
+    wide = FP32 * (2 * pairs + 5 * values + 6 * keys + states + 8 * kind.heads)
+    return wide + BF16 * (3 * pairs + 4 * values + 7 * keys + 2 * states + 2 * before + kind.heads)
 
 
 def _selected_bytes(kind: LayerKind, training: Training) -> float:
@@ -127,8 +148,13 @@ def _dora_parameters(kind: LayerKind, training: Training) -> int:
 
 
 def _backward_bytes(shape: Shape, kind: LayerKind) -> float:
-    """Gradients that are alive at once around the feed-forward part, per token (fitted to PyTorch's memory tracker)."""
-    return BF16 * (4 * kind.intermediate + 6 * shape.hidden)
+    """Gradients that are alive at once, per token: around the feed-forward part, or those of the delta rule, when what
+    the feed-forward part kept is free again (both fitted to PyTorch's memory tracker)."""
+    feed_forward = BF16 * (4 * kind.intermediate + 6 * shape.hidden)
+    if not kind.key_dim:
+        return feed_forward
+    pieces = FP32 * kind.heads * (3 * PIECE + 3 * kind.key_dim + 2 * kind.head_dim)
+    return max(feed_forward, pieces - _feed_forward_bytes(kind))
 
 
 def output_gradient(shape: Shape, training: Training) -> float:

@@ -4,7 +4,8 @@ Operations per token are a multiple of the weights it is multiplied with (Kaplan
 forward, 2 for the gradients of the activations, 2 more for those of the weights where these are trained, and 2 to
 recompute everything under checkpointing, or the wider products where that is selective. Attention adds to each of these
 passes what grows with an example's length; its kernel reaches about twice the share of the rest (FlashAttention-2, Dao
-2023, arXiv 2307.08691), so half is counted.
+2023, arXiv 2307.08691), so half is counted. The gated delta rule adds as much for any length; how long its pieces take
+to launch is not known here and not counted.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ from typing import Final
 from finetune_api.budget import HardwareFacts
 from finetune_api.timing import Pace
 from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.activations import PIECE
 from finetune_jobs.fit.answering import readers
 from finetune_jobs.fit.asked import Asking
 from finetune_jobs.fit.cards import card_of, unknown
 from finetune_jobs.fit.memory import INT8, NF4
-from finetune_jobs.fit.shapes import Shape
+from finetune_jobs.fit.shapes import LayerKind, Shape
 from finetune_jobs.fit.steps import BF16, Step
 
 SCALING: Final = 0.9
@@ -49,12 +51,19 @@ def operations(shape: Shape, training: Training, step: Step, length: float) -> f
     """Floating-point operations for one token of training, in an example of so many tokens; half of attention's."""
     backward = 4 if training.method is Method.FULL else 2
     again = shape.computed_parameters if step.checkpointing else 0
-    # Causal: 2 × 2 × length / 2, and half of it.
-    attention = sum(kind.count * kind.attention_width for kind in shape.kinds) * length
+    attention = sum(kind.count * _mixing(kind, length) for kind in shape.kinds)
     passes = 3 if step.keeps_least else 2  # attention's own backward pass is of activations only
     if step.selective:
         again -= sum(kind.count * kind.selected_parameters for kind in shape.kinds)
     return float(shape.computed_parameters * (2 + backward) + 2 * again + passes * attention)
+
+
+def _mixing(kind: LayerKind, length: float) -> float:
+    """Operations with which a layer mixes one token with others, forward."""
+    if not kind.key_dim:
+        return kind.attention_width * length  # causal: 2 × 2 × length / 2, and half of it
+    keys, values = kind.key_dim, kind.head_dim  # a piece is multiplied with itself and with the state before it
+    return kind.heads * (PIECE * (5 * keys + 3 * values) + 6 * keys * values)
 
 
 def scaling(training: Training, step: Step) -> float:

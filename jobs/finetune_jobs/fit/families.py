@@ -90,6 +90,11 @@ class Layer(_Data):
     heads: str
     kv_heads: str
     head_dim: str
+    output_gate: bool = False
+    """Whether what attention gives is multiplied by a gate, a number for each of its."""
+    key_dim: str = ""
+    """Of a layer with the gated delta rule in place of attention, the width of a key; heads are then those of values,
+    and there is a key head for some of them each. Empty for attention."""
     linear: tuple[Linear, ...]
     """Linear layers."""
     vectors: tuple[Count, ...] = ()

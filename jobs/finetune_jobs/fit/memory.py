@@ -132,8 +132,8 @@ def _steps(training: Training, processes: int) -> tuple[Step, ...]:
 
 def _selectable(shape: Shape, training: Training) -> bool:
     """What is kept is found again by counting operators, of which a mixture of experts has as many as its tokens ask
-    for, and LLM.int8 others the first time."""
-    return not shape.has_experts and training.base_quantization is not Quantization.INT8
+    for, the delta rule as many as an example has pieces, and LLM.int8 others the first time."""
+    return not shape.has_experts and not shape.has_delta_rule and training.base_quantization is not Quantization.INT8
 
 
 def _divisible(training: Training) -> bool:

@@ -69,6 +69,10 @@ class LayerKind:
     """Whether the feed-forward part multiplies two projections (SwiGLU, GeGLU)."""
     norms: int
     """Normalisations over the hidden state."""
+    output_gate: bool
+    """Whether what attention gives is multiplied by a gate."""
+    key_dim: int
+    """Width of a key of the gated delta rule, of which heads are those of values; 0 for attention."""
     matrices: tuple[Matrix, ...]
     """Linear layers."""
     vectors: int
@@ -92,7 +96,7 @@ class LayerKind:
 
     @property
     def attention_width(self) -> int:
-        """Numbers that attention gives for a token."""
+        """Numbers that attention, or the delta rule, gives for a token."""
         return self.heads * self.head_dim
 
     def adapted(self, targets: Iterable[str] = ()) -> tuple[Matrix, ...]:
@@ -179,6 +183,11 @@ class Shape:
         return any(kind.experts for kind in self.kinds)
 
     @property
+    def has_delta_rule(self) -> bool:
+        """Whether some layers have the gated delta rule in place of attention."""
+        return any(kind.key_dim for kind in self.kinds)
+
+    @property
     def shares_feed_forward(self) -> bool:
         """Whether all tokens pass through one feed-forward part, beside the experts (Llama 4) or in layers without
         them."""
@@ -260,6 +269,8 @@ def _kind(layer: Layer, count: int, sizes: Mapping[str, int], switches: Mapping[
         intermediate=passed,
         gated=layer.gated,
         norms=layer.norms,
+        output_gate=layer.output_gate,
+        key_dim=evaluate(layer.key_dim, sizes) if layer.key_dim else 0,
         matrices=matrices,
         vectors=_counted(layer.vectors, sizes, switches),
         experts=experts,
