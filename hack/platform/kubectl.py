@@ -17,6 +17,10 @@ from hack.cluster.console import ClusterError, run
 T = TypeVar("T")
 Object = dict[str, Any]
 
+UNREACHED = re.compile(r"Unable to connect|TLS handshake timeout|connection (refused|reset)|unexpected EOF|i/o timeout")
+"""What kubectl says where no answer came."""
+READ_TRIES, READ_PAUSE = 5, 2.0
+"""How often something is read, and the seconds between."""
 FORWARD_PATTERN = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
@@ -50,18 +54,30 @@ class Kubectl:
 
     def get(self, kind: str, name: str) -> Object:
         """One object as JSON; raises ClusterError if it does not exist."""
-        found: Object = json.loads(self("get", kind, name, "-o", "json"))
+        found: Object = json.loads(self._read(kind, name, "-o", "json"))
         return found
 
     def items(self, kind: str, selector: str = "") -> list[Object]:
         """The objects of a kind, filtered by labels."""
         chosen = ["-l", selector] if selector else []
-        items: list[Object] = json.loads(self("get", kind, *chosen, "-o", "json"))["items"]
+        items: list[Object] = json.loads(self._read(kind, *chosen, "-o", "json"))["items"]
         return items
 
     def exists(self, kind: str, name: str) -> bool:
         """Whether the object exists."""
-        return bool(self("get", kind, name, "--ignore-not-found", "-o", "name").strip())
+        return bool(self._read(kind, name, "--ignore-not-found", "-o", "name").strip())
+
+    def _read(self, *arguments: str) -> str:
+        """What ``kubectl get`` prints. It is asked again where no answer came: an API server on a machine whose cores
+        are busy breaks connections, and half an hour of a demo would be lost."""
+        for _ in range(READ_TRIES - 1):
+            try:
+                return self("get", *arguments)
+            except ClusterError as error:
+                if not UNREACHED.search(str(error)):
+                    raise
+            time.sleep(READ_PAUSE)
+        return self("get", *arguments)
 
     @contextmanager
     def port_forward(self, target: str, port: int, timeout: float = 30) -> Iterator[int]:
