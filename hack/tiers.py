@@ -8,6 +8,7 @@ end a line for each tier says how it went and how long it took.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ PYTEST: Final = (sys.executable, "-m", "pytest")
 BY_FILE: Final = ("--dist", "loadfile", "--no-loadscope-reorder")
 """Workers take whole files, whose tests share fixtures, in the order of ``tests.support.order``."""
 MAKE: Final = ("make", "--no-print-directory")
+MOST_PARTS: Final = 16
+"""More processes would import for longer than they test, and one without a test fails."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def tiers(workers: str) -> list[Tier]:
 def fast(workers: int) -> Tier:
     """The tests of pure logic, in so many processes that know nothing of each other: each imports and collects its own
     part of the files only. Workers of pytest-xdist each collect all tests, and tell of each in three messages."""
-    command = (*PYTEST, "--fast", "-q", "-p", "no:xdist")
-    return Tier("fast", (), tuple((*command, f"--part={part}/{workers}") for part in range(workers)))
+    command, parts = (*PYTEST, "--fast", "-q", "-p", "no:xdist"), min(workers, MOST_PARTS)
+    return Tier("fast", (), tuple((*command, f"--part={part}/{parts}") for part in range(parts)))
 
 
 def run(tier: Tier) -> Outcome:
@@ -123,6 +126,8 @@ def _why(outcome: Outcome) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run every tier, or the fast one, with this many workers; 1 if any failed."""
     workers, *only = arguments
+    # Containers often set it; pytest would compile its plugins anew in each process.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     outcomes = [run(tier) for tier in ([fast(int(workers))] if only else tiers(workers))]
     say(summary(outcomes, "-".join(["test", *only])))
     return int(any(each.failed for each in outcomes))

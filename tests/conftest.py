@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +39,9 @@ settings.register_profile("fuzz", parent=settings.get_profile("test"), derandomi
 settings.register_profile("fast", parent=settings.get_profile("test"), max_examples=10)
 settings.load_profile("test")
 
+_took: dict[str, float] = {}
+"""CPU seconds of each test, with what was set up and taken down for it."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only unit tests without torch, processes and network")
@@ -56,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         fast.forbid_torch()
         fast.forbid_grammars()
         settings.load_profile("fast")
+        gc.set_threshold(50_000)  # imports and pure logic leave few cycles behind
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -81,6 +86,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if not item.get_closest_marker("unit") or item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    begin = time.process_time()
+    done = yield
+    _took[item.nodeid] = time.process_time() - begin
+    return done
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Names the tests that are not fast. A busy machine makes CPU seconds longer: they do not fail for that."""
+    if config.getoption("--fast") and (lines := fast.too_long(_took)):
+        terminalreporter.section(f"far more than {fast.MOST_SECONDS} CPU s: to be made faster, or marked slow")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,18 +1,23 @@
 """``pytest --fast``: unit tests that are pure logic. Torch, processes and connections are out of their reach.
 
-A test that needs one of them is marked ``slow``, by itself or with its whole module. Of a module that is marked, not
-even the imports are made.
+A test that needs one of them, or takes long, is marked ``slow``, by itself or with its whole module. Of a module that
+is marked, not even the imports are made.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 _MARKED: Final = re.compile(r"^pytestmark = .*\bpytest\.mark\.(slow|controlplane|cluster|vllm)\b", re.MULTILINE)
+MOST_SECONDS: Final = 0.1
+"""What a test may take of a CPU that does nothing else; of a parametrized one, its cases on average."""
+_CLEARLY: Final = 5
+"""A test is named that took so many times as long: other programs make CPU seconds two or three times as long."""
 _TIERS: Final = {"controlplane", "cluster", "vllm"}
 _FORBIDDEN: Final = {
     "subprocess.Popen": "starts a process",
@@ -25,6 +30,21 @@ _FORBIDDEN: Final = {
     "socket.getaddrinfo": "asks for an address",
 }
 """Python's audit events, and what they are."""
+MEASURED: Final = {
+    "test_input_keys.py": 2.8,
+    "test_adapterdeployment_last_good.py": 2.2,
+    "test_adapterdeployment_history.py": 1.7,
+    "test_adapterdeployment_canary.py": 1.5,
+    "test_dataset_near_duplicates.py": 1.4,
+    "test_dataset_split.py": 1.4,
+    "test_adapterdeployment_gap.py": 1.2,
+    "test_adapterdeployment_route_weights.py": 1.2,
+    "test_messages_goals.py": 1.2,
+    "test_adapterdeployment_failure.py": 1.1,
+}
+"""CPU seconds of the files that take longest. Only what they take beside each other matters."""
+_BYTES_A_SECOND: Final = 50_000
+"""So much of other files is read and run in a CPU second."""
 _seen: Final[list[str]] = []
 
 
@@ -51,16 +71,26 @@ def is_of_another(path: Path, part: int, parts: int) -> bool:
 
 @cache
 def divided(folder: Path, parts: int) -> list[list[Path]]:
-    """The fast files of a folder in so many parts of about the same size. Those that test the operator stand together,
-    and so do neighbours by name, since they import the same things, which takes as long as their tests."""
+    """The fast files of a folder in so many parts, each with a file, which take about as long. Those that test the
+    operator stand together, and so do neighbours by name, since they import the same things."""
     texts = {path: path.read_text(encoding="utf-8") for path in folder.glob("test_*.py") if not is_left_out(path)}
-    ordered = sorted(texts, key=lambda path: ("finetune_operator" not in texts[path], path.name))
-    total, before = sum(map(len, texts.values())), 0
-    found: list[list[Path]] = [[] for _ in range(parts)]
-    for path in ordered:
-        found[before * parts // total].append(path)
-        before += len(texts[path])
+    files = deque(sorted(texts, key=lambda path: ("finetune_operator" not in texts[path], path.name)))
+    left = sum(map(seconds, files))
+    found: list[list[Path]] = []
+    for others in reversed(range(parts)):
+        part: list[Path] = []
+        room = left / (others + 1)
+        while len(files) > others and (not part or seconds(files[0]) / 2 <= room):
+            part.append(files.popleft())
+            room -= seconds(part[-1])
+        left -= sum(map(seconds, part))
+        found.append(part)
     return found
+
+
+def seconds(path: Path) -> float:
+    """How long a file takes: as measured, or by its size."""
+    return MEASURED.get(path.name, path.stat().st_size / _BYTES_A_SECOND)
 
 
 def forbid_torch() -> None:
@@ -77,6 +107,12 @@ def forbid_grammars() -> None:
 def forbid_processes_and_connections() -> None:
     """From now on none can be made."""
     sys.addaudithook(_refuse)
+
+
+def too_long(took: dict[str, float]) -> list[str]:
+    """Lines that name the tests which took so many CPU seconds, and clearly are to be marked, the longest first."""
+    longest = sorted(took.items(), key=lambda each: each[1], reverse=True)
+    return [f"{spent:.1f} s  {test}" for test, spent in longest if spent > _CLEARLY * MOST_SECONDS]
 
 
 def forbidden() -> str:

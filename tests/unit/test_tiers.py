@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from hack.cluster import layout
 from hack.cluster.layout import REPOSITORY
-from hack.tiers import Outcome, Tier, fast, run, summary, tiers
+from hack.tiers import MOST_PARTS, Outcome, Tier, fast, run, summary, tiers
 from tests.conftest import pytest_configure
 from tests.support.examples import to_commit
-from tests.support.fast import divided
+from tests.support.fast import MEASURED, MOST_SECONDS, divided, seconds, too_long
 from tests.support.order import LONGEST, long_files_first
 
 pytestmark = pytest.mark.unit
@@ -202,15 +202,18 @@ FORBIDDEN = {
 }
 
 
+LONG = "def test_pure():\n    end = time.process_time() + 0.6\n    while time.process_time() < end: ...\n"
+
+
 @pytest.mark.slow
 def test_a_fast_test_that_needs_what_takes_long_fails_even_where_it_catches_the_error(tmp_path: Path) -> None:
     tests = [
         f"def test_{number}():\n    try:\n        {line}\n    except RuntimeError:\n        pass\n"
         for number, line in enumerate(FORBIDDEN)
     ]
-    imports = "import os, socket, subprocess, pytest\npytestmark = pytest.mark.unit\n"
+    imports = "import os, socket, subprocess, time, pytest\npytestmark = pytest.mark.unit\n"
     (tmp_path / "test_some.py").write_text(
-        imports + "\n".join([*tests, "def test_pure(): ...", "@pytest.mark.slow\ndef test_slow(): os.fork()"])
+        imports + "\n".join([*tests, LONG, "@pytest.mark.slow\ndef test_slow(): os.fork()"])
     )
     (tmp_path / "test_not_even_imported.py").write_text("import torch\npytestmark = pytest.mark.slow\n")
     argv = [sys.executable, "-m", "pytest", "--fast", "-p", "tests.conftest", "-c", str(REPOSITORY / "pyproject.toml")]
@@ -219,15 +222,39 @@ def test_a_fast_test_that_needs_what_takes_long_fails_even_where_it_catches_the_
     assert f"{len(FORBIDDEN)} failed, 1 passed, 1 deselected" in ended.stdout, ended.stdout
     for what in FORBIDDEN.values():
         assert what in ended.stdout
+    assert re.search(r"^0\.[6-9] s  .*::test_pure$", ended.stdout, re.MULTILINE), ended.stdout
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 8])
-def test_the_parts_of_the_fast_tests_are_all_of_them_and_about_as_large(parts: int) -> None:
+def test_tests_that_take_long_are_named() -> None:
+    assert too_long({"a": 0.1, "b": 0.6, "c": 2.25, "d": 5 * MOST_SECONDS}) == ["2.2 s  c", "0.6 s  b"]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8, MOST_PARTS])
+def test_the_parts_of_the_fast_tests_are_all_of_them_and_take_about_as_long(parts: int) -> None:
     folder = REPOSITORY / "tests" / "unit"
     found = divided(folder, parts)
     assert sorted(path for part in found for path in part) == sorted(path for path in divided(folder, 1)[0])
-    sizes = [sum(path.stat().st_size for path in part) for part in found]
-    assert max(sizes) <= 1.25 * sum(sizes) / parts
+    took = [sum(map(seconds, part)) for part in found]
+    assert max(took) <= 1.25 * sum(took) / parts
+
+
+def test_however_many_workers_there_are_no_part_is_empty() -> None:
+    """Such a process of pytest fails."""
+    assert [len(fast(workers).tests) for workers in (1, 2, MOST_PARTS, 64)] == [1, 2, MOST_PARTS, MOST_PARTS]
+    assert fast(64).tests[-1][-1] == f"--part={MOST_PARTS - 1}/{MOST_PARTS}"
+    assert [part for part in divided(REPOSITORY / "tests" / "unit", MOST_PARTS) if not part] == []
+
+
+def test_a_long_file_shares_its_part_with_few(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"test_{number}.py").write_text("#" * (400 if number == 2 else 100))
+    names = [[path.stem for path in part] for part in divided(tmp_path, 3)]
+    assert names == [["test_0", "test_1"], ["test_2"], ["test_3", "test_4"]]
+
+
+def test_the_files_that_were_measured_are_there_and_fast() -> None:
+    folder = REPOSITORY / "tests" / "unit"
+    assert MEASURED.keys() <= {path.name for path in divided(folder, 1)[0]}
 
 
 @pytest.mark.slow
