@@ -146,6 +146,7 @@ def test_a_candidate_that_is_not_verified_is_reached_by_no_analysis() -> None:
     assert peer["podSelector"]["matchLabels"][meta.LABEL_STAGE] == Stage.VERIFY
 
 
+@pytest.mark.slow
 def test_each_step_is_analysed_and_a_canary_that_passes_takes_over() -> None:
     cluster, old, new = started(AnalysisOutcome.PASSED)
     first = told(cluster)
@@ -164,6 +165,7 @@ def test_each_step_is_analysed_and_a_canary_that_passes_takes_over() -> None:
     assert not left
 
 
+@pytest.mark.slow
 def test_a_worse_canary_gives_all_traffic_back_before_its_pause_is_over() -> None:
     cluster, old, new = started(AnalysisOutcome.FAILED)
     cluster.reconcile()
@@ -188,6 +190,7 @@ def test_a_worse_canary_gives_all_traffic_back_before_its_pause_is_over() -> Non
     assert cluster.traffic() == new
 
 
+@pytest.mark.slow
 def test_without_a_verdict_the_step_lasts_and_is_looked_at_again() -> None:
     cluster, old, new = started(AnalysisOutcome.INCONCLUSIVE)
     first = told(cluster)
@@ -244,6 +247,7 @@ def test_what_has_failed_is_told_however_much_was_verified() -> None:
     assert (len(problem.checks), problem.checks[-1]) == (16, bad)
 
 
+@pytest.mark.slow
 def test_to_go_on_without_a_verdict_counts_at_once() -> None:
     cluster, _, new = started(AnalysisOutcome.INCONCLUSIVE)
     wait(cluster, 90)
@@ -279,6 +283,7 @@ def test_an_analysis_that_does_not_end_is_none(how: str) -> None:
         assert_says(held.analysis.message, "could not be compared", "The Job has no pod yet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["Hold", "Continue"])
 def test_a_quota_without_room_for_the_analysis_holds_or_not_as_the_spec_says(how: str) -> None:
     cluster, old, _ = started(AnalysisOutcome.PASSED)
@@ -293,6 +298,7 @@ def test_a_quota_without_room_for_the_analysis_holds_or_not_as_the_spec_says(how
     assert cluster.traffic() != old
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["Hold", "Continue"])
 def test_a_quota_without_room_for_the_analysis_ends_no_canary(how: str) -> None:
     cluster = serving(replicas=3)

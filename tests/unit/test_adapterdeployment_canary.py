@@ -83,6 +83,7 @@ def test_as_many_pods_as_come_closest_without_being_more(beside: int, weight: in
     assert canary_pods(beside, weight) == pods
 
 
+@pytest.mark.slow
 def test_it_gets_its_shares_one_after_the_other_and_then_takes_over() -> None:
     cluster, old, new = started()
     candidate = cluster.status.candidate
@@ -127,6 +128,7 @@ def test_nobody_reaches_it_before_its_network_is_open() -> None:
     assert 0 < (cluster.plan().requeue_after or 0) <= SETTINGS.policy_seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_single_crash_gives_all_traffic_back_at_once(step: int) -> None:
     cluster, old, new = started(step)
@@ -245,6 +247,7 @@ def test_another_spec_takes_the_share_away_first(step: int, spec: dict[str, Any]
     assert cluster.status.stable.artifact_digest == serves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2])
 def test_another_verification_begins_anew_with_the_network_open(step: int) -> None:
     cluster, old, new = started(step)
@@ -326,6 +329,7 @@ def test_nothing_to_share_with_means_no_steps() -> None:
     assert cluster.status.stable.artifact_digest == BETTER
 
 
+@pytest.mark.slow
 def test_the_way_back_by_hand_takes_no_steps() -> None:
     cluster, old, _ = started(keepLastGood="0s")
     cluster.settle()

@@ -141,6 +141,7 @@ def test_the_same_before_anything_serves(reason: Reason) -> None:
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
 
 
+@pytest.mark.slow
 def test_a_look_that_is_refused_holds_up_nothing_else() -> None:
     """Neither go the pods that stay, nor is the way back to them closed."""
     cluster = served()

@@ -135,6 +135,7 @@ def test_one_more_and_one_less_need_no_other_pods() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_taken_from_all_pods_and_the_others_are_not_touched() -> None:
     cluster = endpoint(fr=GOOD)
     before = cluster.traffic()
@@ -201,6 +202,7 @@ def test_it_has_to_fit_the_room_that_the_server_has(added: Any, in_place: bool) 
     assert states(cluster).keys() == ({"fr"} if unsuitable else {"de", "fr"})
 
 
+@pytest.mark.slow
 def test_another_runtime_rolls_out_what_is_served_by_then() -> None:
     cluster = endpoint(fr=GOOD)
     asked(cluster, fr=GOOD, de=BETTER)
@@ -315,6 +317,7 @@ def test_what_failed_goes_into_another_revision_whose_pods_find_their_base() -> 
     assert candidate.artifact_digest == set_address(served), "where fetch puts the base, the server looks for it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loading", [True, False])
 def test_what_fell_is_not_tried_again_because_an_adapter_came_while_it_served(loading: bool) -> None:
     """The fallen revision is the one that the spec asks for, whatever its pods were started with."""

@@ -104,6 +104,7 @@ def test_the_gap_is_announced_before_it_begins_and_said_while_it_lasts() -> None
     assert cluster.status.stable.gap_starts_at is None
 
 
+@pytest.mark.slow
 def test_a_first_pod_that_is_verified_ends_the_gap() -> None:
     cluster, _ = begun(replicas=3)
     cluster.room = 1

@@ -176,6 +176,7 @@ class TestByItself:
         assert cluster.status.candidate is not None
         assert_says(cluster.status.candidate.message, "has answered for 60 s")
 
+    @pytest.mark.slow
     def test_it_is_not_tried_again_until_the_spec_or_the_source_changes(self) -> None:
         cluster, old, new = promoted()
         crash(cluster, new)
@@ -220,6 +221,7 @@ class TestByItself:
         assert cluster.status.candidate is not None
         assert cluster.status.candidate.state is RevisionState.FAILED
 
+    @pytest.mark.slow
     def test_one_that_is_to_be_tried_again_and_is_blocked_holds_nobody_up(self) -> None:
         cluster, _, new = promoted()
         cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})

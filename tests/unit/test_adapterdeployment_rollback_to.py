@@ -60,6 +60,7 @@ class TestByTheSpec:
         assert condition(cluster.status, "RolledBack") == ("True", Reason.ROLLED_BACK)
         assert [line.revision for line in cluster.status.revisions] == [old, new]
 
+    @pytest.mark.slow
     def test_to_one_whose_runtime_the_platform_no_longer_offers_like_that(self) -> None:
         cluster, old, _ = promoted()
         cluster.settle()

@@ -175,6 +175,7 @@ def test_routes_that_cannot_be(given: dict[str, Any]) -> None:
 # How it comes and goes
 
 
+@pytest.mark.slow
 def test_it_comes_with_what_serves_and_goes_with_the_field() -> None:
     cluster = ServingCluster(spec=routed(), settings=OFFERED)
     cluster.reconcile()

@@ -55,6 +55,7 @@ def candidate_service(revision: str) -> str:
     return f"demo-{revision}-candidate"
 
 
+@pytest.mark.slow
 def test_requests_are_divided_exactly_while_the_service_names_the_old_one() -> None:
     cluster, old = weighted()
     first = until(cluster, has_share(1))
@@ -163,6 +164,7 @@ def removed(cluster: ServingCluster) -> None:
     del cluster.spec["access"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", [lost, removed])
 def test_without_its_gateway_a_canary_goes_on_by_pods_and_stays_with_them(event: Any) -> None:
     cluster, old = weighted()

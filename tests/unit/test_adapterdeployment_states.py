@@ -394,6 +394,7 @@ STORIES: tuple[Callable[[], Recorded], ...] = (
 )
 
 
+@pytest.mark.slow
 def test_every_row_of_the_table_happens_and_nothing_else_does() -> None:
     seen: set[Transition] = set()
     for story in STORIES:
@@ -402,6 +403,7 @@ def test_every_row_of_the_table_happens_and_nothing_else_does() -> None:
     assert seen - documented() == set(), "seen, and not documented"
 
 
+@pytest.mark.slow
 def test_a_failure_is_forgotten_while_something_blocks_it() -> None:
     """So says the page; what had served and fell is remembered (the tests of the last good revision)."""
     failed = updated(served(), INACTIVE)
@@ -443,6 +445,7 @@ def one_by_one(found: Recorded, path: list[tuple[str, Any]]) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @settings(max_examples=share(60), deadline=None)
 @given(st.lists(more, max_size=25))
 def test_no_path_leaves_the_table(path: list[tuple[str, Any]]) -> None:

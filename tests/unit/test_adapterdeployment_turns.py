@@ -203,6 +203,7 @@ def test_an_endpoint_alone_does_not_say_that_it_waits_for_others() -> None:
 
 
 class TestUpgrade:
+    @pytest.mark.slow
     def test_few_at_once_and_all_in_the_end(self) -> None:
         fleet = Fleet.serving(7, limit=2)
         fleet.upgrade()
@@ -256,6 +257,7 @@ class TestUpgrade:
         assert status.candidate is None
         assert status.stable == waits.status.stable
 
+    @pytest.mark.slow
     def test_a_person_who_changes_a_spec_goes_first(self) -> None:
         fleet = Fleet.serving(6, limit=1)
         fleet.upgrade()
@@ -314,6 +316,7 @@ class TestUpgrade:
 class TestAnnouncedGap:
     """A gap in service that is announced for later (strategy InPlace)."""
 
+    @pytest.mark.slow
     def test_it_takes_no_turn_until_it_begins(self) -> None:
         """Its notice may be hours; meanwhile everything serves, and others are rolled out."""
         fleet = Fleet.serving(3, limit=1)

@@ -63,6 +63,7 @@ def updating(room: int, **spec: Any) -> ServingCluster:
 
 
 class TestNoHardware:
+    @pytest.mark.slow
     @pytest.mark.parametrize("served", [True, False])
     def test_no_node_for_two_days(self, served: bool) -> None:
         cluster = updating(room=1) if served else ServingCluster(room=0)
@@ -93,6 +94,7 @@ class TestNoHardware:
         told = [event for event in cluster.events if event.reason == Reason.UNSCHEDULABLE]
         assert len(told) == 1
 
+    @pytest.mark.slow
     def test_a_quota_for_two_days(self) -> None:
         cluster = ServingCluster(room=0)
         cluster.reconcile()
@@ -106,6 +108,7 @@ class TestNoHardware:
         cluster.settle()
         assert phase(cluster) is ServingPhase.READY
 
+    @pytest.mark.slow
     def test_a_node_that_comes_late_gives_the_model_its_time(self) -> None:
         cluster = updating(room=1)
         cluster.loading.add(BETTER)
@@ -121,6 +124,7 @@ class TestNoHardware:
 class TestPromoting:
     """The first pod is verified and holds a GPU; the others find none."""
 
+    @pytest.mark.slow
     def test_its_hardware_is_given_back_and_it_is_tried_again(self) -> None:
         cluster = updating(room=3, replicas=2)
         old = cluster.traffic()
@@ -184,6 +188,7 @@ class TestPromoting:
 
 
 class TestVerifying:
+    @pytest.mark.slow
     def test_a_verification_that_never_runs_holds_no_hardware_for_ever(self) -> None:
         cluster = updating(room=2)
         _verify(cluster)
@@ -208,6 +213,7 @@ class TestVerifying:
         assert looks == sorted(looks)
         assert looks[-1] == 120
 
+    @pytest.mark.slow
     def test_a_quota_without_room_for_its_pod(self) -> None:
         """It says which, and what to do; it waits, and gives its hardware to others meanwhile."""
         cluster = updating(room=2)
@@ -255,6 +261,7 @@ class TestVerifying:
         assert not cluster.reconcile().blocked  # the pod's own events tell
         assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.VERIFYING, reason)
 
+    @pytest.mark.slow
     def test_a_pod_without_a_node_holds_the_candidate_s_for_ten_minutes(self) -> None:
         """As long as a node may take to appear, however long the verification itself may take."""
         cluster = updating(room=2, verification={"detectDrop": "0.1"})
@@ -292,6 +299,7 @@ class TestVerifying:
 class TestRefused:
     """The API server does not take an object of the rollout, while the candidate's first pod holds hardware."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("resource", [JOBS, NETWORK_POLICIES])
     def test_the_hardware_is_given_back(self, resource: Resource) -> None:
         cluster = updating(room=2)

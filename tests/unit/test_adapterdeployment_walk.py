@@ -206,6 +206,7 @@ QUEUED_TO_CRASH = [
 """A candidate that has just been put in line when the path ends."""
 
 
+@pytest.mark.slow
 @settings(max_examples=share(150), deadline=None)
 @example(QUEUED)
 @example(QUEUED_TO_CRASH)
@@ -265,6 +266,7 @@ def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str, how: di
             assert disturbed.status.phase is cluster.status.phase
 
 
+@pytest.mark.slow
 @settings(max_examples=share(60), deadline=None)
 @given(
     st.sampled_from(ARTIFACTS),
@@ -287,6 +289,7 @@ def test_deleted_children_do_not_change_the_end(digest: str, deletions: list[tup
     assert cluster.traffic() == ("" if FATES[digest] else next(iter(cluster.revisions(DEPLOYMENTS))))
 
 
+@pytest.mark.slow
 @settings(max_examples=share(20), deadline=None)
 @given(
     how=st.sampled_from([{}, {"strategy": IN_PLACE}, {"strategy": CANARY}]),

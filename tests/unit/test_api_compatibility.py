@@ -24,6 +24,7 @@ def unlisted(found: dict[str, list[str]]) -> list[str]:
     return [f"{place} {'; '.join(how)}. {ADVICE}" for place, how in found.items() if place not in listed()]
 
 
+@pytest.mark.slow
 def test_the_crds_take_what_was_accepted() -> None:
     """Also in a clone without history: the measure is in the repository."""
     old = accepted()
@@ -39,6 +40,7 @@ def test_the_crds_take_what_the_last_commit_took(revision: str) -> None:
     assert old is None or unlisted(between(old)) == []
 
 
+@pytest.mark.slow
 def test_no_break_is_listed_that_is_none() -> None:
     """Of a field that came and went since the last acceptance, nobody else knows."""
     found, known = between(accepted()), set(accepted_places())

@@ -139,6 +139,7 @@ def test_one_that_is_just_allowed_fails_no_more_often_than_is_promised(mine: flo
     assert sum(_fails(mine, theirs, rng) for _ in range(tries)) <= 2 * SIGNIFICANCE * tries
 
 
+@pytest.mark.slow
 def test_the_chances_of_all_looks_and_comparisons_are_together_what_is_promised() -> None:
     """By the least number of failures for which a look fails a canary: so many requests are normally distributed."""
     total, share, allowed = 1_000_000, 0.1, ALLOWED.error_increase

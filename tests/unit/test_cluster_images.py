@@ -126,6 +126,7 @@ def rebuilt_since(before: dict[str, str]) -> set[str]:
     return {name for name in images.IMAGES if before[name] != after[name]}
 
 
+@pytest.mark.slow
 def test_parents_are_built_first_and_nothing_twice(checkout: Checkout) -> None:
     shelf = Shelf()
     built = images.build_images(shelf, ["tgi-cpu"])
@@ -138,6 +139,7 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Checkout) -> None:
     assert len(shelf.builds) == 5
 
 
+@pytest.mark.slow
 def test_a_metric_container_is_built_from_its_own_folder(checkout: Checkout) -> None:
     shelf = Shelf()
     built = images.build_images(shelf, ["lm-eval"])
@@ -145,6 +147,7 @@ def test_a_metric_container_is_built_from_its_own_folder(checkout: Checkout) -> 
     assert shelf.builds[-1][1] == {"PARENT": built["jobs"], "BUILD": built["build"], "METRIC": "lm-eval"}
 
 
+@pytest.mark.slow
 def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Checkout) -> None:
     shelf = Shelf()
     images.build_images(shelf)
@@ -216,6 +219,7 @@ def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
     assert rebuilt_since(before) == rebuilt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "rebuilt"),
     [
@@ -240,6 +244,7 @@ def test_a_newer_package_rebuilds_the_images_that_install_it(
     assert rebuilt_since(before) == rebuilt
 
 
+@pytest.mark.slow
 def test_vllm_has_packages_of_its_own(checkout: Checkout, before: dict[str, str]) -> None:
     """It pins others than the jobs do; torch is the one that all images share."""
     lock = "images/vllm-cpu/uv.lock"

@@ -97,6 +97,7 @@ def test_what_is_known_of_a_mean_becomes_its_interval(figure: dict[str, Any], in
     assert (estimate.low, estimate.high) == pytest.approx(interval, abs=0.02)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=ANSWERS, max_size=ANSWERS))
 def test_intervals_hold_their_values_and_stay_possible(pairs: list[tuple[float, float]]) -> None:
     base, artifact = zip(*pairs, strict=True)

@@ -25,6 +25,7 @@ def texts(count: int, copied: int, words: int = 60) -> dict[str, str]:
     return {name: " ".join(text) for name, text in made.items()}
 
 
+@pytest.mark.slow
 def test_every_planted_leak_is_found() -> None:
     rows = texts(2000, 300)
     test = {name: text for name, text in rows.items() if name.endswith("-copy")}
@@ -33,6 +34,7 @@ def test_every_planted_leak_is_found() -> None:
     assert find(train.items(), test.items(), 95) == []
 
 
+@pytest.mark.slow
 def test_training_texts_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = texts(900, 40)
     test = {name: text for name, text in rows.items() if name.endswith("-copy")}
@@ -54,6 +56,7 @@ def test_duplicates_within_one_part_are_no_leak() -> None:
     assert find(rows, rows, None) == []
 
 
+@pytest.mark.slow
 def test_a_division_by_clusters_leaks_nothing_and_one_by_chance_does() -> None:
     rows = texts(1500, 500)
     near = NearDuplicates(85)

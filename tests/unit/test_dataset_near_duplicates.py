@@ -140,6 +140,7 @@ def test_what_is_nothing_but_boilerplate_is_compared_whole() -> None:
     assert clusters(texts) != found(texts)
 
 
+@pytest.mark.slow
 def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
     originals = {f"{n:04}": prose(n, 60) for n in range(2000)}
     copies = {f"{n:04}-copy": changed(originals[f"{n:04}"], 1) for n in range(500)}
@@ -148,6 +149,7 @@ def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
     assert found == {f"{n:04}{end}": f"{n:04}" for n in range(500) for end in ("", "-copy")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("percent", [30, 50, 70, 85, 95, 100])
 def test_the_threshold_is_exact(percent: int) -> None:
     """Pairs of 40 to 100 words around the threshold: those below are never joined, of those above 99 in 100 are."""
@@ -221,6 +223,7 @@ def test_a_hot_bucket_costs_its_size_and_not_its_square() -> None:
     assert large <= 8000 * WINDOW * (128 // band_rows(85))
 
 
+@pytest.mark.slow
 def test_a_thousand_copies_are_one_cluster_at_once() -> None:
     base = prose(1, 200)
     begin = time.process_time()
@@ -247,6 +250,7 @@ def test_the_result_is_the_same_in_every_process() -> None:
     assert frozen.hashes.tolist() == [952620141, 3399271011, 4200375837]
 
 
+@pytest.mark.slow
 def test_texts_of_any_length_and_in_any_batch() -> None:
     texts = {"empty": "", "blank": " \n ", "long": " ".join(prose(1, 100_000)), "again": " ".join(prose(1, 100_000))}
     near = NearDuplicates(85)

@@ -96,6 +96,7 @@ def repeated(text: str, count: int) -> bytes:
     return parquet_bytes(pa.table({"messages": rows}), dictionary_pagesize_limit=1 << 30)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_too_long_is_a_fault(tmp_path: Path) -> None:
     raw = repeated("x" * MAX_LINE, 70)
     assert len(raw) < MAX_LINE / 4
@@ -184,6 +185,7 @@ def test_something_else_is_no_parquet(tmp_path: Path, raw: bytes) -> None:
         read(tmp_path, raw)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_by_what_the_file_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "FREE_SIZE", 1 << 20)
     texts = pa.table({"text": ["x" * (1 << 20)] * 40, "label": ["a"] * 40})

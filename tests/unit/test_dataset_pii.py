@@ -148,6 +148,7 @@ def test_luhn(digits: str, valid: bool) -> None:
 EVERYTHING = Recognition(Pii(entities=[each.entity for each in (*DEFAULT, *ON_REQUEST)], min_score_percent=1))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=share(300))
 @given(TEXTS, st.sampled_from(["", "your passport number?"]))
 def test_the_fast_way_finds_exactly_what_all_recognisers_find(text: str, before: str) -> None:

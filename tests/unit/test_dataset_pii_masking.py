@@ -37,6 +37,7 @@ def mask_all(text: str, key: str) -> str:
     return Pseudonyms().mask(text, DEFAULTS.find(text, key))
 
 
+@pytest.mark.slow
 def test_thousands_of_telephone_numbers_take_no_time() -> None:
     numbers = [f"{2025550000 + 7 * n}" for n in range(20_000)]
     places = [Finding(11 * n, 11 * n + 10, "PHONE_NUMBER") for n in range(len(numbers))]

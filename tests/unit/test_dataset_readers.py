@@ -97,6 +97,7 @@ def test_reading_goes_on_after_a_fault(tmp_path: Path) -> None:
     assert rows[-1] == Row(5, {"text": "good", "label": "b"})
 
 
+@pytest.mark.slow
 def test_a_quote_that_is_never_closed_costs_a_megabyte_of_rows_and_no_more(tmp_path: Path) -> None:
     content = HEADER + b'"never closed,a\n' + b"some text,b\n" * (2 * MAX_LINE // 12)
     fault, *rows = read(tmp_path, content)

@@ -187,6 +187,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(VALUES, VALUES, VALUES, VALUES, VALUES)
 def test_what_a_row_gives_can_be_written_as_json(name: Any, arguments: Any, key: Any, tools: Any, group: Any) -> None:
     messages = calling(arguments)

@@ -109,6 +109,7 @@ def test_every_custom_resource_is_valid(page: Path) -> None:
                 KINDS[document["kind"]].model_validate(document)
 
 
+@pytest.mark.slow
 @every_page
 def test_every_part_of_a_spec_names_fields_that_exist(page: Path) -> None:
     """A block that shows a part of a resource begins with ``spec`` or with one of its fields."""
@@ -161,6 +162,7 @@ def described(node: dict[str, Any], path: str) -> Iterator[str]:
         yield from described(node["items"], f"{path}[]")
 
 
+@pytest.mark.slow
 @every_page
 def test_every_field_that_is_named_exists(page: Path) -> None:
     code = [*CODE.findall(prose(page)), *blocks(page, "console", "sh")]
@@ -200,6 +202,7 @@ def test_every_place_that_contributors_are_sent_to_exists() -> None:
     assert sorted(name for name in named if not any((home / name).exists() for home in homes)) == []
 
 
+@pytest.mark.slow
 def test_every_page_that_the_code_names_exists() -> None:
     """Docstrings and messages send readers to pages."""
     code = [
@@ -267,6 +270,7 @@ def keys_in(tree: ast.AST) -> Iterator[str]:
         yield from (key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
 
 
+@pytest.mark.slow
 def test_every_scalar_is_in_the_table_of_the_stages() -> None:
     page = (REPOSITORY / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
     modules = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "jobs").rglob("*.py")]

@@ -94,6 +94,7 @@ def test_the_f1_of_a_class_is_that_of_its_own_rows() -> None:
     assert (nothing.low, nothing.high) == (0, 1), "a class without a test example tells nothing"
 
 
+@pytest.mark.slow
 def test_intervals_are_the_same_each_time_and_hold_what_they_should() -> None:
     """Of 12 samples from a model that is right in 70 of 100 rows, 11 or 12 have 0.7 in their interval."""
     assert measured(30, 5, 6).measurements == measured(30, 5, 6).measurements

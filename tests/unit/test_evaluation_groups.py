@@ -119,6 +119,7 @@ def evaluated(task: TaskType, wrong: Sequence[int], groups: bool, base_wrong: Se
     return Evaluated.of(task, truth, answers, LABELS if task is TaskType.CLASSIFICATION else [], rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TaskType)
 def test_every_interval_is_wider_and_no_value_is_another(task: TaskType) -> None:
     alone = evaluated(task, [9], groups=False).measurements
@@ -149,6 +150,7 @@ def test_two_groups_are_no_proof_that_twenty_rows_would_be() -> None:
     assert not found.better_beyond_chance
 
 
+@pytest.mark.slow
 def test_the_scores_on_the_page_have_the_same_interval() -> None:
     it = evaluated(TaskType.EXTRACTION, [9], groups=True)
     shown = it.measurements.of("accuracy")
@@ -167,6 +169,7 @@ def judged(found: Measurements, **goal: Any) -> Any:
     return status
 
 
+@pytest.mark.slow
 def test_a_goal_on_few_groups_stays_open_and_asks_for_groups() -> None:
     """85 % would be shown by 98 of 100 rows of their own."""
     goal = {"metric": "f1", "atLeast": "0.85"}
@@ -187,6 +190,7 @@ def test_an_earlier_result_has_no_groups() -> None:
     assert (status.deciding_rows, status.deciding_groups) == (300, None)
 
 
+@pytest.mark.slow
 def test_what_needs_no_person_is_judged_over_groups() -> None:
     """A supplier whose answers are all sure and all wrong is one, not ten."""
     checked = [Weighed(-0.1, right=True)] * 500

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.unit
 EXAMPLE = REPOSITORY / "examples" / "transactions" / "finetunejob.yaml"
 
 
+@pytest.mark.slow
 def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
     """The generator's accounts are the job's labels, and its dirt is found, below what the job accepts."""
     spec = FineTuneJob.model_validate(yaml.safe_load(EXAMPLE.read_text())).spec

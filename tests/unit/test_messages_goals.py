@@ -323,6 +323,7 @@ def test_goals_that_ask_the_base_model_as_the_artifact_need_nothing_of_the_data(
     require_measurable(gates(against("ZeroShot"), {"metric": "f1", "atLeast": "0.5"}), nothing)
 
 
+@pytest.mark.slow
 def test_every_sentence_is_said() -> None:
     messages = [unreported(goal).message for goal, _ in UNREPORTED]
     messages += [refusal(task, goal).message for task, goal, _ in REFUSED]

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.unit
 MUTANTS = mutants()
 
 
+@pytest.mark.slow
 def test_every_mutant_names_one_place_and_tests_that_there_are() -> None:
     """If one does not: quote the line as it is now, in ``tests/mutants``; if what it got wrong is gone, replace it."""
     assert [mutant.name for mutant in MUTANTS if mutant.places(REPOSITORY) != 1] == []

@@ -127,6 +127,7 @@ def reconciled(status: Object) -> MemoryCluster:
     return walk.cluster
 
 
+@pytest.mark.slow
 @settings(max_examples=share(100), deadline=None)
 @example(("artifact", "format"), "FP8")
 @example(("phase",), LATER)

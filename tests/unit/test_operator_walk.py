@@ -173,6 +173,7 @@ class Walk:
         return FineTuneJobStatus.model_validate(self.cluster.objects[FINETUNEJOBS.kind, "walk"]["status"])
 
 
+@pytest.mark.slow
 @settings(max_examples=share(60), deadline=None)
 @example(["go on", "go on", "reconcile", "delete the pods"], 0)  # an ended pod that its Job has not counted yet
 @given(st.lists(st.sampled_from(STEPS), max_size=60), st.sampled_from([0, SETTINGS.keep_ended_seconds]))
@@ -202,6 +203,7 @@ def test_it_ends_with_the_artifact_of_its_spec(steps: list[str], keep_ended_seco
         assert not [place for place in walk.cluster.objects if place[0] in (JOBS.kind, PODS.kind)]
 
 
+@pytest.mark.slow
 def test_objects_of_a_run_go_when_it_has_been_over_for_long_enough() -> None:
     """Jobs with their pods, and inputs, also of a run that was cut short; the status stays, and nothing starts."""
     walk = Walk(keep_ended_seconds=3600)
@@ -221,6 +223,7 @@ def test_objects_of_a_run_go_when_it_has_been_over_for_long_enough() -> None:
     assert walk.status() == status
 
 
+@pytest.mark.slow
 def test_at_rest_nothing_is_written() -> None:
     """After the end, any number of turns and restarts change no object."""
     walk = Walk()

@@ -186,6 +186,7 @@ def test_a_quantile_is_what_sorting_gives(histogram: Counter[int], share: float)
     assert sum(each < value for each in ordered) < share * len(ordered)
 
 
+@pytest.mark.slow
 @given(any_facts)
 def test_any_facts_have_a_checklist_with_sentences(facts: Facts) -> None:
     for each in check(facts):
@@ -194,6 +195,7 @@ def test_any_facts_have_a_checklist_with_sentences(facts: Facts) -> None:
         assert "nan" not in each.evidence
 
 
+@pytest.mark.slow
 @given(any_facts)
 @example(GOOD)
 def test_facts_survive_json(facts: Facts) -> None:

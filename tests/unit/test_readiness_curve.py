@@ -52,6 +52,7 @@ def test_the_interval_holds_the_truth_in_most_simulations() -> None:
     assert hits >= 19
 
 
+@pytest.mark.slow
 def test_equal_points_give_equal_curves_in_any_order() -> None:
     points = measured(PowerLaw(0.1, 2, 0.5), [100, 200, 400])
     assert learning_curve.fit(points) == learning_curve.fit(points[::-1])

@@ -97,6 +97,7 @@ def test_hostile_names_stay_text() -> None:
     assert not set("\u202e\u2066\x00\x07\ud800") & set(parsed.text)
 
 
+@pytest.mark.slow
 @given(any_facts)
 @settings(max_examples=share(40), deadline=None)
 def test_any_facts_make_a_page(facts: Facts) -> None:

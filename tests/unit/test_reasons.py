@@ -150,6 +150,7 @@ def test_every_reason_is_on_the_page_and_has_a_meaning() -> None:
     assert {reason for kind in both for some in kind.values() for reason in some} == set(Reason) == set(MEANINGS)
 
 
+@pytest.mark.slow
 def test_the_page_says_tried_again_of_what_the_stages_call_retriable() -> None:
     """Only for an unreachable hub do the meanings say it: that the hub does not have the model is final."""
     tried = {*reference.FINETUNEJOB[Then.TRIES], *reference.FINETUNEJOB[Then.TRIES_FREELY]}

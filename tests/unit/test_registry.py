@@ -302,6 +302,7 @@ def test_authorities_that_are_not_mounted(tmp_path: Path, monkeypatch: pytest.Mo
         Registry.connect(target, {})
 
 
+@pytest.mark.slow
 def test_authorities_are_added_to_the_public_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A private registry may keep its blobs in a public cloud. What is no certificate is the user's mistake."""
     monkeypatch.setenv("FINETUNE_CA_DIR", str(tmp_path))

@@ -292,6 +292,7 @@ def test_where_nobody_can_vote_nobody_is_waited_for() -> None:
     assert unsaid("finetune_jobs.evaluation.review.verdict", [error.value.message, few.value.message]) == []
 
 
+@pytest.mark.slow
 def test_two_models_that_are_liked_equally_are_rarely_told_apart_however_often_the_votes_are_counted() -> None:
     """Looks at every tenth vote: Wilson's interval told 20 % of them apart, half for the worse."""
     looks = range(30, MOST_PAIRS + 1, 10)

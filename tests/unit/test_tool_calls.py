@@ -170,6 +170,7 @@ def test_no_call_is_right_where_the_answer_is_a_text() -> None:
     assert found.measurements.of(Metric.TOOL_NAME) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("goal", "outcome"),
     [
