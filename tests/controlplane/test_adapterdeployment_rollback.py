@@ -71,6 +71,7 @@ def test_by_the_spec_and_forward_again(serving: Serving) -> None:
     assert {each.type: each.reason for each in status.conditions}["RolledBack"] == Reason.ROLLED_BACK
     serving.change(rollbackTo=None)
     wait(lambda: serving.traffic() == new, "the way forward", 20)
+    serving.until(ServingPhase.READY)  # a pass that has not seen that yet would find no kept pods any more
     assert len(serving.asked) == asked, "nothing was verified again"
     serving.change(keepLastGood="0s")
     wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{new}"}, "the kept pods to go", 60)
