@@ -55,6 +55,13 @@ def test_weights(training: Training, bytes_per_linear_weight: float) -> None:
     assert peak_memory(shape, training, ON_GPU).weights == pytest.approx(expected)
 
 
+def test_targets_that_no_layer_has_are_no_crash_of_preflight() -> None:
+    """Training names them; until then a base that is divided takes what it takes without an adapter."""
+    shape, training = shape_of(LLAMA_70B), Training(target_modules=["no_layer"])
+    found = peak_memory(shape, training, DIVIDED, 4)
+    assert (found.state, found.weights > GIB) == (0, True)
+
+
 STEPS = st.sampled_from([ON_GPU, ON_CPU, KEPT, SELECTIVE])
 
 

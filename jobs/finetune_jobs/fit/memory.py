@@ -96,7 +96,8 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
     elif step.divided and processes > 1:
         whole = _scales(shape, training)
         weights = whole + (weights - whole) / processes
-        state *= _padded_adapter(shape, training, processes) / trained_parameters(shape, training)
+        # An adapter of no layer, whose targets training will refuse by name, has no state.
+        state *= _padded_adapter(shape, training, processes) / max(1, trained_parameters(shape, training))
         workspace += _gathered_base(shape, training)
     elif training.method is Method.FULL:
         backward = max(backward, _after_backward(shape, step) - _casts(shape, step))
