@@ -1,7 +1,7 @@
 """Wrong weights served in the place of the evaluated ones: how many of them verification refuses.
 
 The good artifact is served several times, and each wrong one once; every server must prove the good one's record. The
-baseline is what verification saw before: answers that are all as promised. Needs no cluster and no GPU.
+baseline is what verification saw before: answers that are all as promised. Needs no GPU; ``--job`` needs a cluster.
 
 ``--work``: a folder that keeps what was made, so that a run that was stopped goes on. If it is that of planted_models,
 its model is not trained again. ``--job``: the artifact that a FineTuneJob of the local cluster has published, instead

@@ -66,7 +66,7 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
     back = asked_back(observed)
     running = None if back else taken_at_run_time(observed, asked)
     record = back or running or asked_record(observed)
-    if isinstance(record, Blocker):  # as above
+    if isinstance(record, Blocker):  # for the type checker: there is an artifact
         return record
     return Target(
         record=record,
