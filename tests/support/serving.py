@@ -110,9 +110,10 @@ class ServingCluster:
     """Actions that have changed an object."""
 
     def __deepcopy__(self, memo: object) -> "ServingCluster":
-        """The same, which goes its own way. What nothing changes is shared."""
+        """The same, which goes its own way. What nothing changes is shared; a watch may remember what it saw."""
         shared = ("source", "sources", "settings", "status", "watch", "refuse")
-        return replace(self, **copied({name: value for name, value in vars(self).items() if name not in shared}))
+        own = copied({name: value for name, value in vars(self).items() if name not in shared})
+        return replace(self, watch=copy.deepcopy(self.watch), **own)
 
     # What the operator does
 
