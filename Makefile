@@ -93,7 +93,7 @@ test-examples: $(STAMP) cluster-up images ## The examples on public data, in rea
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
 
-mutants: $(STAMP) ## Apply wrong lines to a copy of the tree, all or NAME=...: tests must fail for each (some 20 minutes)
+mutants: $(STAMP) ## Apply planted bugs to a copy of the tree, all or NAME=...: tests must fail for each (some 20 minutes)
 	@$(VENV)/python -m hack.mutants $(WORKERS) $(NAME)
 
 gpu-check: $(STAMP) ## On a machine with an NVIDIA GPU: prove training, export and speed there, or PART=... of it
