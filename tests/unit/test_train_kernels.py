@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import MethodType
 from typing import Any, Final
 
@@ -20,13 +21,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from finetune_api.reasons import Reason
-from finetune_api.training import Kernels, Training
+from finetune_api.training import Kernels, Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.kernels import FAMILIES, Kernel, fused_kernels, listed
+from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.modelling.loading import load_base
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.training import kernels
+from finetune_jobs.training.build import Examples, build_trainer
 from finetune_jobs.training.kernels import restore_rotation, runnable, use_kernels
 from hack.cluster.layout import REPOSITORY
 from tests.support.sentences import assert_says
+from tests.support.tiny_model import build_tiny_llama
+from tests.support.training import read_examples, settings, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -169,6 +176,26 @@ def test_a_check_that_finds_no_room_leaves_the_kernel_out(
     monkeypatch.setattr(kernels, "norm_fault", too_large)
     assert Kernel.RMS_NORM not in use_kernels(small_llama(), Training())
     assert_says(caplog.text, "without the fused kernel for RMSNorm", "OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.usefixtures("tried")
+def test_the_loss_is_asked_of_a_model_without_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A model that will be divided is still in host memory then, and no kernel can read that: here, where Triton finds
+    no GPU, those that are in place fail as they would there."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(kernels, "fault_of", lambda *_: "")  # they have passed, on the GPU
+    base, training = build_tiny_llama(tmp_path / "base"), settings(Method.FULL)
+    rows = read_examples(base, write_dataset(tmp_path / "dataset"), "train")
+    examples = Examples(rows, rows, load_tokenizer(base))
+
+    model = build_trainer(load_base(base), examples, training, tmp_path / "work", Batch.of(training)).model
+
+    assert vars(model.base_model.norm)["forward"].__func__ is LigerRMSNorm.forward
+    assert "the loss takes all logits at once" not in caplog.text
+    with pytest.raises((RuntimeError, ValueError)):
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long))
 
 
 def test_a_kernel_that_breaks_the_gpu_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,9 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     ``batch`` is this process's part, ``step`` how it computes. Raises StageError (SpecInvalid) as ``adapter_config``.
     """
     train, validation, tokenizer = examples.train, examples.validation, examples.tokenizer
-    kernels = use_kernels(model, training, team)
+    divided, packed = sharded(training, team, step), packing.is_used(model)
+    add_tiled_loss(model, team if divided else ALONE)
+    kernels = use_kernels(model, training, team)  # not earlier: one that will be divided is still in host memory
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
     plan = schedule(training, model.num_parameters(), len(train), len(validation))
     lengths, together = token_counts(train), batch.size * team.size
@@ -78,8 +80,6 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
         validation = with_blanks(validation, missing(len(validation), together), blank)
-    divided, packed = sharded(training, team, step), packing.is_used(model)
-    add_tiled_loss(model, team if divided else ALONE)
     checkpointing = step.checkpointing and model.supports_gradient_checkpointing  # a few architectures do not
     arguments = configuration(training, work, batch, plan, packed=packed, checkpointing=checkpointing)
     trainer = (ShardedTrainer if divided else LabelLossTrainer)(

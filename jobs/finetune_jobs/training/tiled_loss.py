@@ -133,10 +133,13 @@ def add_tiled_loss(model: Any, team: Team = ALONE) -> None:
     ``positions``, of all tokens of a batch one after the other, and their ``targets``.
 
     It is a part of the model's own forward pass, around which several processes exchange gradients. Call it before the
-    model gets an adapter. Of a ``team``, only the first process has the model's weights, and is asked for all.
+    model gets an adapter, or fused kernels. Of a ``team``, only the first process has the model's weights, in host
+    memory, where such kernels could not read them; it is asked for all.
     """
     original, logits = model.forward, Logits.of(model.config.get_text_config())
-    (known,) = team.any(team.first and _agrees(model, logits))
+    agrees = team.first and _agrees(model, logits)
+    team.wait_for_first("loss asked")  # a large model in host memory may take longer to answer than a message may
+    (known,) = team.any(agrees)
     if not known:
         log.info("the loss takes all logits at once: %s computes them in a way of its own", model.config.model_type)
 
