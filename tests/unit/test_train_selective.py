@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune_api.training import Method
 from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import ON_CPU
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.store.s3 import Store
@@ -29,6 +32,8 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 STEP: Final = replace(ON_CPU, checkpointing=True, selective=True)
 ATEN: Final = torch.ops.aten
+GEMM_4BIT: Final = torch.ops.bitsandbytes.gemm_4bit.default
+"""bitsandbytes' product with 4-bit weights, whose shape is (outputs, inputs): one operator, whatever it does inside."""
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +54,13 @@ def trainer_of(method: Method, base: Path, folder: Path, *, packed: bool = False
     return build_trainer(model, parts, training, folder / "work", Batch.of(training), step=STEP)
 
 
-def computed(trainer: LabelLossTrainer, how: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], int]:
-    """The gradients of a pass, and the operations of matrix products and attention that it took."""
+def operations_of_4_bits(rows: torch.Size, _packed: torch.Size, matrix: list[int], *_: Any, **_named: Any) -> int:
+    """Of a product with a matrix (outputs, inputs), which torch cannot look into."""
+    return 2 * math.prod(rows) * matrix[0]
+
+
+def computed(trainer: LabelLossTrainer, how: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], int, int]:
+    """The gradients of a pass, the operations of matrix products and attention that it took, and its tokens."""
     model = trainer.model
     model.train()
     model.zero_grad()
@@ -59,26 +69,34 @@ def computed(trainer: LabelLossTrainer, how: dict[str, Any] | None) -> tuple[dic
         model.activation_checkpointing_enable(how)
     batch = trainer._prepare_inputs(trainer.data_collator(trainer.train_dataset.select(range(3)).to_list()))
     torch.manual_seed(1)
-    with FlopCounterMode(display=False) as counter:
+    known = {torch.ops.bitsandbytes.gemm_4bit: operations_of_4_bits}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         trainer.compute_loss(model, batch).backward()
     found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
-    return found, counter.get_total_flops()
+    return found, counter.get_total_flops(), batch["input_ids"].numel()
 
 
 @pytest.mark.parametrize(("method", "packed"), [(Method.LORA, True), (Method.QLORA, False), (Method.FULL, False)])
 def test_the_gradients_are_those_of_a_pass_that_keeps_everything(
     method: Method, packed: bool, base: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit, dropout and all; and less is computed again than with plain checkpointing."""
+    """Bit for bit, dropout and all; and less is computed again than with plain checkpointing: under an adapter, whose
+    inputs are all needed, by every product of which ``fit`` counts that it is kept."""
     trainer = trainer_of(method, base, tmp_path, packed=packed)
     assert trainer.args.activation_checkpointing_kwargs == SELECTIVE
 
-    (whole, least), (found, some), (_, most) = (computed(trainer, how) for how in (None, SELECTIVE, PLAIN))
+    (whole, least, tokens), (found, some, _), (_, most, _) = (
+        computed(trainer, how) for how in (None, SELECTIVE, PLAIN)
+    )
 
     assert whole.keys() == found.keys() != set()
     for name, expected in whole.items():
         assert torch.equal(found[name], expected), name
     assert least < some < most
+    if method is not Method.FULL:
+        shape, rank = read_shape(json.loads((base / "config.json").read_text())), settings().rank
+        first = rank * sum(matrix.inputs for kind in shape.kinds for matrix in kind.matrices)
+        assert most - some >= 2 * tokens * sum(kind.count * (kind.selected_parameters + first) for kind in shape.kinds)
 
 
 def test_a_model_that_changes_a_result_in_place_is_checkpointed_plainly(base: Path, tmp_path: Path) -> None:
@@ -114,6 +132,7 @@ def test_a_training_ends_with_the_same_weights(
 
 WIDE, NARROW = torch.empty(4, 8), torch.empty(8, 4)
 ROWS: Final = torch.empty(3, 4)
+PACKED, SCALES = torch.empty(16, 1, dtype=torch.uint8), torch.empty(1)
 FLASH: Final = ATEN._scaled_dot_product_flash_attention.default
 
 
@@ -124,6 +143,9 @@ FLASH: Final = ATEN._scaled_dot_product_flash_attention.default
         (ATEN.mm.default, (ROWS, NARROW), {}, True),
         (ATEN.addmm.default, (ROWS, ROWS, NARROW), {}, True),
         (ATEN.bmm.default, (ROWS, NARROW), {}, False),
+        (GEMM_4BIT, (ROWS, PACKED, [8, 4], SCALES, 64, "nf4"), {"bias": None}, False),
+        (GEMM_4BIT, (ROWS, PACKED, [4, 8], SCALES, 64, "nf4"), {"bias": None}, True),
+        (GEMM_4BIT, (ROWS, PACKED, [4, 4], SCALES, 64, "nf4"), {}, True),
         (ATEN.mul.Tensor, (ROWS, ROWS), {}, False),
         (FLASH, (ROWS, ROWS, ROWS), {}, True),
         (FLASH, (ROWS, ROWS, ROWS), {"dropout_p": 0.1}, False),

@@ -14,8 +14,10 @@ architectures would break that, so the loaded model is asked (``_agrees``).
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import bitsandbytes  # noqa: F401 # which gives torch its operators
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -30,7 +32,13 @@ PROBE_TOKENS: Final = 48
 DEVIATION: Final = 0.02
 """How far its gradients may be from those of plain checkpointing, relative to their norm: mostly they are the same bit
 for bit, but a few kernels of GPUs add up in another order each time."""
-_PRODUCTS: Final = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+_PRODUCTS: Final[Mapping[Any, Callable[[tuple[Any, ...]], tuple[int, int]]]] = {
+    torch.ops.aten.mm.default: lambda given: given[1].shape,
+    torch.ops.aten.addmm.default: lambda given: given[2].shape,
+    torch.ops.bitsandbytes.gemm_4bit.default: lambda given: given[2][::-1],
+}
+"""Products with a matrix, by operator: its inputs and outputs, found in what the operator is given. bitsandbytes hides
+its product, and the unpacking of 4-bit weights for it, in one operator, which has the shape the other way round."""
 _ATTENTION: Final = ("attention", "attn")
 """In the names of operators: PyTorch's own for all hardware, and FlashAttention's."""
 
@@ -57,15 +65,15 @@ def use_selective(trainer: LabelLossTrainer) -> bool:
 
 
 def _policy(_context: Any, operator: Any, *given: Any, **named: Any) -> CheckpointPolicy:
-    keep = _narrows(given) if operator in _PRODUCTS else _attends(operator, given, named)
+    product = _PRODUCTS.get(operator)
+    keep = _narrows(*product(given)) if product else _attends(operator, given, named)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _narrows(given: tuple[Any, ...]) -> bool:
-    """Whether a product with a matrix (inputs, outputs) has no more outputs than inputs: the fewer, the more work there
-    is in each byte of the result."""
-    inputs, outputs = given[-1].shape
-    return bool(outputs <= inputs)
+def _narrows(inputs: int, outputs: int) -> bool:
+    """Whether a product has no more outputs than inputs: the fewer, the more work there is in each byte of the
+    result."""
+    return outputs <= inputs
 
 
 def _attends(operator: Any, given: tuple[Any, ...], named: dict[str, Any]) -> bool:
