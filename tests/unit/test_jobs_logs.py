@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import assume, given
@@ -128,19 +129,38 @@ def test_a_log_without_a_place_is_not_waited_for() -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.fixture
+def log_put_back() -> Iterator[None]:
+    """After a test that sets up the log of this process."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("log_put_back")
 @pytest.mark.parametrize("name", ["httpx", "httpx2"])
 def test_requests_are_not_logged(name: str) -> None:
     """Clients log each address, and addresses may hold what lets anybody upload."""
-    root, own = logging.getLogger(), logging.getLogger(name)
-    before, level = root.handlers[:], root.level
-    try:
-        own.setLevel(logging.NOTSET)
-        tail = set_up("publish", terminal=True)
-        own.info("HTTP Request: PUT https://r/upload?token=abc")
-        assert tail.content() == (b"", 0)
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
+    own = logging.getLogger(name)
+    own.setLevel(logging.NOTSET)
+    tail = set_up("publish", terminal=True)
+    own.info("HTTP Request: PUT https://r/upload?token=abc")
+    assert tail.content() == (b"", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("log_put_back")
+def test_layers_in_8_bits_do_not_warn_in_each_pass() -> None:
+    """bitsandbytes' product for GPUs, of inputs in bfloat16."""
+    import torch
+    from bitsandbytes.autograd._functions import MatMul8bitLt
+
+    tail = set_up("train", terminal=True)
+    found = MatMul8bitLt.apply(torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(4, 8))
+    assert found.tolist() == [[8] * 4] * 2
+    assert tail.content() == (b"", 0)
 
 
 @pytest.mark.slow

@@ -36,8 +36,12 @@ _IN_A_URL: Final = re.compile(
 """User and password before a host; what makes a presigned URL work (SigV2, SigV4, Azure's SAS), and an upload to an OCI
 registry (``_state``, of the distribution project)."""
 _BLACK: Final = "***"
-_TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "filelock")
-"""Libraries whose information is about each request."""
+_TALKATIVE: Final = {
+    **dict.fromkeys(("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "filelock"), logging.WARNING),
+    "bitsandbytes.autograd._functions": logging.ERROR,
+}
+"""Libraries whose information is about each request, and one that warns in each layer of each pass: LLM.int8 casts its
+inputs to float16 before it rounds them."""
 
 
 class Redaction:
@@ -227,8 +231,8 @@ def set_up(stage: str, *, terminal: bool) -> Tail:
     stream, tail = logging.StreamHandler(sys.stderr), Tail(lines)
     stream.setFormatter(PlainLines(redaction) if terminal else lines)
     logging.basicConfig(level=logging.INFO, handlers=[stream, tail], force=True)
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in _TALKATIVE.items():
+        logging.getLogger(name).setLevel(level)
     if not terminal:
         os.environ.setdefault("TQDM_DISABLE", "1")
         logging.captureWarnings(True)
