@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from finetune_jobs.modelling.device import is_out_of_memory
 from finetune_jobs.training import packing, tiled_loss
 from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.label_loss import LabelLossTrainer
@@ -25,6 +26,23 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 CUDA = torch.device("cuda:0")
 EXAMPLES = [{"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]}, {"input_ids": [5, 6], "labels": [-100, 6]}]
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later."), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_memory_that_is_too_small_has_several_names(error: Exception, found: bool) -> None:
+    """As torch 2.13 and Triton 3.7 word them."""
+    assert is_out_of_memory(error) is found
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from transformers.cache_utils import (
 )
 
 from finetune_jobs.evaluation.findings import FindingKind, Notes
+from finetune_jobs.modelling.device import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +169,8 @@ def batch_by_batch(
 ) -> list[T]:
     """What ``work`` finds for each of some prompts, or earlier pods did, by their numbers. ``order``: these numbers, as
     they are to be asked; ``together``: those of the numbers left that share the next batch, no more than so many. A
-    batch that does not fit the GPU's memory is halved, and so are all that follow. Raises torch.OutOfMemoryError if one
-    prompt does not fit."""
+    batch that does not fit the GPU's memory is halved, and so are all that follow. Raises the GPU's error if one prompt
+    does not fit."""
     found: dict[int, T] = {}
     most = len(order)
     while len(found) < len(order):
@@ -194,8 +195,8 @@ def _attempt(work: Callable[[Sequence[int]], Sequence[T]], batch: Sequence[int])
     try:
         with torch.inference_mode():
             return work(batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
+    except RuntimeError as error:
+        if len(batch) == 1 or not is_out_of_memory(error):
             raise
     torch.cuda.empty_cache()  # the failed attempt's memory is free by now
     return None
@@ -285,7 +286,9 @@ def common_beginning(model: Any, encoded: Sequence[Sequence[int]], answer: int =
     try:
         with torch.inference_mode():
             cache = model(input_ids=inputs, use_cache=True, logits_to_keep=1).cache
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         cache = None
     if cache is None:
         torch.cuda.empty_cache()  # the failed attempt's memory is free by now

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import platform
+from typing import Final
 
 import torch
 
@@ -12,6 +13,9 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.cards import Card, Found, described, differences, unusable
 
 log = logging.getLogger(__name__)
+
+_NO_MEMORY: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""In the words of the driver, of Triton and NCCL, which repeat them, and of NVIDIA's libraries."""
 
 
 def device() -> str:
@@ -55,6 +59,14 @@ def described_device() -> str:
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the GPU's memory is too small. PyTorch's allocator has a class for that; what takes
+    memory beside it only says so: a kernel that is loaded, a library that starts."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def log_peak() -> None:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.modelling.device import device, precision
+from finetune_jobs.modelling.device import device, is_out_of_memory, precision
 from finetune_jobs.modelling.tokenizer import readable, unsupported
 
 DTYPE: Final = torch.bfloat16
@@ -185,7 +185,9 @@ def cuda_memory(load: str) -> Iterator[None]:
     """Turns CUDA's out-of-memory error into StageError(CudaOutOfMemory); ``load`` is what did not fit."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory is too small for {load}.") from error
 
 

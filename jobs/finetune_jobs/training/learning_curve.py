@@ -38,6 +38,7 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.canaries import read_canaries
+from finetune_jobs.modelling.device import is_out_of_memory
 from finetune_jobs.modelling.token_files import REPORT, read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.readiness.curve_page import render_curve
@@ -137,7 +138,9 @@ class Parts:
         work = self.files.work / f"curve-{percent}"
         try:
             measured = self._train(proportional(self.training, percent), part, validation, tokens, work, progress)
-        except (StageError, torch.OutOfMemoryError) as error:
+        except (StageError, RuntimeError) as error:
+            if not (isinstance(error, StageError) or is_out_of_memory(error)):
+                raise
             log.warning("learning curve: no result for %s %% of the examples: %s", percent, error)
             return None
         finally:

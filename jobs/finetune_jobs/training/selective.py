@@ -22,6 +22,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from finetune_jobs.modelling.device import is_out_of_memory
 from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.label_loss import LabelLossTrainer
 
@@ -88,9 +89,9 @@ def _agrees(trainer: LabelLossTrainer) -> bool:
     """Whether the model's gradients are those of plain checkpointing."""
     try:
         plain, found = (_gradients(trainer, how) for how in (PLAIN, SELECTIVE))
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         log.info("selective checkpointing fails: %s", str(error).splitlines()[0][:300])
         return False
     return float((found - plain).norm()) <= DEVIATION * float(plain.norm())

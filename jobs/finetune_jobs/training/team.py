@@ -19,6 +19,7 @@ from torch import distributed
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.device import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def peers_needed(team: Team) -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         reported = isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in _LOST)
-        if team.size == 1 or not reported or isinstance(error, torch.OutOfMemoryError):
+        if team.size == 1 or not reported or is_out_of_memory(error):
             raise
         log.warning("another process was lost: %s", str(error).splitlines()[0][:300])
         raise StageError(

@@ -24,7 +24,7 @@ from finetune_jobs.fit.recipe import (
     indivisible,
 )
 from finetune_jobs.fit.steps import Step
-from finetune_jobs.modelling.device import log_peak
+from finetune_jobs.modelling.device import is_out_of_memory, log_peak
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer
 from finetune_jobs.modelling.token_files import longest_thoughts
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -169,8 +169,11 @@ def _attempt(
             trainer.add_callback(context.time_budget)
         run_steps(trainer, resume, progress)
         log_peak()
-    except torch.OutOfMemoryError as error:
-        log.warning("the GPU's memory is too small for %s examples at a time: %s", batch.size, str(error).split(".")[0])
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0].partition(".")[0]
+        log.warning("the GPU's memory is too small for %s examples at a time: %s", batch.size, said)
         return None
     whole = training.method is Method.FULL
     weights = trainer.weights(DTYPE if whole else None) if whole or divided else {}
