@@ -1,6 +1,6 @@
 """A training step in PyTorch's memory tracker, with fake tensors: real operators and sizes, no memory, no GPU.
 
-It runs transformers' model, PEFT's adapters, the loss in tiles, bitsandbytes' 4-bit product and AdamW, under
+It runs transformers' model, PEFT's adapters, the loss in tiles, bitsandbytes' 4-bit and 8-bit products and AdamW, under
 autocast with accumulated gradients, like the training on a GPU. A CPU build of PyTorch cannot run autograd for fake
 CUDA tensors, so the tensors are on the CPU; where CUDA works in place or uses another kernel, the operator is replaced
 by one that uses the same memory.
@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from bitsandbytes.autograd._functions import MatMul4Bit
+from bitsandbytes.autograd._functions import MatMul4Bit, MatMul8bitLt, MatmulLtState
 from bitsandbytes.functional import QuantState
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
@@ -23,8 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune_api.training import AdapterKind, Method, Training
+from finetune_api.training import AdapterKind, Method, Quantization, Training
 from finetune_jobs.fit.steps import Step
+from finetune_jobs.training.int8_inputs import release_input
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
 from finetune_jobs.training.selective import PLAIN, SELECTIVE
 from finetune_jobs.training.tiled_loss import Logits, tiled_loss
@@ -77,10 +78,10 @@ def _model(config: dict[str, Any], training: Training, *, rounded: bool) -> Any:
         _materialise(module, None if rounded else torch.float32)
     if tied:
         head.weight = model.get_input_embeddings().weight
-    if training.method is Method.QLORA:
+    if kind := training.base_quantization:
         for module in list(model.modules()):
             if hasattr(module, "base_layer"):
-                module.base_layer = _FourBit(module.base_layer)
+                module.base_layer = _ROUNDED[kind](module.base_layer)
     return model.train()
 
 
@@ -130,6 +131,25 @@ class _FourBit(nn.Module):  # type: ignore[misc] # torch is not typed here
 
     def forward(self, inputs: torch.Tensor) -> Any:
         return MatMul4Bit.apply(inputs.to(torch.bfloat16), self.weight.t(), None, None, self.state)
+
+
+class _EightBit(nn.Module):  # type: ignore[misc] # torch is not typed here
+    """A frozen linear layer in LLM.int8: bitsandbytes' product for GPUs, of inputs without outliers, whose number only
+    data can tell."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = nn.Parameter(torch.empty(linear.weight.shape, dtype=torch.int8), requires_grad=False)
+        self.state = MatmulLtState(CB=self.weight, SCB=torch.empty(linear.out_features))
+        self.state.has_fp16_weights = False
+        self.register_forward_hook(release_input)
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return MatMul8bitLt.apply(inputs.to(torch.bfloat16), self.weight, None, None, self.state)
+
+
+_ROUNDED = {Quantization.NF4: _FourBit, Quantization.INT8: _EightBit}
 
 
 def _pass(base: Any, training: Training) -> None:

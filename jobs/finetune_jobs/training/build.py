@@ -33,6 +33,7 @@ from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.division import missing, token_counts, with_blanks
 from finetune_jobs.training.dropout import use_sparse_dropout
+from finetune_jobs.training.int8_inputs import release_inputs
 from finetune_jobs.training.kernels import runnable, use_kernels
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.order import StepOrder
@@ -95,6 +96,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     )
     trainer.remove_callback(PrinterCallback)
     use_sparse_dropout(trainer.model)
+    release_inputs(trainer.model)
     trainer.model.create_or_update_model_card = _no_card  # PEFT's, of each checkpoint
     trainer.labels_per_example = _labelled(validation) / len(validation)
     blanks, examples_a_step = len(train) - len(lengths), together * batch.passes
