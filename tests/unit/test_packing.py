@@ -131,6 +131,20 @@ def test_a_model_that_mixes_examples_is_found_out(monkeypatch: pytest.MonkeyPatc
     assert not packing.use_packing(model)
 
 
+def test_a_model_is_asked_in_the_precision_of_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole model is in float32, which a GPU's kernel for packed examples never sees: autocast rounds to 16 bits."""
+    seen, original = set[torch.dtype](), packing._alone
+
+    def alone(query: torch.Tensor, *others: torch.Tensor, **how: Any) -> torch.Tensor:
+        seen.add(query.dtype)
+        return original(query, *others, **how)
+
+    monkeypatch.setattr(packing, "_alone", alone)
+    monkeypatch.setattr(packing, "precision", lambda: torch.bfloat16)
+    assert packing.use_packing(model_of(LlamaConfig(**SMALL)))
+    assert seen == {torch.bfloat16}
+
+
 def test_short_examples_are_padded_on_a_cpu() -> None:
     """Plain attention takes them all at once there, which is faster than one after the other."""
     model = model_of(LlamaConfig(**SMALL))

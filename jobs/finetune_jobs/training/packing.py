@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
+from finetune_jobs.modelling.device import precision
 from finetune_jobs.training.collator import Collator
 
 log = logging.getLogger(__name__)
@@ -148,12 +149,13 @@ def _flash_takes(query: torch.Tensor) -> bool:
 
 
 def _states(model: Any, examples: Sequence[list[int]]) -> torch.Tensor:
-    """The last hidden states of a row of examples: (tokens, size), in float32."""
+    """The last hidden states of a row of examples, computed as in training: (tokens, size), in float32."""
     batch = Collator(0, padding_free=True)([{"input_ids": tokens, "labels": tokens} for tokens in examples])
     given = {name: each.to(model.device) if torch.is_tensor(each) else each for name, each in batch.items()}
     for name in ("labels", "positions", "targets"):
         del given[name]
-    with torch.no_grad():
+    computing = precision()
+    with torch.no_grad(), torch.autocast(model.device.type, computing, enabled=computing is torch.bfloat16):
         return model.base_model(**given, use_cache=False).last_hidden_state[0].float()
 
 
