@@ -81,6 +81,10 @@ class Workload:
     dropout: str = "0.05"
     """On the adapter's input."""
     kernels: Kernels = Kernels.AUTO
+    learning_rate: str | None = None
+    """At its peak, if it is not the default."""
+    checkpointing: bool = False
+    """Whether TRL computes activations again, as it does by default."""
 
     @property
     def training(self) -> Training:
@@ -93,6 +97,7 @@ class Workload:
             max_length=MAX_LENGTH,
             dropout=self.dropout,
             kernels=self.kernels,
+            learning_rate=self.learning_rate,
             early_stopping=EarlyStopping.NEVER,
         )
 
@@ -269,7 +274,7 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     set_seed(training.seed)
     trainer = SFTTrainer(
         model=base,
-        args=configuration(training, folder, Batch.of(training), plan),
+        args=configuration(training, folder, Batch.of(training), plan, checkpointing=workload.checkpointing),
         train_dataset=rows,
         eval_dataset=rows.select([0]),
         processing_class=tokenizer,

@@ -29,6 +29,8 @@ PARTS: Mapping[str, str] = {
     "machine": "setting.described",
     "kernels": "compiling.compiled",
     "train": "training.methods",
+    "memory": "training.memory",
+    "packing": "training.packed",
     "resume": "training.resuming",
     "oom": "training.out_of_memory",
     "throughput": "throughput.compare",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from finetune_jobs.fit.shapes import Shape, read_shape
 from finetune_jobs.runtime.results import failure
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.build import longest
-from finetune_jobs.training.division import mapped_split
+from finetune_jobs.training.division import mapped_split, token_counts
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.gpu.machine import VISIBLE, GpuCard, allocator, numbers
@@ -47,7 +48,6 @@ from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, rows, write_dataset
 
 EXAMPLES = 512
-ADAPTER = "adapter_model.safetensors"
 PASSED = ("LD_LIBRARY_PATH", "CUDA_HOME", "TRITON_LIBCUDA_PATH", "CC")
 """Variables by which a machine's driver and compiler may be found; stages get no others of this process, but NCCL's."""
 LOGS: Final = REPOSITORY / "build" / "gpu-check-logs"
@@ -135,6 +135,12 @@ class Bench:
         self.upstream  # noqa: B018 # which writes the data set
         return longest(*(mapped_split(self.folder / "dataset", split) for split in ("train", "validation")))
 
+    @cached_property
+    def mean(self) -> int:
+        """Tokens of an example that is trained on, on average, rounded."""
+        self.upstream  # noqa: B018 # which writes the data set
+        return round(statistics.mean(token_counts(mapped_split(self.folder / "dataset", "train"))))
+
     def training(self, **changes: Any) -> Training:
         """Short, with the usual settings; what is learnt in it is the three answers by heart."""
         steps = {"max_steps": 24, "batch_size": 8, "gradient_accumulation": 1, "checkpoint_steps": 8}
@@ -199,9 +205,10 @@ class Bench:
         return self.wait(given, *self.start(given, *arguments, **how))
 
     def weights(self, ended: Ended) -> str:
-        """The hash of the adapter that a training has left; empty if it left none."""
+        """The hashes of the weights that a training has left; empty if it left none."""
         manifest = read_manifest(self.store, output_folder(Stage.TRAIN, ended.result.output_digest))
-        return next((each.sha256 for each in manifest.files if each.path == ADAPTER), "") if manifest else ""
+        files = sorted(manifest.files, key=lambda each: each.path) if manifest else []
+        return " ".join(each.sha256 for each in files if each.path.endswith(".safetensors"))
 
     def losses(self, ended: Ended) -> list[float]:
         """The losses of all steps of a training that has ended well."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,9 +18,14 @@ import torch
 import yaml
 
 from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_jobs.fit.memory import GIB, peak_memory
+from finetune_jobs.fit.steps import KEPT
+from finetune_jobs.modelling.device import log_peak
 from finetune_jobs.runtime.commandline import example_input
-from hack.benchmarks.train_throughput import CHAT, Throughput
+from finetune_jobs.runtime.results import failure
+from hack.benchmarks.train_throughput import Throughput, Workload
 from hack.cluster.layout import REPOSITORY
 from hack.gpu import bench, serving, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
@@ -27,8 +33,10 @@ from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
 from hack.gpu.machine import GpuCard, allocator, numbers
 from hack.gpu.setting import other_versions
+from tests.support.fit import SMOLLM, shape_of
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
+from tests.support.stages import Ended
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -111,15 +119,36 @@ def test_each_side_of_a_comparison_sees_one_gpu(tmp_path: Path, s3: SeaweedFS, m
     monkeypatch.setattr(Bench, "model", tmp_path)
     seen = []
 
-    def measured(*_: object) -> Throughput:
+    def measured(_function: object, _side: str, workload: Workload, _model: Path) -> Throughput:
+        assert workload.training.batch_size == throughput.BATCH
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        return Throughput(100.0, [1.0] * CHAT.steps, 10.0)
+        return Throughput(100.0, [10.0, 4.0], 10.0)
 
     monkeypatch.setattr(throughput, "fresh_process", measured)
     cards = [GpuCard("card", 80.0, (9, 0))] * 2
     [check] = islice(throughput.compare(Bench(tmp_path, s3, cards)), 1)
-    assert check.found.startswith("100 against 100 tokens/s: 1.0 ×")
+    assert check.found == "100 against 100 tokens/s: 1.0 ×, loss 10.00 → 4.00, 0.0% from TRL's"
     assert seen == ["GPU-a", "GPU-a"]
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.9, True), (0.7, False), (1.1, False)])
+def test_memory_is_that_of_tensors_in_passes_without_padding(
+    share: float, passed: bool, one_card: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a stage says it; whatever the process has beside them."""
+    shape, given = shape_of(SMOLLM), one_card.training(**training.MEASURED, method="LoRA")
+    for name, value in {"shape": shape, "longest": 40, "mean": 32}.items():
+        monkeypatch.setattr(Bench, name, value)
+    estimate = peak_memory(shape, given.model_copy(update={"max_length": 32}), replace(KEPT, padded=False))
+    tensors, whole = int(share * estimate.tensors), 79 * GIB
+    said = {"max_memory_allocated": tensors, "max_memory_reserved": tensors, "memory_reserved": tensors}
+    for name, answer in {**said, "is_available": True, "mem_get_info": (whole - tensors, whole)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    with caplog.at_level("INFO"):
+        log_peak()
+
+    ended = Ended(ExitCode.OK, failure(Stage.TRAIN, Reason.STAGE_CRASHED, ""), [{"message": caplog.messages[-1]}])
+    assert training._memory(one_card, "LoRA", given, ended).passed is passed
 
 
 def test_libraries_other_than_the_locked_ones_are_named() -> None:

@@ -76,7 +76,8 @@ def log_peak() -> None:
     free, total = torch.cuda.mem_get_info()
     own = total - free - torch.cuda.memory_reserved()
     most = own + torch.cuda.max_memory_reserved()
-    log.info("the GPU's memory: at most %.2f GiB of %.1f were taken", most / 2**30, total / 2**30)
+    found = (each / 2**30 for each in (most, total, torch.cuda.max_memory_allocated()))
+    log.info("the GPU's memory: at most %.2f GiB of %.1f were taken, %.2f by tensors", *found)
 
 
 def require_kernels() -> None:
