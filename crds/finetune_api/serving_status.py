@@ -203,6 +203,9 @@ class RevisionStatus(WireModel):
     """Accuracy that the evaluation measured on the same examples; of texts likewise."""
     verification: Annotated[list[VerificationCheck], Field(max_length=16), as_map("name")] = []
     """What its newest verification compared, and the outcome."""
+    verification_retries: Annotated[int, Field(ge=0)] = 0
+    """How often its verification was started again because a cause outside of the revision had ended it, such as a
+    store that did not answer."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""
     """Identity of the spec (without replicas) that it was tried for; a failed revision is retried when this changes."""
     reason: Word = ""

@@ -71,11 +71,11 @@ def server_pod(deployment: str, name: str, labels: dict[str, str], status: Objec
     return {"metadata": {"name": name, "labels": labels, "ownerReferences": [controller]}, "status": status}
 
 
-def job_pod(job: Object, result: StageResult) -> Object:
+def job_pod(job: Object, result: StageResult, failure: meta.ExitCode = meta.ExitCode.FATAL) -> Object:
     """The finished pod of a stage's Job."""
     succeeded = result.outcome is Outcome.SUCCEEDED
     ended = {
-        "exitCode": int(meta.ExitCode.OK if succeeded else meta.ExitCode.FATAL),
+        "exitCode": int(meta.ExitCode.OK if succeeded else failure),
         "message": result.model_dump_json(by_alias=True),
     }
     return {

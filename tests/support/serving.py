@@ -92,6 +92,8 @@ class ServingCluster:
     """What the analyses that ended were told."""
     loading: set[str] = field(default_factory=set)
     """Digests of artifacts whose servers never finish loading."""
+    setbacks: list[Reason] = field(default_factory=list)
+    """Why the next verifications fail for a cause outside of the revision, one after the other."""
     withdrawn: dict[str, str] = field(default_factory=dict)
     """By whom artifacts are marked as withdrawn in the store, by digest."""
     channel: str | Reason = ""
@@ -302,6 +304,10 @@ class ServingCluster:
             return
         digest = served(deployment["spec"]["template"]["spec"])
         fate = Reason.ARTIFACT_WITHDRAWN if self._is_refused(name, digest) else FATES[digest]
+        setback = self.setbacks.pop(0) if self.setbacks else None
+        if setback is not None:
+            self._set_back(name, job, setback)
+            return
         ended = "Complete" if fate is None else "Failed"
         job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
         if fate is None:
@@ -315,6 +321,14 @@ class ServingCluster:
             checks=adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
         )
         self.pods[name] = [job_pod(job, result)]
+
+    def _set_back(self, name: str, job: Object, setback: Reason) -> None:
+        """A verification that could not be done, in all of its Job's attempts."""
+        ended = {"type": "Failed", "status": "True", "lastTransitionTime": timestamp(self.now)}
+        job["status"] = {"conditions": [ended | {"reason": "BackoffLimitExceeded"}]}
+        said = f"{setback}: it does not answer."
+        result = StageResult(stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=setback, message=said)
+        self.pods[name] = [job_pod(job, result, meta.ExitCode.RETRIABLE)]
 
     def _is_refused(self, name: str, digest: str) -> bool:
         """Whether the policy that a verification is told of refuses the artifact."""

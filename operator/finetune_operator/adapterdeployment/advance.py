@@ -36,6 +36,7 @@ from finetune_operator.adapterdeployment.limits import (
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
+from finetune_operator.adapterdeployment.retries import Try, newest_try
 from finetune_operator.adapterdeployment.revision_objects import (
     direct_traffic,
     open_policy,
@@ -44,7 +45,7 @@ from finetune_operator.adapterdeployment.revision_objects import (
 )
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, recorded_target
-from finetune_operator.adapterdeployment.verification import Verification, find_verification, verify_request
+from finetune_operator.adapterdeployment.verification import Verification
 from finetune_operator.framework.actions import Action, Event, Patch
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
@@ -97,14 +98,18 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
     if candidate.state in (RevisionState.FAILED, RevisionState.WAITING, RevisionState.STOPPING):
         return RolloutStep(stable, candidate, keep, events, due_after)
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
-    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings, stable)
     proved = has_proved_itself(candidate)
-    verification = None if proved else find_verification(observed, request, now)
+    tried = newest_try(observed, target, stable, candidate, now)
+    candidate, verification = tried.candidate, None if proved else tried.verification
     problem = candidate_problem(live, pods, now)
     if problem is not None and problem.outlook is Outlook.FAIL:
         return fail(stable, candidate, problem, keep, now)
     if verification is not None and (failure := verification.failure):
         return fail(stable, verification.recorded(candidate), failure, keep, now)
+    in_gap = has_begun(candidate, now)
+    if not proved and (given_up := tried.given_up) is not None:
+        why = overdue(observed, given_up) if in_gap else given_up
+        return (fail if in_gap else give_back)(stable, candidate, why, keep, now)
     seen = canary_sighting(candidate, pods, now)
     if (unfit := seen.problem) is not None:
         return (fail if unfit.outlook is Outlook.FAIL else give_back)(stable, candidate, unfit, keep, now)
@@ -120,7 +125,7 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
     closed = _closed_for(observed, target, candidate, verification, now) if verified else 0.0
     left = promoting_left(candidate, target, now)
-    in_gap, begun = has_begun(candidate, now), verification is not None and verification.has_begun
+    begun = candidate.verification_retries > 0 or (verification is not None and verification.has_begun)
     may_start = target.serving.start_seconds
     gap_left = seconds_left(candidate, pods, may_start, begun, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
@@ -148,13 +153,14 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
         looks.append(seen.due_after)
         due_after = min((seconds for seconds in looks if seconds is not None), default=None)
         return RolloutStep(stable, waiting, actions, events, due_after)
+    request = tried.request
     actions += (
         *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
         *ensure_exists(JOBS, observed.child(JOBS, request.name), lambda: stage_job(request)),
     )
-    verifying, waits = _verifying(candidate, verification, now), verification is not None and verification.refused
+    verifying, waits = _verifying(candidate, tried, now), verification is not None and verification.refused
     first_look = verification.due_after if verification else FIRST_LOOK_SECONDS
-    looks = [first_look, gap_left, long_wait_left(verifying, now)]
+    looks = [first_look, tried.due_after, gap_left, long_wait_left(verifying, now)]
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)
     return RolloutStep(stable, verifying, actions, events, due_after, blocked=waits)
 
@@ -262,10 +268,13 @@ def _waiting(candidate: RevisionStatus, verified: bool, problem: ServerProblem |
     return in_state(candidate, state, reason, message, now)
 
 
-def _verifying(candidate: RevisionStatus, verification: Verification | None, now: datetime) -> RevisionStatus:
+def _verifying(candidate: RevisionStatus, tried: Try, now: datetime) -> RevisionStatus:
     """The candidate while its server is verified, or while that waits for something."""
     reason, message = Reason.VERIFYING, "Comparing the server's answers with those of the evaluated artifact."
-    if verification is not None and verification.has_passed:
+    verification = tried.verification
+    if tried.setback is not None:
+        reason, message = tried.setback.reason, tried.setback.message
+    elif verification is not None and verification.has_passed:
         message = "Every check passed; the network is opening."
     elif verification is not None and (blocker := verification.blocker):
         reason, message = blocker.reason, blocker.message

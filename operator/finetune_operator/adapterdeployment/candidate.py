@@ -59,6 +59,8 @@ def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStat
         known = known.model_copy(update={"spec_hash": target.spec_hash})
         tried = observed.resource.status.candidate
         same_spec = tried is not None and tried.spec_hash == target.spec_hash
+        if not same_spec:
+            known = known.model_copy(update={"verification_retries": 0})
         if known.canary is not None and not same_spec:
             known = _proved_again(known, now)
         if known.state in ACTIVE:
@@ -157,7 +159,8 @@ def _started(
     observed: ObservedDeployment, waiting: RevisionStatus, stable: RevisionStatus | None, now: datetime
 ) -> Candidacy:
     """The candidate started beside what serves; or in place, where the pods of that have to stop first."""
-    anew = waiting.model_copy(update={"verification": [], "gap_starts_at": None, "canary": None})
+    fresh = {"verification": [], "verification_retries": 0, "gap_starts_at": None, "canary": None}
+    anew = waiting.model_copy(update=fresh)
     if stable is None or not goes_in_place(observed, stable, now):
         return _starting(anew, now)
     before = observed.resource.status.candidate

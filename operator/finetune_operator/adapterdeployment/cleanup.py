@@ -73,7 +73,8 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
     told |= {target.revision} if isinstance(target, Target) else set()
     verification = ""
     if isinstance(target, Target) and candidate and (has_pods or candidate.state is RevisionState.FAILED):
-        verification = verify_request(owner, target, spec, observed.settings).name
+        retry = candidate.verification_retries
+        verification = verify_request(owner, target, spec, observed.settings, retry=retry).name
 
     analyses = names_in_use(observed, candidate)
     delivery = delivery_in_use(observed, observed.records.get(serving), stable)

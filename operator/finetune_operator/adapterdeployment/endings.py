@@ -69,7 +69,7 @@ def promote(
 ) -> RolloutStep:
     """Verified and ready: the public Service now points to it."""
     serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, said, now)
-    serving = serving.model_copy(update={"gap_starts_at": None, "canary": None})
+    serving = serving.model_copy(update={"gap_starts_at": None, "canary": None, "verification_retries": 0})
     spec = observed.resource.spec
     serving = serving.model_copy(update={"gates": asked_gates(spec), "verified_by": spec.verification})
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {said}"

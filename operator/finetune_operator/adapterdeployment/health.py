@@ -45,7 +45,7 @@ LONG_WAIT_SECONDS: Final = 60.0 * UNSCHEDULABLE_MINUTES
 """For how long a wait for hardware is nothing special: an autoscaler may be adding a node."""
 NEEDS_SOMEBODY: Final = HOLDS_NOTHING | {Reason.ANALYSIS_INCONCLUSIVE}
 """What somebody should look after once a candidate has waited for it for so long."""
-_PASSING: Final = HOLDS_NOTHING | {
+PASSING: Final = HOLDS_NOTHING | {
     *(Reason.SECRET_MISSING, Reason.API_KEYS_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
     Reason.CERTIFICATE_UNUSABLE,
     *(Reason.PREEMPTED, Reason.NODE_LOST),
@@ -139,7 +139,7 @@ def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
         return Sighting(ServerProblem(Reason.CANDIDATE_FAILED, said, Outlook.FAIL))
     if worst.reason in (Reason.API_KEYS_MISSING, Reason.CERTIFICATE_UNUSABLE):
         return Sighting()  # whatever could take over needs the same Secret
-    outlook = Outlook.GIVE_BACK if worst.reason in _PASSING else Outlook.FAIL
+    outlook = Outlook.GIVE_BACK if worst.reason in PASSING else Outlook.FAIL
     return Sighting(ServerProblem(worst.reason, f"{said} {worst.message}", outlook))
 
 
@@ -228,7 +228,7 @@ def _in_time(pod: Object, limit: float, now: datetime) -> ServerProblem | None:
         return worst
     name = pod["metadata"]["name"]
     root = worst or ServerProblem(Reason.DEADLINE_EXCEEDED, f"The server of pod {name} did not become ready.")
-    outlook = Outlook.GIVE_BACK if root.reason in _PASSING else Outlook.FAIL
+    outlook = Outlook.GIVE_BACK if root.reason in PASSING else Outlook.FAIL
     return ServerProblem(root.reason, f"Not available after {patience:.0f} s. {root.message}", outlook)
 
 

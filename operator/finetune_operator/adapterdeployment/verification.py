@@ -13,7 +13,7 @@ from finetune_api.serving_status import RevisionStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.verification import duration_seconds
 from finetune_operator.adapterdeployment.adapters import judged, read_back
-from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, PASSING
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.target import Target
@@ -49,9 +49,11 @@ def verify_request(
     spec: AdapterDeploymentSpec,
     settings: Settings,
     stable: RevisionStatus | None = None,
+    retry: int = 0,
 ) -> StageRequest:
-    """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``, and not with
-    what serves until then (``stable``), of which it tells whether it was withdrawn."""
+    """The stage that verifies a candidate. Its name changes with what is verified, with ``spec.rerun`` and with the
+    number of the retry, and not with what serves until then (``stable``), of which it tells whether it was
+    withdrawn."""
     asked = spec.verification
     serving = target.serving
     seconds = (600 + ANSWER_SECONDS * asked.most_samples) * max(1, len(serving.adapters))
@@ -91,17 +93,18 @@ def verify_request(
     )
     replaced = _replaced(stable, target)
     told = params.model_copy(update={"replaced": replaced})
+    identity = [without_defaults(given), str(retry)] if retry else without_defaults(given)
     return StageRequest(
         owner=owner,
         input=given.model_copy(update={"params": Params(verify=told)}),
-        identity=without_defaults(given) if replaced else None,
+        identity=identity if replaced or retry else None,
         image=settings.images.of(Stage.VERIFY),
         images=settings.images,
         proxy=settings.proxy,
         shape=_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={LABEL_REVISION: target.revision},
-        # The stage itself gives up after half of it. The store may fail for a while; a wrong answer stays wrong.
+        # The stage itself gives up after half of it. A store that fails for longer: ``retries.py``.
         deadline_seconds=2 * seconds,
         retries=2,
     )
@@ -133,6 +136,8 @@ class Verification:
     """For how long its pod has had no node, or there has been none; None: it has had one, or that is not known."""
     has_passed: bool = False
     """Whether its pod says that all checks have passed, while it waits for the network to open."""
+    ended_at: datetime | None = None
+    """When the Job ended; None: it has not."""
 
     @property
     def succeeded(self) -> bool:
@@ -154,9 +159,15 @@ class Verification:
 
     @property
     def failure(self) -> ServerProblem | None:
-        """Why the candidate must not be promoted, if the Job has failed."""
-        failed = self.verdict.state is State.FAILED
+        """Why the candidate must not be promoted, if the Job has failed for a cause of the candidate's."""
+        failed = self.verdict.state is State.FAILED and self.verdict.reason not in PASSING
         return ServerProblem(self.verdict.reason, self.verdict.message) if failed else None
+
+    @property
+    def setback(self) -> ServerProblem | None:
+        """Why the Job has failed, if that says nothing about the candidate."""
+        passing = self.verdict.state is State.FAILED and self.verdict.reason in PASSING
+        return ServerProblem(self.verdict.reason, self.verdict.message) if passing else None
 
     def recorded(self, candidate: RevisionStatus) -> RevisionStatus:
         """The candidate with what was compared, as far as it is known."""
@@ -215,7 +226,9 @@ def find_verification(observed: ObservedDeployment, request: StageRequest, now: 
     limit = timedelta(seconds=request.deadline_seconds + FETCH_SECONDS)
     ready = any(find_condition(pod.get("status") or {}, "Ready") for pod in pods)
     has_passed = says_proved(request) and verdict.state is State.RUNNING and ready
-    return Verification(verdict, age, limit, _unplaced(verdict, age, now), has_passed)
+    ended = verdict.state not in UNFINISHED
+    ended_at = parse_timestamp(verdict.finished_at or job["metadata"]["creationTimestamp"]) if ended else None
+    return Verification(verdict, age, limit, _unplaced(verdict, age, now), has_passed, ended_at)
 
 
 def _unplaced(verdict: Verdict, age: timedelta, now: datetime) -> timedelta | None:
