@@ -104,6 +104,17 @@ class LatencyObjectives(WireModel):
         return self.first_token is not None or self.output_token is not None
 
 
+ANSWER_SECONDS: Final = 10
+"""What a verification gives a server for one answer, on average: about 20 tokens on a CPU."""
+TOKEN_SECONDS: Final = 0.5
+"""What each token of a longer one may take."""
+
+
+def long_answer_seconds(tokens: int) -> float:
+    """What an answer of at most so many tokens gets on top."""
+    return max(0.0, TOKEN_SECONDS * tokens - ANSWER_SECONDS)
+
+
 DOOR_SECONDS: Final = "doorSeconds"
 """Scalar of a verification that saw the network open to clients: the seconds for which it waited for that."""
 REPLACED_WITHDRAWN: Final = "replacedWithdrawn"

@@ -12,7 +12,7 @@ clients, so that nobody need wait for longer than the network does (``verificati
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -52,15 +52,33 @@ _OPENING_SECONDS: Final = 10.0
 """For how long the network may take to open. Afterwards the operator gives it as much time as the admin has said."""
 
 
+@dataclass(frozen=True)
+class Limit:
+    """For how long a verification may take."""
+
+    seconds: float
+    since: float
+    """By the monotonic clock."""
+
+    @property
+    def deadline(self) -> float:
+        """When it is over."""
+        return self.since + self.seconds
+
+    def for_answers(self, promises: Sequence[Promise]) -> "Limit":
+        """With the time that long answers take."""
+        return replace(self, seconds=self.seconds + sum(each.long_answer_seconds for each in promises))
+
+
 def verify(context: Context) -> StageOutput:
     """The stage. Raises StageError: ApiKeysMissing, CertificateUnusable, ArtifactWithdrawn, CandidateFailed,
     PromptsTooLong, AdapterInactive, VerificationFailed, as require_gates and fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
-    deadline = time.monotonic() + params.timeout_seconds
+    limit = Limit(params.timeout_seconds, time.monotonic())
     if params.pods:
-        return _await_pods(context, params, deadline)
+        return _await_pods(context, params, limit.deadline)
     door = Door(params.door) if params.door else None
-    passed = (_verify_adapters if params.adapters else _verify_artifact)(context, params, deadline)
+    passed = (_verify_adapters if params.adapters else _verify_artifact)(context, params, limit)
     scalars = passed.scalars | look_at_replaced(context, params)
     return replace(passed, scalars=scalars if door is None else scalars | _opening(door))
 
@@ -101,16 +119,17 @@ def _opening(door: Door) -> dict[str, str]:
     return {DOOR_SECONDS: f"{waited:.2f}"}
 
 
-def _verify_artifact(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
+def _verify_artifact(context: Context, params: VerifyParams, limit: Limit) -> StageOutput:
     """The artifact by its own record."""
     digest = context.input.artifact_digest
     promise = _read_promise(context, context.store, digest, params)
+    limit = limit.for_answers([promise])
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
     trust_server(params.endpoint, params.tls_secret, params.tls_host)
-    wait_until_healthy(params.endpoint, deadline, key)
+    wait_until_healthy(params.endpoint, limit.deadline, key)
     server = client_of(params.engine, params.endpoint, key=key)
-    made, observed = _prove(server, promise, digest, params, _before(context, params, deadline))
+    made, observed = _prove(server, promise, digest, params, _before(context, limit))
     return StageOutput(
         output_digest=digest,
         scalars=_scalars([observed]),
@@ -148,19 +167,20 @@ def _prove(
     return made, observed
 
 
-def _verify_adapters(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
+def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> StageOutput:
     """Each adapter by its own record, under its own name, then the base under theirs."""
     promises = [_adapter_promise(context, each, params) for each in params.adapters]
+    limit = limit.for_answers(promises)
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
     trust_server(params.endpoint, params.tls_secret, params.tls_host)
-    wait_until_healthy(params.endpoint, deadline, key)
+    wait_until_healthy(params.endpoint, limit.deadline, key)
     told: list[VerificationCheck] = []
     seen: list[Observed] = []
     for number, (ref, promise) in enumerate(zip(params.adapters, promises, strict=True)):
         begin, end = number / len(promises), (number + 1) / len(promises)
         progress = context.progress.within(begin, end, f"adapter {ref.name}: ")
-        before = _before(replace(context, progress=progress), params, deadline)
+        before = _before(replace(context, progress=progress), limit)
         server = client_of(params.engine, params.endpoint, key=key, adapter=adapter_model(params.model, ref.name))
         try:
             made, observed = _prove(server, promise, ref.digest, params, before)
@@ -210,12 +230,12 @@ def _base_check(server: ModelServer, seen: Sequence[Observed]) -> VerificationCh
     return checks.base_check(short, [server.log_probs(each) for each in short], tolerance)
 
 
-def _before(context: Context, params: VerifyParams, deadline: float) -> Before:
+def _before(context: Context, limit: Limit) -> Before:
     """Reports the progress, and ends a verification that takes too long."""
 
     def before(number: int, total: int) -> None:
-        if time.monotonic() > deadline:
-            said = f"The server is too slow: no verdict in {params.timeout_seconds} s."
+        if time.monotonic() > limit.deadline:
+            said = f"The server is too slow: no verdict in {limit.seconds:.0f} s."
             raise StageError(Reason.VERIFICATION_FAILED, said)
         context.progress.report(number / total, f"asked {number} of {total} prompts")
 

@@ -1,18 +1,25 @@
 """AdapterDeployment with problems: a source that is gone, revisions that fail, children that somebody touches."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_api import meta
+from finetune_api.dataset import TaskType
+from finetune_api.endpoint_stages import ANSWER_SECONDS, LatencyObjectives
+from finetune_api.job_status import ArtifactTokens
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
 from finetune_api.verification import WithdrawnPolicy
+from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.verification.observation import Promise
+from finetune_jobs.verify import Limit
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.target import Target, find_target
-from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS, verify_request
+from finetune_operator.adapterdeployment.verification import find_verification, verify_request
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
@@ -26,7 +33,7 @@ from finetune_operator.framework.objects import (
 from tests.support.played_pods import BETTER, CORRUPT, CRASHING, FATES, GOOD, INACTIVE, checks
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition, serving, shown
-from tests.support.serving_specs import following, pinned, published, uri
+from tests.support.serving_specs import SETTINGS, following, pinned, published, uri
 
 pytestmark = pytest.mark.unit
 
@@ -411,3 +418,56 @@ def test_a_drop_to_detect_takes_the_place_of_a_number_of_samples(
     assert asked is not None
     assert (asked.samples, asked.detect_drop) == (samples, drop)
     assert asked.timeout_seconds == 600 + ANSWER_SECONDS * samples
+
+
+@pytest.mark.parametrize("tokens", [0, 20, 100, 2048])
+@pytest.mark.parametrize("verification", [{}, {"samples": 0}, {"detectDrop": "0.1", "samples": 1}])
+@pytest.mark.parametrize("objectives", [LatencyObjectives(), LatencyObjectives(first_token=1.0)])
+def test_the_pods_deadline_lies_behind_the_time_that_the_stage_gives_the_server(
+    tokens: int, verification: dict[str, Any], objectives: LatencyObjectives
+) -> None:
+    """Whatever the answers are like, with the most golden prompts; 0: the operator does not know how long they are."""
+    source = published(GOOD)
+    assert source.artifact is not None
+    counted = source.artifact.model_copy(update={"tokens": ArtifactTokens(answer=tokens) if tokens else None})
+    cluster = ServingCluster(
+        spec=following() | {"verification": verification}, source=replace(source, artifact=counted)
+    )
+    observed = cluster.observe()
+    target = find_target(observed)
+    assert isinstance(target, Target)
+    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
+    params = request.input.params.verify
+    assert params is not None
+    answer = Answer(messages=[], label="a", base="b", tuned="a", artifact="a")
+    answer = answer.model_copy(update={"max_tokens": tokens or target.serving.runtime.max_total_tokens})
+    promise = Promise([answer] * 32, [answer] * params.samples, [], TaskType.TEXT, "INT8", objectives=objectives)
+    assert request.deadline_seconds > Limit(params.timeout_seconds, 0.0).for_answers([promise]).seconds
+
+
+def test_a_verification_that_does_not_run_waits_no_longer_for_long_answers() -> None:
+    """They say for how long it may run."""
+    asked = []
+    for limit in (64, 4096):
+        settings = SETTINGS.model_copy(
+            update={
+                "runtimes": {
+                    name: each.model_copy(update={"max_total_tokens": limit, "max_input_tokens": limit // 2})
+                    for name, each in SETTINGS.runtimes.items()
+                }
+            }
+        )
+        cluster = ServingCluster(settings=settings)
+        for _ in range(3):
+            cluster.reconcile()
+            cluster.run_deployments()
+        observed = cluster.observe()
+        target = find_target(observed)
+        assert isinstance(target, Target)
+        request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
+        found = find_verification(observed, request, cluster.now)
+        assert found is not None
+        asked.append((request.deadline_seconds, found.limit))
+    (short, first), (long, second) = asked
+    assert long > short
+    assert first == second

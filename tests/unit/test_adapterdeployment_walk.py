@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import ANSWER_SECONDS
 from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.gap import STALE_SECONDS
-from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,

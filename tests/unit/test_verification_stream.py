@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from types import SimpleNamespace
@@ -16,12 +17,14 @@ from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.verification import connection
+from finetune_jobs.verification import connection, observation, pace
 from finetune_jobs.verification.connection import Connection
 from finetune_jobs.verification.engine import Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.pace import Pace, request_seconds
 from finetune_jobs.verification.stream import read_stream
 from finetune_jobs.verification.tgi import TgiServer
+from finetune_jobs.verify import Limit
 
 pytestmark = pytest.mark.unit
 
@@ -105,6 +108,38 @@ def test_when_tokens_came(body: list[bytes], first: int | None, each: float | No
 QUESTION = Answer(messages=[{"role": "user", "content": "?"}], label="a", base="b", tuned="a", artifact="a")
 
 
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """URL of a server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """URL of a server that reads every request and never answers."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            over.wait()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    with served(Handler) as endpoint:
+        try:
+            yield endpoint
+        finally:
+            over.set()
+
+
 @pytest.fixture
 def hung() -> Iterator[str]:
     """URL of a server that keeps every stream open with comments, as TGI does before a shard that hangs."""
@@ -122,22 +157,20 @@ def hung() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as endpoint:
+        try:
+            yield endpoint
+        finally:
+            over.set()
 
 
 @pytest.mark.slow
 def test_comments_do_not_lengthen_the_time_of_a_stream(hung: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds pass between two looks at the clock, so that the real ones never do."""
     monkeypatch.setattr(connection, "time", SimpleNamespace(perf_counter=count(0, 10).__next__))
-    with pytest.raises(StageError, match=r"did not end its answer within 60 s to .*, as a stream") as error:
-        Connection(hung, 422, re.compile("too long"), seconds=60).stream(QUESTION)
+    asked = QUESTION.model_copy(update={"max_tokens": 100, "prompt_tokens": 50})
+    with pytest.raises(StageError, match=r"did not end its answer within 165 s to .*, as a stream") as error:
+        Connection(hung, 422, re.compile("too long")).stream(asked)
     assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)
 
 
@@ -154,6 +187,137 @@ def test_a_verification_ends_at_its_own_time_while_streams_run(hung: str) -> Non
         observe(TgiServer(hung), Promise([QUESTION], [], [], TaskType.TEXT, "INT8"), Limits(), before)
     assert error.value is late
     assert time.monotonic() - started < 10, "not until the limit of a request"
+
+
+@pytest.mark.slow
+def test_a_verification_ends_at_its_own_time_while_a_whole_answer_is_waited_for(silent: str) -> None:
+    started, late = time.monotonic(), StageError(Reason.VERIFICATION_FAILED, "too slow")
+
+    def before(_number: int, _total: int) -> None:
+        if time.monotonic() - started > 0.5:
+            raise late
+
+    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8", streamed=False)
+    with pytest.raises(StageError) as error:
+        observe(TgiServer(silent), promise, Limits(), before)
+    assert error.value is late
+    assert time.monotonic() - started < 10, "not until the limit of a request"
+
+
+@pytest.mark.slow
+def test_streams_that_bring_nothing_are_given_up_long_before_their_time(
+    hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments are no part of an answer."""
+    monkeypatch.setattr(observation, "SILENT_SECONDS", 0.3)
+    started, asked = time.monotonic(), QUESTION.model_copy(update={"max_tokens": 4000})
+    with pytest.raises(StageError, match=r"hangs: .* sent nothing to any client") as error:
+        observe(TgiServer(hung), Promise([asked] * 4, [], [], TaskType.TEXT, "INT8"), Limits(), lambda *_: None)
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+def test_a_server_that_answers_one_after_the_other_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last client gets its first token long after the others, which show that the server goes on."""
+    silence = 2.5
+    monkeypatch.setattr(observation, "SILENT_SECONDS", silence)
+    monkeypatch.setattr(observation, "_POLL_SECONDS", 0.05)
+    turn = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not asked.get("stream"):
+                self._whole()
+                return
+            self.send_response(200)
+            self.end_headers()
+            with turn:
+                for part in (event(content="a"), event(), event("stop"), b"data: [DONE]\n\n"):
+                    time.sleep(0.3)
+                    self.wfile.write(part)
+
+        def _whole(self) -> None:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
+            body = json.dumps({"id": "", "created": 0, "model": "", "choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    with served(Handler) as endpoint:
+        promise = Promise([QUESTION] * 4, [], [], TaskType.TEXT, "INT8")
+        found = observe(TgiServer(endpoint), promise, Limits(), lambda *_: None)
+    assert [each.fault for each in found.streams] == [""] * 4
+    late = max(each.first_token or 0.0 for each in found.streams)
+    assert late > silence
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "seconds"), [(0, 1, 61), (0, 100, 160), (200, 100, 180), (4000, 4096, 4556)]
+)
+def test_what_a_request_may_take(prompt: int, answer: int, seconds: float) -> None:
+    assert request_seconds(prompt, answer) == seconds
+
+
+@pytest.mark.parametrize(("tokens", "streamed", "more"), [(20, True, 0), (100, True, 6 * 40), (100, False, 3 * 40)])
+def test_the_whole_verification_may_take_longer_for_long_answers(tokens: int, streamed: bool, more: float) -> None:
+    """Half a second for each token over 20. All three are asked for alone, and as streams."""
+    asked = QUESTION.model_copy(update={"max_tokens": tokens})
+    promise = Promise([asked], [asked, asked], [], TaskType.TEXT, "INT8", streamed=streamed)
+    limit = Limit(600, 10.0).for_answers([promise, promise])
+    assert limit.seconds == 600 + 2 * more
+    assert limit.deadline == 10.0 + limit.seconds
+
+
+@pytest.mark.slow
+def test_a_whole_answer_that_takes_too_long(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for by its tokens, and the message says for how long."""
+    monkeypatch.setattr(pace, "REQUEST_SECONDS", 0.1)
+    asked = QUESTION.model_copy(update={"max_tokens": 1})
+    started = time.monotonic()
+    with pytest.raises(StageError, match=r"did not answer within 1.1 s to a golden prompt") as error:
+        Connection(silent, 422, re.compile("too long")).chat(asked)
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)
+    assert 1.0 < time.monotonic() - started < 30
+
+
+class TestPace:
+    """Whether streams go on, by a clock that stands."""
+
+    def test_nothing_is_expected_without_a_stream(self) -> None:
+        now = [0.0]
+        pace = Pace(lambda: now[0])
+        now[0] = 100.0
+        assert pace.silent_seconds() == 0.0
+        with pace.stream():
+            now[0] = 130.0
+            assert pace.silent_seconds() == 30.0
+        assert pace.silent_seconds() == 0.0
+
+    def test_a_part_of_any_counts_for_all(self) -> None:
+        now = [0.0]
+        pace = Pace(lambda: now[0])
+        with pace.stream() as first, pace.stream() as second:
+            now[0] = 50.0
+            assert first() == 50.0
+            now[0] = 90.0
+            assert pace.silent_seconds() == 40.0
+            assert second() == 90.0
+            assert pace.silent_seconds() == 0.0
+
+    def test_one_that_breaks_off_is_open_no_longer(self) -> None:
+        now = [0.0]
+        pace = Pace(lambda: now[0])
+        with pytest.raises(ValueError, match="broken"), pace.stream():
+            raise ValueError("broken")
+        now[0] = 100.0
+        assert pace.silent_seconds() == 0.0
 
 
 class Faulty(TgiServer):

@@ -6,8 +6,10 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
+import httpx2
 from huggingface_hub import InferenceClient, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,11 +21,10 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.hub import CLIENT_ERROR
 from finetune_jobs.verification.engine import Limits, Reply, Streamed
+from finetune_jobs.verification.pace import REQUEST_SECONDS, Pace, request_seconds
 from finetune_jobs.verification.stream import error_text, read_stream
 
 _POLL_SECONDS: Final = 1.0
-_REQUEST_SECONDS: Final = 60.0
-"""Longest wait for an answer, whole or as a stream."""
 _METRICS_SECONDS: Final = 5.0
 """Longest wait for a server's metrics."""
 _PASSING: Final = frozenset({408, 425, 429})
@@ -66,8 +67,8 @@ class Connection:
     """What the server says of a conversation that is longer than it accepts."""
     limits: Limits = field(default_factory=Limits)
     """As far as they are known, for messages."""
-    seconds: float = _REQUEST_SECONDS
-    """Longest wait for an answer."""
+    pace: Pace = field(default_factory=Pace)
+    """That of its streams."""
     key: str = field(default="", repr=False)
     """That of a client; empty: they need none."""
 
@@ -113,14 +114,14 @@ class Connection:
             Reason.CANDIDATE_FAILED, f"{self.endpoint}{path} does not name its model ({type(error).__name__})."
         )
 
-    def post(self, path: str, body: dict[str, Any], asked: str) -> Any:
+    def post(self, path: str, body: dict[str, Any], asked: str, seconds: float) -> Any:
         """The answer, of any shape, to a request; ``asked`` says what was asked, for messages."""
         try:
-            response = self._post(path, body)
+            response = self._post(path, body, seconds)
             hf_raise_for_status(response)
             return response.json()
         except CLIENT_ERROR as error:
-            raise self._failed(error, asked) from None
+            raise self._failed(error, asked, seconds) from None
         except ValueError as error:
             raise self.unreadable(path, error) from None
 
@@ -156,14 +157,15 @@ class Connection:
         given as text; ``model``: the name to ask for."""
         if asked.prompt:
             return self._completion(asked, model)
-        client = InferenceClient(base_url=self.endpoint, timeout=self.seconds, token=self.key or None)
+        seconds = _seconds(asked)
+        client = InferenceClient(base_url=self.endpoint, timeout=seconds, token=self.key or None)
         try:
             # Temperature 0 is greedy for TGI and vLLM alike; without it both sample.
             found: Any = client.chat_completion(
                 asked.messages, model=model, max_tokens=asked.max_tokens, temperature=0.0
             )
         except (CLIENT_ERROR, InferenceTimeoutError) as error:
-            raise self._failed(error, _PROMPT) from None
+            raise self._failed(error, _PROMPT, seconds) from None
         choice, usage = found.choices[0], getattr(found, "usage", None)
         reason = getattr(choice, "finish_reason", None)
         return Reply(
@@ -174,7 +176,7 @@ class Connection:
 
     def _completion(self, asked: Answer, model: str | None) -> Reply:
         path, body = _request(asked, model)
-        found = self.post(path, body, _PROMPT)
+        found = self.post(path, body, _PROMPT, _seconds(asked))
         try:
             choice, usage = found["choices"][0], found.get("usage") or {}
             text, reason = str(choice["text"] or ""), choice.get("finish_reason")
@@ -191,42 +193,45 @@ class Connection:
         """The same as a stream. What goes wrong in it after the status 200 is no error but part of the result."""
         path, body = _request(asked, model)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        url, started = f"{self.endpoint}{path}", time.perf_counter()
+        url, seconds, started = f"{self.endpoint}{path}", _seconds(asked), time.perf_counter()
+        post = partial(get_session().stream, "POST", url, json=body, timeout=seconds, headers=with_key(self.key))
         try:
-            headers = with_key(self.key)
-            with get_session().stream("POST", url, json=body, timeout=self.seconds, headers=headers) as response:
+            with self.pace.stream() as part, post() as response:
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
-                found = read_stream(self._in_time(response.iter_bytes(), started), time.perf_counter)
+                found = read_stream(self._in_time(response.iter_bytes(), started, seconds), part)
         except CLIENT_ERROR as error:
-            raise self._failed(error, _AS_STREAM) from None
+            raise self._failed(error, _AS_STREAM, seconds) from None
         if self.too_long.search(found.fault):
             raise self._has_no_room(_PROMPT, found.fault)
         first_token = None if found.first_at is None else found.first_at - started
         return Streamed(answer_in(found, asked), found.fault, found.failed, first_token, found.output_token)
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
+    def _post(self, path: str, body: dict[str, Any], seconds: float = REQUEST_SECONDS) -> Any:
         url = f"{self.endpoint}{path}"
-        return get_session().post(url, json=body, timeout=self.seconds, headers=with_key(self.key))
+        return get_session().post(url, json=body, timeout=seconds, headers=with_key(self.key))
 
-    def _in_time(self, body: Iterable[bytes], started: float) -> Iterator[bytes]:
+    def _in_time(self, body: Iterable[bytes], started: float, seconds: float) -> Iterator[bytes]:
         """The pieces of a stream. The client's timeout is for each of them, and a server that hangs sends comments to
         keep the connection, so this one is for all. No more than one timeout passes before the next piece, or none."""
         for piece in body:
-            if time.perf_counter() - started > self.seconds:
-                said = f"{self.endpoint} did not end its answer within {self.seconds:g} s to {_AS_STREAM}."
+            if time.perf_counter() - started > seconds:
+                said = f"{self.endpoint} did not end its answer within {seconds:g} s to {_AS_STREAM}."
                 raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)
             yield piece
 
-    def _failed(self, error: Exception, asked: str) -> StageError:
-        """Why a request failed, in the server's own words where it has some."""
+    def _failed(self, error: Exception, asked: str, seconds: float = 0.0) -> StageError:
+        """Why a request failed, in the server's own words where it has some; ``seconds``: how long it was waited for,
+        if it may have been too short."""
         response = error.response if isinstance(error, HfHubHTTPError) else None
         status = response.status_code if response is not None else 0
         said = _said(response.text) if response is not None and status == self.rejected else ""
         if self.too_long.search(said):
             return self._has_no_room(asked, f"{status} ({said})")
         what = f"answered {status}{said and f' ({said})'}" if status else f"did not answer ({type(error).__name__})"
+        if seconds and isinstance(error, httpx2.TimeoutException | InferenceTimeoutError):
+            what = f"did not answer within {seconds:g} s"
         return StageError(
             Reason.CANDIDATE_FAILED, f"{self.endpoint} {what} to {asked}.", retriable=status != self.rejected
         )
@@ -236,6 +241,11 @@ class Connection:
             Reason.PROMPTS_TOO_LONG,
             f"{asked.capitalize()} is too long for {self.endpoint}, which answered {answered}; {self.limits}.",
         )
+
+
+def _seconds(asked: Answer) -> float:
+    """Longest wait for an answer."""
+    return request_seconds(asked.prompt_tokens, asked.max_tokens)
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -118,6 +118,9 @@ class ModelServer(Protocol):
     def stream(self, asked: Answer) -> Streamed:
         """The same answer as a stream. Called by several threads at once."""
 
+    def silent_seconds(self) -> float:
+        """For how long none of the streams that are open has brought anything; 0 while none is."""
+
     def log_probs(self, reference: ReferenceText) -> Forced:
         """One forward pass over a given text."""
 

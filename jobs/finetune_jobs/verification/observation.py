@@ -7,12 +7,13 @@ from itertools import repeat
 from typing import Final, TypeVar
 
 from finetune_api.dataset import TaskType
-from finetune_api.endpoint_stages import LatencyObjectives
+from finetune_api.endpoint_stages import LatencyObjectives, long_answer_seconds
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import Limits, ModelServer, Streamed
+from finetune_jobs.verification.pace import SILENT_SECONDS
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
 
@@ -49,6 +50,18 @@ class Promise:
     streamed: bool = True
     """Whether some answers are asked for at once as well, as streams."""
 
+    @property
+    def streams(self) -> Sequence[Answer]:
+        """Those that are asked for as streams."""
+        most = (MEASURED if self.objectives.are_set else STREAMS) if self.streamed else 0
+        return [*self.golden, *self.sample][:most]
+
+    @property
+    def long_answer_seconds(self) -> float:
+        """What its long answers may take, beside the time that each gets."""
+        asked = [*self.streams, *self.golden, *self.sample]
+        return sum(long_answer_seconds(each.max_tokens) for each in asked)
+
 
 def require_room(asked: Sequence[Answer], limits: Limits) -> None:
     """Raises StageError (PromptsTooLong) if the server would reject one of the prompts because of its length."""
@@ -68,15 +81,15 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     Raises StageError as ModelServer, and what ``before`` raises.
     """
     references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
-    asked_at_once = (MEASURED if promise.objectives.are_set else STREAMS) if promise.streamed else 0
-    streams = [*promise.golden, *promise.sample][:asked_at_once]
+    streams = promise.streams
     total = len(references) + len(streams) + len(promise.golden) + len(promise.sample)
     numbers = iter(range(total))
 
     def ask(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
         for each in asked:
-            before(next(numbers), total)
-            yield question(each)
+            number = next(numbers)
+            before(number, total)
+            yield from ask_at_once(question, [each], repeat(number))
 
     def ask_at_once(question: Callable[[A], B], asked: Sequence[A], numbers: Iterator[int]) -> Iterator[B]:
         clients = ThreadPoolExecutor(CLIENTS)
@@ -86,9 +99,10 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
                 before(number, total)
                 while not wait([answer], _POLL_SECONDS).done:
                     before(number, total)
+                    _require_progress(server)
                 yield answer.result()
         finally:
-            # What is wrong is said at once. Streams that still run end with the process, or at their own limit.
+            # What is wrong is said at once. What is still being answered ends with the process, or at its own limit.
             clients.shutdown(wait=False, cancel_futures=True)
 
     def stream_all() -> list[Streamed]:
@@ -118,6 +132,14 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         size=promise.size,
         objectives=promise.objectives,
     )
+
+
+def _require_progress(server: ModelServer) -> None:
+    """Raises StageError (CandidateFailed, retriable) if all streams of a server hang. None of them need wait for the
+    end of its own time then."""
+    if server.silent_seconds() > SILENT_SECONDS:
+        said = f"The server hangs: for {SILENT_SECONDS:.0f} s it has sent nothing to any client that reads a stream."
+        raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)
 
 
 def _require_answers(streams: Iterable[Streamed]) -> None:

@@ -21,6 +21,7 @@ from finetune_jobs.verification.engine import (
     ServerCounts,
     Streamed,
 )
+from finetune_jobs.verification.pace import request_seconds
 
 _REJECTED: Final = 422
 _LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
@@ -60,11 +61,16 @@ class TgiServer:
         """From the same."""
         return self._connection.stream(asked)
 
+    def silent_seconds(self) -> float:
+        """By what the streams have brought."""
+        return self._connection.pace.silent_seconds()
+
     def log_probs(self, reference: ReferenceText) -> Forced:
         """From ``/generate``."""
         parameters = {"max_new_tokens": 1, "details": True, "decoder_input_details": True}
         body = {"inputs": reference.text, "parameters": parameters}
-        answer = self._connection.post("/generate", body, "a reference text")
+        seconds = request_seconds(len(reference.ids), 1)
+        answer = self._connection.post("/generate", body, "a reference text", seconds)
         try:
             tokens = answer["details"]["prefill"]
             ids, log_probs = [int(token["id"]) for token in tokens], [token["logprob"] for token in tokens[1:]]

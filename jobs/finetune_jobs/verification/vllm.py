@@ -23,6 +23,7 @@ from finetune_jobs.verification.engine import (
     ServerCounts,
     Streamed,
 )
+from finetune_jobs.verification.pace import request_seconds
 
 _REJECTED: Final = 400
 _LENGTH: Final = re.compile(r"maximum context length")
@@ -72,10 +73,15 @@ class VllmServer:
         """From the same."""
         return self._connection.stream(asked, self._name)
 
+    def silent_seconds(self) -> float:
+        """By what the streams have brought."""
+        return self._connection.pace.silent_seconds()
+
     def log_probs(self, reference: ReferenceText) -> Forced:
         """From ``/v1/completions``."""
         body = self._completion(self._name, reference.text) | {"prompt_logprobs": 0, "return_token_ids": True}
-        answer = self._connection.post(_COMPLETIONS, body, "a reference text")
+        seconds = request_seconds(len(reference.ids), 1)
+        answer = self._connection.post(_COMPLETIONS, body, "a reference text", seconds)
         try:
             choice = answer["choices"][0]
             ids = [int(each) for each in choice["prompt_token_ids"]]

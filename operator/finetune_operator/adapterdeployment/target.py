@@ -31,6 +31,8 @@ class Target:
     """Identity of the spec without replicas: a failed revision is retried when it changes."""
     source_blocker: Blocker | None = None
     """Why the source has no artifact, so that the last known one stays the target."""
+    answer_tokens: int = 0
+    """The most that an answer of its evaluation may have; 0: unknown, as of a pinned artifact."""
     warning: str = ""
     """What may go wrong with the target although it can be served."""
     asked_adapters: tuple[Adapter, ...] | None = None
@@ -73,6 +75,7 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
         asked_adapters=asked.adapters if running else None,
         spec_hash=asked_hash(observed),
         source_blocker=artifact.source_blocker,
+        answer_tokens=(artifact.tokens.answer or 0) if artifact.tokens else 0,
         is_asked=artifact.source_blocker is None,
         warning=" ".join(filter(None, _warnings(artifact, record.serving.runtime_name, record.serving.runtime))),
     )

@@ -1,11 +1,20 @@
 """The verification of a candidate: a Job that sends its server the golden prompts and a sample of the test split."""
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
-from finetune_api.endpoint_stages import DOOR_SECONDS, REPLACED_WITHDRAWN, AdapterRef, LatencyObjectives, VerifyParams
+from finetune_api.endpoint_stages import (
+    ANSWER_SECONDS,
+    DOOR_SECONDS,
+    REPLACED_WITHDRAWN,
+    AdapterRef,
+    LatencyObjectives,
+    VerifyParams,
+    long_answer_seconds,
+)
 from finetune_api.hashing import without_defaults
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION, SELF_CHECK_PORT
 from finetune_api.reasons import remedy
@@ -30,8 +39,8 @@ from finetune_operator.resources.stage_job import says_proved
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape, Settings
 
-ANSWER_SECONDS: Final = 10
-"""How long one answer may take: about 20 tokens on a CPU."""
+_MORE_ANSWERS: Final = 32 + 20
+"""Golden prompts and streams, at most: a verification asks for them beside the sample."""
 _PATIENCE: Final = timedelta(seconds=LONG_WAIT_SECONDS)
 """For how long its pod may wait for a node, while the candidate's holds a GPU."""
 _VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
@@ -104,10 +113,19 @@ def verify_request(
         shape=_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={LABEL_REVISION: target.revision},
-        # The stage itself gives up after half of it. A store that fails for longer: ``retries.py``.
-        deadline_seconds=2 * seconds,
+        # The stage itself gives up long before. A store that fails for longer: ``retries.py``.
+        deadline_seconds=2 * seconds + _for_long_answers(target, asked.most_samples),
         retries=2,
     )
+
+
+def _for_long_answers(target: Target, samples: int) -> int:
+    """What a verification may take beside, at most, for answers that are long: the stage counts what it asks for. Of an
+    artifact of which the operator does not know how long they are, they fit the runtime."""
+    serving = target.serving
+    longest = target.answer_tokens or serving.runtime.max_total_tokens
+    answers = (samples + _MORE_ANSWERS) * max(1, len(serving.adapters))
+    return math.ceil(answers * long_answer_seconds(longest))
 
 
 def _replaced(stable: RevisionStatus | None, target: Target) -> list[AdapterRef]:
@@ -223,7 +241,8 @@ def find_verification(observed: ObservedDeployment, request: StageRequest, now: 
     pods = observed.job_pods(job)
     verdict = judge(job, pods, observed.job_events.get(request.name, ()))
     age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
-    limit = timedelta(seconds=request.deadline_seconds + FETCH_SECONDS)
+    params = request.input.params.verify
+    limit = timedelta(seconds=2 * (params.timeout_seconds if params else 0) + FETCH_SECONDS)
     ready = any(find_condition(pod.get("status") or {}, "Ready") for pod in pods)
     has_passed = says_proved(request) and verdict.state is State.RUNNING and ready
     ended = verdict.state not in UNFINISHED
