@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.stages import StageInput
 from finetune_operator.adapterdeployment.delivery import DELIVERY_SECONDS, delivery_seconds, is_of_delivery
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from finetune_operator.settings import Engine, Proxy, Runtime
-from tests.support.played_pods import BETTER, GOOD, INACTIVE
+from tests.support.played_pods import BETTER, GOOD, INACTIVE, UNSCHEDULABLE
 from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition
@@ -23,6 +26,7 @@ from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, publi
 
 pytestmark = pytest.mark.unit
 
+FULL = 'Error creating: pods "v-x" is forbidden: exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2'
 LOADED = (AdapterState.LOADED, "2/2")
 
 
@@ -369,3 +373,80 @@ def test_the_wait_for_the_pods_grows_with_what_they_fetch(size: int | None, more
 def test_each_further_adapter_has_time_to_prove_itself() -> None:
     assert delivery_seconds([0]) == DELIVERY_SECONDS
     assert delivery_seconds([0, 0, 0]) == DELIVERY_SECONDS + 240
+
+
+class TestItsJobGetsNoPod:
+    """The pods do their part, and nobody asks them what came of it."""
+
+    @staticmethod
+    def adding(monkeypatch: pytest.MonkeyPatch) -> ServingCluster:
+        """An adapter is added, and nobody runs the Job that waits for the pods."""
+        cluster = endpoint(fr=GOOD)
+        monkeypatch.setattr(ServingCluster, "_run_job", lambda *_: None)
+        asked(cluster, fr=GOOD, de=BETTER)
+        cluster.reconcile()
+        return cluster
+
+    @staticmethod
+    def job(cluster: ServingCluster) -> Object:
+        [found] = [each for each in cluster.objects[JOBS].values() if is_of_delivery(each)]
+        return found
+
+    def refused(self, cluster: ServingCluster) -> None:
+        """By a quota."""
+        refusal = {"reason": "FailedCreate", "message": FULL, "lastTimestamp": timestamp(cluster.now)}
+        cluster.job_events[self.job(cluster)["metadata"]["name"]] = [refusal]
+
+    def test_it_is_looked_at_soon_and_then_ever_more_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing tells of it."""
+        cluster = self.adding(monkeypatch)
+        looks: list[float] = []
+        while len(looks) < 10:
+            looks.append(cluster.reconcile().requeue_after or 0)
+            cluster.now += timedelta(seconds=looks[-1])
+        assert looks[0] == 10
+        assert looks == sorted(looks)
+        assert looks[-1] == 120
+
+    def test_a_quota_is_quoted_with_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster = self.adding(monkeypatch)
+        self.refused(cluster)
+        made = cluster.reconcile()
+        assert made.blocked, "nothing shows when the quota has room"
+        [row] = [each for each in stable(cluster).adapters if each.name == "de"]
+        assert (row.state, row.reason) == (AdapterState.LOADING, Reason.QUOTA_EXCEEDED)
+        assert_says(row.message, "Not served yet", "Job", "exceeded quota: few", "used: pods=2")
+        assert condition(cluster.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
+        assert condition(cluster.status, "Ready")[0] == "True"
+        said = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
+        assert_says(said, "Adapter 'de'", "exceeded quota: few", "Raise the ResourceQuota")
+        assert (cluster.events[-1].type, cluster.events[-1].reason) == ("Warning", Reason.QUOTA_EXCEEDED)
+        told_of_it = len(cluster.events)
+        cluster.reconcile()
+        assert len(cluster.events) == told_of_it
+
+    def test_it_goes_on_once_there_is_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster = self.adding(monkeypatch)
+        self.refused(cluster)
+        cluster.reconcile()
+        cluster.job_events.clear()
+        monkeypatch.undo()
+        cluster.settle()
+        assert states(cluster) == {"de": LOADED, "fr": LOADED}
+        assert condition(cluster.status, "Stalled")[0] == "False"
+
+    def test_a_wait_for_a_node_is_nothing_special_for_ten_minutes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster = self.adding(monkeypatch)
+        job = self.job(cluster)
+        owners = [{"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}]
+        metadata = {"name": "d", "creationTimestamp": timestamp(cluster.now), "ownerReferences": owners}
+        since = {"lastTransitionTime": timestamp(cluster.now)}
+        status = UNSCHEDULABLE | {"conditions": [each | since for each in UNSCHEDULABLE["conditions"]]}
+        cluster.pods[job["metadata"]["name"]] = [{"metadata": metadata, "status": status}]
+        made = cluster.reconcile()
+        assert condition(cluster.status, "Reconciling") == ("True", Reason.VERIFYING)
+        assert made.requeue_after == LONG_WAIT_SECONDS
+        cluster.now += timedelta(seconds=LONG_WAIT_SECONDS)
+        made = cluster.reconcile()
+        assert condition(cluster.status, "Stalled") == ("True", Reason.UNSCHEDULABLE)
+        assert not made.blocked, "its own events tell"

@@ -15,6 +15,7 @@ added ──▶ Loading ──────┤
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from finetune_api import meta
@@ -33,10 +34,12 @@ from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import asked_hash, choice_of
+from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.outcome.pod import find_condition
 from finetune_operator.resources.deployment import Adapter, Serving, fetch_and_prove_seconds
 from finetune_operator.resources.drift import ensure_exists, quantity
@@ -77,6 +80,8 @@ class Delivery:
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
     due_after: float | None = None
+    blocked: bool = False
+    """As in Plan."""
 
 
 def taken_at_run_time(observed: ObservedDeployment, asked: Serving) -> Record | None:
@@ -133,7 +138,7 @@ def wanted_adapters(observed: ObservedDeployment, record: Record, adapters: Sequ
 
 
 def deliver(
-    observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter], stable: RevisionStatus
+    observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter], stable: RevisionStatus, now: datetime
 ) -> Delivery:
     """Bring the pods of what serves the adapters that are asked for, and say where each stands. What they are told is
     among the objects of the revision; here is what waits for their answer."""
@@ -144,17 +149,20 @@ def deliver(
     pods = _ready(observed, record.revision)
     verdict: Verdict | None = None
     actions: tuple[Action, ...] = ()
+    due_after: float | None = None
     if pending and pods:
         request = _request(observed, record, pending, pods)
-        job = observed.child(JOBS, request.name)
+        job, due_after = observed.child(JOBS, request.name), FIRST_LOOK_SECONDS
         if job is not None:
             verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+            due_after = look_again(job, verdict, now) if verdict.state in UNFINISHED else None
         actions = (
             *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
             *ensure_exists(JOBS, job, lambda: stage_job(request)),
         )
     counted = f"{len(pods)}/{observed.resource.spec.replicas}"
-    rows = [_row(each, counted, bool(pods), verdict) for each in found]
+    waits = _waits_for(bool(pods), verdict, now)
+    rows = [_row(each, counted, waits, verdict) for each in found]
     events = tuple(_news(found, rows, len(pods)))
     update = {
         "adapters": rows,
@@ -162,7 +170,9 @@ def deliver(
         "spec_hash": asked_hash(observed),
     }
     served = stable.model_copy(update=update)
-    return Delivery(served, actions, events, _RECORD_SECONDS if events else None)
+    # A refusal of its pod shows in the Job's events alone: nothing shows when it would not be refused any more.
+    refused = verdict is not None and verdict.needs_events and is_blocked(verdict, now)
+    return Delivery(served, actions, events, _RECORD_SECONDS if events else due_after, refused)
 
 
 def delivery_seconds(sizes: Sequence[int]) -> int:
@@ -231,8 +241,18 @@ def _counts(each: Standing) -> bool:
     return each.outcome is not CheckOutcome.FAILED
 
 
-def _row(each: Standing, pods: str, answers: bool, verdict: Verdict | None) -> AdapterStatus:
-    """An adapter for the status, after what the Job has found."""
+def _waits_for(answers: bool, verdict: Verdict | None, now: datetime) -> tuple[Reason, str]:
+    """What an adapter waits for that is being loaded. The pods do their part whether or not the Job runs that asks them
+    what came of it."""
+    if not answers:
+        return Reason.VERIFYING, "Waiting for a pod that is ready."
+    if verdict is not None and is_blocked(verdict, now):
+        return verdict.reason, f"Not served yet: the Job that asks the pods for their verdict waits. {verdict.message}"
+    return Reason.VERIFYING, "Running pods are downloading and verifying it."
+
+
+def _row(each: Standing, pods: str, waits: tuple[Reason, str], verdict: Verdict | None) -> AdapterStatus:
+    """An adapter for the status, after what the Job has found; ``waits``: what one that is being loaded waits for."""
     outcome, message, reason = each.outcome, each.known.message, each.known.reason
     if outcome is None and verdict is not None and verdict.state not in UNFINISHED:
         outcome, message, reason = _found(each.adapter.name, verdict)
@@ -241,8 +261,8 @@ def _row(each: Standing, pods: str, answers: bool, verdict: Verdict | None) -> A
     elif outcome is CheckOutcome.FAILED:
         update = {"state": _FAILED, "pods": "", "message": message[:_MESSAGE_LIMIT], "reason": reason}
     else:
-        waits = "Running pods are downloading and verifying it." if answers else "Waiting for a pod that is ready."
-        update = {"state": AdapterState.LOADING, "pods": "", "message": waits, "reason": Reason.VERIFYING}
+        cause, said = waits
+        update = {"state": AdapterState.LOADING, "pods": "", "message": said[:_MESSAGE_LIMIT], "reason": cause}
     return each.known.model_copy(update=update | {"outcome": outcome})
 
 

@@ -12,21 +12,21 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.artifact_source import OutputRef
 from finetune_api.endpoint_stages import PUBLISHED_AT, FollowParams
-from finetune_api.reasons import Reason, remedy
+from finetune_api.reasons import Reason
 from finetune_api.serving_status import ChannelStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.blockers import not_allowed
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.channel import asked_of, identity_of, known_channel
-from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again
 from finetune_operator.blockers import choice_unknown
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.framework.unmet import RETRY
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
-from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS, look_after
+from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.outcome.pod import refusal
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
@@ -80,9 +80,8 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
         return Look(_knowing(observed, begun), made, FIRST_LOOK_SECONDS, request.name)
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
     if verdict.state in UNFINISHED:
-        age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
-        again = look_after(age) if verdict.needs_events else _patience_left(verdict, now)
-        return Look(_knowing(observed, _blocked(begun, verdict, now)), made, again, request.name)
+        waits = _waiting(begun, verdict.reason, verdict.message) if is_blocked(verdict, now) else begun
+        return Look(_knowing(observed, waits), made, look_again(job, verdict, now), request.name)
     looked = {"looked_at": _looked_at(begun, job, verdict, now), "asked": asked_of(observed)}
     found = _found(begun, verdict).model_copy(update=looked)
     return Look(_knowing(observed, found), due_after=_left(_knowing(observed, found), asked, found, now))
@@ -111,23 +110,6 @@ def _knowing(observed: ObservedDeployment, known: ChannelStatus | None) -> Obser
 
 def _nothing_known(asked: OutputRef) -> ChannelStatus:
     return ChannelStatus(name=asked.name, channel=asked.channel.value, source=identity_of(asked))
-
-
-def _blocked(known: ChannelStatus, verdict: Verdict, now: datetime) -> ChannelStatus:
-    """While a look is under way: what its pod waits for, if a person can do something about it. A wait for a node is
-    nothing special at first: an autoscaler may be adding one, at each look."""
-    patient = verdict.state is not State.WAITING or _patience_left(verdict, now)
-    if patient or not remedy(verdict.reason, meta.ADAPTERDEPLOYMENT):
-        return known
-    return _waiting(known, verdict.reason, verdict.message)
-
-
-def _patience_left(verdict: Verdict, now: datetime) -> float | None:
-    """Seconds until a wait for a node counts as long; None if it does not wait for one, or already for long."""
-    if verdict.unschedulable_since is None:
-        return None
-    left = LONG_WAIT_SECONDS - (now - parse_timestamp(verdict.unschedulable_since)).total_seconds()
-    return left if left > 0 else None
 
 
 def _waiting(known: ChannelStatus, reason: Reason, said: str) -> ChannelStatus:

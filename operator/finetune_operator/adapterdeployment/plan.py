@@ -91,9 +91,9 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         replicas = stable_replicas(observed, stable, None, now)
         # Without its source, what serves is the target. What failed in place is remembered for when the source is back.
         failed = failed_in_place(observed) if target.source_blocker else None
-        brought = deliver(observed, target.record, target.adapters, recorded(stable, target))
+        brought = deliver(observed, target.record, target.adapters, recorded(stable, target), now)
         actions = (*serve(observed, target, replicas), *brought.actions)
-        step = RolloutStep(brought.stable, failed, actions, brought.events, brought.due_after)
+        step = RolloutStep(brought.stable, failed, actions, brought.events, brought.due_after, brought.blocked)
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
         step = go_back(observed, target, stable, previous, now)
     else:

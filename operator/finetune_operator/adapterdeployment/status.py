@@ -167,6 +167,8 @@ def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
         names = ", ".join(repr(each.name) for each in refused)
         one = "Adapter" if len(refused) == 1 else "Adapters"
         return Reason(refused[0].reason), f"{one} {names}: not served. {refused[0].message}"
+    if waiting := [each for each in _adapters(rollout, AdapterState.LOADING) if each.reason != Reason.VERIFYING]:
+        return Reason(waiting[0].reason), f"Adapter {waiting[0].name!r}: {waiting[0].message}"
     return None
 
 

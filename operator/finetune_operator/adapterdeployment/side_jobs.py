@@ -1,0 +1,34 @@
+"""Jobs that no rollout waits for (a look at a channel, adapters on pods that serve), and why one does not run. Pure."""
+
+from datetime import datetime
+
+from finetune_api.meta import ADAPTERDEPLOYMENT
+from finetune_api.reasons import remedy
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
+from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.objects import Object
+from finetune_operator.outcome.job import State, Verdict
+from finetune_operator.outcome.no_pod import look_after
+
+
+def is_blocked(verdict: Verdict, now: datetime) -> bool:
+    """Whether its pod waits for something that a person can act on. A wait for a node is nothing special at first: an
+    autoscaler may be adding one."""
+    if verdict.state is not State.WAITING or _patience_left(verdict, now):
+        return False
+    return bool(remedy(verdict.reason, ADAPTERDEPLOYMENT))
+
+
+def look_again(job: Object, verdict: Verdict, now: datetime) -> float | None:
+    """Seconds after which to look at it if nothing is heard of it; None if whatever happens to it is told."""
+    if verdict.needs_events:
+        return look_after(now - parse_timestamp(job["metadata"]["creationTimestamp"]))
+    return _patience_left(verdict, now)
+
+
+def _patience_left(verdict: Verdict, now: datetime) -> float | None:
+    """Seconds until a wait for a node counts as long; None if it does not wait for one, or already for long."""
+    if verdict.unschedulable_since is None:
+        return None
+    left = LONG_WAIT_SECONDS - (now - parse_timestamp(verdict.unschedulable_since)).total_seconds()
+    return left if left > 0 else None
