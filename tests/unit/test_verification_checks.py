@@ -137,7 +137,11 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         (observed(forced=(shifted(0, [1, 5, 6, 8]), SAME, SAME)), ["promptTokens", "logProbabilities"]),
         (observed(golden=[Reply("a", True, 31)] * 8), ["promptTokens"]),
         (observed(golden=CUT[:8]), ["finishReason"]),
-        (observed(golden=[Reply("a", None, 0)] * 8, sample=[Reply("a")] * 40, **NO_RECORD), []),
+        (observed(golden=[Reply("a", True, 0)] * 8, sample=[Reply("a")] * 40, **NO_RECORD), []),
+        # A server has to say why an answer is over, and need not say so of each.
+        (observed(golden=[Reply("a", None, 30)] * 8), ["finishReason"]),
+        (observed(golden=[Reply("a", None, 30)] * 2 + RIGHT[:6]), []),
+        (observed(golden=[Reply("a", None, 30)] * 3 + RIGHT[:5]), ["finishReason"]),
         (observed(sample=RIGHT[:36] + WRONG[:4]), []),
         (observed(sample=RIGHT[:30] + WRONG[:10]), ["testSample"]),
         (observed(sample=()), []),
@@ -238,6 +242,11 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
             "longPrompts … at most 0.100 nats a token … 0.200",
         ),
         (observed(golden=CUT[:8]), Reason.VERIFICATION_FAILED, "finishReason … 75 % … 0 of 8"),
+        (
+            observed(golden=[Reply("a", None, 30)] * 8),
+            Reason.VERIFICATION_FAILED,
+            "finishReason … 75 % … 0 of 8; 8 without a finish reason",
+        ),
         (
             observed(streams=CUT_OFF),
             Reason.VERIFICATION_FAILED,

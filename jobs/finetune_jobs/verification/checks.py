@@ -290,13 +290,16 @@ def _way(pairs: Pairs, tolerance: float) -> float | None:
 
 
 def _finish(observed: Observed, min_percent: int) -> VerificationCheck:
-    """A model that has lost its stop token goes on until the limit."""
+    """A model that has lost its stop token goes on until the limit. A server that does not say why an answer is over
+    leaves its clients in the dark, too."""
     asked = zip(observed.golden, observed.golden_replies, strict=True)
-    ended = [reply.stopped for answer, reply in asked if answer.stopped and reply.stopped is not None]
-    if not ended:
+    ends = [reply.stopped for answer, reply in asked if answer.stopped]
+    if not ends:
         return _skipped(FINISH, "no recorded answer ends by itself")
-    enough = 100 * sum(ended) >= min_percent * len(ended)
-    return _check(FINISH, enough, f"{min_percent} % of answers end by themselves", f"{sum(ended)} of {len(ended)}")
+    ended, untold = ends.count(True), ends.count(None)
+    enough = 100 * ended >= min_percent * len(ends)
+    seen = f"{ended} of {len(ends)}" + (f"; {untold} without a finish reason" if untold else "")
+    return _check(FINISH, enough, f"{min_percent} % of answers end by themselves", seen)
 
 
 def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
