@@ -58,6 +58,9 @@ class WantedAdapter(AdapterRef):
     required: bool = False
     """It has been proved on all pods: no pod is ready without it. Otherwise a pod that cannot serve it goes on without
     it."""
+    attempt: str = ""
+    """Identity of the spec for which it is to be proved: what has failed for another one is tried again. Empty: it has
+    been proved."""
 
 
 class WantedAdapters(WireModel):
@@ -82,6 +85,8 @@ class AdapterReport(WireModel):
     """Why it is not loaded."""
     message: str = ""
     """The same for people."""
+    attempt: str | None = None
+    """That of the set in which the pod has read of it; None: an earlier version does not say."""
 
 
 class AdapterReports(WireModel):
@@ -163,6 +168,8 @@ class VerifyParams(WireModel):
     pods: list[str] = []
     """URLs of the self-checks of pods that load adapters while they run: wait until each says that it has proved these
     ``adapters``, or that it cannot. Empty: the endpoint is asked."""
+    attempt: str = ""
+    """Of ``pods``: that of the adapters. What a pod says of an earlier one does not count."""
 
 
 class AnalyseParams(WireModel):

@@ -204,7 +204,7 @@ def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> St
 
 def _await_pods(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
     """Running pods load the adapters and prove them by themselves: wait for what they say."""
-    checks = await_adapters(params.pods, params.adapters, deadline, context.progress.report)
+    checks = await_adapters(params.pods, params.adapters, deadline, context.progress.report, params.attempt)
     names = ", ".join(each.name for each in params.adapters)
     return StageOutput(
         output_digest=set_address({each.name: each.digest for each in params.adapters}),

@@ -84,10 +84,16 @@ class Pod:
         return {each.name: each.state for each in self.loader.reports().adapters}
 
 
-def wanted(**required: bool) -> WantedAdapters:
+def wanted(attempt: str = "first", **required: bool) -> WantedAdapters:
     """Adapters by name, and whether no pod is ready without them."""
     adapters = [
-        WantedAdapter(name=name, uri=f"s3://bucket/{name}", digest=name[0] * 64, required=needed)
+        WantedAdapter(
+            name=name,
+            uri=f"s3://bucket/{name}",
+            digest=name[0] * 64,
+            required=needed,
+            attempt="" if needed else attempt,
+        )
         for name, needed in required.items()
     ]
     # Whether one was withdrawn, the store says, and there is none here.
@@ -139,3 +145,30 @@ def test_what_became_of_one_is_told_before_the_next_is_fetched(pod: Pod) -> None
     assert pod.told_before["it"] == pod.told_before["fr"] | {"fr": AdapterState.LOADED}
     pod.settle(wanted(de=True, it=True))
     assert pod.told == {"de": AdapterState.LOADED, "it": AdapterState.LOADED}
+
+
+def test_one_that_failed_is_tried_again_if_the_spec_asks_anew(pod: Pod) -> None:
+    """Within a minute, so that the pod has read of no set without it in between."""
+    pod.missing = {"fr"}
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.FAILED
+    pod.missing = set()
+    pod.now += 10 * AGAIN_SECONDS
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.FAILED, "not by itself"
+    assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADED
+    assert pod.names.keys() == {"demo:de", "demo:fr"}
+
+
+def test_one_that_is_loaded_stays_loaded_if_the_spec_asks_anew(pod: Pod) -> None:
+    """It had failed on another pod. What is said of it is said of the new attempt."""
+    pod.settle(wanted(de=True, fr=False))
+    pod.missing = {"fr"}
+    assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADED
+    assert {each.name: each.attempt for each in pod.loader.reports().adapters} == {"de": "", "fr": "second"}
+
+
+def test_one_that_waits_is_not_hurried_by_a_new_attempt(pod: Pod) -> None:
+    pod.unheard = ["demo:fr"]
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.LOADING
+    assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADING
+    pod.now += AGAIN_SECONDS
+    assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADED

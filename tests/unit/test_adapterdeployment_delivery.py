@@ -375,6 +375,32 @@ def test_each_further_adapter_has_time_to_prove_itself() -> None:
     assert delivery_seconds([0, 0, 0]) == DELIVERY_SECONDS + 240
 
 
+def test_pods_and_the_job_that_asks_them_are_told_of_each_attempt() -> None:
+    """Pods that have read of no set without it would answer with what came of the attempt before."""
+
+    def attempts() -> tuple[dict[str, str], set[str]]:
+        [found] = [each["data"] for each in cluster.objects[CONFIG_MAPS].values() if "adapters.json" in each["data"]]
+        wanted = WantedAdapters.model_validate_json(found["adapters.json"])
+        jobs = [name for name, each in cluster.objects[JOBS].items() if is_of_delivery(each)]
+        inputs = [cluster.objects[CONFIG_MAPS][name]["data"]["input.json"] for name in jobs]
+        given = [StageInput.model_validate_json(each).params.verify for each in inputs]
+        return {each.name: each.attempt for each in wanted.adapters}, {each.attempt for each in given if each}
+
+    cluster = endpoint(fr=GOOD)
+    asked(cluster, fr=GOOD, de=INACTIVE)
+    cluster.reconcile()
+    told_pods, told_job = attempts()
+    assert told_pods["fr"] == ""
+    assert told_job == {told_pods["de"]} != {""}
+    cluster.settle()
+    assert told(cluster) == {"fr": True}
+    cluster.spec = cluster.spec | {"rerun": "again"}
+    cluster.reconcile()
+    again, asks = attempts()
+    assert again["de"] != told_pods["de"]
+    assert asks == {again["de"]}
+
+
 class TestItsJobGetsNoPod:
     """The pods do their part, and nobody asks them what came of it."""
 

@@ -22,8 +22,8 @@ LOADED, FAILED, LOADING = AdapterState.LOADED, AdapterState.FAILED, AdapterState
 NOTHING = AdapterReports()
 
 
-def says(*states: AdapterState) -> AdapterReports:
-    """What a pod says of both."""
+def says(*states: AdapterState, attempt: str | None = None) -> AdapterReports:
+    """What a pod says of both; None: one of an earlier version."""
     return AdapterReports(
         adapters=[
             AdapterReport(
@@ -32,6 +32,7 @@ def says(*states: AdapterState) -> AdapterReports:
                 state=state,
                 reason=Reason.ADAPTER_INACTIVE,
                 message="" if state is LOADED else f"{ref.name} is {state}",
+                attempt=attempt,
             )
             for ref, state in zip(REFS, states, strict=True)
         ]
@@ -46,9 +47,9 @@ def pods() -> Iterator[list[Gate]]:
         gate.close()
 
 
-def ask(pods: list[Gate], seconds: float) -> list[VerificationCheck]:
+def ask(pods: list[Gate], seconds: float, attempt: str = "") -> list[VerificationCheck]:
     urls = [f"http://127.0.0.1:{gate.port}" for gate in pods]
-    return await_adapters(urls, REFS, time.monotonic() + seconds, lambda _share, _said: None)
+    return await_adapters(urls, REFS, time.monotonic() + seconds, lambda _share, _said: None, attempt)
 
 
 def test_it_waits_until_all_pods_have_loaded_all(pods: list[Gate]) -> None:
@@ -82,3 +83,23 @@ def test_one_that_cannot_load_it_or_is_late_decides(
         ask(pods, seconds)
     assert error.value.reason is reason
     assert tuple(str(each.outcome) for each in error.value.checks) == outcomes
+
+
+def test_what_a_pod_says_of_an_earlier_attempt_does_not_count(pods: list[Gate]) -> None:
+    """It has not read of this one yet: the kubelet takes a minute."""
+
+    def later() -> None:
+        pods[1].tell(says(LOADED, LOADED, attempt="second"))
+
+    pods[0].tell(says(LOADED, LOADED, attempt="second"))
+    pods[1].tell(says(LOADED, FAILED, attempt="first"))
+    threading.Timer(0.1, later).start()
+    assert [each.outcome for each in ask(pods, 600, "second")] == [CheckOutcome.PASSED] * 2
+
+
+@pytest.mark.parametrize("state", [LOADED, FAILED])
+def test_one_that_never_reads_of_it_is_late(pods: list[Gate], state: AdapterState) -> None:
+    for gate in pods:
+        gate.tell(says(state, state, attempt="first"))
+    with pytest.raises(StageError, match="'de' was not loaded in time"):
+        ask(pods, 0, "second")

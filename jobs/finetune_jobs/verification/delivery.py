@@ -27,15 +27,20 @@ Told = Mapping[str, Mapping[str, AdapterReport]]
 
 
 def await_adapters(
-    pods: Sequence[str], adapters: Sequence[AdapterRef], deadline: float, report: Callable[[float, str], None]
+    pods: Sequence[str],
+    adapters: Sequence[AdapterRef],
+    deadline: float,
+    report: Callable[[float, str], None],
+    attempt: str = "",
 ) -> list[VerificationCheck]:
-    """Until every pod serves these adapters, or says that it cannot; a check for each.
+    """Until every pod serves these adapters, or says that it cannot; a check for each. What a pod says of an earlier
+    ``attempt`` does not count: it has not read of this one yet.
 
     Raises StageError with the checks: the reason of the first that failed, or VerificationFailed for one that was not
     loaded by the ``deadline`` of the monotonic clock.
     """
     while True:
-        told = {pod: _ask(pod) for pod in pods}
+        told = {pod: _ask(pod, attempt) for pod in pods}
         late = time.monotonic() >= deadline
         checks = [_check(each, told, late) for each in adapters]
         settled = [each for each in checks if each.outcome is not CheckOutcome.SKIPPED]
@@ -50,12 +55,14 @@ def await_adapters(
     return checks
 
 
-def _ask(pod: str) -> Mapping[str, AdapterReport]:
-    """What a pod says; nothing if it does not answer now."""
+def _ask(pod: str, attempt: str) -> Mapping[str, AdapterReport]:
+    """What a pod says of an attempt; nothing if it does not answer now. One of an earlier version says the same of
+    all."""
     try:
         response = get_session().get(f"{pod}/adapters", timeout=_REQUEST_SECONDS)
         hf_raise_for_status(response)
-        return {_key(each): each for each in AdapterReports.model_validate_json(response.text).adapters}
+        reports = AdapterReports.model_validate_json(response.text).adapters
+        return {_key(each): each for each in reports if each.attempt in (None, attempt)}
     except (CLIENT_ERROR, ValidationError) as error:
         log.info("%s says nothing of its adapters (%s)", pod, type(error).__name__)
         return {}

@@ -117,12 +117,13 @@ class Loader:
             self._left.setdefault(digest, self.clock())
         self._forget_passing()
         for each in wanted.adapters:
-            key = (each.name, each.digest)
-            report = self._reports.get(key)
+            report = self._reports.get((each.name, each.digest))
             if each.required and report is not None and report.state is not AdapterState.LOADED:
                 self._bring(each, wanted, limits)
-            elif report is None or (report.state is AdapterState.LOADING and self.clock() >= self._again.get(key, 0.0)):
+            elif report is None or self._is_due(each, report):
                 self._try(each, wanted, limits)
+            elif report.attempt != each.attempt:
+                self._report(each, report.state, report.reason, report.message)
         self._delete_files({each.digest for each in wanted.adapters})
 
     def reports(self) -> AdapterReports:
@@ -132,6 +133,16 @@ class Loader:
     def watches(self) -> list[tuple[str, QualityWatch]]:
         """What has to stay as it was proved, by what messages call it."""
         return [(self._who(name), served.watch) for name, served in self._served.items()]
+
+    def _is_due(self, each: WantedAdapter, report: AdapterReport) -> bool:
+        """Whether an adapter is to be tried again: one that has failed, if the spec asks anew, and one that waits after
+        a while. The pod need not have seen a set without it in between."""
+        match report.state:
+            case AdapterState.FAILED:
+                return report.attempt != each.attempt
+            case AdapterState.LOADING:
+                return self.clock() >= self._again.get((each.name, each.digest), 0.0)
+        return False
 
     def _name(self, each: WantedAdapter) -> str:
         """What clients call it."""
@@ -231,6 +242,6 @@ class Loader:
         key = (each.name, each.digest)
         self._again[key] = self.clock() + AGAIN_SECONDS
         self._reports[key] = AdapterReport(
-            name=each.name, digest=each.digest, state=state, reason=reason, message=message
+            name=each.name, digest=each.digest, state=state, reason=reason, message=message, attempt=each.attempt
         )
         self.tell(self.reports())

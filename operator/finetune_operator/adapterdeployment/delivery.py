@@ -127,6 +127,7 @@ def wanted_adapters(observed: ObservedDeployment, record: Record, adapters: Sequ
                 uri=each.adapter.uri,
                 digest=each.adapter.digest,
                 required=each.outcome is CheckOutcome.PASSED,
+                attempt="" if each.outcome is CheckOutcome.PASSED else asked_hash(observed),
             )
             for each in standing(observed, record, adapters)
             if _counts(each)
@@ -320,6 +321,7 @@ def _request(
         model=owner.name,
         adapters=replace(serving, adapters=tuple(asked)).refs,
         pods=[_url(pod["status"]["podIP"]) for pod in pods],
+        attempt=asked_hash(observed),
     )
     return StageRequest(
         owner=owner,
