@@ -14,7 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
-from finetune_operator.framework.actions import Apply
+from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import (
     CONTROLLER_REVISIONS,
@@ -31,6 +31,8 @@ from tests.support.serving import ServingCluster, condition, shown
 from tests.support.serving_specs import SETTINGS, following, pinned, published
 
 pytestmark = pytest.mark.unit
+
+NO_ACCOUNT = Reason.RUNNER_SERVICE_ACCOUNT_MISSING
 
 
 class TestKeeping:
@@ -114,6 +116,24 @@ class TestKeeping:
         assert old not in cluster.revisions(DEPLOYMENTS)
         assert cluster.status.ready_replicas == 2
         assert cluster.traffic() == new
+
+    @pytest.mark.parametrize(
+        ("said", "reason", "stay"),
+        [
+            ("denied by a webhook", Reason.POD_REJECTED, True),
+            ('error looking up service account team/x: serviceaccount "x" not found', NO_ACCOUNT, True),
+            ('deployments "x" is forbidden: exceeded quota: few', Reason.QUOTA_EXCEEDED, False),
+        ],
+    )
+    def test_they_stay_where_their_end_would_make_no_room(self, said: str, reason: Reason, stay: bool) -> None:
+        cluster, old, _ = promoted()
+        passes(cluster)
+        cluster.refuse = lambda _, action: said if isinstance(action, Create) and action.resource == DEPLOYMENTS else ""
+        cluster.spec = pinned(GOOD, runtime="tgi", keepLastGood="10m")
+        passes(cluster)
+        assert condition(cluster.status, "Stalled") == ("True", reason)
+        assert (old in cluster.revisions(DEPLOYMENTS)) is stay
+        assert (cluster.status.previous is not None) is stay
 
     def test_they_make_room_for_the_next_candidate(self) -> None:
         cluster, old, new = promoted()

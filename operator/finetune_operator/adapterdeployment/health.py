@@ -37,9 +37,9 @@ PULL_PATIENCE_SECONDS: Final = 300.0
 """How long a node may try to pull an image."""
 UNANSWERED_SECONDS: Final = 60.0
 """For how long none of a new revision's pods may answer before the traffic goes back."""
-HOLDS_NOTHING: Final = frozenset(
-    {Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING}
-)
+NEEDS_ROOM: Final = frozenset({Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED})
+"""What a pod waits for that others can make room for by going."""
+HOLDS_NOTHING: Final = NEEDS_ROOM | {Reason.POD_REJECTED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING}
 """What a pod waits for before it has a node."""
 LONG_WAIT_SECONDS: Final = 60.0 * UNSCHEDULABLE_MINUTES
 """For how long a wait for hardware is nothing special: an autoscaler may be adding a node."""

@@ -9,8 +9,8 @@ from finetune_api.serving_status import RevisionState, RevisionStatus, RevisionS
 from finetune_operator.adapterdeployment.endpoint import EndpointState
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.health import (
-    HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
+    NEEDS_ROOM,
     NEEDS_SOMEBODY,
     disproved,
     serving_problem,
@@ -122,7 +122,7 @@ class Rollout:
         reasons = [self.candidate.reason] if self.candidate and starting else []
         reasons += [self.target.reason] if isinstance(self.target, Blocker) and self.observed.refusal else []
         reasons += [self.trouble.reason] if self.stable and self.ready < self.wanted else []
-        return any(reason in HOLDS_NOTHING for reason in reasons)
+        return any(reason in NEEDS_ROOM for reason in reasons)
 
     @property
     def withdrawn(self) -> str:
