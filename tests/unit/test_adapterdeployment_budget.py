@@ -175,7 +175,6 @@ def theirs() -> Object:
         (None, "already exists and does not belong to this AdapterDeployment"),
         (ApiError(403, "Forbidden", "exceeded quota: few"), "exceeded quota: few"),
         (ApiError(422, "Invalid", "policy: no budgets here"), "policy: no budgets here"),
-        (ApiError(500, "InternalError", "failed calling webhook"), "failed calling webhook"),
     ],
 )
 def test_it_is_told_without_holding_anything_and_tried_again_at_a_slow_pace(
@@ -194,8 +193,20 @@ def test_it_is_told_without_holding_anything_and_tried_again_at_a_slow_pace(
         operator.turn(timedelta(seconds=10))
     assert (cluster.version(), cluster.attempts) == (written, 1), "neither the status nor the budget, in any pass"
     operator.turn(RETRY)
-    assert (cluster.attempts, len(operator.events())) == (2, 1 if refusal is None else 2)
+    assert (cluster.attempts, len(operator.events())) == (2, 1), "other words of a webhook are no news"
     cluster.refusal = None
     cluster.objects.pop((DISRUPTION_BUDGETS.kind, "demo"), None)
     assert advice(operator.turn(RETRY)) == ""
     assert (DISRUPTION_BUDGETS.kind, "demo") in cluster.objects
+
+
+def test_a_webhook_that_is_down_is_told_after_a_minute_and_holds_nothing() -> None:
+    cluster = TakenCluster(refusal=ApiError(500, "InternalError", "failed calling webhook"))
+    operator = Operator(cluster)
+    assert advice(operator.turn()) == ""
+    for _ in range(7):
+        status = operator.turn(timedelta(seconds=10))
+    assert_says(advice(status), "PodDisruptionBudget demo", "failed calling webhook")
+    assert condition(status, "Stalled") == ("False", Reason.SERVING)
+    assert 2 < cluster.attempts < 8, "ever more rarely"
+    assert len(operator.events()) == 1

@@ -17,7 +17,7 @@ from finetune_operator.adapterdeployment.canary import (
     takes_steps,
 )
 from finetune_operator.adapterdeployment.candidate import candidacy, in_state, known_candidate
-from finetune_operator.adapterdeployment.endings import fail, give_back, promote, scored
+from finetune_operator.adapterdeployment.endings import fail, give_back, has_clients, promote, scored
 from finetune_operator.adapterdeployment.gap import (
     STALE_SECONDS,
     has_begun,
@@ -83,12 +83,18 @@ def keep_serving(
 
 def after_refusal(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
-) -> RevisionStatus | None:
-    """The candidate after a refusal. One whose turn has come takes it, or it would hold up those behind it for ever;
-    and one for which the others have stopped starts, or a gap in service would have no end."""
+) -> RolloutStep:
+    """The rollout after a refusal: the candidate stays what it is. One whose turn has come takes it, or it would hold
+    up those behind it for ever; and one for which the others have stopped starts, or a gap in service would have no
+    end. A canary that does not stand its clients has ended all the same, or the next pass would give them back."""
     known = known_candidate(observed, target)
+    if known is not None and has_clients(known):
+        step = advance(observed, target, stable, now)
+        if step.takes_back:
+            return replace(step, actions=(), blocked=True)
     waits = known is not None and known.state in (RevisionState.WAITING, RevisionState.STOPPING)
-    return candidacy(observed, target, stable, now).candidate if waits else known
+    candidate = candidacy(observed, target, stable, now).candidate if waits else known
+    return RolloutStep(stable, candidate, blocked=True)
 
 
 def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime) -> RolloutStep:
@@ -103,16 +109,19 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
     candidate, verification = tried.candidate, None if proved else tried.verification
     problem = candidate_problem(live, pods, now)
     if problem is not None and problem.outlook is Outlook.FAIL:
-        return fail(stable, candidate, problem, keep, now)
+        return fail(observed, stable, candidate, problem, keep, now)
     if verification is not None and (failure := verification.failure):
-        return fail(stable, verification.recorded(candidate), failure, keep, now)
+        return fail(observed, stable, verification.recorded(candidate), failure, keep, now)
     in_gap = has_begun(candidate, now)
     if not proved and (given_up := tried.given_up) is not None:
-        why = overdue(observed, given_up) if in_gap else given_up
-        return (fail if in_gap else give_back)(stable, candidate, why, keep, now)
+        if in_gap:
+            return fail(observed, stable, candidate, overdue(observed, given_up), keep, now)
+        return give_back(stable, candidate, given_up, keep, now)
     seen = canary_sighting(candidate, pods, now)
     if (unfit := seen.problem) is not None:
-        return (fail if unfit.outlook is Outlook.FAIL else give_back)(stable, candidate, unfit, keep, now)
+        if unfit.outlook is Outlook.FAIL:
+            return fail(observed, stable, candidate, unfit, keep, now)
+        return give_back(stable, candidate, unfit, keep, now)
     if verification is not None and verification.succeeded:
         candidate = scored(verification.recorded(candidate), verification.verdict)
         if stable is not None and (found := verification.replaced_withdrawn) is not None:
@@ -139,7 +148,9 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
     if in_gap and (gap_left == 0 or late):
         late = overdue(observed, late or problem or (verification.blocker if verification else None))
     if late is not None:
-        return (fail if in_gap else give_back)(stable, candidate, late, keep, now)
+        if in_gap:
+            return fail(observed, stable, candidate, late, keep, now)
+        return give_back(stable, candidate, late, keep, now)
     shared = stable is not None and is_shared(observed, stable, candidate, now)
     keep = keep_serving(observed, stable, candidate, now, shared=shared)
     passed = verified or (verification is not None and verification.has_passed)
@@ -180,7 +191,7 @@ def _take_step(
     progress = step_on(observed, target, stable, candidate, closed, now)
     analysis = progress.analysis
     if analysis is not None and (worse := analysis.problem(candidate)):
-        return fail(stable, candidate, worse, keep_serving(observed, stable, candidate, now), now)
+        return fail(observed, stable, candidate, worse, keep_serving(observed, stable, candidate, now), now)
     late, stepping = held_too_long(problem), progress.candidate
     has_share = stepping.canary is not None and stepping.canary.until is not None
     if not has_share:  # of one with its share only the Job of its analysis is missing, without which it lasts

@@ -11,6 +11,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.revision import asked_gates
 from finetune_operator.adapterdeployment.revision_objects import serve
+from finetune_operator.adapterdeployment.route import ROUTE
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action, Event
@@ -21,6 +22,7 @@ SCORE_LIMIT: Final = 16
 
 
 def fail(
+    observed: ObservedDeployment,
     stable: RevisionStatus | None,
     candidate: RevisionStatus,
     problem: ServerProblem,
@@ -33,11 +35,12 @@ def fail(
     if problem.checks:
         failed = failed.model_copy(update={"verification": list(problem.checks)})
     goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
-    if candidate.canary is not None and candidate.canary.started_at is not None:
-        goes_on = "gets all traffic again"
+    if has_clients(candidate):
+        goes_on = _all_traffic(observed, candidate)
     serves = f" Revision {stable.revision} {goes_on}." if stable else ""
     message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
-    return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
+    event = Event("Warning", problem.reason, message)
+    return RolloutStep(stable, failed, actions, (event,), takes_back=has_clients(candidate))
 
 
 def give_back(
@@ -50,7 +53,23 @@ def give_back(
     """The candidate's pods are removed, and it is tried again after a pause."""
     waiting = given_back(candidate, problem, now).model_copy(update={"canary": None})
     message = f"Revision {candidate.revision} is not promoted yet: {waiting.message}"
-    return RolloutStep(stable, waiting, actions, (Event("Warning", problem.reason, message),), PAUSE_SECONDS)
+    event = Event("Warning", problem.reason, message)
+    return RolloutStep(stable, waiting, actions, (event,), PAUSE_SECONDS, takes_back=has_clients(candidate))
+
+
+def has_clients(candidate: RevisionStatus) -> bool:
+    """Whether a candidate has a share of the traffic."""
+    return candidate.canary is not None and candidate.canary.started_at is not None
+
+
+def _all_traffic(observed: ObservedDeployment, candidate: RevisionStatus) -> str:
+    """What becomes of the traffic of what serves, once a canary beside it has failed."""
+    routed = candidate.canary is not None and candidate.canary.routed_weight is not None
+    if routed and observed.unmet.get(ROUTE):
+        return "is to get all traffic again; the condition RouteAccepted says why the HTTPRoute is not changed yet"
+    if observed.refusal and not routed:
+        return "is to get all traffic again; the condition Stalled says what the API server refuses"
+    return "gets all traffic again"
 
 
 def scored(candidate: RevisionStatus, verdict: Verdict) -> RevisionStatus:

@@ -164,6 +164,7 @@ def roll_back(
         stable=_serving_again(previous.revision, f"{_STAYED}, and {stable.revision} was rolled back.", now),
         candidate=candidate,
         fallen=fallen,
+        takes_back=True,
         actions=_to_kept_pods(observed, previous.target),
         events=(Event("Warning", Reason.ROLLED_BACK, message),),
     )

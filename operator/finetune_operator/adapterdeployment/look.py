@@ -24,7 +24,6 @@ from finetune_operator.blockers import choice_unknown
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
-from finetune_operator.framework.unmet import RETRY
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.outcome.pod import refusal
@@ -75,7 +74,7 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
     begun = known or _nothing_known(asked)
     if said := observed.unmet.get(LOOK):
         waits = _waiting(begun, *refusal(said))
-        return Look(_knowing(observed, waits), made, RETRY.total_seconds(), request.name)
+        return Look(_knowing(observed, waits), made, under_way=request.name)
     if job is None:
         return Look(_knowing(observed, begun), made, FIRST_LOOK_SECONDS, request.name)
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))

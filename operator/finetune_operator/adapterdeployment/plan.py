@@ -49,7 +49,7 @@ from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.record import failed_in_place
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted, serve
 from finetune_operator.adapterdeployment.rollout import Rollout
-from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions
+from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions, takes_back
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, find_target
@@ -83,7 +83,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = roll_back(observed, target, stable, previous, seen.problem, now)
     elif isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
-        step = RolloutStep(stable, after_refusal(observed, target, stable, now), blocked=True)
+        step = after_refusal(observed, target, stable, now)
         target = blocker
     elif isinstance(target, Blocker):
         step = _hold(observed, target, stable, now)
@@ -120,7 +120,12 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     port = port_of(tls=is_encrypted(observed, serving.revision)) if serving else None
     return Plan(
         status=status,
-        actions=cleanup.first + step.actions + cleanup.last,
+        actions=(
+            step.actions + cleanup.first + cleanup.last
+            if step.takes_back
+            else cleanup.first + step.actions + cleanup.last
+        ),
+        first=frozenset({ROUTE}) if takes_back(observed, step.stable, step.candidate) else frozenset(),
         optional={
             BUDGET: budget_actions(observed, serving.revision if serving else ""),
             ROUTE: route_actions(observed, port, step.candidate, now),
@@ -185,7 +190,7 @@ def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus
     if known is not None and has_begun(known, now) and (observed.conflicts or observed.pending_deletion):
         # The next pass knows nothing of it, and would begin another gap.
         problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
-        step = fail(stable, known, problem, actions, now)
+        step = fail(observed, stable, known, problem, actions, now)
         return replace(step, requeue_after=RETURN_SECONDS)
     tried = fallen or failed_in_place(observed)
     return RolloutStep(stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)

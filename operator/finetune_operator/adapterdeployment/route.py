@@ -91,7 +91,7 @@ def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -
     if blocked := route_blocker(observed):
         return _finding(False, *blocked)
     if said := observed.unmet.get(ROUTE, "").rstrip("."):
-        return _finding(False, Reason.ROUTE_REFUSED, f"The {name} cannot be written: {said}.")
+        return _finding(False, Reason.ROUTE_REFUSED, f"The {name} cannot be written: {said}.{_divides(observed)}")
     if stable is None:
         return _finding(False, Reason.ROUTE_PENDING, f"The {name} is created once a revision serves.")
     answer = _answer(observed, route)
@@ -133,6 +133,14 @@ def carries(observed: ObservedDeployment, revision: str, weight: int) -> bool:
     return _answer(observed, route).settled
 
 
+def takes_back(observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None) -> bool:
+    """Whether the HTTPRoute sends requests to the Service of a revision that is to have none after this pass."""
+    routed = candidate is not None and candidate.canary is not None and candidate.canary.routed_weight is not None
+    having = [each.revision for each in (stable, candidate if routed else None) if each]
+    services = {observed.owner.name, *(candidate_service_name(observed.owner, each) for each in having)}
+    return any(each.weight and each.service not in services for each in _backends(observed))
+
+
 def named_left(observed: ObservedDeployment, service: str, now: datetime) -> float:
     """Seconds for which a gateway may still send clients to a Service: as long as the HTTPRoute names it, and a while
     longer, until the gateway has followed. Since when it is not named, the route says itself: nothing else tells of a
@@ -140,7 +148,7 @@ def named_left(observed: ObservedDeployment, service: str, now: datetime) -> flo
     live = observed.child(HTTP_ROUTES, observed.owner.name)
     if live is None:
         return 0.0
-    if service in {each.service for each in backends_of(live)}:
+    if service in {each.service for each in _backends(observed)}:
         return SETTLING_SECONDS
     try:
         since = parse_timestamp(_undivided_since(live))
@@ -253,6 +261,18 @@ def _undivided_from(live: Object, name: str, now: datetime) -> str:
     """Since when an HTTPRoute names the public Service alone, if it does from now on; empty: it has always."""
     divides = any(each.service != name for each in backends_of(live))
     return timestamp(now) if divides else _undivided_since(live)
+
+
+def _backends(observed: ObservedDeployment) -> list[Backend]:
+    """Where the HTTPRoute sends requests now."""
+    live = observed.child(HTTP_ROUTES, observed.owner.name)
+    return backends_of(live) if live else []
+
+
+def _divides(observed: ObservedDeployment) -> str:
+    """For messages: what an HTTPRoute that stays as it is sends to a canary."""
+    others = [each for each in _backends(observed) if each.weight and each.service != observed.owner.name]
+    return "".join(f" It still sends {each.weight} % of the requests to Service {each.service}." for each in others)
 
 
 def _divided(observed: ObservedDeployment, revision: str, weight: int) -> list[Backend]:

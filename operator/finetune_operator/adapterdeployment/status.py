@@ -14,7 +14,7 @@ from finetune_api.serving_status import (
     RevisionStatus,
     ServingPhase,
 )
-from finetune_operator.adapterdeployment.budget import budget_advice
+from finetune_operator.adapterdeployment.budget import budget_advice, budget_news
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.model_cache import cache_news, with_model_cache
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
@@ -26,7 +26,6 @@ from finetune_operator.adapterdeployment.turns import ACTIVE, is_ahead
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
-from finetune_operator.framework.events import advice_events
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.service import service_url
 
@@ -95,7 +94,7 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
 def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
     """Events for problems that a person can act on, when they appear, and for their end. The rollout reports on its
     candidate itself."""
-    advice = (*advice_events(before.conditions, after.conditions), *_degradation(before, after))
+    advice = (*budget_news(before.conditions, after.conditions), *_degradation(before, after))
     advice += (*_route_news(before, after), *cache_news(before, after), *_recovery(before, after))
     now, then = _problem(after), _problem(before)
     if now is None or (then is not None and then.reason == now.reason) or now.reason in {e.reason for e in advice}:

@@ -24,7 +24,7 @@ from finetune_operator.framework.objects import EVENTS, Object, Resource
 from finetune_operator.framework.ownership import Key, Owner
 from finetune_operator.framework.reading import StatusUnreadable, parse_status
 from finetune_operator.framework.stored_status import status_patch, unreadable_event, unreadable_patch
-from finetune_operator.framework.unmet import Unmet
+from finetune_operator.framework.unmet import Problem, Unmet
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,14 @@ class Reconciler:
         if plan.defer_status:
             return NextTurn(after=0.0, low_priority=True)
         self._report(kind, owner, resource, plan, now)
-        return NextTurn(plan.requeue_after, blocked=plan.blocked)
+        looks = [each for each in (plan.requeue_after, self._unmet.due_after(key, now)) if each is not None]
+        return NextTurn(min(looks, default=None), blocked=plan.blocked)
 
     def _observe_and_apply(self, kind: Kind[O, S], owner: Owner, resource: Object, now: datetime) -> Plan[S]:
         """Observe, plan and apply; returns the plan whose status then holds."""
         observed = kind.observe(resource, now)
         plan = kind.plan(observed, now)
+        failed = {word: self._apply_optional(owner, word, plan.optional[word], now, first=True) for word in plan.first}
         try:
             for action in plan.actions:
                 apply_action(self._client, self._cache, owner, action)
@@ -127,26 +129,35 @@ class Reconciler:
                 raise
             observed = kind.with_refusal(observed, error.message)
             plan = kind.plan(observed, now)
-        failed = {word: self._apply_optional(owner, word, actions, now) for word, actions in plan.optional.items()}
+        rest = {word: actions for word, actions in plan.optional.items() if word not in failed}
+        failed |= {word: self._apply_optional(owner, word, actions, now) for word, actions in rest.items()}
         said = {word: text for word, text in failed.items() if text}
         return kind.plan(kind.with_unmet(observed, said), now) if said else plan
 
-    def _apply_optional(self, owner: Owner, word: str, actions: tuple[Action, ...], now: datetime) -> str:
-        """Apply what the resource can do without; returns what stands in the way, empty if nothing does."""
-        if said := self._unmet.said(owner.key, word, actions, now):
-            return said
+    def _apply_optional(
+        self, owner: Owner, word: str, actions: tuple[Action, ...], now: datetime, *, first: bool = False
+    ) -> str:
+        """Apply what the resource can do without; returns what stands in the way, empty if nothing does, or if that
+        may pass. What goes ``first`` is never held back: an error that may pass is raised, so that the queue retries
+        before anything else is done or said."""
+        held = None if first else self._unmet.held(owner.key, word, actions, now)
+        if held is not None:
+            return held
         try:
             for action in actions:
                 apply_action(self._client, self._cache, owner, action)
         except NameTaken as taken:
             said = f"{taken} already exists and does not belong to this {owner.resource.kind}"
+            return self._unmet.record(owner.key, word, actions, Problem(said, soon=first), now)
         except ApiError as error:
-            said = error.message or str(error)
-        if said:
-            self._unmet.record(owner.key, word, actions, said, now)
-        else:
-            self._unmet.clear(owner.key, word)
-        return said
+            passes = error.passes or error.conflict
+            problem = Problem(error.message or str(error), passes, soon=passes or first)
+            told = self._unmet.record(owner.key, word, actions, problem, now)
+            if first and not told:
+                raise
+            return told
+        self._unmet.clear(owner.key, word)
+        return ""
 
     def _report(self, kind: Kind[O, S], owner: Owner, resource: Object, plan: Plan[S], now: datetime) -> None:
         version = self._write_status(kind, resource, plan.status)
