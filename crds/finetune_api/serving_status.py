@@ -108,6 +108,9 @@ class CanaryStatus(WireModel):
     """When this step ends, if all goes well; absent while its pods start."""
     analysis: CanaryAnalysisStatus | None = None
     """What the servers' metrics say, if the spec asks for it; absent while its pods start."""
+    stable_unready_since: Timestamp | None = None
+    """Since when no pod of the revision that serves has been ready; absent while one is. After a minute the canary
+    takes over, without the steps that are left."""
 
 
 class AdapterState(OpenEnum):

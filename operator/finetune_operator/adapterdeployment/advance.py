@@ -7,12 +7,15 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import RevisionState, RevisionStatus
+from finetune_api.serving_status import CanaryStatus, RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.canary import (
+    Silence,
+    beside_silence,
     canary_sighting,
     has_proved_itself,
     is_routed,
     is_shared,
+    silence,
     step_on,
     takes_steps,
 )
@@ -192,6 +195,9 @@ def _take_step(
     analysis = progress.analysis
     if analysis is not None and (worse := analysis.problem(candidate)):
         return fail(observed, stable, candidate, worse, keep_serving(observed, stable, candidate, now), now)
+    nobody_else = silence(observed, stable, candidate, closed, now)
+    if nobody_else is not None and nobody_else.takes_over:
+        return _take_over(observed, target, stable, progress.candidate, nobody_else, now)
     late, stepping = held_too_long(problem), progress.candidate
     has_share = stepping.canary is not None and stepping.canary.until is not None
     if not has_share:  # of one with its share only the Job of its analysis is missing, without which it lasts
@@ -204,15 +210,35 @@ def _take_step(
         return give_back(stable, candidate, late, keep_serving(observed, stable, candidate, now), now)
     if problem is not None and not has_share:
         stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
+    if nobody_else is not None and stepping.state is RevisionState.CANARY:
+        stepping = beside_silence(stepping, stable, nobody_else)
     keep = keep_serving(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
     actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=is_routed(stepping)))
     actions += analysis.actions if analysis else ()
     seen = canary_sighting(stepping, pods, now)
     looks = (progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now))
+    looks += ((nobody_else.left or None) if nobody_else else None,)
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)
     events = analysis.events(candidate) if analysis else ()
     events += (Event("Normal", Reason.CANARY_STEP, stepping.message),) if progress.begins else ()
     return RolloutStep(stable, stepping, actions, events, due_after)
+
+
+def _take_over(
+    observed: ObservedDeployment,
+    target: Target,
+    stable: RevisionStatus,
+    candidate: RevisionStatus,
+    nobody_else: Silence,
+    now: datetime,
+) -> RolloutStep:
+    """Nobody but the canary answers: it serves before its steps are over."""
+    canary, cause = candidate.canary or CanaryStatus(), nobody_else.cause
+    since = f"No pod of revision {stable.revision} had been ready since {nobody_else.since}"
+    said = f"{since}: it took over at step {canary.step} of {canary.steps} of its canary."
+    step = promote(observed, target, candidate, said, now)
+    message = f"{since}. {cause.message} Its canary, revision {candidate.revision}, takes over without the other steps."
+    return replace(step, left=stable, events=(Event("Warning", cause.reason, message), *step.events))
 
 
 def _suffices(

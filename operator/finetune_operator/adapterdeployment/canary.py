@@ -9,6 +9,9 @@ Verifying ─▶ Canary ────────────────▶ Cana
              └───────────────────────────┴──────────────────────────────┴─▶ Failed: all traffic is the old one's again
 ```
 
+Where no pod of the old revision has been ready for a minute, the steps that are left are left out: nobody else answers,
+and nothing is left to compare with.
+
 A step ends with its pause; where the spec asks for an analysis, it takes its verdict too (``analysis.py``).
 
 While it has a share, the public Service names no revision, so that connections are spread over the pods of both. So the
@@ -29,10 +32,18 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AnalysisOutcome, CanaryStatus, RevisionState, RevisionStatus
 from finetune_api.strategy import CanaryStep
 from finetune_operator.adapterdeployment.analysis import Analysis, analysis_of
-from finetune_operator.adapterdeployment.candidate import in_state
+from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT, in_state
 from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods
-from finetune_operator.adapterdeployment.health import Sighting, crash_since, is_available, watch
+from finetune_operator.adapterdeployment.health import (
+    UNANSWERED_SECONDS,
+    Sighting,
+    crash_since,
+    is_available,
+    serving_problem,
+    watch,
+)
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted
 from finetune_operator.adapterdeployment.route import carries, gives_weights
 from finetune_operator.adapterdeployment.target import Target
@@ -97,8 +108,7 @@ def takes_steps(
         return False
     if candidate.state is RevisionState.CANARY:
         return True
-    live = observed.child(DEPLOYMENTS, stable.deployment) or {}
-    return not has_proved_itself(candidate) and bool((live.get("status") or {}).get("readyReplicas"))
+    return not has_proved_itself(candidate) and _pods(observed, stable, "readyReplicas") > 0
 
 
 def is_shared(observed: ObservedDeployment, stable: RevisionStatus, candidate: RevisionStatus, now: datetime) -> bool:
@@ -129,6 +139,48 @@ def canary_sighting(candidate: RevisionStatus, pods: Sequence[Object], now: date
     since = parse_timestamp(candidate.canary.started_at)
     crashed = crash_since(pods, since)
     return Sighting(crashed) if crashed is not None else watch(pods, since, now)
+
+
+class Silence(NamedTuple):
+    """That no pod of the revision that serves is ready beside a canary."""
+
+    since: str
+    left: float
+    """Seconds until it has lasted for too long."""
+    answers: bool
+    """Whether a pod of the canary can answer instead."""
+    cause: ServerProblem
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the canary serves from now on."""
+        return not self.left and self.answers
+
+
+def silence(
+    observed: ObservedDeployment, stable: RevisionStatus, candidate: RevisionStatus, closed: float, now: datetime
+) -> Silence | None:
+    """Whether what serves answers beside a canary; None: it does. ``closed``: as in step_on."""
+    if _pods(observed, stable, "readyReplicas"):
+        return None
+    since = (candidate.canary.stable_unready_since if candidate.canary else None) or timestamp(now)
+    left = UNANSWERED_SECONDS - (now - parse_timestamp(since)).total_seconds()
+    answers = _pods(observed, candidate, "availableReplicas") > 0 and not closed
+    live, pods = observed.child(DEPLOYMENTS, stable.deployment), observed.server_pods(stable.revision, lost=True)
+    return Silence(since, max(0.0, left), answers, serving_problem(live, pods))
+
+
+def beside_silence(candidate: RevisionStatus, stable: RevisionStatus, found: Silence) -> RevisionStatus:
+    """A canary that has not taken over yet, with what that waits for."""
+    said = f"No pod of revision {stable.revision} has been ready since {found.since}."
+    if found.left:
+        ends = timestamp(parse_timestamp(found.since) + timedelta(seconds=UNANSWERED_SECONDS))
+        said += f" If that lasts until {ends}, this revision takes over."
+    else:
+        said += " This revision takes over as soon as one of its own pods can answer."
+    canary = candidate.canary and candidate.canary.model_copy(update={"stable_unready_since": found.since})
+    message = f"{candidate.message} {said}"[:MESSAGE_LIMIT]
+    return candidate.model_copy(update={"message": message, "canary": canary})
 
 
 def step_on(
@@ -202,6 +254,7 @@ def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], besi
     replicas = canary_pods(beside, weight)
     share = round(100 * replicas / (beside + replicas)) if known.routed_weight is None else weight
     found = {
+        "stable_unready_since": None,
         "step": number,
         "steps": len(steps),
         "weight": weight,
@@ -299,6 +352,12 @@ def _strays(observed: ObservedDeployment, revisions: set[str], now: datetime) ->
     names = [f"pod {pod['metadata']['name']}" for pod, left in pods if left is None or left > 0]
     orphans = [] if owners else [f"pod {pod['metadata']['name']}" for pod, left in pods if left is None]
     return Strays((*owners, *names), tuple(orphans))
+
+
+def _pods(observed: ObservedDeployment, revision: RevisionStatus, count: str) -> int:
+    """Pods of a revision that its Deployment counts so."""
+    live = observed.child(DEPLOYMENTS, revision.deployment) or {}
+    return int((live.get("status") or {}).get(count, 0))
 
 
 def _revision_of(live: Object) -> str:
