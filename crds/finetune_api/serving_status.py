@@ -158,8 +158,10 @@ class ModelCacheStatus(WireModel):
     """Pods that have downloaded it there, for others to find."""
     unused: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
     """Pods that could not use the volume, and have downloaded the model to their own."""
+    unused_since: Timestamp | None = None
+    """When a pod of the revision could not use it for the first time; absent if all could."""
     message: Message = ""
-    """Why not, of one of these."""
+    """Why one of the pods that run now could not use it."""
 
 
 class RevisionStatus(WireModel):

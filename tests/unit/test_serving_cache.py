@@ -1,6 +1,7 @@
 """Serving pods that share a volume of models: what each container may do with it, and what does not fit."""
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,32 @@ def test_what_a_pod_says_of_itself_is_cut_and_what_is_no_use_counts_for_none() -
     for message in ("no result", fetch["state"]["terminated"]["message"].replace("Unused", "Stolen")):
         fetch["state"]["terminated"]["message"] = message
         cluster.settle()
-        assert told(cluster) is None
+        found = told(cluster)
+        assert found is not None
+        assert (found.found, found.downloaded, found.unused, found.message) == (0, 0, 0, "")
+
+
+def test_a_pod_that_is_replaced_makes_no_news_of_what_was_told() -> None:
+    cluster = shared()
+    say(cluster, CacheUse.FOUND, CacheUse.UNUSED, problem="Read-only file system")
+    cluster.settle()
+    found = told(cluster)
+    assert found is not None
+    since = found.unused_since
+    assert since is not None
+    for uses in ((CacheUse.FOUND, CacheUse.FOUND), (CacheUse.UNUSED, CacheUse.FOUND)):
+        cluster.now += timedelta(minutes=5)
+        say(cluster, *uses, problem="Read-only file system")
+        cluster.settle()
+    found = told(cluster)
+    assert found is not None
+    assert (found.unused, found.unused_since, len(warnings(cluster))) == (1, since, 1)
+    cluster.pods.clear()  # a replacement takes a while to say anything
+    cluster.run_controllers()
+    cluster.settle()
+    say(cluster, CacheUse.UNUSED, CacheUse.FOUND, problem="Read-only file system")
+    cluster.settle()
+    assert len(warnings(cluster)) == 1
 
 
 def test_a_runtime_without_a_volume_says_nothing_of_one() -> None:

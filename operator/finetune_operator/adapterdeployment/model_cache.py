@@ -5,6 +5,7 @@ download ends, and goes on saying as long as it is there.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final
 
 from finetune_api.endpoint_stages import MODEL_CACHE, MODEL_CACHE_PROBLEM, CacheUse
@@ -14,22 +15,32 @@ from finetune_api.stages import StageResult
 from finetune_operator.adapterdeployment.health import fetched
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import timestamp
 
 _CAUSE_LIMIT: Final = 512
 """Characters of a pod's own words."""
 
 
-def with_model_cache(observed: ObservedDeployment, revision: RevisionStatus | None) -> RevisionStatus | None:
+def with_model_cache(
+    observed: ObservedDeployment, revision: RevisionStatus | None, now: datetime
+) -> RevisionStatus | None:
     """The revision with where its pods got their model from."""
     if revision is None:
         return None
-    return revision.model_copy(update={"model_cache": _model_cache(observed, revision.revision)})
+    known, found = revision.model_cache, _model_cache(observed, revision.revision)
+    # What has been told stays told, also while the pods that could not use the volume are replaced by others.
+    since = known.unused_since if known else None
+    if found is None and known is not None and since is not None:
+        found = ModelCacheStatus(claim_name=known.claim_name)
+    if found is not None:
+        found = found.model_copy(update={"unused_since": since or (timestamp(now) if found.unused else None)})
+    return revision.model_copy(update={"model_cache": found})
 
 
 def cache_news(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> Iterator[Event]:
     """A warning, once for each revision, that pods do not use the volume: they start, and nothing else would say so."""
     known = [each for each in (before.stable, before.candidate, before.previous) if each]
-    told = {each.revision for each in known if each.model_cache is not None and each.model_cache.unused}
+    told = {each.revision for each in known if each.model_cache is not None and each.model_cache.unused_since}
     for each in (after.stable, after.candidate):
         if each is None or each.model_cache is None or not each.model_cache.unused or each.revision in told:
             continue
