@@ -216,8 +216,8 @@ def _take_step(
     actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=is_routed(stepping)))
     actions += analysis.actions if analysis else ()
     seen = canary_sighting(stepping, pods, now)
-    looks = (progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now))
-    looks += ((nobody_else.left or None) if nobody_else else None,)
+    looks = [progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now)]
+    looks.append((nobody_else.left or None) if nobody_else else None)
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)
     events = analysis.events(candidate) if analysis else ()
     events += (Event("Normal", Reason.CANARY_STEP, stepping.message),) if progress.begins else ()
