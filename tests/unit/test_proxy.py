@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from finetune_operator.outcome.pod import parse_result
 from finetune_proxy import config
 from finetune_proxy.__main__ import Options, failure, nobody, parse, run
 from finetune_proxy.config import Files, Proxied, haproxy_config, keep_alive_seconds, key_hash
+from finetune_proxy.printed import read_line
 from hack.cluster.layout import free_port
 from hack.cluster.packages import SYSTEM_PATH
 from tests.support.proxy_door import (
@@ -130,6 +133,69 @@ class TestConfiguration:
         assert result is not None
         assert (result.outcome, result.reason) == (Outcome.FAILED, Reason.API_KEYS_MISSING)
         assert_says(result.message, *words)
+
+
+class TestLog:
+    @pytest.mark.parametrize(
+        ("printed", "level", "message"),
+        [
+            ("<5>Proxy clients started.\n", logging.INFO, "Proxy clients started."),
+            ("<4>Server engine/engine is stopping.", logging.WARNING, "Server engine/engine is stopping."),
+            ("<1>No server is left.", logging.ERROR, "No server is left."),
+            ("<7>", logging.DEBUG, ""),
+            (
+                "[ALERT]    (17) : Fatal errors found in configuration.",
+                logging.ERROR,
+                "Fatal errors found in configuration.",
+            ),
+            ("[WARNING]  (17) : a limit (1900) : too low", logging.WARNING, "a limit (1900) : too low"),
+            ("[NOTICE]   (17) : haproxy version is 2.6.12", logging.INFO, "haproxy version is 2.6.12"),
+            ("Available polling systems :\n", logging.INFO, "Available polling systems :"),
+            ("<9>no severity", logging.INFO, "<9>no severity"),
+        ],
+    )
+    def test_what_haproxy_prints_has_a_level(self, printed: str, level: int, message: str) -> None:
+        assert read_line(printed) == (level, message)
+
+    @pytest.mark.slow
+    def test_haproxys_lines_are_json_too(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            code, lines = logged(tmp_path, taken.getsockname()[1], shutil.which("haproxy", path=SYSTEM_PATH) or "")
+        assert code == ExitCode.RETRIABLE
+        [refused] = [line for line in lines if "Address already in use" in line["message"]]
+        assert (refused["logger"], refused["level"]) == ("haproxy", "error")
+        assert "HAProxy ended" in lines[-1]["message"], "its last words come before"
+
+    @pytest.mark.slow
+    def test_what_ends_the_program_is_a_line_of_json(self, tmp_path: Path) -> None:
+        code, lines = logged(tmp_path, free_port(), "no-such-program")
+        assert code == 1
+        [line] = lines
+        assert (line["level"], "no-such-program" in line["message"]) == ("critical", True)
+        assert "FileNotFoundError" in line["traceback"]
+
+
+def logged(folder: Path, port: int, program: str) -> tuple[int, list[dict[str, str]]]:
+    """Exit code and log of a proxy in a process of its own, which ends by itself."""
+    told = Proxied(port, free_port(), free_port(), READ, WRITE, 15, asks_for_keys=False)
+    options = f"Options(None, '', Path({str(folder)!r}), {told!r}, program={program!r})"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{_START}; sys.exit(run({options}, Event(), Event()))"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert ended.stderr == ""
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert {line["container"] for line in lines} == {"proxy"}
+    return ended.returncode, lines
+
+
+_START: Final = (
+    "import sys; from pathlib import Path; from threading import Event; from finetune_proxy.config import Proxied; "
+    "from finetune_proxy.__main__ import Options, log_as_json, run; log_as_json()"
+)
 
 
 @pytest.fixture

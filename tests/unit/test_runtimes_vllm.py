@@ -24,7 +24,19 @@ def test_the_server_is_told_what_it_serves_and_under_which_name() -> None:
     args = plan(max_total_tokens=512, num_shard=2).args
     assert f"--model={MODEL.path}" in args
     assert {"--served-model-name=demo", "--port=8080", "--max-model-len=512", "--tensor-parallel-size=2"} <= {*args}
-    assert all("=" in argument for argument in args), "each stands for itself"
+    assert all(argument.startswith("--") for argument in args), "each stands for itself"
+
+
+def test_it_logs_json_lines_only() -> None:
+    made = plan()
+    assert {"--logging-config.formatter=json", "--no-use-tqdm-on-load"} <= {*made.args}
+    assert (made.env["TQDM_DISABLE"], made.env["PYTHONWARNINGS"]) == ("1", "ignore")
+
+
+def test_an_admin_may_want_lines_for_people() -> None:
+    made = plan(args=["--logging-config.formatter=text"], env={"PYTHONWARNINGS": "default"})
+    assert [each for each in made.args if each.startswith("--logging-config")] == ["--logging-config.formatter=text"]
+    assert made.env["PYTHONWARNINGS"] == "default"
 
 
 @pytest.mark.parametrize(

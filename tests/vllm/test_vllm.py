@@ -117,6 +117,18 @@ def test_it_names_its_path_and_its_limit_and_opens_when_it_is_ready(served: Vllm
     assert set(served.seen) == {"refused", 200}
 
 
+def test_it_logs_json_lines(served: VllmProcess) -> None:
+    """Its own and uvicorn's, and no bars. What is no JSON comes from libraries in C++, or before arguments are read."""
+    lines = served.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    logged = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {each["name"].split(".")[0] for each in logged} >= {"vllm", "uvicorn"}
+    assert {each["levelname"] for each in logged} <= {"INFO", "WARNING"}
+    text = [
+        line for line in lines if re.match(r"(\(\w+ pid=\d+\) )?(DEBUG|INFO|WARNING|ERROR)\b", line) or "%|" in line
+    ]
+    assert text == []
+
+
 def test_the_artifact_proves_its_weights(served: VllmProcess, recorded: Recorded) -> None:
     found = outcomes(prove(VllmServer(served.url), recorded.promise))
     weights = ("modelName", "promptTokens", "differsFromBase", "logProbabilities", "longPrompts")

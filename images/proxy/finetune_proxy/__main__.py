@@ -25,10 +25,12 @@ from typing import Final
 
 from finetune_api import server_tls
 from finetune_api.api_keys import REMEDY, ApiKeys, read_api_keys
+from finetune_api.json_lines import JsonLines
 from finetune_api.meta import CLIENT_PORT, INNER_PORT, SERVING_PORT, ExitCode
 from finetune_api.server_tls import ServerTls, read_server_tls
 from finetune_proxy.config import DRAINING, HAS_KEYS, Files, Proxied, haproxy_config, key_hash
 from finetune_proxy.haproxy import HaproxyError, set_certificate, set_list
+from finetune_proxy.printed import log_printed
 
 _POLL_SECONDS: Final = 1.0
 """How often the Secrets are looked at. The kubelet brings their changes within about a minute."""
@@ -124,12 +126,16 @@ def run(options: Options, stop: threading.Event, drain: threading.Event) -> Exit
     files.state.write_text("".join(f"{word}\n" for word in known.words))
     if keys is not None:
         report(keys)
-    server = subprocess.Popen([options.program, "-db", "-f", files.config])
+    command = [options.program, "-db", "-f", str(files.config)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    printed = threading.Thread(target=log_printed, args=(server.stdout,), name="HAProxy's output", daemon=True)
+    printed.start()
     try:
         code = _follow(options, files, known, server, stop, drain)
     finally:
         server.terminate()
         server.wait(_STOP_SECONDS)
+        printed.join(_STOP_SECONDS)
     return code
 
 
@@ -223,9 +229,17 @@ def failure(message: str, reason: str = "ApiKeysMissing") -> str:
     return json.dumps(result)
 
 
+def log_as_json() -> None:
+    """Send the log, HAProxy's lines among it, to stdout. What ends the program is a line of it too."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines({"container": "proxy"}))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    sys.excepthook = lambda *error: log.critical("the proxy failed: %s", error[1], exc_info=error)
+
+
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+    log_as_json()
     stop, drain = threading.Event(), threading.Event()
 
     def heard(number: int, _frame: FrameType | None) -> None:

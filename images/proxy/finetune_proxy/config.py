@@ -111,7 +111,7 @@ def haproxy_config(told: Proxied, files: Files) -> str:
     no_path = _said(404, "This endpoint has no such path for this method.", "not_found")
     return f"""\
 global
-    log stdout format raw daemon notice
+    log stdout format short daemon notice
     maxconn {_MOST_CONNECTIONS + _INNER_CONNECTIONS}
     nbthread 2
     stats socket {files.socket} mode 600 level admin{_TLS if told.speaks_tls else ""}

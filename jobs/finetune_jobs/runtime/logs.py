@@ -1,7 +1,6 @@
 """Logs of a stage: JSON lines where a machine reads them, plain lines on a terminal; their end outlives the pod."""
 
 import io
-import json
 import logging
 import os
 import re
@@ -10,10 +9,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from finetune_api.json_lines import JsonLines
 from finetune_api.layout import run_folder
 from finetune_api.meta import POD_VARIABLE
 from finetune_api.references import SECRET_PREFIX
@@ -57,27 +56,6 @@ class Redaction:
     def __call__(self, text: str) -> str:
         """The text with ``***`` in their place."""
         return _IN_A_URL.sub(_BLACK, self._secrets.sub(_BLACK, text))
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object per record: time (RFC 3339, UTC), level, stage, logger, message, and the traceback if any."""
-
-    def __init__(self, stage: str, redaction: Redaction) -> None:
-        super().__init__()
-        self._stage, self._redaction = stage, redaction
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "stage": self._stage,
-            "logger": record.name,
-            "message": self._redaction(record.getMessage()),
-        }
-        if record.exc_info:
-            line["traceback"] = self._redaction(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False)
 
 
 class PlainLines(logging.Formatter):
@@ -227,7 +205,7 @@ def set_up(stage: str, *, terminal: bool) -> Tail:
     """
     take_down()
     redaction = Redaction(os.environ)
-    lines = JsonLines(stage, redaction)
+    lines = JsonLines({"stage": stage}, redaction)
     stream, tail = logging.StreamHandler(sys.stderr), Tail(lines)
     stream.setFormatter(PlainLines(redaction) if terminal else lines)
     logging.basicConfig(level=logging.INFO, handlers=[stream, tail], force=True)

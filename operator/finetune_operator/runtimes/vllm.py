@@ -32,6 +32,11 @@ _ALONE: Final = {"VLLM_HOST_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOC
 """All its processes are in one pod, so what they tell each other over TCP stays on loopback. Without these they take
 the pod's own address, and whoever reaches it could connect (vLLM's page on security). vLLM 0.32 itself meets in a
 file there; the ports of gloo and NCCL remain."""
+_JSON_LOG: Final[dict[str, str | None]] = {"--logging-config.formatter": "json", "--no-use-tqdm-on-load": None}
+"""Its own lines and uvicorn's as JSON, no bars while it loads weights and captures graphs. An admin's own
+--logging-config.formatter or --use-tqdm-on-load wins."""
+_QUIET: Final = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+"""No bars elsewhere and no warnings of Python: they go past the log."""
 _NO_RESOLVERS: Final = {"VLLM_LORA_RESOLVER_CACHE_DIR": "", "VLLM_LORA_RESOLVER_HF_REPO_LIST": ""}
 """With them set, a name that nobody has proved would be looked for in a folder or on the hub
 (vllm/plugins/lora_resolvers)."""
@@ -45,6 +50,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
     ``parent``.
     """
     options = {
+        **_JSON_LOG,
         **_options(runtime),
         "--model": model.path,
         "--served-model-name": model.name,
@@ -64,6 +70,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
     return ServingPlan(
         env={
             **_ALONE,
+            **_QUIET,
             **runtime.env,
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
