@@ -91,7 +91,8 @@ test-examples: $(STAMP) cluster-up images ## The examples on public data, in rea
 	@$(VENV)/python -m pytest -m examples tests/examples
 
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
-	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
+	@$(PYTHON) -m hack.cluster build
+	@$(VENV)/python -m hack.fuzz $(WORKERS) $(or $(MINUTES),10) $(FILES)
 
 mutants: $(STAMP) ## Apply planted bugs to a copy of the tree, all or NAME=...: tests must fail for each (some 20 minutes)
 	@$(VENV)/python -m hack.mutants $(WORKERS) $(NAME)

@@ -1,39 +1,60 @@
 """``make fuzz``: the tests that draw their input, with new seeds until the time is up.
 
-``python -m hack.fuzz MINUTES [FILE …]``: of those files only, or of all.
+``python -m hack.fuzz WORKERS MINUTES [FILE …]``: of those files only, or of all.
 
 `make test` draws the same input each time. Here nothing is remembered between rounds: a failure ends the search, and
-the report of the test shows the line ``@example(...)`` to commit with it.
+the report of the test shows the line ``@example(...)`` to commit with it. Once the time is up, no test of the round
+begins; one that has begun goes on, so that what it finds is not lost.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
+
+import pytest
 
 from hack.cluster.console import say
 from hack.cluster.layout import REPOSITORY
 
+UNTIL: Final = "FUZZ_UNTIL"
+"""Variable with the time, in seconds since 1970, from which no test begins."""
 
-def command(seed: int, files: Sequence[str] = ()) -> list[str]:
-    """One round: every test (of ``files``, if there are any) that draws, from this seed, and no other."""
-    chosen = ["-m", "unit and hypothesis", "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}", *files]
-    return [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen]
+
+def command(seed: int, workers: int, files: Sequence[str] = ()) -> list[str]:
+    """One round: every test (of ``files``, if there are any) that draws, from this seed, and no other. Those of the
+    cluster's tiers draw nothing."""
+    chosen = ["-m", "hypothesis and (unit or controlplane)", "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}"]
+    return [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "hack.fuzz", "-n", str(workers), "--dist", "worksteal"),
+        *(*chosen, *files),
+    ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Of each test of a round, which has this module as a plugin."""
+    if time.time() >= float(os.environ[UNTIL]):
+        pytest.skip("the time is up")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Explore for so many minutes; returns the exit code of the round that found something, else 0."""
-    minutes, *files = arguments
-    end = time.monotonic() + 60 * float(minutes)
+    workers, minutes, *files = arguments
+    end = time.time() + 60 * float(minutes)
+    environment = {**os.environ, UNTIL: str(end)}
     rounds = 0
-    while time.monotonic() < end:
+    while time.time() < end:
         seed = secrets.randbelow(1 << 32)
         rounds += 1
         say(f"fuzz: round {rounds}, seed {seed}")
-        if code := subprocess.run(command(seed, files), cwd=REPOSITORY, check=False).returncode:
+        tried = subprocess.run(command(seed, int(workers), files), cwd=REPOSITORY, env=environment, check=False)
+        if code := tried.returncode:
             say(f"fuzz: seed {seed} failed. Mend it, and commit the @example(...) that its report shows.")
             return code
     say(f"fuzz: nothing found in {rounds} rounds")
