@@ -28,25 +28,24 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from finetune_api.layout import MANIFEST, FileEntry, Manifest
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts import folders
-from finetune_jobs.artifacts.retention import TRAINER_STATE
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.ownership import STATE, Following, Ownership, RunState
+from finetune_jobs.training.resuming import CHECKPOINTS, newest, step_of
 from finetune_jobs.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
-_PATTERN: Final = "checkpoint-*"
 _NOT_NEEDED: Final = "training_args.bin"
 """A pickle that only the writing process may read."""
 _TOO_LARGE: Final = "too-large"
@@ -214,7 +213,7 @@ class Checkpoints:
     def newest_step(self) -> int:
         """Step of the newest checkpoint in the store, for all but the first process as far as they know; 0 if there is
         none."""
-        return max((_step(place) for place in self._owner.state.checkpoints), default=0)
+        return max((step_of(place) for place in self._owner.state.checkpoints), default=0)
 
     @property
     def upload_seconds(self) -> float:
@@ -253,7 +252,7 @@ class Checkpoints:
     def _mirror(self, snapshot: Path) -> None:
         stored = {place.rpartition("/")[2]: place for place in self._owner.state.checkpoints}
         kept = []
-        for folder in sorted(snapshot.glob(_PATTERN), key=lambda folder: _step(folder.name)):
+        for folder in sorted(snapshot.glob(CHECKPOINTS), key=lambda folder: step_of(folder.name)):
             place = stored.get(folder.name) or f"{self._folder}/{folder.name}"
             if folder.name not in stored:
                 self._upload(place, folder)
@@ -290,7 +289,7 @@ class Checkpoints:
             if own in sent:
                 path = f"{name}/{_PARTS}/{rank}.json"
                 return parse_json(self._store.get(path) or b"", Manifest, self._store.uri(path)).files
-            if any(_step(each) > _step(own) for each in sent):
+            if any(step_of(each) > step_of(own) for each in sent):
                 message = f"process {rank} could not send its part of {own}, and has sent a newer one."
                 raise StageError(Reason.S3_UNREACHABLE, message, retriable=True)
             time.sleep(_PAUSE)
@@ -315,14 +314,6 @@ def _take(store: Store, run: str, team: Team, reuse: bool) -> Ownership | Follow
     return owner or Following(RunState.model_validate_json(content))
 
 
-def newest(work: Path) -> Path | None:
-    """The newest checkpoint below ``work``, ready to resume from."""
-    found = sorted(work.glob(_PATTERN), key=lambda folder: _step(folder.name))
-    for folder in found:
-        _relocate(folder)
-    return found[-1] if found else None
-
-
 def shard_folder(team: Team) -> str:
     """Where this process of a divided training writes, below a checkpoint."""
     return f"{SHARDS}/{team.rank}-of-{team.size}"
@@ -331,10 +322,6 @@ def shard_folder(team: Team) -> str:
 def is_sharded(checkpoint: Path) -> bool:
     """Whether a checkpoint was written by the processes of a divided training."""
     return (checkpoint / SHARDS).is_dir()
-
-
-def _step(name: str) -> int:
-    return int(name.rpartition("-")[2])
 
 
 def _number(attempt: str) -> int:
@@ -347,7 +334,7 @@ def _snapshot(work: Path, team: Team) -> Path:
     """Hard links to what this process keeps of all checkpoints as they are now: created instantly, and unchanged when
     the originals are deleted."""
     target = work / _SNAPSHOTS / f"{time.monotonic_ns()}-{team.rank}"
-    for folder in work.glob(_PATTERN):
+    for folder in work.glob(CHECKPOINTS):
         (target / folder.name).mkdir(parents=True)
         for file in _kept_of(folder, team):
             link = target / file.relative_to(work)
@@ -365,37 +352,3 @@ def _kept_of(checkpoint: Path, team: Team) -> Iterator[Path]:
         own = path.startswith(f"{shard_folder(team)}/") if shard else team.first
         if own and file.is_file() and file.name != _NOT_NEEDED:
             yield file
-
-
-def _relocate(checkpoint: Path) -> None:
-    """The trainer's state names the best checkpoint by an absolute path, which differs in this pod. If that checkpoint
-    is gone, the best remaining one takes its place: its weights are kept in the end, and its loss reported."""
-    path = checkpoint / TRAINER_STATE
-    state = json.loads(path.read_text(encoding="utf-8"))
-    best = state.get("best_model_checkpoint")
-    here = str(checkpoint.parent / Path(best).name) if best else None
-    changes: dict[str, Any] = {"best_model_checkpoint": here}
-    if state.get("best_metric") is not None and not (here and Path(here).is_dir()):
-        changes = _best_left(checkpoint.parent, state)
-        left = changes["best_global_step"]
-        log.warning(
-            "the best checkpoint, of step %s, is lost; %s",
-            state.get("best_global_step"),
-            f"the best remaining one is of step {left}" if left else "none of the remaining ones was validated",
-        )
-    if changes != {name: state.get(name) for name in changes}:
-        changed = path.with_suffix(".new")  # never in place: a snapshot that is being uploaded may share the file
-        changed.write_text(json.dumps(state | changes), encoding="utf-8")
-        changed.replace(path)
-
-
-def _best_left(work: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trainer's state should say about the best checkpoint, by the validations of those below ``work``."""
-    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
-    left = [step for step in losses if (work / f"checkpoint-{step}").is_dir()]
-    step = min(left, key=lambda step: losses[step], default=None)
-    return {
-        "best_model_checkpoint": str(work / f"checkpoint-{step}") if step else None,
-        "best_global_step": step,
-        "best_metric": losses[step] if step else None,
-    }

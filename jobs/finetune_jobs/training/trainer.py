@@ -29,13 +29,13 @@ from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer
 from finetune_jobs.modelling.token_files import longest_thoughts
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
-from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training.build import Examples, build_trainer, load_trainable, longest, sharded, suit_attention
 from finetune_jobs.training.callbacks import FIRST, Checkpointing, Reporting
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, validation_split
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
+from finetune_jobs.training.resuming import newest
 from finetune_jobs.training.shards import make_all_whole
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import Team
@@ -133,7 +133,7 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
         batch, step = smaller, step.with_least()
         gc.collect()  # the deleted model may survive in reference cycles
         torch.cuda.empty_cache()
-        resume = kept.newest(files.work)
+        resume = newest(files.work)
     if not checkpoints.flush(FLUSH_SECONDS):
         log.warning("the last checkpoint is not in the store yet; the result does not need it")
     return trained
