@@ -238,7 +238,7 @@ class StageInput(WireModel):
     runtimes: list[ServingFacts] = []
     """For resolve: the model servers that the platform offers, to tell which of them can serve the artifact; not part
     of any key."""
-    allowance_seconds: int | None = None
+    time_budget_seconds: int | None = None
     """For train: its time budget in seconds, over all attempts; it stops in time and keeps the best checkpoint. None:
     no limit."""
     max_cost: str = ""
@@ -256,6 +256,15 @@ class StageInput(WireModel):
     def results_storage(self) -> Storage:
         """How the store of the results or the artifact is reached."""
         return self.output.storage if self.output and self.output.storage else self.storage
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_allowance(cls, given: Any) -> Any:
+        """An input of an earlier version calls the time budget ``allowanceSeconds``."""
+        if not isinstance(given, dict) or "allowanceSeconds" not in given:
+            return given
+        rest = {name: value for name, value in given.items() if name != "allowanceSeconds"}
+        return {"timeBudgetSeconds": given["allowanceSeconds"], **rest}
 
     @model_validator(mode="before")
     @classmethod

@@ -123,7 +123,7 @@ class ImageStore(Protocol):
 
     def tag(self, reference: str, alias: str) -> None: ...
 
-    def retire(self, name: str, latest: str, kept: int) -> None:
+    def remove_older(self, name: str, latest: str, kept: int) -> None:
         """Remove all but the ``kept`` last builds of this name, of which ``latest`` is the newest."""
 
     def prune(self) -> int:
@@ -195,7 +195,7 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
         if image.started:
             store.publish(reference)
-        store.retire(image.name, reference, image.kept_builds)
+        store.remove_older(image.name, reference, image.kept_builds)
         built[image.name] = reference
     return built
 

@@ -95,7 +95,7 @@ class DockerImages:
     def tag(self, reference: str, alias: str) -> None:
         run(["docker", "tag", reference, alias])
 
-    def retire(self, name: str, latest: str, kept: int) -> None:
+    def remove_older(self, name: str, latest: str, kept: int) -> None:
         """Docker lists the newest first."""
         listed = run(["docker", "images", "--format", "json", f"{IMAGE_PREFIX}/{name}"])
         found = [f"{image['Repository']}:{image['Tag']}" for image in map(json.loads, listed.splitlines())]

@@ -53,7 +53,7 @@ class NodeImages:
     def tag(self, reference: str, alias: str) -> None:
         self.node.ctr("images", "tag", "--force", reference, alias)
 
-    def retire(self, name: str, latest: str, kept: int) -> None:
+    def remove_older(self, name: str, latest: str, kept: int) -> None:
         """Keeps the order of builds in a file: containerd's client does not show when an image was created."""
         history = self.node.directory / "images" / f"{name}.json"
         earlier = json.loads(history.read_text()) if history.exists() else []

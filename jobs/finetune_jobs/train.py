@@ -59,12 +59,12 @@ def train(context: Context) -> StageOutput:
     with peers_needed(team):
         place = state.below(f"checkpoints/{given.input_key[:16]}")
         checkpoints = Checkpoints(place, given.run.id, team, reuse=given.reuse)
-    seconds = given.allowance_seconds
-    allowance = None if seconds is None else TimeBudget(seconds, checkpoints, team=team)
-    with allowance or nullcontext():
+    seconds = given.time_budget_seconds
+    time_budget = None if seconds is None else TimeBudget(seconds, checkpoints, team=team)
+    with time_budget or nullcontext():
         with peers_needed(team):
             progress = context.progress.within(0.0, 1 / params.training.work)
-            around = TrainingContext(checkpoints, progress, context.stopping, allowance, team)
+            around = TrainingContext(checkpoints, progress, context.stopping, time_budget, team)
             trained = train_model(files, params.training, around)
         scalars = trained.scalars()
         message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
@@ -78,7 +78,7 @@ def train(context: Context) -> StageOutput:
                 trained.batch,
                 place,
                 context.stopping,
-                allowance,
+                time_budget,
                 run=given.run.id,
                 reuse=given.reuse,
                 identity=(

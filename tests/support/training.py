@@ -127,13 +127,13 @@ def run_training(
     stopping: threading.Event | None = None,
     limit: Callable[[Checkpoints], TimeBudget] | None = None,
 ) -> Trained:
-    """Train below ``folder``: the adapter in ``adapter``, checkpoints in ``work``; ``limit`` makes the allowance."""
+    """Train below ``folder``: the adapter in ``adapter``, checkpoints in ``work``; ``limit`` makes the time budget."""
     tokenise(base, dataset, training.loss)
     kept = Checkpoints(checkpoints)
-    allowance = limit(kept) if limit else None
-    with allowance or nullcontext():
+    time_budget = limit(kept) if limit else None
+    with time_budget or nullcontext():
         return train_model(
             TrainingFiles(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
             training,
-            TrainingContext(kept, progress or Progress("train"), stopping or threading.Event(), allowance),
+            TrainingContext(kept, progress or Progress("train"), stopping or threading.Event(), time_budget),
         )

@@ -45,8 +45,8 @@ def paths_in(value: Any) -> list[str]:
     ids=["containerd", "buildkit", "kubelet", "kube-proxy", "cni"],
 )
 def test_everything_lies_in_the_clusters_folder(config: dict[str, Any], of_the_system: set[str]) -> None:
-    strangers = {path for path in paths_in(config) if not path.startswith(f"{ROOT}/")}
-    assert strangers <= of_the_system
+    outside = {path for path in paths_in(config) if not path.startswith(f"{ROOT}/")}
+    assert outside <= of_the_system
 
 
 def test_the_kubelet_evicts_for_absolute_amounts_and_keeps_images() -> None:

@@ -32,7 +32,7 @@ class Shelf:
     builds: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     published: list[str] = field(default_factory=list)
-    retired: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
 
     def base_image(self) -> str:
         return "python:3.11-slim-bookworm"
@@ -50,8 +50,8 @@ class Shelf:
     def tag(self, reference: str, alias: str) -> None:
         self.aliases[alias] = reference
 
-    def retire(self, name: str, latest: str, kept: int) -> None:
-        self.retired[name] = kept
+    def remove_older(self, name: str, latest: str, kept: int) -> None:
+        self.kept[name] = kept
 
     def prune(self) -> int:
         return 5_250_000_000
@@ -154,8 +154,8 @@ def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checko
     asked_for = {"vllm-cpu", "evaluate-vllm", *METRICS}
     assert not asked_for.intersection(shelf.published), "they are built for those who name them"
     assert not {"base", "build", "torch"}.intersection(shelf.published)
-    assert {name for name, kept in shelf.retired.items() if kept == 1} == {"base", "build", "torch"}
-    assert {shelf.retired[name] for name in ("operator", "data", "prepare", "jobs", "quantize", "tgi-cpu")} == {3}
+    assert {name for name, kept in shelf.kept.items() if kept == 1} == {"base", "build", "torch"}
+    assert {shelf.kept[name] for name in ("operator", "data", "prepare", "jobs", "quantize", "tgi-cpu")} == {3}
 
 
 def test_pruning_says_what_it_freed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +320,7 @@ def test_the_latest_builds_of_an_image_are_kept(tmp_path: Path) -> None:
     for tag in ("one", "two", "one", "three", "four"):
         if (reference := f"{IMAGE_PREFIX}/operator:{tag}") not in node.images:
             node.images.append(reference)
-        store.retire("operator", reference, images.IMAGES["operator"].kept_builds)
+        store.remove_older("operator", reference, images.IMAGES["operator"].kept_builds)
     left = [each.rpartition(":")[2] for each in node.images if "/operator:" in each]
     assert sorted(left) == ["dev", "four", "one", "three"]
     assert f"{IMAGE_PREFIX}/data:one" in node.images

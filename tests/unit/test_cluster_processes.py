@@ -79,18 +79,18 @@ def test_a_killed_part_is_started_again(sleeper: Daemon) -> None:
 def test_a_foreign_process_with_the_same_pid_is_neither_ours_nor_stopped(
     sleeper: Daemon, difference: dict[str, int | str]
 ) -> None:
-    stranger = subprocess.Popen(SLEEPER, stdout=subprocess.DEVNULL)
+    unrelated = subprocess.Popen(SLEEPER, stdout=subprocess.DEVNULL)
     try:
-        identity = Identity.of(stranger.pid)
+        identity = Identity.of(unrelated.pid)
         assert identity is not None
         Record(replace(identity, **difference), "any", 0).write(sleeper.pid_file)  # type: ignore[arg-type]
         assert sleeper.record() is None
         sleeper.stop()
-        assert stranger.poll() is None
+        assert unrelated.poll() is None
         assert not sleeper.pid_file.exists()
     finally:
-        stranger.kill()
-        stranger.wait()
+        unrelated.kill()
+        unrelated.wait()
 
 
 @pytest.mark.parametrize("text", ["", '{"pid": 1', "{}", "17"])

@@ -236,8 +236,8 @@ def test_of_overlapping_findings_the_surest_and_longest_stays(places: list[tuple
     kept = without_overlaps(findings)
     assert all(first.end <= second.start for first, second in pairwise(kept))
     for lost in set(findings) - set(kept):
-        rivals = [k for k in kept if k.start < lost.end and lost.start < k.end]
-        assert any((r.score, r.end - r.start) >= (lost.score, lost.end - lost.start) for r in rivals)
+        overlapping = [k for k in kept if k.start < lost.end and lost.start < k.end]
+        assert any((r.score, r.end - r.start) >= (lost.score, lost.end - lost.start) for r in overlapping)
 
 
 LATIN = st.characters(max_codepoint=0x24F, exclude_characters="ſıİK")

@@ -53,7 +53,7 @@ def test_the_label_that_a_model_must_choose_is_the_likeliest_answer(model_folder
         choose_labels(model, tokenizer, questions, labels, stop)
 
 
-class Foretells:
+class RandomTable:
     """A batch of prompts to each of which a model that knows no words answers as a random table says."""
 
     def __init__(self, rows: Sequence[int], sharpness: float) -> None:
@@ -66,10 +66,10 @@ class Foretells:
         chosen = torch.Generator().manual_seed(hash((row, *tokens)) % 2**31)
         return torch.randn(6, generator=chosen) * self.sharpness
 
-    def copied(self, rows: Sequence[int]) -> "Foretells":
+    def copied(self, rows: Sequence[int]) -> "RandomTable":
         """Of these prompts."""
         self.given += rows
-        return Foretells([self.rows[row] for row in rows], self.sharpness)
+        return RandomTable([self.rows[row] for row in rows], self.sharpness)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits after each of the tokens."""
@@ -87,7 +87,7 @@ def test_a_choice_is_the_likeliest_of_all_though_not_all_are_read(sharpness: flo
     chosen = random.Random(1)
     lengths = (0, 1, 1, 2, 2, 3, 3, 4)
     tokens = [[*(chosen.randint(1, 3) for _ in range(length)), 0] for length in lengths]
-    batch = Foretells(range(40), sharpness)
+    batch = RandomTable(range(40), sharpness)
 
     def likelihood(prompt: int, choice: Sequence[int]) -> float:
         steps = [torch.log_softmax(batch.after(prompt, choice[:n]), dim=-1)[token] for n, token in enumerate(choice)]

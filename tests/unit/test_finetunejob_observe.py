@@ -98,7 +98,7 @@ def test_the_service_of_pods_that_train_together(
     assert (SERVICES in cluster.asked, job.peers_missing) == (asks, missing)
 
 
-RIVALS: dict[str, tuple[Object, bool]] = {
+OTHER_JOBS: dict[str, tuple[Object, bool]] = {
     "an older one": ({}, True),
     "of another namespace": ({"metadata": {"namespace": "other"}}, False),
     "of another store": ({"spec": {"storage": {"endpoint": "http://another"}}}, False),
@@ -115,8 +115,8 @@ RIVALS: dict[str, tuple[Object, bool]] = {
 }
 
 
-@pytest.mark.parametrize(("rival", "conflicts"), RIVALS.values(), ids=RIVALS.keys())
-def test_who_goes_first_with_an_output(rival: dict[str, Any], conflicts: bool) -> None:
+@pytest.mark.parametrize(("differs", "conflicts"), OTHER_JOBS.values(), ids=OTHER_JOBS.keys())
+def test_who_goes_first_with_an_output(differs: dict[str, Any], conflicts: bool) -> None:
     """Nobody waits for what is held back itself, or for what somebody wrote into another namespace."""
     cluster = MemoryCluster()
     cluster.create(FINETUNEJOBS, fine_tune_job())
@@ -124,7 +124,7 @@ def test_who_goes_first_with_an_output(rival: dict[str, Any], conflicts: bool) -
     mine = cluster.objects[FINETUNEJOBS.kind, "walk"]
     elder = copy.deepcopy(mine)
     elder["metadata"] |= {"name": "elder", "uid": "0", "creationTimestamp": "2025-01-01T00:00:00Z"}
-    for part, changes in rival.items():
+    for part, changes in differs.items():
         elder[part] |= changes
     cache = Cache(INDEXES)
     for each in (mine, elder):

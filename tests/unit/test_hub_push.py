@@ -152,7 +152,7 @@ def test_a_push_that_was_cut_off_shows_nothing_and_goes_on(hub: PushedHub, push:
     assert push() == (made, False)
 
 
-def rival(hub: PushedHub) -> Callable[[str, str], int | None]:
+def concurrent_commit(hub: PushedHub) -> Callable[[str, str], int | None]:
     """Somebody commits while files are sent."""
 
     def fault(method: str, path: str) -> int | None:
@@ -188,7 +188,7 @@ def ignores(hub: PushedHub) -> Callable[[str, str], int | None]:
 @pytest.mark.parametrize(
     ("fault", "reason", "retriable", "said"),
     [
-        (rival, Reason.REGISTRY_UNREACHABLE, True, "it was changed at the same time"),
+        (concurrent_commit, Reason.REGISTRY_UNREACHABLE, True, "it was changed at the same time"),
         (answers(429, "/commit/"), Reason.REGISTRY_UNREACHABLE, True, "the hub answered 429 (its limit of requests)"),
         (answers(503, "/refs"), Reason.REGISTRY_UNREACHABLE, True, "reading its tags failed: the hub answered 503"),
         (answers(403, "/commit/"), Reason.REGISTRY_ACCESS_DENIED, False, "the hub answered 403 to the token in Secret"),

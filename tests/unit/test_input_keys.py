@@ -92,7 +92,7 @@ LINEAGE: Final = {
         "hardware",
         "alternatives",
         "runtimes",
-        "allowanceSeconds",
+        "timeBudgetSeconds",
         "maxCost",
         "operatorVersion",
         "image",

@@ -139,11 +139,19 @@ def test_an_older_operators_input_is_read() -> None:
     """It says nothing of hardware."""
     written = started(plan(seen(), NOW))[0].model_dump(mode="json", by_alias=True)
     older = {name: value for name, value in written.items() if name not in ("hardware", "alternatives", "runtimes")}
-    older.pop("allowanceSeconds")
+    older.pop("timeBudgetSeconds")
     older.pop("maxCost")
     read = StageInput.model_validate(older)
     assert read.runtimes == []
-    assert (read.hardware, read.alternatives, read.allowance_seconds, read.max_cost) == (None, [], None, "")
+    assert (read.hardware, read.alternatives, read.time_budget_seconds, read.max_cost) == (None, [], None, "")
+
+
+def test_an_older_operators_time_budget_is_read() -> None:
+    """It had another name."""
+    written = started(plan(seen(), NOW))[0].model_dump(mode="json", by_alias=True)
+    written.pop("timeBudgetSeconds")
+    assert StageInput.model_validate({**written, "allowanceSeconds": 1600}).time_budget_seconds == 1600
+    assert StageInput.model_validate({**written, "allowanceSeconds": None}).time_budget_seconds is None
 
 
 def test_the_fit_is_told() -> None:
@@ -266,7 +274,7 @@ def test_no_price_no_cost() -> None:
     result = plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW)
     assert result.status.cost is None
     assert [given.stage for given in started(result)] == [Stage.TRAIN]
-    assert started(result)[0].allowance_seconds is None
+    assert started(result)[0].time_budget_seconds is None
 
 
 def test_reused_stages_cost_nothing() -> None:
@@ -302,7 +310,7 @@ def test_a_training_that_may_be_paid_for_is_begun(prepare: StageJob, amount: str
     spec = limited(amount, OnExceeded.FAIL)
     result = plan(seen(*own(spec, (RESOLVED, prepare)), spec=spec), NOW)
     assert [given.stage for given in started(result)] == [Stage.TRAIN]
-    assert started(result)[0].allowance_seconds is None
+    assert started(result)[0].time_budget_seconds is None
 
 
 def test_a_run_that_has_cost_too_much_ends() -> None:
@@ -325,10 +333,10 @@ def test_a_run_that_has_cost_too_much_ends() -> None:
 
 
 def test_a_training_gets_what_the_rest_leaves() -> None:
-    """onExceeded Checkpoint: its allowance is the budget less export and evaluation; without any, it is not begun."""
+    """onExceeded Checkpoint: its time budget is maxCost less export and evaluation; without any, it is not begun."""
     spec = limited("4.00", OnExceeded.CHECKPOINT)
     given = started(plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW))[0]
-    assert (given.stage, given.allowance_seconds) == (Stage.TRAIN, int(4000 - AFTER))
+    assert (given.stage, given.time_budget_seconds) == (Stage.TRAIN, int(4000 - AFTER))
     spec = limited("3.30", OnExceeded.CHECKPOINT)
     poor = plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW)
     assert told(poor) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
@@ -426,7 +434,7 @@ def test_every_gpu_of_a_training_counts_and_one_of_the_stages_after_it(count: in
 
 
 @pytest.mark.parametrize(("count", "nodes"), [(1, 3), (4, 1), (2, 2)])
-def test_forecast_and_allowance_count_the_same_gpus(count: int, nodes: int) -> None:
+def test_forecast_and_time_budget_count_the_same_gpus(count: int, nodes: int) -> None:
     """The speed of resolve's estimate is that of all GPUs; each alone is slower. A budget of what the forecast says
     allows the training its own part of it."""
     gpus, settings = count * nodes, together(count, nodes)
@@ -440,4 +448,4 @@ def test_forecast_and_allowance_count_the_same_gpus(count: int, nodes: int) -> N
     made = [action.object for action in plan(paid, NOW).actions if isinstance(action, Create)]
     given = StageInput.model_validate_json(next(each for each in made if "data" in each)["data"]["input.json"])
     assert given.stage is Stage.TRAIN
-    assert given.allowance_seconds == pytest.approx(1600, abs=6 / gpus + 1)
+    assert given.time_budget_seconds == pytest.approx(1600, abs=6 / gpus + 1)

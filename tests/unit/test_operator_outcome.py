@@ -52,7 +52,7 @@ class Case:
 
 
 INDEXED: Object = {"spec": {"completionMode": "Indexed", "completions": 2}}
-REGROUP = terminated(76, message=failure(Reason.PEER_LOST, "another process was lost"))
+RESTART_GROUP = terminated(76, message=failure(Reason.PEER_LOST, "another process was lost"))
 
 
 def numbered(index: int, phase: str, **more: Any) -> Object:
@@ -95,7 +95,7 @@ CASES = {
     "both begin again after one was lost": Case(
         job(**INDEXED, active=2),
         (
-            numbered(0, "Failed", created=EARLIER, **REGROUP),
+            numbered(0, "Failed", created=EARLIER, **RESTART_GROUP),
             numbered(1, "Failed", created=EARLIER, **terminated(137, "Error")),
             numbered(0, "Running", created=LATER),
             numbered(1, "Running", created=LATER),
@@ -110,7 +110,7 @@ CASES = {
             numbered(
                 1, "Failed", created=EARLIER, **terminated(65, message=failure(Reason.S3_ACCESS_DENIED, "refused"))
             ),
-            numbered(0, "Failed", created=LATER, **REGROUP),
+            numbered(0, "Failed", created=LATER, **RESTART_GROUP),
         ),
         State.FAILED,
         Reason.S3_ACCESS_DENIED,
@@ -234,7 +234,7 @@ CASES = {
     ),
     "a pod that was too late, and others that train with it": Case(
         job(**INDEXED, active=2),
-        (numbered(0, "Failed", **REGROUP), numbered(1, "Failed", reason="DeadlineExceeded", **terminated(137))),
+        (numbered(0, "Failed", **RESTART_GROUP), numbered(1, "Failed", reason="DeadlineExceeded", **terminated(137))),
         State.FAILED,
         Reason.DEADLINE_EXCEEDED,
         "longer than its profile allows",
@@ -467,7 +467,7 @@ def test_no_termination_message_breaks_the_reader(message: str) -> None:
 
 def test_progress_and_attempts_are_those_of_the_first_of_several_pods() -> None:
     """Two pods that were begun twice are two attempts; the first one alone shows how far the training is."""
-    earlier = [numbered(index, "Failed", created=EARLIER, **REGROUP) for index in (0, 1)]
+    earlier = [numbered(index, "Failed", created=EARLIER, **RESTART_GROUP) for index in (0, 1)]
     later = [numbered(index, "Running", created=LATER, podIP=f"10.0.0.{index}") for index in (0, 1)]
     verdict = judge(job(**INDEXED, active=2), [*later, *earlier])
     assert (verdict.pod_ip, verdict.attempts) == ("10.0.0.0", 2)

@@ -179,7 +179,7 @@ def test_one_request_too_many_is_429_and_an_event_inside_a_200_stream(tgi: TgiSe
 
 
 def test_only_generate_routes_need_the_key(tgi: TgiServer) -> None:
-    stranger = replace(tgi, api_key=None)
+    without_key = replace(tgi, api_key=None)
     generate = {"inputs": PROMPT, "parameters": {"max_new_tokens": 1}}
     chat = {"messages": MESSAGES, "max_tokens": 1}
     guarded = {
@@ -192,11 +192,11 @@ def test_only_generate_routes_need_the_key(tgi: TgiServer) -> None:
     }
     public = dict.fromkeys(("/", "/health", "/ping", "/info", "/metrics", "/v1/models"))
     for path, body in guarded.items():
-        refused = stranger.call(path, body)
+        refused = without_key.call(path, body)
         assert (path, refused.status, refused.text) == (path, 401, "")
         assert (path, tgi.call(path, body).status) == (path, 200)
     for path, body in {**public, "/chat_tokenize": chat}.items():
-        assert (path, stranger.call(path, body).status) == (path, 200)
+        assert (path, without_key.call(path, body).status) == (path, 200)
     assert tgi.api_key is not None
     assert replace(tgi, api_key=tgi.api_key.upper()).call("/generate", generate).status == 200
 

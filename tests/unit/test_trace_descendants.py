@@ -33,7 +33,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass(frozen=True)
-class Made:
+class PublishedArtifact:
     """A FineTuneJob's artifact."""
 
     chain: Upstream
@@ -43,13 +43,13 @@ class Made:
     given: StageInput
 
 
-def make(s3: SeaweedFS, store: Store, folder: Path, name: str, base: str = BASE) -> Made:
+def make(s3: SeaweedFS, store: Store, folder: Path, name: str, base: str = BASE) -> PublishedArtifact:
     """Everything of one FineTuneJob with data and sources of its own, up to its artifact."""
     run, source = RUN.model_copy(update={"name": name}), f"{len(name):064x}"
     chain = put_upstream(store, folder / f"of-{name}", name.encode(), source=source, base=base)
     given = publish_input(s3, store, chain, name=name, run=run, base_model_uri=base)
     digest = execute(context(given, folder), publish, after=sign_move_and_push).output_digest
-    return Made(chain, digest, store.uri(output_folder(Stage.EXPORT, chain.export)), given)
+    return PublishedArtifact(chain, digest, store.uri(output_folder(Stage.EXPORT, chain.export)), given)
 
 
 def test_what_is_trained_on_a_model_contains_its_data(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

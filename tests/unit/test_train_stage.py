@@ -160,16 +160,16 @@ def test_a_training_that_its_budget_ended_is_not_paid_for_twice_and_a_higher_bud
         asked = given.model_copy(update={"run": run, "params": params} | budget)
         return execute(context(asked, tmp_path), train)
 
-    cut = run("r1", allowance_seconds=0, max_cost="4.00")
+    cut = run("r1", time_budget_seconds=0, max_cost="4.00")
     assert (cut.reused, cut.scalars["ended"], cut.scalars["steps"]) == (False, Reason.BUDGET_EXCEEDED, "1")
     assert read_record(store, Stage.TRAIN, given.input_key) is None
     for name, budget in (("r2", "4"), ("r3", "3.50")):
-        again = run(name, allowance_seconds=0, max_cost=budget)
+        again = run(name, time_budget_seconds=0, max_cost=budget)
         assert (again.reused, again.output_digest, again.scalars) == (True, cut.output_digest, cut.scalars)
-    whole = run("r4", allowance_seconds=3600, max_cost="400.00")
+    whole = run("r4", time_budget_seconds=3600, max_cost="400.00")
     assert (whole.reused, whole.scalars["ended"]) == (False, Reason.TRAINING_COMPLETED)
     assert "training resumes from checkpoint-1" in caplog.messages
-    for name, limits in (("r5", {}), ("r6", {"allowance_seconds": 0, "max_cost": "4.00"})):
+    for name, limits in (("r5", {}), ("r6", {"time_budget_seconds": 0, "max_cost": "4.00"})):
         assert (run(name, **limits).reused, run(name, **limits).output_digest) == (True, whole.output_digest)
 
 
@@ -194,6 +194,6 @@ def test_what_ended_by_a_budget_without_a_name_is_kept_for_nobody(
     given: StageInput, store: Store, tmp_path: Path
 ) -> None:
     """An input by hand, or by an operator that knew no maxCost."""
-    cut = execute(context(given.model_copy(update={"allowance_seconds": 0}), tmp_path), train)
+    cut = execute(context(given.model_copy(update={"time_budget_seconds": 0}), tmp_path), train)
     assert read_manifest(store, output_folder(Stage.TRAIN, cut.output_digest)) is not None
     assert list(store.list("keys")) == []

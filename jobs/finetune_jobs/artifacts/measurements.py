@@ -129,7 +129,7 @@ class Distances(WireModel):
     artifact_tuned: float
 
     @property
-    def tells_from_base(self) -> bool:
+    def distinguishes_base(self) -> bool:
         """Whether artifact and tuned model are nearer to each other than either is to the base model: training changed
         more than the export did, and the artifact has it."""
         return self.artifact_tuned < min(self.tuned_base, self.artifact_base)

@@ -104,7 +104,7 @@ def same_as_base(measurements: Measurements, task: TaskType) -> str:
     all goals too: what is the base model, or the base model but for rounding, is not published as if it were tuned, and
     serving would refuse it. An artifact that is better beyond chance is another model, however near it is."""
     gain = measurements.difference(measurements.main_metric(task), "artifact", "base")
-    if not measurements.distances or any(each.tells_from_base for each in measurements.distances):
+    if not measurements.distances or any(each.distinguishes_base for each in measurements.distances):
         return ""
     if gain is None or gain.better_beyond_chance:
         return ""

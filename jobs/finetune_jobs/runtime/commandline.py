@@ -117,7 +117,7 @@ exit codes:
   {ok:2d}  done: the result is written, and what it names is complete in the store
   {fatal:2d}  cannot succeed unchanged: the result's reason and message say what to change
   {retriable:2d}  may succeed later: the store or the pod's node was unavailable, or the stage was told to stop
-  {regroup:2d}  another of the pods that train together was lost: all restart from the last checkpoint
+  {restart_group:2d}  another of the pods that train together was lost: all restart from the last checkpoint
 
 example:
   python -m finetune_jobs.{stage} --example > input.json    # then put in your own URIs, or take a pod's input:
@@ -152,7 +152,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
             ok=ExitCode.OK,
             fatal=ExitCode.FATAL,
             retriable=ExitCode.RETRIABLE,
-            regroup=ExitCode.RESTART_GROUP,
+            restart_group=ExitCode.RESTART_GROUP,
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

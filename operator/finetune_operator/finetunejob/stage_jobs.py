@@ -80,7 +80,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         hardware=_hardware(context, stage) if preflight or stage is not Stage.RESOLVE else None,
         alternatives=other_facts(settings, spec.profile) if preflight else [],
         runtimes=offered_facts(settings) if preflight else [],
-        allowance_seconds=time_budget_seconds(context) if stage is Stage.TRAIN else None,
+        time_budget_seconds=time_budget_seconds(context) if stage is Stage.TRAIN else None,
         # Results that this budget ended early may be reused under it.
         max_cost=ending_budget(context) if stage in (Stage.RESOLVE, Stage.TRAIN) else "",
         operator_version=__version__,
