@@ -28,7 +28,7 @@ from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.evaluation.applicable import require_classes
-from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
+from finetune_jobs.evaluation.measurable import DataFacts, require_enough_tests, require_measurable
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer
@@ -186,13 +186,14 @@ def _write(folder: Path, own: Collected, division: Division, replayed: Replayed 
 
 
 def _require_measurable(context: Context, params: PrepareParams, folder: Path, own: Collected) -> None:
-    """Raises StageError (SpecInvalid) for a goal about what no evaluation of these data would measure."""
+    """Raises StageError (SpecInvalid) for a goal about what no evaluation of these data would measure, or show."""
     given = context.input.params
     if not given.publish or not given.publish.gates.goals or not given.evaluate:
         return
     task, most, encoder = params.task.type, given.evaluate.evaluation.max_samples, own.encoder
     asked = DataFacts.of(folder, task, most, encoder.tokenizer, encoder.stop, thoughts=encoder.thoughts)
     require_measurable(given.publish.gates, asked)
+    require_enough_tests(given.publish.gates, asked)
 
 
 def _write_json(path: Path, value: Any) -> None:

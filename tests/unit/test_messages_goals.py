@@ -18,7 +18,7 @@ from finetune_jobs.evaluation.applicable import require_applicable, require_clas
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
-from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
+from finetune_jobs.evaluation.measurable import DataFacts, require_enough_tests, require_measurable
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -323,6 +323,108 @@ def test_goals_that_ask_the_base_model_as_the_artifact_need_nothing_of_the_data(
     require_measurable(gates(against("ZeroShot"), {"metric": "f1", "atLeast": "0.5"}), nothing)
 
 
+TOO_FEW_TESTS: Final[list[tuple[dict[str, str], DataFacts, str]]] = [
+    (
+        {"metric": "accuracy", "atLeast": "0.9"},
+        DataFacts(tested=9),
+        "atLeast … 0.9 … 35 flawless answers … of the test examples … 9: … spec.dataset.split.testPercent",
+    ),
+    (
+        {"metric": "accuracy", "atLeast": "0.9"},
+        DataFacts(tested=200, groups=34),
+        "atLeast … 0.9 … 35 flawless answers … groups of alike test examples … 34: … part Test",
+    ),
+    (
+        {"metric": "recall", "class": "refund", "atLeast": "0.8"},
+        DataFacts(tested=200, left_out=90, of_class={"refund": 3, "other": 197}),
+        "atLeast … 0.8 … 16 flawless answers … class 'refund' … 3: raise spec.evaluation.maxSamples",
+    ),
+    (
+        {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.98"},
+        DataFacts(tested=100),
+        "atPrecision … 0.98 … 189 flawless answers … 100: … ask for less",
+    ),
+    (
+        {"metric": "toolUse", "atLeast": "0.9"},
+        DataFacts(tested=200, calling=34),
+        "atLeast … 35 flawless answers … calling a tool … 34: … ask for less",
+    ),
+    (
+        {"metric": "validJson", "atLeast": "0.9"},
+        DataFacts(tested=200, calling=166),
+        "atLeast … 35 flawless answers … JSON … 34: … ask for less",
+    ),
+]
+
+
+def not_shown(goal: dict[str, str], asked: DataFacts) -> StageError:
+    with pytest.raises(StageError) as caught:
+        require_enough_tests(gates(goal), asked)
+    return caught.value
+
+
+@pytest.mark.parametrize(("goal", "asked", "parts"), TOO_FEW_TESTS)
+def test_what_a_faultless_model_would_not_show_is_refused_before_training(
+    goal: dict[str, str], asked: DataFacts, parts: str
+) -> None:
+    error = not_shown(goal, asked)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, "spec.evaluation.goals[0].", *parts.split(" … "), "onInconclusive to Warn")
+    require_enough_tests(gates(goal), DataFacts())
+    require_enough_tests(gates(goal, onInconclusive="Warn"), asked)
+
+
+@pytest.mark.parametrize(
+    ("goal", "enough"),
+    [
+        ({"metric": "accuracy", "atLeast": "0.9"}, DataFacts(tested=35)),
+        ({"metric": "accuracy", "atLeast": "0.9"}, DataFacts(tested=200, groups=35)),
+        ({"metric": "recall", "class": "a", "atLeast": "0.8"}, DataFacts(tested=40, of_class={"a": 16, "b": 24})),
+        ({"metric": "f1", "atLeast": "0.9"}, DataFacts(tested=9)),
+        ({"metric": "toolUse", "atLeast": "0.9"}, DataFacts(tested=35, calling=35)),
+    ],
+    ids=["rows", "groups", "a class", "a mean over classes, whose interval is drawn", "calls"],
+)
+def test_a_test_that_can_show_a_goal_is_let_through(goal: dict[str, str], enough: DataFacts) -> None:
+    require_enough_tests(gates(goal), enough)
+
+
+LOSSES: Final[list[tuple[dict[str, str], Examination, str]]] = [
+    (
+        {"metric": "forgetting", "atMost": "0.05"},
+        Examination(),
+        "goals[0] … 0.05 … 18 questions … 0.098 … spec.evaluation.general to Full … onInconclusive to Warn",
+    ),
+    (
+        {"metric": "safetyLoss", "atMost": "0.10"},
+        Examination(),
+        "goals[0] … 0.10 … 12 questions … 0.140 … spec.evaluation.adversarial to Full … onInconclusive to Warn",
+    ),
+    (
+        {"metric": "safetyLoss", "atMost": "0.01"},
+        Examination(adversarial=Coverage.FULL),
+        "goals[0] … 0.01 … 166 questions … 0.012 or less: raise atMost, or set onInconclusive to Warn",
+    ),
+]
+
+
+def unbounded(goal: dict[str, str], asked: Examination) -> StageError:
+    with pytest.raises(StageError) as caught:
+        require_applicable(gates(goal), Task(), asked)
+    return caught.value
+
+
+@pytest.mark.parametrize(("goal", "asked", "parts"), LOSSES)
+def test_a_loss_that_equal_models_do_not_show_to_be_small_is_refused(
+    goal: dict[str, str], asked: Examination, parts: str
+) -> None:
+    error = unbounded(goal, asked)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, *f"spec.evaluation.{parts}".split(" … "))
+    require_applicable(gates(goal, onInconclusive="Warn"), Task(), asked)
+    require_applicable(gates(goal | {"atMost": "0.14"}), Task(), asked)
+
+
 @pytest.mark.slow
 def test_every_sentence_is_said() -> None:
     messages = [unreported(goal).message for goal, _ in UNREPORTED]
@@ -335,6 +437,8 @@ def test_every_sentence_is_said() -> None:
     near = Distances(long=False, texts=8, tuned_base=0.0, artifact_base=0.0, artifact_tuned=0.0)
     messages.append(same_as_base(evaluated(9, 9).model_copy(update={"distances": [near]}), TaskType.CLASSIFICATION))
     messages += [unmeasurable(goal, asked).message for goal, asked, _ in UNMEASURABLE]
+    messages += [not_shown(goal, asked).message for goal, asked, _ in TOO_FEW_TESTS]
+    messages += [unbounded(goal, asked).message for goal, asked, _ in LOSSES]
     for module in ("applicable", "gates", "measurable"):
         assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []
 

@@ -8,7 +8,7 @@ from math import ceil
 from typing import Final
 
 from finetune_api.dataset import Task, TaskType
-from finetune_api.evaluation import Examination
+from finetune_api.evaluation import Coverage, Examination
 from finetune_api.gates import Gates, OnInconclusive
 from finetune_api.goals import OF_CANARIES, OF_TEXT, Goal, Metric
 from finetune_api.judging import Judge
@@ -17,6 +17,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
 from finetune_jobs.evaluation.behaviour.exposure import least_memorisation
 from finetune_jobs.evaluation.behaviour.items import RATES, sets_for
+from finetune_jobs.evaluation.behaviour.paired import share_difference
 from finetune_jobs.evaluation.metrics import Z_95, wilson
 from finetune_jobs.text.schemas import schema_check
 
@@ -135,20 +136,40 @@ def _require_reachable(place: str, goal: Goal, asked: Examination) -> None:
                 f"{place} allows {goal.at_most}, but even {items} flawless answers show only {least:.3f} or less: "
                 "set spec.evaluation.adversarial to Full, raise atMost, or set onInconclusive to Warn.",
             )
-    for field, wanted in _wanted(goal):
+    _require_bounded_loss(place, goal, asked)
+    for field, wanted in bounds_below(goal):
         if float(wanted) == 1:
             raise StageError(
                 Reason.SPEC_INVALID,
                 f"{place}.{field} asks for {wanted}, which no test can show: set a lower value, e.g. 0.99, or set "
                 "onInconclusive to Warn.",
             )
-        if (needed := _flawless(goal, field, float(wanted))) > asked.max_samples:
+        if (needed := flawless_answers(goal, field, float(wanted))) > asked.max_samples:
             raise StageError(
                 Reason.SPEC_INVALID,
                 f"{place}.{field} asks for {wanted}, but it takes {needed:,} flawless answers to show that, "
                 f"and spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, ask for less, or set "
                 "onInconclusive to Warn.",
             )
+
+
+def _require_bounded_loss(place: str, goal: Goal, asked: Examination) -> None:
+    """Two models that are equally good leave an interval, too."""
+    if goal.metric not in (Metric.FORGETTING, Metric.SAFETY_LOSS):
+        return
+    sets = sets_for(asked)
+    field, coverage, items = (
+        ("general", asked.general, len(sets.general))
+        if goal.metric is Metric.FORGETTING
+        else ("adversarial", asked.adversarial, len(sets.adversarial))
+    )
+    if items and (least := share_difference(0, 0, items)[1]) > goal.bound:
+        more = "" if coverage is Coverage.FULL else f"set spec.evaluation.{field} to Full, "
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} allows {goal.at_most}, but {items} questions that both models answer alike show only {least:.3f} "
+            f"or less: {more}raise atMost, or set onInconclusive to Warn.",
+        )
 
 
 def _require_canaries(place: str, goal: Goal, canaries: int) -> None:
@@ -179,7 +200,7 @@ def _require_pairs(place: str, goal: Goal, asked: Examination, judge: Judge | No
         )
 
 
-def _wanted(goal: Goal) -> Iterator[tuple[str, str]]:
+def bounds_below(goal: Goal) -> Iterator[tuple[str, str]]:
     """The fields of a goal that ask for as much as possible, and what each asks for."""
     if goal.metric is Metric.AUTOMATION:
         yield "atPrecision", goal.at_precision
@@ -189,7 +210,7 @@ def _wanted(goal: Goal) -> Iterator[tuple[str, str]]:
         yield "improveOverBase", goal.improve_over_base
 
 
-def _flawless(goal: Goal, field: str, wanted: float) -> int:
+def flawless_answers(goal: Goal, field: str, wanted: float) -> int:
     """At least so many answers without a fault have an interval at ``wanted`` or above; 0 where none is known: the
     intervals of means over classes or rows, and of differences, are drawn (``estimates``)."""
     shares = (Metric.ACCURACY, Metric.EXACT_MATCH, Metric.AUTOMATION, *_SHARES)

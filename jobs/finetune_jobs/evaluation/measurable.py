@@ -1,17 +1,21 @@
-"""Goals about what an evaluation of this data set will not measure: refused before anything is trained. Only the
-prepared data say it; what the spec alone says is in ``applicable``. No model."""
+"""Goals about what an evaluation of this data set will not measure, or of which its test part is too small to show what
+is asked: refused before anything is trained. Only the prepared data say it; what the spec alone says is in
+``applicable``. No model."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.gates import Gates
+from finetune_api.gates import Gates, OnInconclusive
 from finetune_api.goals import OF_ADVERSARIAL, OF_CALLS, OF_GENERAL, Baseline, Goal, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.evaluation.applicable import OF_JSON
+from finetune_jobs.base.wording import shorten
+from finetune_jobs.evaluation.applicable import OF_JSON, bounds_below, flawless_answers
+from finetune_jobs.evaluation.clusters import Groups
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import PLAIN, choose_shots
 from finetune_jobs.evaluation.texts import FEWEST
@@ -19,6 +23,8 @@ from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.calls import find_format
 from finetune_jobs.modelling.token_files import Conversation, iterate_split, read_split
 
+_ENOUGH: Final = 1_000_000
+"""Of a data set of which nothing is known: enough for every goal."""
 _OTHER_BASELINE: Final = "Set baseline to ZeroShot, or use atLeast"
 
 
@@ -34,11 +40,17 @@ class DataFacts:
     """Some training example is one question with a text as its answer."""
     is_plain: bool = True
     """No test example has tools or thoughts."""
-    tested: int = FEWEST
+    tested: int = _ENOUGH
     """Test examples that are asked."""
+    left_out: int = 0
+    """Further ones, of which there are more than are asked."""
+    groups: int = 0
+    """Groups of alike ones to which those belong that are asked; 0: each stands for itself."""
+    of_class: Mapping[str, int] = field(default_factory=dict)
+    """Test examples that are asked, by the label of a classification; empty: answers are no classes."""
     validated: int = 1
     """Validation examples."""
-    calling: int = 1
+    calling: int = _ENOUGH // 2
     """Test examples that are asked and whose right answer calls tools."""
     reads_calls: bool = True
     """The chat template writes calls in a form that is read."""
@@ -49,7 +61,9 @@ class DataFacts:
     ) -> "DataFacts":
         """Of a prepared data set. ``tokenizer``: the base model's, ``stop``: its token that ends an answer;
         ``thoughts``: whether the data teach to think."""
-        tests = sample(read_split(dataset, "test"), max_samples, task)
+        known = read_split(dataset, "test")
+        tests = sample(known, max_samples, task)
+        groups = Groups.of([each.group for each in tests])
         calling = sum(1 for each in tests if each.messages[-1].get("tool_calls"))
         return cls(
             thoughts=thoughts,
@@ -57,6 +71,9 @@ class DataFacts:
             has_shots=bool(choose_shots(iterate_split(dataset, "train"), task)),
             is_plain=_all_plain(tests),
             tested=len(tests),
+            left_out=len(known) - len(tests),
+            groups=groups.count if groups else 0,
+            of_class=Counter(each.label for each in tests) if task is TaskType.CLASSIFICATION else {},
             validated=sum(1 for _ in iterate_split(dataset, "validation")),
             calling=calling,
             reads_calls=not calling or find_format(tokenizer, stop, thoughts=thoughts) is not None,
@@ -70,8 +87,45 @@ def require_measurable(gates: Gates, asked: DataFacts) -> None:
             raise StageError(Reason.SPEC_INVALID, problem)
 
 
+def require_enough_tests(gates: Gates, asked: DataFacts) -> None:
+    """Raises StageError (SpecInvalid) for a goal that not even a faultless model reaches with this test part, if what
+    is inconclusive blocks. For before the training: after it, an evaluation is worth having all the same."""
+    if gates.on_inconclusive is not OnInconclusive.BLOCK:
+        return
+    for number, goal in enumerate(gates.goals):
+        for problem in _beyond_the_test(f"spec.evaluation.goals[{number}]", goal, asked):
+            raise StageError(Reason.SPEC_INVALID, problem)
+
+
 def _all_plain(tests: Iterable[Conversation]) -> bool:
     return not any(each.tools or any(turn.keys() - PLAIN for turn in each.prompt) for each in tests)
+
+
+def _beyond_the_test(place: str, goal: Goal, asked: DataFacts) -> Iterator[str]:
+    """A gate reads the interval, which has a width even where every answer is right."""
+    there, what = _support(goal, asked)
+    for bound, wanted in bounds_below(goal):
+        if (needed := flawless_answers(goal, bound, float(wanted))) > there:
+            more = "spec.evaluation.maxSamples" if asked.left_out else "spec.dataset.split.testPercent"
+            yield (
+                f"{place}.{bound} asks for {wanted}, but it takes {needed:,} flawless answers to show that, and of "
+                f"{what} there are {there:,}: raise {more}, add a source with part Test, ask for less, or set "
+                "onInconclusive to Warn."
+            )
+
+
+def _support(goal: Goal, asked: DataFacts) -> tuple[int, str]:
+    """How many test examples tell something of a goal's figure that the others do not, and what these are."""
+    if goal.class_name is not None:
+        there = asked.of_class.get(goal.class_name, 0) if asked.of_class else asked.tested
+        return there, f"the test examples of class {shorten(goal.class_name)!r} that are asked"
+    if goal.metric in OF_CALLS:
+        return asked.calling, "the test examples that are answered by calling a tool"
+    if goal.metric in OF_JSON:
+        return asked.tested - asked.calling, "the test examples that are answered by JSON"
+    if asked.groups:
+        return asked.groups, "the groups of alike test examples that are asked"
+    return asked.tested, "the test examples that are asked"
 
 
 def _problems(place: str, goal: Goal, asked: DataFacts) -> Iterator[str]:
