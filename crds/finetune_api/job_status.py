@@ -1,6 +1,6 @@
 """Status of a FineTuneJob: its runs, their stages, data, scores and artifacts."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -137,6 +137,9 @@ class Scores(WireModel):
     """The exported files, exactly as they are served."""
 
 
+MAX_PROMPTING: Final = 256
+
+
 class EvaluationStatus(WireModel):
     """Scores on the test split."""
 
@@ -156,6 +159,9 @@ class EvaluationStatus(WireModel):
     """The goals and what the artifact reached; without goals in the spec, how it compares with the base model."""
     goals_met: Annotated[str, Field(max_length=8)] = ""
     """Goals met out of all, e.g. 2/3."""
+    prompting: Annotated[str, Field(max_length=MAX_PROMPTING)] = ""
+    """Whether prompting the base model would have been enough, in a sentence. Empty: no other prompt was tried, or
+    publish has not said yet."""
     review: ReviewStatus | None = None
     """What people voted, where spec.evaluation.humanReview is Required."""
     judge: JudgeStatus | None = None

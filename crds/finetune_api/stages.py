@@ -65,7 +65,7 @@ RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.TRAIN: 5,
     Stage.EXPORT: 2,
     Stage.EVALUATE: 13,
-    Stage.PUBLISH: 7,
+    Stage.PUBLISH: 8,
 }
 """Raise a number when the stage's code changes its result for the same input: old results are then not reused."""
 
@@ -306,7 +306,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.EVALUATE: frozenset({"samples", *(f"{score}{model}" for score in _SCORES for model in _SCORED)}),
     Stage.PUBLISH: frozenset(
         {
-            *("channel", "goals", "review", "judge", "format", "architecture", "signedBy", "sizeBytes"),
+            *("channel", "goals", "prompting", "review", "judge", "format", "architecture", "signedBy", "sizeBytes"),
             *("goldenPromptTokens", "answerTokens", "baseDigest", "rank"),
         }
     ),

@@ -24,7 +24,7 @@ from hack.cluster.layout import REPOSITORY
 from hack.demo import serving
 from hack.demo.examples import EXAMPLES, example, merged, upload_inputs
 from hack.demo.follow import apply, follow_block, follow_job
-from hack.demo.report import prompting_of, stage_seconds
+from hack.demo.report import stage_seconds
 from hack.demo.serving import Served
 from hack.demo.teacher_pod import install_teacher
 from hack.demo.timing import Clock
@@ -97,7 +97,7 @@ def figures(job: FineTuneJob) -> dict[str, Any]:
         "goals": [goal.sentence for goal in status.evaluation.goals],
         "times": _times(float(status.evaluation.f1.artifact or 0), float(status.evaluation.f1.base or 0)),
         "judge": _judged(status.evaluation.judge),
-        "prompting": prompting_of(job),
+        "prompting": status.evaluation.prompting,
         "told": {stage.name: stage.message for stage in status.stages if stage.message},
         "artifact": status.artifact.uri,
         "seconds": stage_seconds(job),

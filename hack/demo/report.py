@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,11 +13,7 @@ from rich.text import Text
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.stages import Stage
 from hack.demo.timing import seconds_between
-
-_PROMPTING: Final = re.compile(r"\bPrompting (?:would not have been enough|may be enough|does better): .+?\.(?=\s|$)")
-"""As the evaluation's summary says it; a number has its point before a digit."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +61,11 @@ def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, flo
             "servedExpected": float(stable.expected_accuracy),
         },
         goals=[goal.sentence for goal in evaluation.goals],
-        prompting=prompting_of(job),
+        prompting=evaluation.prompting,
         rows=dataset.rows.model_dump(by_alias=True),
         seconds={key: round(value, 1) for key, value in (stage_seconds(job) | seconds).items()},
         endpoint=deployment.status.endpoint,
     )
-
-
-def prompting_of(job: FineTuneJob) -> str:
-    """The sentence of the evaluation on prompting, which its message holds among others; empty if it holds none."""
-    said = next((stage.message for stage in job.status.stages if stage.name == Stage.EVALUATE), "")
-    found = _PROMPTING.search(said)
-    return found[0] if found else ""
 
 
 def stage_seconds(job: FineTuneJob) -> dict[str, float]:

@@ -41,9 +41,10 @@ from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import parse_json, read_json
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
+from finetune_jobs.evaluation.gates import judge, lost_by_export, no_better_than_base, same_as_base
 from finetune_jobs.evaluation.judging.stored import judgement_of
 from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, spared, status_of
+from finetune_jobs.evaluation.prompting import on_prompting
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
 from finetune_jobs.reports.index import write_index
@@ -150,12 +151,16 @@ class _Verdict:
     """What people said; None: they were not asked."""
     judge: JudgeStatus | None = None
     """What another model said; None: none was asked."""
+    prompting: str = ""
+    """Whether prompting would have been enough; empty: no prompt was tried."""
 
     @property
     def scalars(self) -> dict[str, str]:
         """For the status."""
         asked = {"review": self.review, "judge": self.judge}
         said = {name: each.model_dump_json(by_alias=True) for name, each in asked.items() if each}
+        if self.prompting:
+            said["prompting"] = self.prompting
         return {"goals": packed(self.found), **said}
 
     @property
@@ -243,7 +248,10 @@ def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None,
     told = [each.sentence for each in shown if missed or each.outcome is not GateOutcome.PASS or gates.goals]
     told = [*faults, *told, *([compared.text] if compared else [])]
     blocked = bool(missed or faults)
-    verdict = _Verdict(found, Channel.CANDIDATE if blocked else Channel.STABLE, " ".join(told), judge=status)
+    if not blocked and not gates.goals and (said := no_better_than_base(measurements, metrics.task)):
+        told.append(said)
+    channel, prompting = Channel.CANDIDATE if blocked else Channel.STABLE, on_prompting(measurements, metrics.task)
+    verdict = _Verdict(found, channel, " ".join(told), judge=status, prompting=prompting)
     if blocked and gates.on_fail is OnFail.STOP:
         raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)
     return verdict

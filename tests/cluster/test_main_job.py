@@ -48,6 +48,7 @@ def test_tuning_makes_the_difference_and_what_is_served_is_what_was_evaluated(re
     assert low <= accuracy["served"] <= high
     assert accuracy["fewShot"] <= accuracy["artifact"] - 0.15, "a prompt with examples would nearly have done"
     assert [goal.split()[0] for goal in report["goals"]] == ["Met", "Met"]
+    assert report["prompting"].startswith("Prompting would not have been enough: ")
 
 
 def test_dirt_was_found_and_every_row_is_accounted_for(report: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ def test_pods_log_json_lines_only(demo: Kubectl) -> None:
     assert all(isinstance(json.loads(line), dict) for line in lines)
 
 
-def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl) -> None:
+def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl, report: dict[str, Any]) -> None:
     before = FineTuneJob.model_validate(demo.get("ftj", "transactions"))
     demo("delete", "ftj", "transactions", "--wait=true")
     wait_for("the old run's Jobs to go", lambda: not demo.items("jobs", JOBS), 180)
@@ -86,6 +87,8 @@ def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl) -
     assert before.status.artifact
     assert after.status.artifact == before.status.artifact
     assert after.status.evaluation == before.status.evaluation
+    assert after.status.evaluation
+    assert after.status.evaluation.prompting == report["prompting"], "the demo's report has it on a rerun too"
     assert {stage.state for stage in after.status.stages if stage.name != "resolve"} == {StageState.REUSED}
     jobs = demo.items("jobs", JOBS)
     assert {job["metadata"]["labels"][LABEL_STAGE] for job in jobs} == {"resolve"}

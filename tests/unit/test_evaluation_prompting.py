@@ -8,7 +8,8 @@ from finetune_api.dataset import TaskType
 from finetune_api.gates import Gates
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.lenient import read
-from finetune_jobs.evaluation.report import PROMPTED, Evaluated
+from finetune_jobs.evaluation.prompting import PROMPTED
+from finetune_jobs.evaluation.report import Evaluated
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit

@@ -36,7 +36,7 @@ from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.evaluation.estimates import METRICS
+from finetune_jobs.evaluation.estimates import METRICS, measure
 from finetune_jobs.evaluation.report import Evaluated, Probabilities
 from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.fetch import fetch
@@ -81,6 +81,7 @@ def test_publish_writes_the_artifact_and_moves_the_channel(
         "goldenPromptTokens": "30",
         "answerTokens": "8",
     }
+    assert "beyond chance" not in published.message
     folder = store.below(f"artifacts/{digest}")
     manifest = Manifest.model_validate_json(folder.get("manifest.json") or b"")
     assert sorted(file.path for file in manifest.files) == ["README.md", THRESHOLDS, BOM, GOLDEN, "model.json", SAMPLE]
@@ -278,12 +279,42 @@ def test_what_no_server_could_prove_is_not_published(
     evaluation = publish_folder(store, folder, Stage.EVALUATE)
     asked = asked.model_copy(update={"upstream": asked.upstream.model_copy(update={"evaluation": evaluation})})
     if published:
-        execute(context(asked, tmp_path), publish)
+        made = execute(context(asked, tmp_path), publish)
+        assert made.scalars["channel"] == "stable"
+        assert_says(made.message, "not better than its base model beyond chance", "set spec.evaluation.goals")
         return
     with pytest.raises(StageError) as error:
         execute(context(asked, tmp_path), publish)
     assert error.value.reason is Reason.GATE_FAILED
     assert_says(error.value.message, "No server could prove", "0.500 nats a token", "1.100", "Nothing was published")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "gates", [{}, {"goals": [{"metric": "accuracy", "atLeast": "0.99"}]}], ids=["published", "blocked"]
+)
+def test_whether_prompting_would_have_done_is_told_by_every_publish(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path, gates: dict[str, Any]
+) -> None:
+    """Of an evaluation that is reused, too, whose own message is not told again."""
+    asked = gated(s3, store, upstream, ANSWERS, tmp_path, **gates)
+    said = {model: [getattr(each, model) for each in ANSWERS] for model in ("base", "tuned", "artifact")}
+    found = measure(
+        TaskType.CLASSIFICATION, [each.label for each in ANSWERS], said | {"fewShot": said["base"]}, ["a", "b"]
+    )
+    metrics = {"goldenPrompts": 8, "scalars": {}, "measurements": found.model_dump(mode="json", by_alias=True)}
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    evaluation = publish_folder(store, tmp_path / "evaluation", Stage.EVALUATE)
+    asked = asked.model_copy(update={"upstream": asked.upstream.model_copy(update={"evaluation": evaluation})})
+    try:
+        scalars = execute(context(asked, tmp_path), publish).scalars
+    except StageError as error:
+        scalars = error.scalars
+    assert_says(
+        scalars["prompting"],
+        "Prompting would not have been enough: artifact against base model with few-shot examples, accuracy",
+        "points (95 % interval",
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_applicable, require_classes
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.gates import judge, lost_by_export, same_as_base
+from finetune_jobs.evaluation.gates import judge, lost_by_export, no_better_than_base, same_as_base
 from finetune_jobs.evaluation.measurable import DataFacts, require_enough_tests, require_measurable
 from tests.support.sentences import assert_says, unsaid
 
@@ -439,6 +439,7 @@ def test_every_sentence_is_said() -> None:
     messages += [unmeasurable(goal, asked).message for goal, asked, _ in UNMEASURABLE]
     messages += [not_shown(goal, asked).message for goal, asked, _ in TOO_FEW_TESTS]
     messages += [unbounded(goal, asked).message for goal, asked, _ in LOSSES]
+    messages.append(no_better_than_base(evaluated(9, 9), TaskType.CLASSIFICATION))
     for module in ("applicable", "gates", "measurable"):
         assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []
 
@@ -616,6 +617,24 @@ def test_without_goals_the_artifact_must_not_be_worse_than_its_base(
 ) -> None:
     (found,) = judge(Gates(), evaluated(base, artifact, task), task)
     assert found.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("base", "artifact", "said"),
+    [
+        (200, 200, "is not better than its base model beyond chance: accuracy +0.0 points"),
+        (100, 97, "is not better than its base model beyond chance: accuracy +1.5 points"),
+        (100, 20, ""),
+    ],
+    ids=["nothing right", "within chance", "better"],
+)
+def test_an_artifact_that_is_no_better_than_its_base_is_told_from_one_that_is(
+    base: int, artifact: int, said: str
+) -> None:
+    found = no_better_than_base(evaluated(base, artifact), TaskType.CLASSIFICATION)
+    assert said in found
+    assert bool(found) is bool(said)
+    assert not found or "set spec.evaluation.goals" in found
 
 
 def test_what_is_open_blocks_unless_it_is_to_warn() -> None:

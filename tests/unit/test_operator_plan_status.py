@@ -12,7 +12,7 @@ import pytest
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.gates import GateOutcome, GoalStatus, packed
-from finetune_api.job_status import FineTuneJobStatus, Phase, StageState
+from finetune_api.job_status import MAX_PROMPTING, FineTuneJobStatus, Phase, StageState
 from finetune_api.push import PushStatus, PushTarget
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Outcome, Stage, StageResult
@@ -142,6 +142,22 @@ def test_a_candidate_is_no_artifact_and_the_run_has_failed() -> None:
     assert accepted.artifact is not None
     assert accepted.evaluation is not None
     assert accepted.evaluation.goals_met == "1/1"
+
+
+def test_whether_prompting_would_have_done_is_told_of_an_evaluation_that_is_reused_too() -> None:
+    """By publish, whether it ran again, with other goals, or was reused itself."""
+    said = "Prompting would not have been enough: artifact against base model with few-shot examples."
+    spec = observed().spec
+    ledger = RunLedger(spec, FineTuneJobStatus(), current_run(observed(), NOW), NOW)
+    for number, stage in enumerate(PIPELINE, 1):
+        scalars = {"channel": "stable", "prompting": said + "x" * 500} if stage is Stage.PUBLISH else {}
+        ledger.reuse(Found(stage=stage, output_digest=str(number) * 64, scalars=scalars), "key", None)
+    assert ledger.evaluation
+    assert ledger.evaluation.prompting.startswith(said)
+    assert len(ledger.evaluation.prompting) == MAX_PROMPTING
+    ran = after_evaluation(done(Stage.PUBLISH, scalars=reached("Pass") | {"channel": "stable", "prompting": said}))
+    assert ran.evaluation
+    assert ran.evaluation.prompting == said
 
 
 TWO = '[["Pass", "1", "1", "1", null], ["Pass", "1", "1", "1", null]]'

@@ -10,6 +10,7 @@ from finetune_api.finetunejob import Output
 from finetune_api.gates import GateOutcome, GoalStatus, packed
 from finetune_api.goals import MAX_GOALS
 from finetune_api.hashing import canonical_json
+from finetune_api.job_status import MAX_PROMPTING
 from finetune_api.layout import (
     MANIFEST,
     READINESS_PAGE,
@@ -85,6 +86,7 @@ def longest_scalars() -> dict[Stage, dict[str, str]]:
         "channel": Channel.CANDIDATE.value,
         "goals": packed([reached.model_copy(update={"deciding_rows": 1_000_000})] * MAX_GOALS),
         "review": ReviewStatus(outcome=GateOutcome.FAIL, votes=100_000, reviewers=1000, **rates).model_dump_json(),
+        "prompting": "p" * MAX_PROMPTING,
         "format": "Merged",
         "architecture": "a" * 64,
         "signedBy": "5" * 64,

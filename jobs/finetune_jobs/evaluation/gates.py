@@ -29,6 +29,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.evaluation.metrics import Z_95
+from finetune_jobs.evaluation.prompting import described
 from finetune_jobs.evaluation.texts import FEWEST
 
 _MODELS: Final = {
@@ -114,6 +115,18 @@ def same_as_base(measurements: Measurements, task: TaskType) -> str:
         f"in the recorded texts it is {it.artifact_base:.3f} nats a token from the base model and "
         f"{it.artifact_tuned:.3f} from the tuned model, which is {it.tuned_base:.3f} from the base model. Train for "
         "more steps or with a higher learning rate, or set spec.export.format to one that rounds less."
+    )
+
+
+def no_better_than_base(measurements: Measurements, task: TaskType) -> str:
+    """That the artifact is not better than its base model, in a sentence; empty if it is, beyond chance. Without goals
+    it is published all the same, and people are to know."""
+    gain = measurements.difference(measurements.main_metric(task), "artifact", "base")
+    if gain is None or gain.better_beyond_chance:
+        return ""
+    return (
+        f"The artifact is not better than its base model beyond chance: {described(gain)}. No goal asks for "
+        "more: set spec.evaluation.goals."
     )
 
 

@@ -22,7 +22,8 @@ from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.meanings import WORDS, Words, meanings
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.report import MODELS, NAMES, PROMPTED, WITH, WITHOUT, Evaluated, described
+from finetune_jobs.evaluation.prompting import NAMES, PROMPTED, described
+from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris

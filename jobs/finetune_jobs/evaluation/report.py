@@ -12,6 +12,7 @@ from finetune_jobs.evaluation.clusters import Groups, mean
 from finetune_jobs.evaluation.estimates import measure, metrics_of
 from finetune_jobs.evaluation.grouped import Answered, in_groups
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
+from finetune_jobs.evaluation.prompting import NAMES, described, on_prompting, prompted
 from finetune_jobs.evaluation.shares import measure_matching, measure_shares
 from finetune_jobs.evaluation.tasks import right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods
@@ -26,18 +27,6 @@ MODELS: Final = {
     "artifact": "exported artifact, as served",
 }
 """What was asked, by the name in files and scalars; not every evaluation has asked all of them."""
-PROMPTED: Final = {
-    "fewShot": "base model with few-shot examples",
-    "verbose": "base model with free-form answers",
-    "constrained": "base model limited to the labels",
-}
-"""The ways to prompt that might have been enough without tuning. Text around the right answer costs them nothing."""
-NAMES: Final[Mapping[str, str]] = {
-    Metric.F1: "F1",
-    Metric.EXACT_MATCH: "exact match",
-    Metric.CHRF: "chrF",
-}
-"""Metrics as people write them, where that differs."""
 _IN_SCALARS: Final = ("base", "fewShot", "tuned", "artifact")
 """A stage's result is short: the others are in ``metrics.json``."""
 WITH: Final = "with"
@@ -187,22 +176,12 @@ class Evaluated:
     @property
     def prompted(self) -> str:
         """The best of PROMPTED by the task's main metric; empty where none was asked."""
-        asked = [model for model in PROMPTED if model in self.scores]
-        metric = main_metric(self.task)
-        return max(asked, key=lambda model: self.value(metric, model) or 0, default="")
+        return prompted(self.measurements, self.task)
 
     def prompting(self) -> str:
         """Whether prompting would have been enough, in one sentence; empty where the base model was only asked as the
         artifact is."""
-        if not self.prompted:
-            return ""
-        gain = self.difference("artifact", self.prompted)
-        what = f"artifact against {PROMPTED[self.prompted]}, {described(gain)}"
-        if gain.better_beyond_chance:
-            return f"Prompting would not have been enough: {what}."
-        if gain.worse_beyond_chance:
-            return f"Prompting does better: {what}."
-        return f"Prompting may be enough: {what}, within chance."
+        return on_prompting(self.measurements, self.task)
 
     def elsewhere(self) -> str:
         """Whether the model of spec.evaluation.baseline would have been enough, in one sentence; empty where none was
@@ -233,13 +212,6 @@ class Evaluated:
         share = metrics_of(self.task)[0]
         found = {model: asdict(each) for model, each in scores.items()}
         return {model: {share: each.pop("accuracy"), **each} for model, each in found.items()}
-
-
-def described(difference: Difference) -> str:
-    """A difference for people, e.g. ``accuracy -4.5 points (95 % interval -7.1 to -1.9)``."""
-    it, name = difference.estimate, NAMES.get(difference.metric, difference.metric)
-    what = f"{name} of {difference.label!r}" if difference.label else name
-    return f"{what} {100 * it.value:+.1f} points (95 % interval {100 * it.low:+.1f} to {100 * it.high:+.1f})"
 
 
 def _scored_apart(

@@ -11,6 +11,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.gates import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.job_status import (
+    MAX_PROMPTING,
     ArtifactStatus,
     ArtifactTokens,
     DatasetStatus,
@@ -121,8 +122,10 @@ class RunLedger:
         )
 
     def judged(self, scalars: Mapping[str, str]) -> None:
-        """Record which goals the artifact met and what people said of it, if that is told."""
+        """Record which goals the artifact met, and what is said of it beside them, if that is told."""
         found = _goals(self._spec, self.evaluation, scalars)
+        if self.evaluation is not None and (prompting := scalars.get("prompting", "")[:MAX_PROMPTING]):
+            self.evaluation = self.evaluation.model_copy(update={"prompting": prompting})
         if self.evaluation is not None and (said := _review(scalars)):
             self.evaluation = self.evaluation.model_copy(update={"review": said})
         if self.evaluation is not None and (preferred := _preferred(scalars)):
