@@ -34,9 +34,9 @@ def test_scores_of_a_worked_example() -> None:
 
     assert scores.accuracy == 3 / 6
     assert scores.labels == {
-        "a": LabelScores(support=3, precision=2 / 3, recall=2 / 3, f1=2 / 3),
-        "b": LabelScores(support=2, precision=1 / 2, recall=1 / 2, f1=1 / 2),
-        "c": LabelScores(support=1, precision=0.0, recall=0.0, f1=0.0),
+        "a": LabelScores(support=3, given=3, precision=2 / 3, recall=2 / 3, f1=2 / 3),
+        "b": LabelScores(support=2, given=2, precision=1 / 2, recall=1 / 2, f1=1 / 2),
+        "c": LabelScores(support=1, given=0, precision=0.0, recall=0.0, f1=0.0),
     }
     assert scores.precision == pytest.approx((2 / 3 + 1 / 2) / 3)
     assert scores.f1 == pytest.approx((2 / 3 + 1 / 2) / 3)

@@ -94,6 +94,22 @@ def test_the_f1_of_a_class_is_that_of_its_own_rows() -> None:
     assert (nothing.low, nothing.high) == (0, 1), "a class without a test example tells nothing"
 
 
+def test_a_class_that_is_answered_but_never_right_is_known_to_be_wrong() -> None:
+    """50 wrong answers of 50 are no open question, whether the class has rows of its own or not."""
+    truth = ["a"] * 50 + ["b"] * 10
+    said = ["b"] * 50 + ["c"] * 10
+    found = measure(TaskType.CLASSIFICATION, truth, {"base": said, "tuned": said, "artifact": said}, LABELS)
+    low, high = wilson(0, 50)
+    assert (it := of(found, "precision", "artifact", "b")).value == 0
+    assert (it.low, it.high) == pytest.approx((low, high))
+    assert at_least(it, 0.2, 60).outcome is Outcome.FAIL
+    assert of(found, "recall", "artifact", "b").high == pytest.approx(wilson(0, 10)[1])
+    share = wilson(0, 60)[1]
+    assert of(found, "f1", "artifact", "b").high == pytest.approx(2 * share / (1 + share)), "of its rows and answers"
+    assert of(found, "precision", "artifact", "c").high == pytest.approx(wilson(0, 10)[1]), "no row is of it"
+    assert (of(found, "precision", "artifact", "a").high, of(found, "recall", "artifact", "c").high) == (1, 1)
+
+
 @pytest.mark.slow
 def test_intervals_are_the_same_each_time_and_hold_what_they_should() -> None:
     """Of 12 samples from a model that is right in 70 of 100 rows, 11 or 12 have 0.7 in their interval."""

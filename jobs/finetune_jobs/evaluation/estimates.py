@@ -173,19 +173,18 @@ def _interval(value: float, drawn: Floats) -> Figure:
 
 
 def _of_label(label: str, metric: str, scores: Mapping[str, Scores]) -> MeasuredMetric:
-    rows = {model: each.labels.get(label, LabelScores(0, 0.0, 0.0, 0.0)) for model, each in scores.items()}
+    rows = {model: each.labels.get(label, LabelScores(0, 0, 0.0, 0.0, 0.0)) for model, each in scores.items()}
     cases = max(row.support for row in rows.values())
-    found = {model: _label_estimate(metric, row, cases) for model, row in rows.items()}
+    found = {model: _label_estimate(metric, row) for model, row in rows.items()}
     return MeasuredMetric(metric=metric, label=label, cases=cases, models=found)
 
 
-def _label_estimate(metric: str, row: LabelScores, cases: int) -> Figure:
-    """Of one class. Where there is no case, nothing is known: 0 to 1."""
+def _label_estimate(metric: str, row: LabelScores) -> Figure:
+    """Of one class: of its answers, its rows, or both. Where there are none, nothing is known: 0 to 1."""
     right = round(row.recall * row.support)
-    given = round(right / row.precision) if row.precision else 0
     value = getattr(row, metric)
-    total = {"precision": given, "recall": row.support, "f1": row.support + given - right}[metric]
-    if not cases or not total:
+    total = {"precision": row.given, "recall": row.support, "f1": row.support + row.given - right}[metric]
+    if not total:
         return Figure(value=value, low=0, high=1)
     low, high = wilson(right, total)
     if metric == "f1":

@@ -17,6 +17,8 @@ class LabelScores:
 
     support: int
     """Examples whose right answer is this label."""
+    given: int
+    """Answers with this label, right and wrong ones."""
     precision: float
     """Share of the answers with this label that are right."""
     recall: float
@@ -142,4 +144,4 @@ def label_scores(support: int, given: int, right: int) -> LabelScores:
     precision = right / given if given else 0.0
     recall = right / support if support else 0.0
     f1 = 2 * right / (support + given) if support + given else 0.0
-    return LabelScores(support, precision, recall, f1)
+    return LabelScores(support, given, precision, recall, f1)
