@@ -1,10 +1,8 @@
 """Intervals of every metric and of the differences between models, from their answers to the same rows.
 
-Shares of rows (accuracy, exact match; precision and recall of one class) have Wilson's interval. F1 of one class is a
-monotone function of a share, F1 = 2s / (1 + s) with s = right / (right + missed + wrongly given) (Hand, Christen and
-Kirielle, "F*: an interpretable transformation of the F-measure", 2021), so its interval is that share's, transformed.
-Means over classes or rows, and all differences, are bootstrapped: rows are drawn again with replacement, and one draw
-serves all models, so that differences are paired.
+Shares of rows (accuracy, exact match) have Wilson's interval; what is of one class: ``classes``. Means over classes or
+rows, and their differences, are bootstrapped: rows are drawn again with replacement, and one draw serves all models, so
+that differences are paired.
 
 A bootstrap of few rows that are all right has no width. Therefore four imaginary rows are among those that are drawn,
 which every model answers right or wrong by the toss of a coin: what Agresti and Coull (1998) add to a share and Agresti
@@ -18,20 +16,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_jobs.artifacts.measurements import ELSEWHERE, Difference, Figure, MeasuredMetric, Measurements
-from finetune_jobs.evaluation.metrics import LabelScores, Scores, compare, wilson
+from finetune_jobs.evaluation.classes import OF_A_CLASS, Coded, measure_classes
+from finetune_jobs.evaluation.clusters import Floats, Numbers
+from finetune_jobs.evaluation.metrics import Scores, compare, wilson
 from finetune_jobs.evaluation.tasks import call_overlap, calls_tools, overlap_for, right_for, score_task
 from finetune_jobs.evaluation.texts import Likelihoods, chrf
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-METRICS: Final = ("accuracy", "precision", "recall", "f1")
+METRICS: Final = ("accuracy", *OF_A_CLASS)
 """The first is the share of right answers, and the others follow it in the order of these names."""
 OF_TEXT: Final = (Metric.EXACT_MATCH.value, *METRICS[1:], Metric.CHRF.value)
 """The same of free text, whose right answers are those with the very words."""
@@ -57,9 +55,9 @@ class _Cells:
     """How often each is there."""
     right: Floats
     """(cells, models): the values of the metrics that are means over the rows, for each metric in turn."""
-    truth: Any
+    truth: Numbers
     """Number of the right label; empty where answers are no classes."""
-    given: Any
+    given: Numbers
     """(cells, models): number of the answered label; the number after the last is none."""
 
 
@@ -73,9 +71,11 @@ def measure(
     """Every metric of every model, and the differences of PAIRS. ``labels`` are the allowed ones of a classification;
     with ``likelihoods`` there is a perplexity. Raises ValueError when there are no rows."""
     scores = {model: score_task(task, truth, given, labels) for model, given in answers.items()}
-    known = sorted({*labels, *truth}) if task is TaskType.CLASSIFICATION else []
-    metrics = metrics_of(task)
-    draws = _draw(_cells(task, truth, list(answers.values()), known), metrics, len(answers), len(known))
+    metrics, is_label = metrics_of(task), task is TaskType.CLASSIFICATION
+    known = sorted({*labels, *truth}) if is_label else []
+    rows = Coded.of(known, truth, list(answers.values())) if is_label else None
+    cells = _distinct(rows) if rows else _with_imaginary(row_values(task, truth, list(answers.values())), len(metrics))
+    draws = _draw(cells, metrics, len(answers), len(known))
     pairs = [pair for pair in PAIRS if set(pair) <= answers.keys()]
     exact = {(a, b): compare(truth, answers[b], answers[a], right_for(task)).p_value for a, b in pairs}
     overall = [
@@ -85,19 +85,18 @@ def measure(
     ]
     if task is TaskType.TEXT:
         overall.append(_overall_chrf(truth, answers, draws[Metric.CHRF]))
-    each = [_of_label(label, metric, scores) for label in known for metric in METRICS[1:]]
     columns = {model: number for number, model in enumerate(answers)}
     differences: list[Difference] = []
-    for found, drawn in (
-        *((found, draws[found.metric]) for found in overall),
-        *((found, draws[f"{found.metric}/label"][:, :, known.index(found.label)]) for found in each),
-    ):
+    for found in overall:
+        drawn = draws[found.metric]
         for first, second in pairs:
             value = found.models[first].value - found.models[second].value
             estimate = _interval(value, drawn[:, columns[first]] - drawn[:, columns[second]])
             p_value = exact[first, second] if found.metric == metrics[0] else None
-            names = {"metric": found.metric, "label": found.label, "model": first, "against": second}
+            names = {"metric": found.metric, "model": first, "against": second}
             differences.append(Difference(**names, estimate=estimate, p_value=p_value))
+    each, apart = measure_classes(rows, scores, pairs) if rows else ([], [])
+    differences += apart
     if likelihoods and (perplexities := likelihoods.perplexities()):
         name = Metric.PERPLEXITY.value
         overall.append(MeasuredMetric(metric=name, cases=len(truth), models=perplexities))
@@ -172,41 +171,16 @@ def _interval(value: float, drawn: Floats) -> Figure:
     return Figure(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
-def _of_label(label: str, metric: str, scores: Mapping[str, Scores]) -> MeasuredMetric:
-    rows = {model: each.labels.get(label, LabelScores(0, 0, 0.0, 0.0, 0.0)) for model, each in scores.items()}
-    cases = max(row.support for row in rows.values())
-    found = {model: _label_estimate(metric, row) for model, row in rows.items()}
-    return MeasuredMetric(metric=metric, label=label, cases=cases, models=found)
-
-
-def _label_estimate(metric: str, row: LabelScores) -> Figure:
-    """Of one class: of its answers, its rows, or both. Where there are none, nothing is known: 0 to 1."""
-    right = round(row.recall * row.support)
-    value = getattr(row, metric)
-    total = {"precision": row.given, "recall": row.support, "f1": row.support + row.given - right}[metric]
-    if not total:
-        return Figure(value=value, low=0, high=1)
-    low, high = wilson(right, total)
-    if metric == "f1":
-        low, high = 2 * low / (1 + low), 2 * high / (1 + high)
-    return Figure(value=value, low=min(value, low), high=max(value, high))
-
-
-def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]], known: Sequence[str]) -> _Cells:
+def _distinct(rows: Coded) -> _Cells:
     """Rows that agree in everything that counts are one cell: of many rows of a classification, few are distinct."""
-    if task is not TaskType.CLASSIFICATION:
-        return _with_imaginary(row_values(task, truth, answers), len(metrics_of(task)))
-    patterns = np.array(list(product((0.0, 1.0), repeat=len(answers))))
+    classes = len(rows.known)
+    patterns = np.array(list(product((0.0, 1.0), repeat=rows.given.shape[1])))
     share = IMAGINARY / len(patterns)
-    numbers = {label: number for number, label in enumerate(known)}
-    rows = np.array(
-        [[numbers[t], *(numbers.get(a, len(known)) for a in given)] for t, *given in zip(truth, *answers, strict=True)]
-    )
-    distinct, counts = np.unique(rows, axis=0, return_counts=True)
-    support = np.bincount(rows[:, 0], minlength=len(known)) / len(rows)
-    imaginary = np.repeat(np.arange(len(known)), len(patterns))
-    tossed = np.tile(patterns, (len(known), 1))
-    another = (imaginary + 1) % max(2, len(known))
+    distinct, counts = np.unique(np.column_stack([rows.truth, rows.given]), axis=0, return_counts=True)
+    support = np.bincount(rows.truth, minlength=classes) / len(rows.truth)
+    imaginary = np.repeat(np.arange(classes), len(patterns))
+    tossed = np.tile(patterns, (classes, 1))
+    another = (imaginary + 1) % max(2, classes)
     said = np.where(tossed > 0, imaginary[:, None], another[:, None])
     labels, given = np.concatenate([distinct[:, 0], imaginary]), np.concatenate([distinct[:, 1:], said])
     weights = np.concatenate([counts, np.repeat(support, len(patterns)) * share])
@@ -219,7 +193,7 @@ def _with_imaginary(values: Floats, metrics: int) -> _Cells:
     patterns = np.array(list(product((0.0, 1.0), repeat=models)))
     right = np.concatenate([values, np.tile(patterns, metrics)])
     weights = np.concatenate([np.ones(len(values)), np.full(len(patterns), IMAGINARY / len(patterns))])
-    return _Cells(weights, right, np.empty(0, int), np.empty((0, models), int))
+    return _Cells(weights, right, np.empty(0, np.intp), np.empty((0, models), np.intp))
 
 
 def row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
@@ -234,7 +208,7 @@ def row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[
 
 
 def _draw(cells: _Cells, metrics: Sequence[str], models: int, labels: int) -> dict[str, Floats]:
-    """The metrics in each draw: (draws, models) by name; of classes also ``<name>/label`` (draws, models, labels)."""
+    """The metrics in each draw: (draws, models) by name."""
     rows = round(cells.weights.sum())
     generator = np.random.default_rng(SEED)
     block = max(1, min(DRAWS, _CELLS // len(cells.weights)))
@@ -257,7 +231,7 @@ def _by_label(drawn: Floats, cells: _Cells, models: int, labels: int) -> dict[st
     right = np.stack(
         [(drawn @ (one_hot[cells.truth] * cells.right[:, m, None]))[:, :labels] for m in range(models)], axis=1
     )
-    return ratios(support, given, right)
+    return {name: drawn for name, drawn in ratios(support, given, right).items() if name in OF_A_CLASS}
 
 
 def ratios(support: Floats, given: Floats, right: Floats) -> dict[str, Floats]:

@@ -14,6 +14,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.behaviour.paired import Interval
+from finetune_jobs.evaluation.classes import Coded
 from finetune_jobs.evaluation.clusters import (
     Floats,
     Groups,
@@ -111,14 +112,11 @@ def _seen(asked: Answered, labels: Sequence[str]) -> _Seen:
             np.empty((0, len(models)), np.intp),
         )
     known = sorted({*labels, *asked.truth})
-    numbers = {label: number for number, label in enumerate(known)}
-    truth = np.array([numbers[each] for each in asked.truth], dtype=np.intp)
-    given = np.array(
-        [[numbers.get(each, len(known)) for each in said] for said in asked.answers.values()], dtype=np.intp
-    ).T
-    right = (given == truth[:, None]).astype(float)
-    draws = {"accuracy": drawn_means(right, asked.groups), **_by_label(truth, given, len(known), asked.groups)}
-    return _Seen(models, dict.fromkeys(METRICS, right), draws, known, truth, given)
+    coded = Coded.of(known, asked.truth, list(asked.answers.values()))
+    right = (coded.given == coded.truth[:, None]).astype(float)
+    by_label = _by_label(coded.truth, coded.given, len(known), asked.groups)
+    draws = {"accuracy": drawn_means(right, asked.groups), **by_label}
+    return _Seen(models, dict.fromkeys(METRICS, right), draws, known, coded.truth, coded.given)
 
 
 def _by_label(truth: Numbers, given: Numbers, labels: int, groups: Groups) -> dict[str, Floats]:
@@ -162,7 +160,7 @@ def _measured(found: MeasuredMetric, seen: _Seen, groups: Groups) -> MeasuredMet
 
 
 def _of_label(found: MeasuredMetric, model: int, seen: _Seen, groups: Groups) -> Figure:
-    """Of one class: a share of the rows that it rests on, or, of F1, a function of one (``estimates``)."""
+    """Of one class: a share of the rows that it rests on, or, of F1, a function of one (``classes``)."""
     figure = found.models[seen.models[model]]
     rows = seen.of_label(found.metric, found.label, model)
     if not rows.any():

@@ -81,6 +81,10 @@ _OF_TEXT: Final = (
 """Figures of texts alone."""
 
 
+_OF_A_LABEL: Final = (
+    " Of one label, which has few of the examples, it follows from the intervals of both models and from how often "
+    "they get the same examples right (square-and-add, Newcombe 1998)."
+)
 _GROUPS: Final = (
     "The examples form {groups} groups of similar rows (spec.dataset.groupBy, near duplicates, pieces of one "
     "conversation). Ten examples of one group say less than one example each of ten groups, so intervals come from "
@@ -109,6 +113,7 @@ def meanings(task: TaskType, groups: int = 0) -> list[Fact]:
                 "scored on each sample (paired bootstrap, with four imaginary examples that either may get right). If "
                 "it contains 0, chance could explain the difference; for the "
                 f"{words.share.lower()}, McNemar's test decides."
+                f"{_OF_A_LABEL if task is TaskType.CLASSIFICATION else ''}"
             ],
         ),
         *([Fact("Groups", [_GROUPS.format(groups=f"{groups:,}")])] if groups else []),

@@ -5,6 +5,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Final
 
+from finetune_jobs.artifacts.measurements import Figure
 from finetune_jobs.evaluation.metrics import Z_95
 
 Interval = tuple[float, float]
@@ -25,6 +26,21 @@ def share_difference(wins: float, losses: float, samples: float) -> Interval:
     half = Z_95 * sqrt(only_second + only_first - total * centre**2) / total
     value = (wins - losses) / samples
     return min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half))
+
+
+def square_and_add(first: Figure, second: Figure, correlation: float = 0.0) -> Figure:
+    """The first figure minus the second, with the interval that follows from those of both (Newcombe, "Improved
+    confidence intervals for the difference between binomial proportions based on paired data", Statistics in Medicine
+    17, 1998, method 10). ``correlation``: of the two figures from sample to sample (Zou, "Toward using confidence
+    intervals to compare correlations", Psychological Methods 12, 2007); 0 for different samples."""
+    value = first.value - second.value
+
+    def reach(mine: float, theirs: float) -> float:
+        return sqrt(max(0.0, mine**2 + theirs**2 - 2 * correlation * mine * theirs))
+
+    low = reach(first.value - first.low, second.high - second.value)
+    high = reach(first.high - first.value, second.value - second.low)
+    return Figure(value=value, low=value - low, high=value + high)
 
 
 def mean_difference(differences: Sequence[float]) -> Interval:

@@ -25,7 +25,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
-from finetune_jobs.evaluation.behaviour.paired import Interval
+from finetune_jobs.evaluation.behaviour.paired import Interval, square_and_add
 from finetune_jobs.evaluation.clusters import Groups, mean, mean_gain
 from finetune_jobs.evaluation.estimates import IMAGINARY
 from finetune_jobs.evaluation.grouped import widened
@@ -191,12 +191,7 @@ def _difference(run: MetricRun, each: ReportedFigure, against: str, groups: Grou
         if groups:
             estimate = _widened(estimate, mean_gain(gains, groups, width), least, most)
     else:
-        mine, theirs = _figure(own, rule, groups), _figure(other, rule, groups)
-        value = mine.value - theirs.value
-        # Newcombe (1998), method 10: the interval of a difference from those of both.
-        low = value - sqrt((mine.value - mine.low) ** 2 + (theirs.high - theirs.value) ** 2)
-        high = value + sqrt((mine.high - mine.value) ** 2 + (theirs.value - theirs.low) ** 2)
-        estimate = Figure(value=value, low=low, high=high)
+        estimate = square_and_add(_figure(own, rule, groups), _figure(other, rule, groups))
     return Difference(
         metric=custom_name(run.name, each.figure),
         label=each.part,
