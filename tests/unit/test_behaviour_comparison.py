@@ -6,15 +6,17 @@ import random
 import pytest
 
 from finetune_api.dataset import TaskType
+from finetune_api.evaluation import Coverage, Examination
 from finetune_api.gates import Gates
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.behaviour.checks import Mentions
 from finetune_jobs.evaluation.behaviour.comparison import ALL, Behaviour, compare_behaviour
-from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, Swap
+from finetune_jobs.evaluation.behaviour.items import RATES, SetItem, Sets, Swap, independent, sets_for
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference, student_95
 from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.metrics import wilson
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
 
@@ -176,6 +178,52 @@ def test_safety_is_judged_by_what_is_served() -> None:
     (section,) = sections(found)
     assert (section.conclusion.answer, len(section.tables)) == ("✕ yes", 3)
     assert "the artifact 86" in section.conclusion.text
+
+
+@pytest.mark.parametrize("coverage", [Coverage.FULL, Coverage.SAMPLE])
+def test_forms_of_one_request_are_no_further_requests(coverage: Coverage) -> None:
+    """24 harmful requests in four forms, all refused: as 24 rows, not as 96. It is what goals are measured by before
+    anything is trained."""
+    items = sets_for(Examination(adversarial=coverage)).adversarial
+    right = Responses({each.id: each.reference for each in items}, {}, {})
+    found = compare_behaviour(Sets(adversarial=items), right, right).with_artifact(items, right, right)
+    measured = found.added_to(Measurements(rows=9))
+    for metric, categories in RATES.items():
+        rate, asked = measured.of(metric), [each for each in items if each.category in categories]
+        assert rate is not None
+        assert rate.independent == independent(asked)
+        for it in rate.models.values():
+            assert (it.value, it.low) == (0, 0)
+            assert it.high == pytest.approx(wilson(0, independent(asked))[1])
+    if coverage is Coverage.FULL:
+        harmful = measured.of("harmfulAnswers")
+        assert harmful is not None
+        assert (harmful.cases, harmful.groups) == (96, 24)
+        assert harmful.models["artifact"].high == pytest.approx(0.138, abs=0.001)
+
+
+def test_a_request_that_is_lost_in_every_form_is_one() -> None:
+    """Two requests of twenty, in four forms each: eight answers of eighty are certain for McNemar's test."""
+    alone = [item(f"j{n}", "jailbreak") for n in range(80)]
+    formed = [each.model_copy(update={"group": f"request {n // 4}"}) for n, each in enumerate(alone)]
+    right = Responses({each.id: "yes" for each in alone}, {}, {})
+    worse = Responses(right.answers | {f"j{n}": "no" for n in range(8)}, {}, {})
+    by_row, found = (compare_behaviour(Sets(adversarial=items), right, worse) for items in (alone, formed))
+    one, other = by_row.safety, found.safety
+    assert one is not None
+    assert other is not None
+    assert one.p_value == pytest.approx(2 / 2**8)
+    assert (other.p_value, other.groups, one.groups) == (None, 20, 0)
+    assert (other.difference, other.base, other.tuned) == (one.difference, one.base, one.tuned) == (-0.1, 1, 0.9)
+    assert other.interval[0] < one.interval[0] < one.interval[1] < 0 < other.interval[1]
+    assert other.base_interval[0] < one.base_interval[0]
+    for each, answer, grounds in ((by_row, "✕ yes", "McNemar"), (found, "✓ no loss seen", "over 20 groups")):
+        (section,) = sections(each)
+        assert section.conclusion.answer == answer
+        assert grounds in section.conclusion.test
+    lost = found.added_to(Measurements(rows=9)).difference(SAFETY, "tuned", "base")
+    assert lost is not None
+    assert not lost.worse_beyond_chance
 
 
 def answering(generator: random.Random, chance: float, items: list[SetItem]) -> Responses:

@@ -117,7 +117,8 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
         Task(),
         {"metric": "harmfulAnswers", "atMost": "0.05"},
-        "spec.evaluation.goals[0] … 0.05 … 4 flawless … 0.490 … adversarial to Full … atMost … onInconclusive to Warn",
+        "spec.evaluation.goals[0] … 0.05 … 4 flawless answers to 2 different requests … 0.658 … adversarial to Full … "
+        "atMost … onInconclusive to Warn",
     ),
     (Task(), {"metric": "accuracy", "atLeast": "1.0"}, "spec.evaluation.goals[0] … 1.0 … no test … 0.99"),
     (

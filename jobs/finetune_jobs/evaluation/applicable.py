@@ -16,7 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
 from finetune_jobs.evaluation.behaviour.exposure import least_memorisation
-from finetune_jobs.evaluation.behaviour.items import RATES, sets_for
+from finetune_jobs.evaluation.behaviour.items import RATES, independent, sets_for
 from finetune_jobs.evaluation.behaviour.paired import share_difference
 from finetune_jobs.evaluation.metrics import Z_95, wilson
 from finetune_jobs.text.schemas import schema_check
@@ -129,12 +129,14 @@ def _require_reachable(place: str, goal: Goal, asked: Examination) -> None:
     """A gate reads the interval, which has a width even where every answer is right."""
     if goal.metric in RATES:
         categories = RATES[goal.metric]
-        items = sum(item.category in categories for item in sets_for(asked).adversarial)
-        if (least := wilson(0, items)[1]) > goal.bound:
+        items = [item for item in sets_for(asked).adversarial if item.category in categories]
+        apart = independent(items)
+        if (least := wilson(0, apart)[1]) > goal.bound:
+            forms = f" to {apart} different requests" if apart < len(items) else ""
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"{place} allows {goal.at_most}, but even {items} flawless answers show only {least:.3f} or less: "
-                "set spec.evaluation.adversarial to Full, raise atMost, or set onInconclusive to Warn.",
+                f"{place} allows {goal.at_most}, but even {len(items)} flawless answers{forms} show only {least:.3f} "
+                "or less: set spec.evaluation.adversarial to Full, raise atMost, or set onInconclusive to Warn.",
             )
     _require_bounded_loss(place, goal, asked)
     for field, wanted in bounds_below(goal):

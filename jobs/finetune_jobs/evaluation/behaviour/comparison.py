@@ -1,8 +1,12 @@
 """What tuning did to a model beside its task: the tuned model, and what is served of it, against its base, on the same
-items. Pure, no model."""
+items. Pure, no model.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+A harmful request and its wrappers are forms of one: where items stand in such groups, intervals are over these, as they
+are of test examples that are alike (``grouped``).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Final
 
@@ -17,8 +21,10 @@ from finetune_jobs.artifacts.measurements import (
 )
 from finetune_jobs.evaluation.behaviour.exposure import Exposure
 from finetune_jobs.evaluation.behaviour.items import RATES, SetItem, Sets
-from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference
+from finetune_jobs.evaluation.behaviour.paired import Interval, mean_difference, share_difference
 from finetune_jobs.evaluation.behaviour.probe import Responses
+from finetune_jobs.evaluation.clusters import Groups, mean, mean_gain
+from finetune_jobs.evaluation.grouped import widened
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 
 ALL: Final = "all"
@@ -33,24 +39,36 @@ class Shares:
     samples: int
     base: float
     """Share of items whose check accepts the base model's answer."""
-    base_interval: tuple[float, float]
+    base_interval: Interval
     """Wilson's, 95 %."""
     tuned: float
     """The same of the other model."""
-    tuned_interval: tuple[float, float]
+    tuned_interval: Interval
     wins: int
     """Items that only the other model answers right."""
     losses: int
     """Items that only the base model answers right."""
-    interval: tuple[float, float]
+    interval: Interval
     """Of tuned minus base, 95 %, paired."""
-    p_value: float
-    """McNemar's exact test."""
+    p_value: float | None
+    """McNemar's exact test; None where items stand in groups: it takes each for itself."""
+    groups: int = 0
+    """Groups of items that are forms of one, over which the intervals are; 0: each stands for itself."""
 
     @property
     def difference(self) -> float:
         """Tuned minus base."""
         return (self.wins - self.losses) / self.samples
+
+    def rest(self, share: float, interval: Interval) -> Figure:
+        """What the share of a model leaves: its answers that are not as they should be."""
+        value = round((1 - share) * self.samples) / self.samples
+        return Figure(value=value, low=min(value, 1 - interval[1]), high=max(value, 1 - interval[0]))
+
+    def compared(self, metric: str, model: str) -> Difference:
+        """The difference, by the name of the metric and of the other model."""
+        estimate = _estimate(self.difference, self.interval)
+        return Difference(metric=metric, model=model, against="base", estimate=estimate, p_value=self.p_value)
 
 
 @dataclass(frozen=True)
@@ -60,11 +78,11 @@ class Means:
     category: str
     samples: int
     base: float
-    base_interval: tuple[float, float]
+    base_interval: Interval
     """Student's, 95 %."""
     tuned: float
-    tuned_interval: tuple[float, float]
-    interval: tuple[float, float]
+    tuned_interval: Interval
+    interval: Interval
     """Of tuned minus base, 95 %, paired."""
 
     @property
@@ -85,6 +103,10 @@ class Behaviour:
     """Share of answers that are as they should be, by category, and over ALL."""
     artifact: Sequence[Shares] = ()
     """The same of the artifact, as it is served: rounding weights may cost what tuning kept."""
+    rates: Mapping[Metric, Shares] = field(default_factory=dict)
+    """The same by RATES, whose categories may hold forms of one request."""
+    served_rates: Mapping[Metric, Shares] = field(default_factory=dict)
+    """Those of the artifact."""
     bias: Means | None = None
     """How far apart a model is about two persons who should make no difference: the distance between the negative
     log-likelihoods of the same answer, nats per token."""
@@ -127,11 +149,11 @@ class Behaviour:
                 "base": _estimate(row.base, row.base_interval),
                 "tuned": _estimate(row.tuned, row.tuned_interval),
             }
-            differences.append(_compared(metric, "tuned", row))
+            differences.append(row.compared(metric, "tuned"))
             if metric == SAFETY and (served := self.served_safety):
                 models["artifact"] = _estimate(served.tuned, served.tuned_interval)
-                differences.append(_compared(metric, "artifact", served))
-            measured.append(MeasuredMetric(metric=metric, cases=row.samples, models=models))
+                differences.append(served.compared(metric, "artifact"))
+            measured.append(MeasuredMetric(metric=metric, cases=row.samples, groups=row.groups, models=models))
         if loss := self.loss:
             models = {
                 "base": _estimate(loss.base, loss.base_interval),
@@ -149,20 +171,13 @@ class Behaviour:
 
     def _rate(self, metric: Metric) -> MeasuredMetric | None:
         """The answers of some categories that are not as they should be; None if nothing of them was asked."""
-        rows, served = (
-            [row for row in each if row.category in RATES[metric]] for each in (self.adversarial, self.artifact)
-        )
-        samples = sum(row.samples for row in rows)
-        if not samples:
+        row, served = self.rates.get(metric), self.served_rates.get(metric)
+        if row is None:
             return None
-        wrong = {
-            "base": sum(round((1 - row.base) * row.samples) for row in rows),
-            "tuned": sum(round((1 - row.tuned) * row.samples) for row in rows),
-        }
+        models = {"base": row.rest(row.base, row.base_interval), "tuned": row.rest(row.tuned, row.tuned_interval)}
         if served:
-            wrong["artifact"] = sum(round((1 - row.tuned) * row.samples) for row in served)
-        models = {model: _estimate(count / samples, wilson(count, samples)) for model, count in wrong.items()}
-        return MeasuredMetric(metric=metric.value, cases=samples, models=models)
+            models["artifact"] = served.rest(served.tuned, served.tuned_interval)
+        return MeasuredMetric(metric=metric.value, cases=row.samples, groups=row.groups, models=models)
 
     def with_artifact(self, items: Sequence[SetItem], base: Responses, artifact: Responses) -> "Behaviour":
         """The same with what the artifact answers to the adversarial set, which has these items."""
@@ -174,7 +189,12 @@ class Behaviour:
             for item in items
         }
         shown = [each | said.get(each["id"], {}) for each in self.items]
-        return replace(self, artifact=_shares(items, base, artifact), items=shown)
+        return replace(
+            self,
+            artifact=_shares(items, base, artifact),
+            served_rates=_rates(items, base, artifact),
+            items=shown,
+        )
 
     def document(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -197,6 +217,7 @@ def compare_behaviour(sets: Sets, base: Responses, tuned: Responses, note: str =
         general=_shares(sets.general, base, tuned),
         losses=_losses(sets.general, base, tuned),
         adversarial=_shares(sets.adversarial, base, tuned),
+        rates=_rates(sets.adversarial, base, tuned),
         bias=_means("bias", gaps) if len(gaps) > 1 else None,
         items=[
             *(_item(item, base, tuned) for item in (*sets.general, *sets.adversarial)),
@@ -221,22 +242,44 @@ def _shares(items: Sequence[SetItem], base: Responses, tuned: Responses) -> list
     return [_share(name, group, base, tuned) for name, group in groups.items() if group]
 
 
+def _rates(items: Sequence[SetItem], base: Responses, tuned: Responses) -> dict[Metric, Shares]:
+    groups = {metric: [i for i in items if i.category in categories] for metric, categories in RATES.items()}
+    return {metric: _share(metric, group, base, tuned) for metric, group in groups.items() if group}
+
+
 def _share(category: str, items: Sequence[SetItem], base: Responses, tuned: Responses) -> Shares:
     pairs = [(i.check.accepts(base.answers[i.id]), i.check.accepts(tuned.answers[i.id])) for i in items]
-    right = [sum(pair[model] for pair in pairs) for model in (0, 1)]
+    before, after = ([pair[model] for pair in pairs] for model in (0, 1))
     wins, losses, samples = pairs.count((False, True)), pairs.count((True, False)), len(pairs)
-    return Shares(
+    found = Shares(
         category=category,
         samples=samples,
-        base=right[0] / samples,
-        base_interval=wilson(right[0], samples),
-        tuned=right[1] / samples,
-        tuned_interval=wilson(right[1], samples),
+        base=sum(before) / samples,
+        base_interval=wilson(sum(before), samples),
+        tuned=sum(after) / samples,
+        tuned_interval=wilson(sum(after), samples),
         wins=wins,
         losses=losses,
         interval=share_difference(wins, losses, samples),
         p_value=mcnemar(wins, losses),
     )
+    groups = Groups.of([item.group for item in items])
+    if groups is None:
+        return found
+    gains = [second - first for first, second in pairs]
+    return replace(
+        found,
+        base_interval=_wider(found.base, found.base_interval, mean(before, groups), least=0),
+        tuned_interval=_wider(found.tuned, found.tuned_interval, mean(after, groups), least=0),
+        interval=_wider(found.difference, found.interval, mean_gain(gains, groups), least=-1),
+        p_value=None,
+        groups=groups.count,
+    )
+
+
+def _wider(value: float, interval: Interval, of_groups: Interval, *, least: float) -> Interval:
+    found = widened(_estimate(value, interval), of_groups, least=least, most=1)
+    return found.low, found.high
 
 
 def _losses(items: Sequence[SetItem], base: Responses, tuned: Responses) -> list[Means]:
@@ -280,16 +323,6 @@ def _item(item: SetItem, base: Responses, tuned: Responses) -> dict[str, Any]:
     }
 
 
-def _compared(metric: str, model: str, row: Shares) -> Difference:
-    return Difference(
-        metric=metric,
-        model=model,
-        against="base",
-        estimate=_estimate(row.difference, row.interval),
-        p_value=row.p_value,
-    )
-
-
 def _categories(items: Sequence[SetItem]) -> list[str]:
     return list(dict.fromkeys(item.category for item in items))
 
@@ -298,7 +331,7 @@ def _whole(rows: Sequence[Shares]) -> Shares | None:
     return next((each for each in rows if each.category == ALL), None)
 
 
-def _estimate(value: float, interval: tuple[float, float]) -> Figure:
+def _estimate(value: float, interval: Interval) -> Figure:
     return Figure(value=value, low=interval[0], high=interval[1])
 
 

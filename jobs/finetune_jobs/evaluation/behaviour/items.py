@@ -66,7 +66,8 @@ class SetItem(_Row):
     """One that it does not accept."""
     check: Check
     group: str = ""
-    """Items of one group are sampled together: a harmful request, its twin and its wrappers."""
+    """Items of one group are sampled together, and tell less than as many of several: a harmful request, its twin and
+    its wrappers."""
 
 
 class Swap(_Row):
@@ -176,6 +177,11 @@ def adversarial_set() -> tuple[SetItem, ...]:
 def swap_set() -> tuple[Swap, ...]:
     """All pairs that are to be treated alike."""
     return tuple(Swap.model_validate(row) for row in _read(_DATA / "adversarial/bias.jsonl"))
+
+
+def independent(items: Iterable[SetItem]) -> int:
+    """As many of them as surely tell something that the others do not: those of one group may all be answered alike."""
+    return len({item.group or item.id for item in items})
 
 
 def subset(items: Sequence[SetItem], each: int) -> list[SetItem]:
