@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import runpy
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import pytest
@@ -19,7 +21,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.gates import Gates
 from finetune_api.goals import Goal
 from finetune_api.reasons import Reason
-from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.measurements import Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.custom.exchange import read_report
 from finetune_jobs.evaluation.custom.figures import CustomMeasured, taken
@@ -95,6 +97,43 @@ def test_what_is_known_of_a_mean_becomes_its_interval(figure: dict[str, Any], in
     assert found.cases == figure["n"]
     estimate = found.models["artifact"]
     assert (estimate.low, estimate.high) == pytest.approx(interval, abs=0.02)
+
+
+def unbounded(*scores: Sequence[float]) -> tuple[Figure, Figure]:
+    """The number of words of the artifact and how much it is above the base model's, of so few answers."""
+    words = {name: {"scores": list(each)} for name, each in zip(("artifact", "base"), scores, strict=True)}
+    other = {"artifact": {"value": 1, "n": 1}}
+    document = report({"figure": "score", "models": other}, {"figure": "words", "models": words})
+    found = taken(RUN, MetricsReport.model_validate(document), MODELS, [""] * len(scores[0]))
+    return found.measured[1].models["artifact"], found.differences[0].estimate
+
+
+def test_few_cases_without_a_range_have_the_interval_of_student() -> None:
+    """Four scores: mean 5, deviation of the sample 2.582, standard error 1.291, times 3.182. Three: times 4.303."""
+    figure, gain = unbounded([2.0, 4.0, 6.0, 8.0], [1.0, 1.0, 1.0, 1.0])
+    assert (figure.value, figure.low, figure.high) == pytest.approx((5, 0.892, 9.108), abs=0.05)
+    assert (gain.low, gain.high) == pytest.approx((-0.108, 8.108), abs=0.05)
+    told = {"value": 5.0, "n": 3, "standardError": 1.0}
+    words = of(SCORE, {"figure": "words", "models": {"artifact": told}}).of("politeness.words")
+    assert words is not None
+    assert (words.cases, words.models["artifact"].low) == (3, pytest.approx(5 - 4.303, abs=0.02))
+
+
+def test_a_single_case_without_a_range_proves_nothing() -> None:
+    figure, gain = unbounded([5.0], [1.0])
+    for it in (figure, gain):
+        assert it.low < -1e5 < 1e5 < it.high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [3, 4, 10])
+def test_intervals_without_a_range_hold_the_true_mean(cases: int) -> None:
+    """1.96 standard deviations of the population held it in 75 of 100 samples of three."""
+    drawn, held = Random(5), 0
+    for _ in range(400):
+        figure, _ = unbounded([drawn.gauss(7, 2) for _ in range(cases)], [0.0] * cases)
+        held += figure.low <= 7 <= figure.high
+    assert 0.92 * 400 <= held <= 0.98 * 400
 
 
 @pytest.mark.slow

@@ -3,13 +3,14 @@
 A report gives a score for each answer, or a mean with its standard error. Both come down to the same three numbers:
 mean, standard deviation and count. Where the least and the most possible value are known, four imaginary cases are
 added to an interval, two at each end, as Agresti and Coull (1998) do for a share (``estimates`` does the same): nine
-perfect answers of nine prove no perfection. They never count for a value.
+perfect answers of nine prove no perfection. They never count for a value. Without such a range the interval is
+Student's: few cases say little of how far apart they are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Final
 
 from finetune_api.custom_metrics import (
@@ -25,8 +26,8 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
-from finetune_jobs.evaluation.behaviour.paired import Interval, square_and_add
-from finetune_jobs.evaluation.clusters import Groups, mean, mean_gain
+from finetune_jobs.evaluation.behaviour.paired import Interval, square_and_add, student_95
+from finetune_jobs.evaluation.clusters import ANYTHING, Groups, mean, mean_gain
 from finetune_jobs.evaluation.estimates import IMAGINARY
 from finetune_jobs.evaluation.grouped import widened
 from finetune_jobs.evaluation.metrics import Z_95
@@ -116,27 +117,33 @@ class _Sample:
 
     mean: float
     deviation: float
-    """Standard deviation of the cases (of the population)."""
+    """Standard deviation of the cases (of the sample)."""
     n: int
 
     @classmethod
     def of(cls, figure: ModelFigure) -> "_Sample":
         """Of scores, or of a mean and its standard error."""
         if figure.scores:
-            return cls(fmean(figure.scores), pstdev(figure.scores), len(figure.scores))
-        value, n = figure.value or 0.0, figure.n or 1
-        if figure.low is not None and figure.high is not None:
-            return cls(value, (figure.high - figure.low) / (2 * Z_95) * sqrt(n), n)
-        return cls(value, (figure.standard_error or 0.0) * sqrt(n), n)
+            return cls.of_scores(figure.scores)
+        n = figure.n or 1
+        return cls(figure.value or 0.0, (figure.standard_error or 0.0) * sqrt(n), n)
 
-    def with_imaginary(self, low: float | None, high: float | None, rows: float = IMAGINARY) -> tuple[float, float]:
-        """Mean and its standard error, with half of the imaginary cases at each end of the range, if it has two."""
+    @classmethod
+    def of_scores(cls, scores: Sequence[float]) -> "_Sample":
+        """Of the scores of a model, or of their differences."""
+        return cls(fmean(scores), stdev(scores) if len(scores) > 1 else 0.0, len(scores))
+
+    def interval(self, low: float | None, high: float | None, rows: float = IMAGINARY) -> Interval:
+        """The 95 % interval of the mean: with half of the imaginary cases at each end of the range, if it has two, or
+        Student's, of which one case tells nothing."""
         if low is None or high is None:
-            return self.mean, self.deviation / sqrt(self.n)
+            half = student_95(self.n - 1) * self.deviation / sqrt(self.n) if self.n > 1 else ANYTHING
+            return self.mean - half, self.mean + half
         n = self.n + rows
         mean = (self.n * self.mean + rows * (low + high) / 2) / n
-        squares = self.n * (self.deviation**2 + self.mean**2) + rows * (low**2 + high**2) / 2
-        return mean, sqrt(max(0.0, squares / n - mean**2) / n)
+        squares = (self.n - 1) * self.deviation**2 + self.n * self.mean**2 + rows * (low**2 + high**2) / 2
+        half = Z_95 * sqrt(max(0.0, squares / n - mean**2) / n)
+        return mean - half, mean + half
 
 
 def _figure(figure: ModelFigure, rule: FigureRule, groups: Groups | None) -> Figure:
@@ -147,17 +154,15 @@ def _figure(figure: ModelFigure, rule: FigureRule, groups: Groups | None) -> Fig
     sample = _Sample.of(figure)
     if not figure.scores and figure.standard_error is None:
         return Figure(value=sample.mean, low=sample.mean, high=sample.mean)
-    centre, error = sample.with_imaginary(rule.minimum, rule.maximum)
-    found = _around(sample.mean, centre, error, rule.minimum, rule.maximum)
+    found = _within(sample.mean, sample.interval(rule.minimum, rule.maximum), rule.minimum, rule.maximum)
     if not groups or not figure.scores:
         return found
     return _widened(found, mean(figure.scores, groups, rule.minimum, rule.maximum), rule.minimum, rule.maximum)
 
 
-def _around(value: float, centre: float, error: float, least: float | None, most: float | None) -> Figure:
-    low, high = centre - Z_95 * error, centre + Z_95 * error
-    low = low if least is None else max(least, low)
-    high = high if most is None else min(most, high)
+def _within(value: float, interval: Interval, least: float | None, most: float | None) -> Figure:
+    low = interval[0] if least is None else max(least, interval[0])
+    high = interval[1] if most is None else min(most, interval[1])
     return Figure(value=value, low=min(value, low), high=max(value, high))
 
 
@@ -170,7 +175,7 @@ def _measured(run: MetricRun, each: ReportedFigure, groups: Groups | None) -> Me
     return MeasuredMetric(
         metric=custom_name(run.name, each.figure),
         label=each.part,
-        cases=_Sample.of(own).n,
+        cases=len(own.scores) or own.n or 1,
         groups=groups.count if groups and own.scores else 0,
         models={model: _figure(figure, rule, groups) for model, figure in each.models.items()},
     )
@@ -184,10 +189,9 @@ def _difference(run: MetricRun, each: ReportedFigure, against: str, groups: Grou
     least, most = (None, None) if width is None else (-width, width)
     if own.scores and other.scores:
         gains = [mine - theirs for mine, theirs in zip(own.scores, other.scores, strict=True)]
-        sample = _Sample(fmean(gains), pstdev(gains), len(gains))
+        sample = _Sample.of_scores(gains)
         # Of four tosses of a coin for each model, two differ: Agresti and Min (2005).
-        centre, error = sample.with_imaginary(least, most, IMAGINARY / 2)
-        estimate = _around(sample.mean, centre, error, least, most)
+        estimate = _within(sample.mean, sample.interval(least, most, IMAGINARY / 2), least, most)
         if groups:
             estimate = _widened(estimate, mean_gain(gains, groups, width), least, most)
     else:
