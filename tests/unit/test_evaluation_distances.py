@@ -46,6 +46,18 @@ def test_distances_are_of_short_and_of_long_texts() -> None:
     assert distances([], {name: [] for name in likely}) == []
 
 
+def test_an_artifact_that_computes_no_numbers_is_not_told_from_its_base_model() -> None:
+    """Its weights may be finite, and its logits not. No distance is known then, as in an earlier version's evaluation,
+    but here texts were read."""
+    nothing = [[float("nan"), float("nan")], [float("-inf")]]
+    found = distances(
+        [False, True], {"base": [[-1.0, -1.0], [-4.0]], "tuned": [[-2.0, -1.0], [-4.0]], "artifact": nothing}
+    )
+    said = same_as_base(measured(WRONG, WRONG, *found), TaskType.CLASSIFICATION)
+    assert_says(said, "Nothing distinguishes the artifact from its base model", "no recorded text", "are numbers")
+    assert not same_as_base(measured(WRONG, TRUTH, *found), TaskType.CLASSIFICATION), "it answers better all the same"
+
+
 @given(st.lists(st.tuples(*[st.floats(-20, 0)] * 3), min_size=1, max_size=9))
 def test_a_way_round_is_no_shorter(tokens: list[tuple[float, float, float]]) -> None:
     one, two, three = (list(each) for each in zip(*tokens, strict=True))

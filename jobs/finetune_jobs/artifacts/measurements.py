@@ -124,6 +124,7 @@ class Distances(WireModel):
     long: bool
     """Whether it is of the long texts, in which wrong positions show."""
     texts: int
+    """Those for which all three compute numbers; 0: there is no such text, and what follows says nothing."""
     tuned_base: float
     artifact_base: float
     artifact_tuned: float

@@ -22,12 +22,15 @@ def distance(left: Sequence[float], right: Sequence[float]) -> float:
 
 def distances(long: Sequence[bool], likely: Mapping[str, LogProbs]) -> list[Distances]:
     """Of the short texts and of the long ones, which ``long`` tells apart; ``likely``: of ``base``, ``tuned`` and
-    ``artifact``. Texts for which a model computes no numbers are left out."""
+    ``artifact``. Texts for which a model computes no numbers are left out; if no text is left, that is what is found: a
+    distance of none, which tells nothing apart."""
     known = [
         number
         for number in range(len(long))
         if all(map(math.isfinite, chain(*(each[number] for each in likely.values()))))
     ]
+    if long and not known:
+        return [Distances(long=False, texts=0, tuned_base=0, artifact_base=0, artifact_tuned=0)]
     found: list[Distances] = []
     for kind in (False, True):
         if chosen := [number for number in known if long[number] is kind]:

@@ -109,12 +109,18 @@ def same_as_base(measurements: Measurements, task: TaskType) -> str:
         return ""
     if gain is None or gain.better_beyond_chance:
         return ""
-    it = measurements.distances[0]
+    it, nothing = measurements.distances[0], "Nothing distinguishes the artifact from its base model"
+    if not it.texts:
+        return (
+            f"{nothing}: its {gain.metric} is not better beyond chance, and there is no recorded text for which base "
+            "model, tuned model and artifact all compute probabilities that are numbers. Train with a lower learning "
+            "rate, or set spec.export.format to one that rounds less."
+        )
     return (
-        f"Nothing distinguishes the artifact from its base model: its {gain.metric} is not better beyond chance, and "
-        f"in the recorded texts it is {it.artifact_base:.3f} nats a token from the base model and "
-        f"{it.artifact_tuned:.3f} from the tuned model, which is {it.tuned_base:.3f} from the base model. Train for "
-        "more steps or with a higher learning rate, or set spec.export.format to one that rounds less."
+        f"{nothing}: its {gain.metric} is not better beyond chance, and in the recorded texts it is "
+        f"{it.artifact_base:.3f} nats a token from the base model and {it.artifact_tuned:.3f} from the tuned model, "
+        f"which is {it.tuned_base:.3f} from the base model. Train for more steps or with a higher learning rate, or "
+        "set spec.export.format to one that rounds less."
     )
 
 
