@@ -6,6 +6,7 @@ import pytest
 
 from finetune_api.dataset import TaskType
 from finetune_api.gates import Gates
+from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.lenient import read
 from finetune_jobs.evaluation.prompting import PROMPTED
@@ -91,6 +92,36 @@ def test_the_best_way_to_prompt_decides(right: dict[str, int], best: str, parts:
         f"accuracy{model[0].upper()}{model[1:]}" not in found.scalars() for model in PROMPTED if model != "fewShot"
     )
     assert set(right) <= json.loads(json.dumps(found.metrics()))["models"].keys()
+
+
+@pytest.mark.parametrize(
+    ("gains", "outcome", "value"),
+    [
+        ([(0.12, 0.08, 0.16), (0.15, 0.04, 0.26)], "Inconclusive", "0.1500"),
+        ([(0.12, 0.08, 0.16), (0.15, 0.06, 0.24)], "Pass", "0.1500"),
+        ([(0.03, 0.02, 0.04), (0.02, -0.04, 0.08)], "Fail", "0.0300"),
+        ([(0.02, -0.04, 0.08), (0.03, 0.02, 0.07)], "Inconclusive", "0.0200"),
+    ],
+    ids=["a larger gain is less certain", "both are", "one is too small for sure", "neither is known"],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_every_prompt_has_to_be_beaten(
+    gains: list[tuple[float, float, float]], outcome: str, value: str, turned: bool
+) -> None:
+    """Not that alone over which the gain is the smallest."""
+    goal = {"metric": "accuracy", "improveOverBase": "0.05", "baseline": "Prompted"}
+    differences = [
+        Difference(
+            metric="accuracy",
+            model="artifact",
+            against=against,
+            estimate=Figure(value=value, low=low, high=high),
+        )
+        for against, (value, low, high) in zip(("fewShot", "constrained"), gains[:: -1 if turned else 1], strict=True)
+    ]
+    measurements = Measurements(rows=100, differences=differences)
+    (found,) = judge(Gates.model_validate({"goals": [goal]}), measurements, TaskType.CLASSIFICATION)
+    assert (found.outcome, found.value) == (outcome, value)
 
 
 def test_a_goal_can_ask_to_beat_the_best_prompt() -> None:

@@ -38,7 +38,7 @@ _MODELS: Final = {
     Baseline.PROMPTED: ("fewShot", "verbose", "constrained"),
     Baseline.ENDPOINT: (ELSEWHERE,),
 }
-"""The models of an evaluation that each baseline means: of several, the best that was asked."""
+"""The models of an evaluation that each baseline means: of several, each that was asked."""
 _LOST: Final = {
     Metric.FORGETTING: FORGETTING,
     Metric.FORGETTING_NLL: Metric.FORGETTING_NLL.value,
@@ -144,7 +144,7 @@ def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) 
 
 
 def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
-    label, estimate = goal.class_name or "", None
+    label, rows, estimate = goal.class_name or "", measurements.groups or measurements.rows, None
     if goal.metric is Metric.AUTOMATION:
         return _judge_automation(goal, measurements)
     if goal.metric is Metric.JUDGE_WIN_RATE:
@@ -159,11 +159,17 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     else:
         against = [measurements.difference(goal.metric, "artifact", model, label) for model in _MODELS[goal.baseline]]
         asked = [difference.estimate for difference in against if difference]
-        estimate = min(asked, key=lambda it: it.value, default=None)
+        estimate = _least_reached(asked, goal.bound, rows) if asked else None
     if estimate is None:
         raise _unmeasured(goal.text)
-    judged = at_least(estimate, goal.bound, measurements.groups or measurements.rows)
-    return _status(goal.text, estimate, judged, in_groups=bool(measurements.groups))
+    return _status(goal.text, estimate, at_least(estimate, goal.bound, rows), in_groups=bool(measurements.groups))
+
+
+def _least_reached(gains: Sequence[Figure], bound: float, rows: int) -> Figure:
+    """Of gains over several baselines that by which a goal is judged: it is met by all of them, or missed by one. The
+    smallest gain need not be the least certain one."""
+    outcomes = [GateOutcome.FAIL, GateOutcome.INCONCLUSIVE, GateOutcome.PASS]
+    return min(gains, key=lambda it: (outcomes.index(at_least(it, bound, rows).outcome), it.low))
 
 
 def _judge_preferred(goal: Goal, measurements: Measurements) -> GoalStatus:
@@ -193,7 +199,7 @@ def _judge_custom(goal: Goal, measurements: Measurements) -> GoalStatus:
         gains = [_mirrored(each.estimate) if each.lower_is_better else each.estimate for each in against]
         if not gains:
             raise _not_compared(goal, found)
-        estimate = min(gains, key=lambda it: it.value)
+        estimate = _least_reached(gains, goal.bound, found.independent)
     judged = at_most if goal.at_most is not None else at_least
     return _status(goal.text, estimate, judged(estimate, goal.bound, found.independent), in_groups=bool(found.groups))
 
