@@ -1,9 +1,9 @@
 """Answers per CPU second in an evaluation, compared with transformers' plain ``generate``, one prompt after the other.
 
 Both sides ask the same model (SmolLM2-135M as QLoRA trains on it: nf4, unpacked as the stage unpacks it) the same
-questions of examples/transactions, in one process with one thread: with room for a sentence, and after examples of the
-training data. They must write the same texts. In float32 on every machine: in 16 bits rounding decides ties, which fall
-otherwise in a batch. Takes some nine CPU minutes (computed from 12 rows); ``--rows`` asks fewer.
+questions of examples/transactions, in one process with one thread: at once, and after examples of the training data,
+both with room for a sentence. They must write the same texts. In float32 on every machine: in 16 bits rounding decides
+ties, which fall otherwise in a batch. Takes some ten CPU minutes (an estimate); ``--rows`` asks fewer.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def measure(base: Path, rows: int) -> dict[str, dict[str, Any]]:
     shown = [with_shots(prompt, shots) for prompt in prompts]
     return {
         "room": compared(model, tokenizer, Questions(prompts, limit + ROOM, 16)),
-        "fewShot": compared(model, tokenizer, Questions(shown, limit, 16)),
+        "fewShot": compared(model, tokenizer, Questions(shown, limit + ROOM, 16)),
     }
 
 

@@ -2,7 +2,7 @@
 examples in its prompt."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +40,6 @@ from finetune_jobs.evaluation.applicable import SCHEMA, require_classes
 from finetune_jobs.evaluation.asking import (
     Paper,
     ServedAnswers,
-    TrainedAnswers,
     ask_artifact,
     ask_trained,
     automation_of,
@@ -255,7 +254,8 @@ def evaluate_models(
     references = make_references(paper.passages, heard.likely["base"], served.likely, served.turned)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
-    write_answers(files.out / ANSWERS, _answers(paper, replace(heard, elsewhere=told), served, rendering.marks))
+    written = {**heard.answers, **heard.wordy, **({ELSEWHERE: told} if told else {})}
+    write_answers(files.out / ANSWERS, _answers(paper, written, served, rendering.marks))
     about = about or About()
     behaviour = heard.behaviour.with_artifact(paper.probe.sets.adversarial, heard.beside, served.beside)
     measurements = behaviour.added_to(evaluated.measurements)
@@ -312,13 +312,15 @@ def _ask_exported(
     return replace(said, turned=dict(zip(numbers, turned, strict=True)))
 
 
-def _answers(paper: Paper, heard: TrainedAnswers, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:
-    """What each model answered to each test example."""
+def _answers(
+    paper: Paper, written: Mapping[str, Sequence[str]], served: ServedAnswers, marks: Marks | None
+) -> Iterator[Answer]:
+    """What each model answered to each test example, with the words around it."""
     limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
     none = [None] * len(paper.examples)
-    named = [heard.answers.get(model, none) for model in ("base", "fewShot", "constrained", "tuned")]
-    for e, right, artifact, wordy, other, base, few_shot, constrained, tuned in zip(
-        paper.examples, paper.truth, served.answers, heard.wordy or none, heard.elsewhere or none, *named, strict=True
+    named = [written.get(model, none) for model in ("fewShot", "verbose", "constrained", ELSEWHERE)]
+    for e, right, artifact, base, tuned, few_shot, verbose, constrained, endpoint in zip(
+        paper.examples, paper.truth, served.answers, written["base"], written["tuned"], *named, strict=True
     ):
         prompt, ids = _sent(tokenizer, e, thoughts=thoughts)
         yield Answer(
@@ -330,9 +332,9 @@ def _answers(paper: Paper, heard: TrainedAnswers, served: ServedAnswers, marks: 
             label=right,
             base=base,
             few_shot=few_shot,
-            verbose=wordy,
+            verbose=verbose,
             constrained=constrained,
-            endpoint=other,
+            endpoint=endpoint,
             tuned=tuned,
             artifact=artifact.text,
             max_tokens=limit,

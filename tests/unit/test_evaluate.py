@@ -147,7 +147,7 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     assert len(shots) == SHOTS
     shown = [with_shots(each, shots) for each in asked]
     base = load_base(model_folder / "base", Training(method=method).base_quantization)
-    questions = Questions(shown, limit, 16)
+    questions = Questions(shown, limit + ROOM, 16)
     expected = generate_answers(base, load_tokenizer(model_folder / "base"), questions, lambda _done, _total: None)
     assert [answer.few_shot for answer in answers] == expected
     said = generate_answers(base, tokenizer, Questions(asked, limit + ROOM, 16), lambda _done, _total: None)
@@ -312,6 +312,31 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
 
     assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)], {"M"})
     assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)], {"I"})
+
+
+def test_words_around_an_answer_cost_no_prompt_its_right_answer(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at once, and not after examples; read strictly is only what answers the artifact's own prompt."""
+    tokenizer = load_tokenizer(model_folder / "base")
+    said = "the answer is your refund"
+    assert len(tokenizer(said)["input_ids"]) > answer_limit(tokenizer, LABELS), "longer than an answer may be"
+    wordy, tuned = (Recites(tokenizer, f"{text}<|im_end|>") for text in (said, "refund"))
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.load_base", lambda *_: wordy)
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.load_adapter", lambda *_: tuned)
+    monkeypatch.setattr("finetune_jobs.evaluate.load_artifact", lambda *_: tuned)
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.load_tokenizer", lambda _path: tokenizer)
+    dataset = write_dataset(tmp_path / "dataset", test=[row(f"refund {n}", "refund") for n in range(10)])
+    exported = [Exported("Merged", "m" * 64, model_folder / "base")]
+    files = EvaluationFiles(model_folder / "base", model_folder / "adapter", exported, dataset, tmp_path / "out")
+    asked = Evaluation(max_samples=10, general=Coverage.OFF, adversarial=Coverage.OFF)
+    setting = Setting(TaskType.CLASSIFICATION, asked)
+    found = evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
+    accuracy = {model: scores.accuracy for model, scores in found.scores.items() if model != "constrained"}
+    assert accuracy == {"base": 0, "verbose": 1, "fewShot": 1, "tuned": 1, "artifact": 1}
+    assert "Prompting may be enough" in found.summary()
+    answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
+    assert {(each.verbose, each.few_shot) for each in answers} == {(said, said)}, "as people read them"
 
 
 def test_an_artifact_of_other_positions_is_refused_before_anything_is_asked(model_folder: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Answer(WireModel):
     base: str
     """The base model's answer."""
     few_shot: str | None = None
-    """That of the base model with examples in its prompt; None: it was not asked so."""
+    """That of the base model with examples in its prompt and room for a sentence; None: it was not asked so."""
     verbose: str | None = None
     """The base model's answer with room for a sentence around it; None: it was not asked so."""
     constrained: str | None = None

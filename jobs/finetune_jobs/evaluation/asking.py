@@ -105,16 +105,16 @@ class Paper:
         return of_base + len(self.examples) + 2 * beside + formats * of_artifact
 
     @property
-    def shown(self) -> Questions:
-        """The same questions after the examples."""
-        prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
-        return replace(self.questions, prompts=prompts, ids=numbered("testWithExamples", len(prompts)))
-
-    @property
     def roomy(self) -> Questions:
         """The same questions with room for a sentence around the answer."""
         ids = numbered("testWithRoom", len(self.questions.prompts))
         return replace(self.questions, limit=self.questions.limit + ROOM, ids=ids)
+
+    @property
+    def shown(self) -> Questions:
+        """These after the examples."""
+        prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
+        return replace(self.roomy, prompts=prompts, ids=numbered("testWithExamples", len(prompts)))
 
     @property
     def longest(self) -> int:
@@ -200,8 +200,8 @@ class TrainedAnswers:
 
     answers: dict[str, list[str]]
     """Of ``base``, in each way in which it was asked, and of ``tuned``."""
-    wordy: list[str] | None
-    """What ``verbose`` was read from."""
+    wordy: dict[str, list[str]]
+    """What those of them were read from that are taken as a person would take them: ``verbose`` and ``fewShot``."""
     behaviour: Behaviour
     likely: dict[str, list[list[float]]]
     """Of ``base`` and ``tuned``: the log-probabilities of each passage."""
@@ -209,8 +209,6 @@ class TrainedAnswers:
     """Of ``base`` and ``tuned``: how unlikely each right answer is."""
     beside: Responses
     """What the base model said to the sets of ``behaviour``."""
-    elsewhere: list[str] | None = None
-    """What the model of spec.evaluation.baseline wrote."""
 
 
 def ask_trained(models: Generators, paper: Paper, progress: Progress) -> TrainedAnswers:
@@ -231,7 +229,7 @@ def ask_trained(models: Generators, paper: Paper, progress: Progress) -> Trained
     )
 
 
-_Base = tuple[dict[str, list[str]], list[str] | None]
+_Base = tuple[dict[str, list[str]], dict[str, list[str]]]
 """The base model's answers by the way in which it was asked; and what it said with room for a sentence, as it is."""
 
 
@@ -269,16 +267,15 @@ def _answers_of_base(generator: Generator, paper: Paper, progress: Progress) -> 
     before the thoughts."""
     tokenizer, questions = paper.tokenizer, paper.questions
     if questions.thoughts:
-        return {"base": texts_of(generator.write(questions, progress.part(0.05, 0.2, "base model")))}, None
+        return {"base": texts_of(generator.write(questions, progress.part(0.05, 0.2, "base model")))}, {}
     said, chosen = _said_and_chosen(generator, paper, progress)
-    wordy = texts_of(said)
-    found = {
-        "base": [cut(tokenizer, each, questions.limit) for each in said],
-        "verbose": paper.taken(wordy),
-    }
+    wordy = {"verbose": texts_of(said)}
     if paper.shots:
         report = progress.part(0.2, 0.24, "base model, few-shot")
-        found["fewShot"] = texts_of(generator.write(paper.shown, report))
+        wordy["fewShot"] = texts_of(generator.write(paper.shown, report))
+    # Read strictly, and ended where the tuned model has to end, is only what answers the artifact's own prompt.
+    found = {"base": [cut(tokenizer, each, questions.limit) for each in said]}
+    found |= {way: paper.taken(texts) for way, texts in wordy.items()}
     if chosen:
         found["constrained"] = chosen
     return found, wordy

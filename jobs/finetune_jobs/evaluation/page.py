@@ -275,6 +275,8 @@ def _prompting(evaluated: Evaluated) -> list[Conclusion]:
     badge, answer = _would_have_done(evaluated.difference("artifact", evaluated.prompted))
     asked = [_SHORT[model] for model in PROMPTED if model in evaluated.scores]
     test = f"Paired on the same examples, against the best of these: {'; '.join(asked)}."
+    if evaluated.task is not TaskType.TEXT:
+        test += " Words around the right answer cost none of them anything."
     return [Conclusion("Would prompting have been enough?", badge, answer, said, test)]
 
 

@@ -63,7 +63,7 @@ class Asking:
 def asking(task: TaskType, evaluation: Examination, training: Training) -> Asking:
     """What an evaluation asks of each model.
 
-    The base model answers with room for a sentence and after examples, and chooses among the labels of a
+    The base model answers twice with room for a sentence, at once and after examples, and chooses among the labels of a
     classification. The exported model also answers as many examples of the validation part, among whose answers a
     threshold is chosen, unless answers are free texts.
     """
@@ -71,7 +71,7 @@ def asking(task: TaskType, evaluation: Examination, training: Training) -> Askin
     both = GENERAL[evaluation.general] + ADVERSARIAL[evaluation.adversarial]
     likelihoods = 1 if is_text else 0
     return Asking(
-        base=Asked(2, ROOM + (LABEL_TOKENS if is_label else 0), likelihoods, both),
+        base=Asked(2, 2 * ROOM + (LABEL_TOKENS if is_label else 0), likelihoods, both),
         tuned=Asked(1, 0, likelihoods, both),
         exported=Asked(1 if is_text else 2, 0, likelihoods, ADVERSARIAL[evaluation.adversarial]),
         answer_tokens=LABEL_TOKENS if is_label else max(LABEL_TOKENS, ANSWER_SHARE * training.max_length),
