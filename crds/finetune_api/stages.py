@@ -63,7 +63,7 @@ OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE, Stage
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 12,
     Stage.TRAIN: 5,
-    Stage.EXPORT: 2,
+    Stage.EXPORT: 3,
     Stage.EVALUATE: 14,
     Stage.PUBLISH: 8,
 }

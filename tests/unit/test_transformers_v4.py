@@ -10,6 +10,21 @@ from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_
 
 pytestmark = pytest.mark.unit
 
+GEMMA = {
+    "model_type": "gemma3_text",
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+"""Of the sizes from 4 B on."""
+OF_GEMMA = {
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+}
+FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
+
 
 @pytest.mark.parametrize(
     ("config", "expected"),
@@ -25,8 +40,33 @@ pytestmark = pytest.mark.unit
         ({"rope_theta": 1e4, "torch_dtype": "float16"}, {}),
         ({"rope_theta": 2.0, "rope_parameters": {"rope_theta": 1.0}, "dtype": "a", "torch_dtype": "b"}, {}),
         ({"model_type": "gpt2"}, {}),
+        (GEMMA, OF_GEMMA),
+        ({"text_config": GEMMA, "dtype": "float16"}, {"text_config": GEMMA | OF_GEMMA, "torch_dtype": "float16"}),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.4}},
+            {"rope_theta": 1e4, "partial_rotary_factor": 0.4},
+        ),
+        (
+            {"model_type": "gpt_neox", "rope_parameters": {"rope_theta": 5e3, "partial_rotary_factor": 0.5}},
+            {"rope_theta": 5e3, "partial_rotary_factor": 0.5, "rotary_emb_base": 5e3, "rotary_pct": 0.5},
+        ),
+        (
+            {
+                "model_type": "phi3",
+                "rope_parameters": {
+                    "rope_theta": 1e4,
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 4096,
+                    **FACTORS,
+                },
+            },
+            {"rope_theta": 1e4, "rope_scaling": {"type": "longrope", **FACTORS}},
+        ),
     ],
-    ids=["version 5", "scaled", "version 4", "both", "no rope"],
+    ids=[
+        *("version 5", "scaled", "version 4", "both", "no rope"),
+        *("by layer", "of one that also sees", "a share", "names of its own", "a scaling of three"),
+    ],
 )
 def test_config_gets_the_names_of_version_4(config: dict[str, Any], expected: dict[str, Any]) -> None:
     assert config_v4(config) == config | expected
