@@ -12,7 +12,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Examination, Generator
 from finetune_api.export import OnRegression
 from finetune_api.gates import Gates
-from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
+from finetune_api.layout import REVIEW_PAGE, output_folder
 from finetune_api.stages import RunRef, Stage, StageResult
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
@@ -58,7 +58,8 @@ from finetune_jobs.evaluation.generators.protocol import Exported, Generators
 from finetune_jobs.evaluation.generators.recorded import RecordedGenerators
 from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.evaluation.outputs import OUTPUTS, Outputs
-from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, render_html
+from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, lay_out
+from finetune_jobs.evaluation.page_parts import write_page
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import make_references, said_positions, to_record
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
@@ -98,8 +99,8 @@ class EvaluationFiles:
     dataset: Path
     """The prepared data set."""
     out: Path
-    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json``, ``outputs/`` and
-    ``report.html``; with them ``review.json`` and ``review.html``."""
+    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json``, ``outputs/``,
+    ``report.html`` and ``report_parts.json``; with them ``review.json`` and ``review.html``."""
     findings: KeptFindings | None = None
     """Where what the models say outlives the pod; None: nowhere."""
 
@@ -276,8 +277,7 @@ def evaluate_models(
     quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
     goals = goals_reached(about.gates, measurements, task) if about.gates else []
     subject = as_evaluated(about.subject, digests[evaluated.format], models.program)
-    page = render_html(evaluated, asked, subject, behaviour, quoted, goals)
-    (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
+    write_page(files.out, lay_out(evaluated, asked, subject, behaviour, quoted), goals)
     return evaluated
 
 

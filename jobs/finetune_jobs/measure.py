@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.custom_metrics import MetricRun
-from finetune_api.layout import EVALUATION_PAGE, MANIFEST, output_folder
+from finetune_api.layout import MANIFEST, output_folder
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Metrics, read_answers
 from finetune_jobs.artifacts.folders import fetch_folder
@@ -20,6 +20,7 @@ from finetune_jobs.base.errors import require
 from finetune_jobs.evaluation.custom.exchange import models_of, read_data, read_evaluated, read_report
 from finetune_jobs.evaluation.custom.figures import taken
 from finetune_jobs.evaluation.custom.section import Ran, custom_rows, in_words, with_custom
+from finetune_jobs.evaluation.page_parts import PARTS, PageParts, write_page
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
@@ -42,8 +43,7 @@ def measure(context: Context) -> StageOutput:
     _rewrite(folder / METRICS, measured)
     publishing = context.input.params.publish
     goals = goals_reached(publishing.gates, measured, metrics.task) if publishing else []
-    page = (folder / EVALUATION_PAGE).read_text(encoding="utf-8")
-    (folder / EVALUATION_PAGE).write_text(with_custom(page, ran, measured, goals), encoding="utf-8")
+    write_page(folder, with_custom(read_json(folder / PARTS, PageParts), ran, measured), goals)
     return StageOutput(
         folder=folder,
         scalars=evaluated.scalars,

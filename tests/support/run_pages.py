@@ -24,7 +24,8 @@ from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.judging.comparison import Preference
 from finetune_jobs.evaluation.judging.page import render_judgement
 from finetune_jobs.evaluation.judging.verdict import Judgement, status_of
-from finetune_jobs.evaluation.page import identify, render_html
+from finetune_jobs.evaluation.page import identify, lay_out
+from finetune_jobs.evaluation.page_parts import PageParts, render_page
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.report import Evaluated, Probabilities
 from finetune_jobs.evaluation.review.page import render_review
@@ -127,9 +128,14 @@ def _answers(truth: Sequence[str], wrong: Sequence[str]) -> dict[str, Sequence[s
     return {"base": wrong, "fewShot": few, "tuned": some, "artifact": some}
 
 
-@cache
 def evaluation_page(task: TaskType) -> str:
     """The evaluation of a task, with goals, shots and what tuning did beside the task."""
+    return render_page(evaluation_parts(task), goals_reached(GOALS, evaluated(task).measurements, task))
+
+
+@cache
+def evaluation_parts(task: TaskType) -> PageParts:
+    """Its parts."""
     found, sets = evaluated(task), sets_for(Evaluation())
     questions = [
         f"{n}: what was the payment of 12.50 EUR to a{'b' * 90} <script>alert(1)</script>?" for n in range(ROWS)
@@ -139,8 +145,7 @@ def evaluation_page(task: TaskType) -> str:
     losses = {item.id: 1.0 + n % 3 for n, item in enumerate(sets.general)}
     swaps = {swap.id: (1.0, 1.0 + n / 10) for n, swap in enumerate(sets.swaps)}
     behaviour = compare_behaviour(sets, Responses(base, losses, swaps), Responses(worse, losses, swaps))
-    reached = goals_reached(GOALS, found.measurements, task)
-    return render_html(found, questions, identify(given(task)), behaviour, [("Where is it?", LABELS[0])], reached)
+    return lay_out(found, questions, identify(given(task)), behaviour, [("Where is it?", LABELS[0])])
 
 
 def history() -> History:
@@ -189,7 +194,7 @@ def run_facts(task: TaskType = TaskType.CLASSIFICATION) -> RunFacts:
         verdicts=verdicts_of(scalars, ReviewTerms()),
         data=DataReport.model_validate(REPORT),
         history=history(),
-        evaluation=evaluation_page(task),
+        evaluation=evaluation_parts(task),
         reports=reports_of(CHAIN, ARTIFACT),
     )
 

@@ -27,6 +27,7 @@ from finetune_jobs.evaluation.custom.exchange import read_report
 from finetune_jobs.evaluation.custom.figures import CustomMeasured, taken
 from finetune_jobs.evaluation.custom.section import Ran, with_custom
 from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.page_parts import PageParts, render_page
 from finetune_jobs.evaluation.reached import goals_reached
 from hack.cluster.layout import REPOSITORY
 from tests.support.sentences import assert_says, unsaid
@@ -194,9 +195,11 @@ def test_the_page_has_a_row_for_each_figure_and_judges_the_goals_again() -> None
     before = goals_reached(gates, Measurements(rows=ANSWERS), TaskType.TEXT)
     assert [each.answer for each in before] == ["! later"]
     everything = of(SCORE, WORDS, *ACC)
-    template = "<p>a</p><!-- goals -->later<!-- end of goals --><p>b</p><!-- metrics of the platform --><p>c</p>"
-    page = with_custom(
-        template, Ran([RUN], {RUN.name: DATA}), everything, goals_reached(gates, everything, TaskType.TEXT)
+    parts = PageParts(summary="", right="", scores="<p>scores</p>", details="<p>details</p>")
+    assert "! later" in render_page(parts, before)
+    page = render_page(
+        with_custom(parts, Ran([RUN], {RUN.name: DATA}), everything),
+        goals_reached(gates, everything, TaskType.TEXT),
     )
     assert "later" not in page
     for shown in (
@@ -209,9 +212,8 @@ def test_the_page_has_a_row_for_each_figure_and_judges_the_goals_again() -> None
         "sha256:abc (2 files, 1,500 bytes)",
     ):
         assert shown in page.replace("<wbr>", ""), shown
-    assert (
-        page.index("<p>a</p>") < page.index("✓ met") < page.index("<p>b</p>") < page.index("piqa") < page.index("c</p>")
-    )
+    order = [page.index(each) for each in ("✓ met", "<p>scores</p>", "piqa", "<p>details</p>")]
+    assert order == sorted(order)
 
 
 DATA: Final = DataFolder(uri="s3://questions/tasks", sha256="abc", files=2, size=1500)

@@ -18,11 +18,12 @@ from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.chat_api.terms import Terms
 from finetune_jobs.evaluation.elsewhere import ask_elsewhere
 from finetune_jobs.evaluation.gates import judge
-from finetune_jobs.evaluation.page import EvaluationSubject, render_html
+from finetune_jobs.evaluation.page import EvaluationSubject
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.store.s3 import Store
 from tests.support.distilling import QUICK
+from tests.support.evaluation_pages import evaluation_html
 from tests.support.readiness import Parsed
 from tests.support.sentences import assert_says
 from tests.support.stages import RUN
@@ -115,7 +116,7 @@ def test_the_report_says_whether_another_model_would_have_done(right: int, parts
     found = evaluated(right)
     assert found.prompting() == ""
     assert_says(found.summary(), *parts.split(" … "))
-    page = Parsed(render_html(found, ["?"] * 100, EvaluationSubject())).text
+    page = Parsed(evaluation_html(found, ["?"] * 100, EvaluationSubject())).text
     assert f"{badge}Would another model have been enough?" in page
 
 

@@ -40,6 +40,7 @@ from finetune_jobs.evaluation.generators.on_transformers import TransformersGene
 from finetune_jobs.evaluation.generators.protocol import Exported
 from finetune_jobs.evaluation.outputs import OUTPUTS
 from finetune_jobs.evaluation.page import identify
+from finetune_jobs.evaluation.page_parts import PARTS
 from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
@@ -102,7 +103,7 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     evaluated = evaluate_models(files, tuning, setting, progress)
 
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, OUTPUTS, EVALUATION_PAGE}
+    assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, OUTPUTS, EVALUATION_PAGE, PARTS}
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert len(answers) == 12
     limit = answer_limit(load_tokenizer(model_folder / "base"), LABELS)

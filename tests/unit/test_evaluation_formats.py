@@ -10,8 +10,9 @@ from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.gates import lost_by_export
-from finetune_jobs.evaluation.page import EvaluationSubject, render_html
+from finetune_jobs.evaluation.page import EvaluationSubject
 from finetune_jobs.evaluation.report import Evaluated
+from tests.support.evaluation_pages import evaluation_html
 from tests.support.readiness import parsed_page
 from tests.support.sentences import assert_says
 
@@ -65,14 +66,14 @@ def test_what_is_said_of_the_formats() -> None:
     assert_says(chosen.summary(), "INT4 cost accuracy -30.0 points", "so it is not the artifact")
     assert "INT8 cost" not in chosen.summary()
 
-    page = parsed_page(render_html(chosen, [f"question {n}" for n in range(60)], EvaluationSubject()))
+    page = parsed_page(evaluation_html(chosen, [f"question {n}" for n in range(60)], EvaluationSubject()))
     for step in ("artifact, INT8", "INT4, not served", "Merged, not served"):
         assert f"with adapter → {step}" in page.text
     only = choose(found([20]), fall_back=False)
     assert "INT4 cost accuracy -30.0 points" in only.summary()
     assert (
         "not served"
-        not in parsed_page(render_html(only, [f"question {n}" for n in range(60)], EvaluationSubject())).text
+        not in parsed_page(evaluation_html(only, [f"question {n}" for n in range(60)], EvaluationSubject())).text
     )
 
     first, *others = measured(chosen, {name: name[0] * 64 for name in FORMATS})

@@ -15,10 +15,11 @@ from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_beh
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, general_set, sets_for, swap_set
 from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.page import identify, render_html
+from finetune_jobs.evaluation.page import identify
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.report import Evaluated, Probabilities
 from finetune_jobs.evaluation.texts import Likelihoods
+from tests.support.evaluation_pages import evaluation_html
 from tests.support.readiness import Parsed, assert_accessible, parsed_page
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
@@ -45,7 +46,7 @@ def evaluated_example() -> Evaluated:
 def shown(evaluated: Evaluated, questions: Sequence[str] = ()) -> Parsed:
     """The page; questions are numbered where none are given."""
     asked = questions or [f"question {n}" for n in range(len(evaluated.truth))]
-    return parsed_page(render_html(evaluated, asked, identify(GIVEN)))
+    return parsed_page(evaluation_html(evaluated, asked, identify(GIVEN)))
 
 
 def answered(task: TaskType, truth: Sequence[str], artifact: Sequence[str], tuned: Sequence[str] = ()) -> Evaluated:
@@ -196,7 +197,7 @@ def test_the_page_says_whether_prompting_would_have_done(wrong: int, badge: str,
     truth = ["a", "b"] * 10
     answers = {"base": ["x"] * 20, "fewShot": ["x"] * wrong + truth[wrong:], "tuned": truth, "artifact": ["a"] * 20}
     evaluated = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
-    page = parsed_page(render_html(evaluated, truth, identify(GIVEN), shots=[("Where is it?", "parcel")]))
+    page = parsed_page(evaluation_html(evaluated, truth, identify(GIVEN), shots=[("Where is it?", "parcel")]))
     assert {"Would prompting have been enough?", badge, "Where is it?", "parcel"} <= set(page.texts)
     assert said in evaluated.summary()
     assert evaluated.scalars()["accuracyFewShot"] == f"{1 - wrong / 20:.4f}"
@@ -214,7 +215,7 @@ def test_the_goals_come_first() -> None:
     ]
     reached = goals_reached(Gates.model_validate({"goals": goals}), evaluated.measurements, evaluated.task)
     assert [each.answer for each in reached] == ["✓ met", "✕ missed", "! inconclusive", "! not measured"]
-    texts = parsed_page(render_html(evaluated, truth, identify(GIVEN), goals=reached)).texts
+    texts = parsed_page(evaluation_html(evaluated, truth, identify(GIVEN), goals=reached)).texts
     assert texts.index("Goals") < texts.index("✕ missed") < texts.index("Verdict")
     assert "Missed accuracy at least 0.97: 0.9000 (95 % interval 0.8256 to 0.9448)." in texts
     [default] = goals_reached(Gates(), evaluated.measurements, evaluated.task)
@@ -263,7 +264,7 @@ def observed(sets: Sets, *, wrong: Sequence[SetItem] = (), loss: float = 1.0) ->
 
 
 def page_of(behaviour: Behaviour) -> Parsed:
-    return parsed_page(render_html(evaluated_example(), ["q"] * 4, identify(GIVEN), behaviour))
+    return parsed_page(evaluation_html(evaluated_example(), ["q"] * 4, identify(GIVEN), behaviour))
 
 
 def test_the_page_says_what_tuning_did_beside_the_task() -> None:

@@ -26,6 +26,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate, index_and_hand_over
 from finetune_jobs.evaluation.custom.data import data_digest
 from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.page_parts import PARTS, PageParts
 from finetune_jobs.measure import measure
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, execute
@@ -152,6 +153,8 @@ def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store)
     page = (store.get(f"{folder}/{EVALUATION_PAGE}") or b"").decode().replace("<wbr>", "")
     for shown in ("brevity.brief", "✓ met", "✕ missed", RUN.image):
         assert shown in page
+    parts = parse_json(store.get(f"{folder}/{PARTS}") or b"", PageParts, PARTS)
+    assert "brevity.brief" in parts.figures.replace("<wbr>", ""), "the page of the run shows them too"
     lineage = require_manifest(store, folder).lineage
     assert lineage.tools["brevity"] == RUN.image
     told = f"data: {store.uri('tasks')} sha256:{request.data.sha256} (1 files, 6 bytes)"

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset import Columns, Task, TaskType
-from finetune_jobs.evaluation.page import EvaluationSubject, render_html
+from finetune_jobs.evaluation.page import EvaluationSubject
 from finetune_jobs.evaluation.report import Evaluated, RowFacts
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness.checklist import State
 from finetune_jobs.readiness.preparation_report import PreparationReport
 from finetune_jobs.splitting.division import divide
 from finetune_jobs.text.placeholders import holds_placeholder
+from tests.support.evaluation_pages import evaluation_html
 from tests.support.preparing import Reader, params_of, text
 from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
@@ -80,7 +81,7 @@ def test_they_are_scored_apart() -> None:
     assert [placeholders[kind]["artifact"]["accuracy"] for kind in ("with", "without")] == [1.0, 0.5]
     assert [placeholders[kind]["base"]["samples"] for kind in ("with", "without")] == [2, 2]
     assert_says(found.summary(), "2 with placeholders 100.0%", "2 others 50.0%")
-    page = render_html(found, ["q"] * 4, EvaluationSubject())
+    page = evaluation_html(found, ["q"] * 4, EvaluationSubject())
     assert all(f"exported artifact, as served, {kind}" in page for kind in ("with placeholders", "without"))
 
 
@@ -89,4 +90,4 @@ def test_a_test_of_one_kind_has_one_score(masked: tuple[bool, ...]) -> None:
     found = Evaluated.of(TaskType.CLASSIFICATION, TRUTH, ANSWERS, ["a", "b"], RowFacts(masked))
     assert found.apart == {}
     assert "placeholders" not in found.summary()
-    assert "for personal data" not in render_html(found, ["q"] * 4, EvaluationSubject())
+    assert "for personal data" not in evaluation_html(found, ["q"] * 4, EvaluationSubject())

@@ -12,9 +12,9 @@ from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_api.usage import Usage
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.page_parts import write_page
 from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.reports.charts import Kind, LineChart
-from finetune_jobs.run_report.evaluation import taken_from
 from finetune_jobs.run_report.page import RunFacts, render_run
 from finetune_jobs.run_report.stored import write_run_report
 from finetune_jobs.run_report.training import History, thinned, training_section
@@ -24,7 +24,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.publishing import publish_input
 from tests.support.readiness import Parsed, assert_accessible, parsed_page
-from tests.support.run_pages import REPORT, RUN, evaluation_page, given, run_facts
+from tests.support.run_pages import REPORT, RUN, evaluation_parts, given, run_facts
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN as PUBLISHED
 from tests.support.stages import context
@@ -141,9 +141,7 @@ def test_the_page_has_every_part_and_is_accessible() -> None:
 
 
 def test_results_of_an_earlier_version_give_a_page_that_says_what_is_missing() -> None:
-    facts = RunFacts(
-        ending=ending_of(RunVerdict({}, "b"), "s3://a"), manifests={}, folders={}, evaluation="<p>old page</p>"
-    )
+    facts = RunFacts(ending=ending_of(RunVerdict({}, "b"), "s3://a"), manifests={}, folders={})
     text = parsed_page(render_run(given(), facts)).text
     for said in (
         *(
@@ -155,8 +153,6 @@ def test_results_of_an_earlier_version_give_a_page_that_says_what_is_missing() -
         *("Neither people nor a judge model", "Not measured"),
     ):
         assert said in text
-    assert "old page" not in text
-    assert taken_from("<!-- summary -->a<!-- figures -->b<!-- end of figures -->") is None
 
 
 def page_of(store: Store) -> Parsed:
@@ -193,11 +189,14 @@ def test_what_the_stages_wrote_is_on_the_page(s3: SeaweedFS, store: Store, upstr
         return publish_folder(store, folder, stage, facts={"steps": "60"})
 
     log = (line(loss=2.25, step=1) + line(eval_loss=1.75, step=1)).decode()
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    write_page(evaluation, evaluation_parts(TaskType.CLASSIFICATION), [])
     chain = upstream.model_copy(
         update={
             "dataset": put(Stage.PREPARE, "report.json", json.dumps(REPORT)),
             "adapter": put(Stage.TRAIN, "train_log.jsonl", log),
-            "evaluation": put(Stage.EVALUATE, "report.html", evaluation_page(TaskType.CLASSIFICATION)),
+            "evaluation": publish_folder(store, evaluation, Stage.EVALUATE),
         }
     )
     write_run_report(context(publish_input(s3, store, chain), tmp_path), chain, RunVerdict({}, why="Missed."))

@@ -1,7 +1,7 @@
-"""``report.html``: an evaluation for people.
+"""``report.html``: an evaluation for people, as the parts of which its page is made.
 
-This module says what stands in each table and how to read a figure; ``evaluation.html.j2`` says where on the
-page. Unlike the readiness report it quotes test examples: that is what ``answers.jsonl`` beside it holds, too.
+This module says what stands in each table and how to read a figure; ``scores.html.j2`` and ``details.html.j2`` say
+where. Unlike the readiness report it quotes test examples: that is what ``answers.jsonl`` beside it holds, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.meanings import WORDS, Words, meanings
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
+from finetune_jobs.evaluation.page_parts import PageParts
 from finetune_jobs.evaluation.prompting import NAMES, PROMPTED, described
 from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris
 
-TITLE: Final = "Evaluation"
 _CONFUSIONS: Final = 20
 _LABELS: Final = 100
 _WORST: Final = 20
@@ -57,47 +57,63 @@ class EvaluationSubject:
     """Their digests, for its end."""
 
 
-def render_html(
+def lay_out(
     evaluated: Evaluated,
     questions: Sequence[str],
     subject: EvaluationSubject,
     behaviour: Behaviour | None = None,
     shots: Sequence[tuple[str, str]] = (),
-    goals: Sequence[Conclusion] = (),
-) -> str:
-    """The page. ``questions`` are what was asked, ``subject`` says of what. ``shots``
-    are question and answer of each example that the base model was shown, ``goals`` what was reached of them."""
-    words, is_label = WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
-    is_text = evaluated.task is TaskType.TEXT
-    wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
-    beside = {model: said for model, said in evaluated.answers.items() if model not in _ANOTHER_READING}
-    mistakes = worst(evaluated.task, questions, evaluated.truth, beside, _WORST)
-    return page.render(
-        "evaluation/evaluation.html.j2",
-        TITLE,
-        subject.identity,
+) -> PageParts:
+    """The page's parts. ``questions`` are what was asked, ``subject`` says of what. ``shots`` are question and answer
+    of each example that the base model was shown."""
+    words = WORDS[evaluated.task]
+    return PageParts(
+        identity=list(subject.identity),
         summary=evaluated.summary(),
-        goals=goals,
         right=words.lead or f"An answer is right if it is {words.right}.",
+        scores=_scores(evaluated, words),
+        details=_details(evaluated, words, questions, behaviour or Behaviour(), shots),
+        origin=list(subject.origin),
+    )
+
+
+def _scores(evaluated: Evaluated, words: Words) -> str:
+    return page.render_part(
+        "evaluation/scores.html.j2",
         verdicts=[_gain(evaluated), *_prompting(evaluated), *_elsewhere(evaluated), _export_loss(evaluated)],
-        shots=shots,
-        texts=_texts(evaluated) if is_text else None,
+        texts=_texts(evaluated) if evaluated.task is TaskType.TEXT else None,
         accuracy=_accuracy(evaluated, words),
         agreement=_agreement(evaluated, words),
         apart=_apart(evaluated),
         ledger=_ledger(evaluated),
-        automation=_automation(evaluated),
         meanings=[*meanings(evaluated.task, evaluated.measurements.groups), *details.facts(evaluated)],
         shares=[table for table in (details.calls_table(evaluated), details.json_table(evaluated)) if table],
-        fields=details.fields_table(evaluated),
+    )
+
+
+def _details(
+    evaluated: Evaluated,
+    words: Words,
+    questions: Sequence[str],
+    behaviour: Behaviour,
+    shots: Sequence[tuple[str, str]],
+) -> str:
+    is_label, is_text = evaluated.task is TaskType.CLASSIFICATION, evaluated.task is TaskType.TEXT
+    wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
+    beside = {model: said for model, said in evaluated.answers.items() if model not in _ANOTHER_READING}
+    mistakes = worst(evaluated.task, questions, evaluated.truth, beside, _WORST)
+    return page.render_part(
+        "evaluation/details.html.j2",
+        automation=_automation(evaluated),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
-        models=_SHORT,
-        behaviour=sections(behaviour or Behaviour()),
+        fields=details.fields_table(evaluated),
         mistakes=mistakes,
         mistakes_text=_mistakes_text(len(mistakes), wrong, is_text=is_text),
+        models=_SHORT,
         said_as=words.said,
-        origin=subject.origin,
+        shots=shots,
+        behaviour=sections(behaviour),
     )
 
 

@@ -1,7 +1,7 @@
 """How a report becomes a page: one HTML file without scripts, for screens, phones, paper and screen readers.
 
 A room that reports lays its figures out as plain data (``Table``, ``Fact``, the charts of ``reports.charts``); its
-template, beside its code, says in which order they stand. Every template extends ``reports/frame.html.j2``.
+template, beside its code, says in which order they stand. The template of a page extends ``reports/frame.html.j2``.
 
 Foreign text is escaped by Jinja wherever it stands, and ``printable`` takes out what escaping does not: a page cannot
 be changed by what it shows. Equal content gives equal bytes.
@@ -86,6 +86,11 @@ def render(template: str, title: str, identity: Sequence[Fact], **content: objec
     ``identity``: job, model and data, as far as the page's maker knows them.
     """
     return _ENVIRONMENT.get_template(template).render(title=title, identity=identity, **content)
+
+
+def render_part(template: str, **content: object) -> str:
+    """A part of a page, without a frame: HTML that stands on pages as it is."""
+    return _ENVIRONMENT.get_template(template).render(**content)
 
 
 def uris(name: str, places: Sequence[str], most: int) -> Fact:

@@ -10,11 +10,11 @@ from typing import Final
 from finetune_api.layout import Manifest, run_folder
 from finetune_api.stages import Stage, StageInput
 from finetune_jobs.evaluation.conclusion import Conclusion
+from finetune_jobs.evaluation.page_parts import PageParts
 from finetune_jobs.reports import page
 from finetune_jobs.reports.index import Report
 from finetune_jobs.reports.page import Fact, uris
 from finetune_jobs.run_report.data import DataReport, data_section
-from finetune_jobs.run_report.evaluation import taken_from
 from finetune_jobs.run_report.training import History, training_section
 from finetune_jobs.run_report.usage import usage_section
 from finetune_jobs.run_report.verdict import RunEnding
@@ -37,8 +37,8 @@ class RunFacts:
     """What a judge and people said."""
     data: DataReport | None = None
     history: History = field(default_factory=History)
-    evaluation: str = ""
-    """The page of the evaluation."""
+    evaluation: PageParts | None = None
+    """The parts of the evaluation's page."""
     reports: Sequence[Report] = ()
     """The other pages of the run that are there."""
 
@@ -56,7 +56,7 @@ def render_run(given: StageInput, facts: RunFacts) -> str:
         verdicts=facts.verdicts,
         data=data_section(facts.data) if facts.data else None,
         training=training_section(facts.history, training.facts if training else {}),
-        taken=taken_from(facts.evaluation),
+        evaluation=facts.evaluation,
         usage=usage_section(made, given.run),
         reports=facts.reports,
         up="../" * len(run_folder(given.run).split("/")),

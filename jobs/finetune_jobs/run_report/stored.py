@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.layout import EVALUATION_PAGE, Manifest, output_folder, run_report
+from finetune_api.layout import Manifest, output_folder, run_report
 from finetune_api.stages import PIPELINE, Stage, Upstream
 from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.folders import get_listed, read_manifest
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.evaluation.page_parts import PARTS, PageParts
 from finetune_jobs.modelling.token_files import REPORT
 from finetune_jobs.reports.index import found_reports
 from finetune_jobs.run_report.data import DataReport
@@ -49,6 +50,7 @@ def _collect(context: Context, chain: Upstream, said: RunVerdict) -> RunFacts:
     manifests = {stage: manifest for stage, manifest in read.items() if manifest}
     parts = _Parts(store, folders, manifests)
     data = parts.get(Stage.PREPARE, REPORT)
+    shown = parts.get(Stage.EVALUATE, PARTS)
     evaluation = manifests.get(Stage.EVALUATE)
     asked = context.input.params.evaluate
     task = asked.task.type if asked else TaskType.CLASSIFICATION
@@ -62,7 +64,7 @@ def _collect(context: Context, chain: Upstream, said: RunVerdict) -> RunFacts:
         verdicts=verdicts_of(said.scalars, params.reviewing.review),
         data=parse_json(data, DataReport, REPORT) if data else None,
         history=History.read(parts.get(Stage.TRAIN, _TRAIN_LOG)),
-        evaluation=parts.get(Stage.EVALUATE, EVALUATION_PAGE).decode("utf-8", "replace"),
+        evaluation=parse_json(shown, PageParts, PARTS) if shown else None,
         reports=found_reports(context, chain, said.artifact),
     )
 

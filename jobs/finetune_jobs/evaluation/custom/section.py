@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from finetune_api.custom_metrics import DataFolder, MetricRun
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
-from finetune_jobs.evaluation.conclusion import Conclusion
+from finetune_jobs.evaluation.page_parts import PageParts
 from finetune_jobs.reports import page
 from finetune_jobs.reports.page import Fact, Table, TableRow
-
-_GOALS: Final = ("<!-- goals -->", "<!-- end of goals -->")
-_HERE: Final = "<!-- metrics of the platform -->"
-"""Places of ``evaluation.html.j2``. No foreign text holds them: what is quoted is escaped."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +19,14 @@ class Ran:
     """By container, the files that it was given."""
 
 
-def with_custom(text: str, ran: Ran, measured: Measurements, goals: Sequence[Conclusion]) -> str:
-    """An evaluation's page with what these containers measured, and with goals judged by it."""
-    before, _, rest = text.partition(_GOALS[0])
-    _, _, after = rest.partition(_GOALS[1])
-    judged = page.render("evaluation/goals.html.j2", "", (), goals=goals)
-    content = {
-        "figures": _figures(measured),
-        "containers": [_container(run, ran.data.get(run.name)) for run in ran.runs],
-    }
-    section = page.render("evaluation/custom/custom.html.j2", "", (), **content)
-    return f"{before}{judged}{after}".replace(_HERE, section)
+def with_custom(parts: PageParts, ran: Ran, measured: Measurements) -> PageParts:
+    """The parts of an evaluation's page, with what these containers measured."""
+    section = page.render_part(
+        "evaluation/custom/custom.html.j2",
+        figures=_figures(measured),
+        containers=[_container(run, ran.data.get(run.name)) for run in ran.runs],
+    )
+    return parts.model_copy(update={"custom": section})
 
 
 def custom_rows(measured: Measurements) -> list[MeasuredMetric]:
