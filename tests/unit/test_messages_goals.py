@@ -288,17 +288,17 @@ UNMEASURABLE: Final[list[tuple[dict[str, str], DataFacts, str]]] = [
     (
         {"metric": "toolUse", "atLeast": "0.9"},
         DataFacts(tested=1200, calling=0),
-        "goals[0] … toolUse … 1,200 … none … calling a tool … Remove the goal … spec.dataset.split.testPercent",
+        "goals[0] … toolUse … none … 1,200 … tool call … Remove the goal … spec.dataset.split.testPercent",
     ),
     (
         {"metric": "toolFields", "improveOverBase": "0.1"},
         DataFacts(reads_calls=False),
-        "goals[0] … toolFields … chat template … JSON … not read … choose another base model",
+        "goals[0] … toolFields … chat template … JSON … cannot be read … choose another base model",
     ),
     (
         {"metric": "validSchema", "atLeast": "0.9"},
         DataFacts(tested=20, calling=20),
-        "goals[0] … validSchema … every test example … not by JSON … toolArguments or toolFields",
+        "goals[0] … validSchema … every test example … tool call, not JSON … toolArguments or toolFields",
     ),
 ]
 

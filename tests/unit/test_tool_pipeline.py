@@ -216,10 +216,10 @@ PYTHON: Final = TEMPLATE.replace("{{ c.function | tojson }}", "{{ c.function.nam
 @pytest.mark.parametrize(
     ("template", "task", "metric", "called", "why"),
     [
-        (TEMPLATE, TaskType.TEXT, "toolUse", False, "of the 20 test examples that are asked none is to be answered by"),
+        (TEMPLATE, TaskType.TEXT, "toolUse", False, "none of the 20 test examples of the evaluation expects a tool"),
         (TEMPLATE, TaskType.TEXT, "toolName", True, ""),
-        (PYTHON, TaskType.TEXT, "toolName", True, "the base model's chat template does not write calls of tools as"),
-        (TEMPLATE, TaskType.EXTRACTION, "validJson", True, "every test example that is asked is to be answered by"),
+        (PYTHON, TaskType.TEXT, "toolName", True, "the base model's chat template does not write tool calls as JSON"),
+        (TEMPLATE, TaskType.EXTRACTION, "validJson", True, "every test example of the evaluation expects a tool call"),
         (TEMPLATE, TaskType.EXTRACTION, "validJson", False, ""),
     ],
 )

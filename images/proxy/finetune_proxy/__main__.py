@@ -215,12 +215,12 @@ def report(keys: ApiKeys) -> None:
 def nobody(secret: str, keys: ApiKeys) -> str:
     """That there is no key, and why."""
     why = "; ".join(keys.refused) or "it does not exist, or is empty"
-    return f"Secret {secret!r} has no key with which a client could get in: {why}."[:1000]
+    return f"Secret {secret!r} has no valid API key: {why}."[:1000]
 
 
 def unusable(certificate: Certificate, fault: str) -> str:
     """That there is no certificate which clients can use, and why."""
-    return f"Secret {certificate.secret!r} has no certificate for {certificate.host} that works: {fault}."[:1000]
+    return f"Secret {certificate.secret!r} has no usable certificate for {certificate.host}: {fault}."[:1000]
 
 
 def failure(message: str, reason: str = "ApiKeysMissing") -> str:

@@ -180,7 +180,7 @@ def _known(told: Proxied, files: Files) -> str:
 
 def _only_known(told: Proxied) -> str:
     """The answer to those without one."""
-    said = _said(401, "Give a key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
+    said = _said(401, "Send an API key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
     line = f"    http-request return {said} hdr WWW-Authenticate Bearer unless known\n"
     return line if told.asks_for_keys else ""
 

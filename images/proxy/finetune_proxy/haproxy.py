@@ -23,7 +23,7 @@ def set_list(address: Path, name: Path, values: Iterable[str]) -> None:
     """
     created = _VERSION.search(_command(address, f"prepare acl {name}"))
     if created is None:
-        raise HaproxyError("HAProxy began no new version of a list")
+        raise HaproxyError("HAProxy did not start a new version of a list")
     version = f"@{created[1]}"
     for value in values:
         _silent(address, f"add acl {version} {name} {value}")
@@ -39,10 +39,10 @@ def set_certificate(address: Path, name: Path, pem: str) -> None:
         OSError: it does not listen.
     """
     if "Transaction" not in _command(address, f"set ssl cert {name} <<\n{pem}"):
-        raise HaproxyError("HAProxy does not take the certificate")
+        raise HaproxyError("HAProxy rejected the certificate")
     if "Success" not in _command(address, f"commit ssl cert {name}"):
         _command(address, f"abort ssl cert {name}")
-        raise HaproxyError("HAProxy does not take the certificate and its key together")
+        raise HaproxyError("HAProxy rejected the certificate with its key")
 
 
 def _silent(address: Path, command: str) -> None:

@@ -147,36 +147,36 @@ def _problems(place: str, goal: Goal, asked: DataFacts) -> Iterator[str]:
         )
     if goal.metric is Metric.AUTOMATION and asked.thoughts:
         yield (
-            f"{place} is about {goal.metric}, but the rows have reasoning_content: of a model that thinks before it "
-            "answers, the probability of an answer is not known. Set metric to accuracy or f1."
+            f"{place} is about {goal.metric}, but the rows have reasoning_content: if a model thinks before it "
+            "answers, the probability of its answer is not known. Set metric to accuracy or f1."
         )
     if goal.metric is Metric.AUTOMATION and not asked.validated:
         yield (
-            f"{place} is about {goal.metric}, but there are no validation examples, among which its threshold is "
-            "chosen. Raise spec.dataset.split.validationPercent, or add a source with part Validation."
+            f"{place} is about {goal.metric}, but there are no validation examples on which to choose its "
+            "threshold. Raise spec.dataset.split.validationPercent, or add a source with part Validation."
         )
     if goal.metric in (*OF_GENERAL, *OF_ADVERSARIAL) and asked.must_think:
         yield (
             f"{place} is about {goal.metric}, but the base model's chat template lets it answer only after thoughts, "
-            "and then nothing beside the task is asked. Remove the goal, or choose another base model."
+            "and such a model is asked nothing outside its task. Remove the goal, or choose another base model."
         )
     if goal.metric is Metric.PERPLEXITY and asked.tested < FEWEST:
         yield (
-            f"{place} is about {goal.metric}, which takes {FEWEST} test examples or more, and there are "
+            f"{place} is about {goal.metric}, which needs at least {FEWEST} test examples, and there are "
             f"{asked.tested}. Raise spec.dataset.split.testPercent, or set metric to chrf."
         )
     if goal.metric in OF_CALLS and not asked.calling:
         yield (
-            f"{place} is about {goal.metric}, but of the {asked.tested:,} test examples that are asked none is to be "
-            "answered by calling a tool. Remove the goal, or raise spec.dataset.split.testPercent."
+            f"{place} is about {goal.metric}, but none of the {asked.tested:,} test examples of the evaluation "
+            "expects a tool call. Remove the goal, or raise spec.dataset.split.testPercent."
         )
     elif goal.metric in OF_CALLS and not asked.reads_calls:
         yield (
-            f"{place} is about {goal.metric}, but the base model's chat template does not write calls of tools as "
-            "JSON, so that they are not read. Remove the goal, or choose another base model."
+            f"{place} is about {goal.metric}, but the base model's chat template does not write tool calls as "
+            "JSON, so they cannot be read. Remove the goal, or choose another base model."
         )
     if goal.metric in OF_JSON and asked.reads_calls and asked.calling == asked.tested:
         yield (
-            f"{place} is about {goal.metric}, but every test example that is asked is to be answered by calling a "
-            "tool, not by JSON. Set metric to toolArguments or toolFields, or add rows that are answered by JSON."
+            f"{place} is about {goal.metric}, but every test example of the evaluation expects a tool call, not "
+            "JSON. Set metric to toolArguments or toolFields, or add rows whose answer is JSON."
         )

@@ -155,8 +155,8 @@ class _Rounding:
         if "weight_scale" not in compressor.compression_param_names(scheme):  # "dense": it knows no layer of the model
             raise StageError(
                 Reason.EXPORT_MISMATCH,
-                f"The exported files are in form {config.format!r}, whose weights have no scales: the layers of this "
-                "model are none that can be rounded.",
+                f"The exported files are in form {config.format!r}, whose weights have no scales: no layer of this "
+                "model can be quantized.",
             )
         layers = frozenset(
             _place(module.weight)

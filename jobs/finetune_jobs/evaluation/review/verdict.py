@@ -22,8 +22,8 @@ def judge_review(terms: ReviewTerms, state: ReviewState, *, warns: bool = False)
     if not state.sheet.votable:
         raise StageError(
             Reason.GATE_FAILED,
-            f"spec.evaluation.humanReview is Required, but of the {len(state.sheet.pairs)} pairs of answers on the "
-            "review page none differ: people have nothing to prefer the artifact for.",
+            f"spec.evaluation.humanReview is Required, but none of the {len(state.sheet.pairs)} pairs on the review "
+            "page has different answers, so there is nothing to vote on.",
         )
     pairs = len(state.sheet.votable)
     most = at_every_look(pairs, pairs)[0]
