@@ -207,7 +207,7 @@ def test_a_request_that_is_lost_in_every_form_is_one() -> None:
     alone = [item(f"j{n}", "jailbreak") for n in range(80)]
     formed = [each.model_copy(update={"group": f"request {n // 4}"}) for n, each in enumerate(alone)]
     right = Responses({each.id: "yes" for each in alone}, {}, {})
-    worse = Responses(right.answers | {f"j{n}": "no" for n in range(8)}, {}, {})
+    worse = Responses({**right.answers, **{f"j{n}": "no" for n in range(8)}}, {}, {})
     by_row, found = (compare_behaviour(Sets(adversarial=items), right, worse) for items in (alone, formed))
     one, other = by_row.safety, found.safety
     assert one is not None

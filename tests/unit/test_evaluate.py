@@ -349,6 +349,6 @@ def test_an_artifact_of_other_positions_is_refused_before_anything_is_asked(mode
         model_folder / "base", model_folder / "adapter", exported, model_folder / "dataset", tmp_path / "out"
     )
     setting = Setting(TaskType.CLASSIFICATION, Evaluation(max_samples=10))
-    with pytest.raises(StageError, match="has rope_theta 1000, that of its base model has 10000"):
+    with pytest.raises(StageError, match="has rope_theta 1000, that of its base model has rope_theta 10000"):
         evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
     assert not files.out.exists()

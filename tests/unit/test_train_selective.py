@@ -54,7 +54,9 @@ def trainer_of(method: Method, base: Path, folder: Path, *, packed: bool = False
     return build_trainer(model, parts, training, folder / "work", Batch.of(training), step=STEP)
 
 
-def operations_of_4_bits(rows: torch.Size, _packed: torch.Size, matrix: list[int], *_: Any, **_named: Any) -> int:
+def operations_of_4_bits(
+    rows: tuple[int, ...], _packed: tuple[int, ...], matrix: list[int], *_: Any, **_named: Any
+) -> int:
     """Of a product with a matrix (outputs, inputs), which torch cannot look into."""
     return 2 * math.prod(rows) * matrix[0]
 
