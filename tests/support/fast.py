@@ -39,7 +39,7 @@ MEASURED: Final = {
     "test_dataset_split.py": 1.4,
     "test_adapterdeployment_gap.py": 1.2,
     "test_adapterdeployment_route_weights.py": 1.2,
-    "test_messages_goals.py": 1.2,
+    "test_messages_goals.py": 1.0,
     "test_adapterdeployment_failure.py": 1.1,
 }
 """CPU seconds of the files that take longest. Only what they take beside each other matters."""
