@@ -74,9 +74,11 @@ class TgiServer:
         return float(values.get(series, 0))
 
     def refuses(self) -> bool:
-        """Whether the port is closed."""
+        """Whether the port is closed. While it closes, a connection that nobody has taken yet is reset."""
         try:
             self.call("/health")
+        except ConnectionResetError:
+            return False
         except urllib.error.URLError as error:
             return isinstance(error.reason, ConnectionRefusedError)
         return False

@@ -260,7 +260,7 @@ def test_after_a_killed_pod_the_rest_is_asked_and_the_result_is_the_same(
         assert f" of {quiet.rows - 2 * len(CANARIES)} answers kept" in caplog.text
     written = (path for path in (tmp_path / "quiet").rglob("*") if path.is_file())
     files = sorted(str(path.relative_to(tmp_path / "quiet")) for path in written)
-    assert len(files) == 5 + 4
+    assert len(files) == 6 + 4
     assert not (tmp_path / "killed" / METRICS).exists()
 
     runs = ["resumed"]

@@ -333,7 +333,7 @@ class TestHaproxy:
                 server = Connection(url, 400, re.compile("too long"), key=key)
                 calls: list[Callable[[], object]] = [
                     lambda server=server: server.get("/v1/models"),  # type: ignore[misc]
-                    lambda server=server: server.post("/v1/completions", {}, "a text"),  # type: ignore[misc]
+                    lambda server=server: server.post("/v1/completions", {}, "a text", PATIENCE),  # type: ignore[misc]
                     lambda server=server: server.chat(asked),  # type: ignore[misc]
                     lambda server=server: server.stream(asked),  # type: ignore[misc]
                 ]

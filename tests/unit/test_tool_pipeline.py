@@ -230,7 +230,7 @@ def test_goals_that_the_calls_of_these_data_leave_unmeasured_are_refused_before_
     edit_json(base / "tokenizer_config.json", chat_template=template)
     prepared = Prepared(s3, place, base, tmp_path)
     given = [calling(n) if called else {"prompt": text(n), "completion": f'{{"n": {n}}}'} for n in range(200)]
-    prepared.gates = Gates.model_validate({"goals": [{"metric": metric, "atLeast": "0.9"}]})
+    prepared.gates = Gates.model_validate({"goals": [{"metric": metric, "atLeast": "0.5"}]})  # 20 rows can show it
     run = partial(
         prepared.run,
         prepared.put("rows.jsonl", given),
