@@ -14,8 +14,9 @@ from hack.platform.kubectl import Kubectl, wait_for
 
 Object = dict[str, Any]
 
-FAIR_SHARE = "250m"
-"""What a pod asks for: without a request it would get next to nothing of a CPU on which the demo trains."""
+FAIR_SHARE = "75m"
+"""What a pod asks for: without a request it would get next to nothing of a CPU on which the demo trains. With more, two
+revisions of two servers each would not fit beside that training: a rollout waited until it was over."""
 
 
 @contextmanager
