@@ -110,7 +110,7 @@ class CanaryStatus(WireModel):
     """What the servers' metrics say, if the spec asks for it; absent while its pods start."""
     stable_unready_since: Timestamp | None = None
     """Since when no pod of the revision that serves has been ready; absent while one is. After a minute the canary
-    takes over, without the steps that are left."""
+    takes over and skips the remaining steps."""
 
 
 class AdapterState(OpenEnum):

@@ -89,7 +89,7 @@ def after_refusal(
 ) -> RolloutStep:
     """The rollout after a refusal: the candidate stays what it is. One whose turn has come takes it, or it would hold
     up those behind it for ever; and one for which the others have stopped starts, or a gap in service would have no
-    end. A canary that does not stand its clients has ended all the same, or the next pass would give them back."""
+    end. A canary that fails has ended all the same, or the next pass would give it clients again."""
     known = known_candidate(observed, target)
     if known is not None and has_clients(known):
         step = advance(observed, target, stable, now)

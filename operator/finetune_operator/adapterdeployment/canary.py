@@ -9,8 +9,8 @@ Verifying ─▶ Canary ────────────────▶ Cana
              └───────────────────────────┴──────────────────────────────┴─▶ Failed: all traffic is the old one's again
 ```
 
-Where no pod of the old revision has been ready for a minute, the steps that are left are left out: nobody else answers,
-and nothing is left to compare with.
+If no pod of the old revision has been ready for a minute, the remaining steps are skipped: nobody else answers, and
+there is nothing to compare with.
 
 A step ends with its pause; where the spec asks for an analysis, it takes its verdict too (``analysis.py``).
 

@@ -109,7 +109,7 @@ class Sighting(NamedTuple):
     """What is seen of a revision that has taken over a short while ago."""
 
     problem: ServerProblem | None = None
-    """Why it does not stand the traffic; given back rather than failed, if the cause is outside of it."""
+    """Why it is not fit for traffic; given back rather than failed, if the cause is outside of it."""
     due_after: float | None = None
     """Seconds until it has not answered for too long, if it does not answer now."""
 

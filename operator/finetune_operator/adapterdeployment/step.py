@@ -18,7 +18,7 @@ class RolloutStep:
     blocked: bool = False
     """As in Plan."""
     takes_back: bool = False
-    """Whether clients leave a revision that does not stand them: its actions go before all others then."""
+    """Whether clients leave a revision that fails: its actions go before all others then."""
     fallen: RevisionStatus | None = None
     """The revision from which the traffic is taken back, and why."""
     left: RevisionStatus | None = None

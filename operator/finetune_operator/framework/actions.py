@@ -83,5 +83,5 @@ class Plan(Generic[S]):
     """What the resource can do without, by a word for what it is: applied after all others. If one fails, nothing else
     does but what is left of the same word; the status says so, and it is tried again later (``unmet.py``)."""
     first: frozenset[str] = frozenset()
-    """Words of those that go before all other actions and are tried in every pass: they take clients away from what
-    does not stand them, which nothing else may hold up."""
+    """Words of those that go before all other actions and are tried in every pass: they take clients away from a
+    revision that fails, which nothing else may delay."""
