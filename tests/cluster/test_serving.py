@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import RevisionState, ServingPhase
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
 from hack.benchmarks.load import POD, Load
 from hack.benchmarks.load_client import FRESH, KEPT, STREAM, Plan
 from hack.benchmarks.tiny_artifacts import TinyArtifact, publish_tiny
@@ -79,6 +79,63 @@ def test_clients_hear_one_revision_and_then_the_next_and_never_a_bad_one(
     team("delete", "pod", POD, "--wait=false")
 
 
+def test_a_canary_that_crashes_goes_back_and_takes_over_when_it_is_tried_again(
+    team: Kubectl, artifacts: dict[str, TinyArtifact]
+) -> None:
+    """Clients hear it in its step, no request is lost, and the metrics of both servers let it take over."""
+    endpoint = Endpoint(team)
+    first = _serving(endpoint, artifacts["first"])
+    [server] = team.items("deployments", f"{meta.LABEL_REVISION}={first}")
+    answers = {name: {FRESH: artifacts[name].answers[TOKENS[FRESH]]} for name in ("first", "second")}
+    load = Load(team, Plan(NAME, 80, {FRESH: 2}, PROMPTS[0], TOKENS, answers, PAUSE_S))
+    load.start(server["spec"]["template"]["spec"]["initContainers"][0]["image"])  # it has Python
+
+    begin = time.time()
+    endpoint.serve(artifacts["second"].uri, strategy=_canary(pause="1h"))
+    load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
+    status = endpoint.status()
+    assert status is not None
+    canary = status.candidate
+    assert canary is not None
+    assert canary.canary is not None
+    assert (canary.state, canary.canary.summary) == (RevisionState.CANARY, "1/1 50%")
+    _crash(team, canary.revision)
+    status = endpoint.until(ServingPhase.DEGRADED)
+    assert status.stable is not None
+    assert status.stable.revision == first
+    assert status.candidate is not None
+    assert (status.candidate.state, status.candidate.reason) == (RevisionState.FAILED, Reason.CANDIDATE_FAILED)
+    load.wait_until_all_hear("first", 120)
+
+    begin = time.time()
+    analysis = {"minRequests": 10, "maxErrorIncrease": "0.1", "maxLatencyIncrease": "9"}
+    endpoint.serve(artifacts["second"].uri, strategy=_canary(pause="10s", analysis=analysis), rerun="again")
+    load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
+    wait_for("the promotion", lambda: _promoted(endpoint, first), ROLLOUT_S)
+    load.wait_until_all_hear("second", 240)
+    # The crashed server was asked, too. Its clients could not but notice.
+    assert [each for each in load.heard().faults if each["at"] > begin] == []
+    team("delete", "pod", POD, "--wait=false")
+
+
+def test_a_change_in_place_announces_its_gap_and_a_refused_artifact_ends_it(
+    team: Kubectl, artifacts: dict[str, TinyArtifact]
+) -> None:
+    """The revision before comes back by itself, and answers as it did."""
+    endpoint = Endpoint(team)
+    first = _serving(endpoint, artifacts["first"])
+    endpoint.serve(artifacts["boastful"].uri, strategy={"type": "InPlace", "notice": "5s"})
+    assert wait_for("the announced gap", lambda: _gap(endpoint, "False"), 120) == Reason.GAP_ANNOUNCED
+    assert wait_for("the gap", lambda: _gap(endpoint, "True"), 120) == Reason.GAP_IN_SERVICE
+    status = wait_for("the way back", lambda: _serves_again(endpoint), ROLLOUT_S)
+    assert status.stable is not None
+    assert status.stable.revision == first
+    assert status.candidate is not None
+    assert status.candidate.reason == Reason.ADAPTER_INACTIVE
+    with team.port_forward(f"service/{NAME}", 80) as port:
+        assert _text(f"http://127.0.0.1:{port}/v1/chat/completions") == artifacts["first"].answers[TOKENS[FRESH]]
+
+
 def test_keys_of_clients_come_and_go_without_a_restart(team: Kubectl, artifacts: dict[str, TinyArtifact]) -> None:
     """The proxy of a serving pod follows its Secret."""
     endpoint = Endpoint(team)
@@ -103,6 +160,44 @@ def test_keys_of_clients_come_and_go_without_a_restart(team: Kubectl, artifacts:
     assert {each["name"]: each["restartCount"] for each in statuses if each["restartCount"]} == {}
 
 
+def _serving(endpoint: Endpoint, artifact: TinyArtifact) -> str:
+    """The revision of an artifact, once it serves."""
+    endpoint.serve(artifact.uri)
+    stable = endpoint.until(ServingPhase.READY).stable
+    assert stable is not None
+    return stable.revision
+
+
+def _canary(**rest: Any) -> Object:
+    """A strategy of one step: half of the pods. ``rest``: its pause and, if any, its analysis."""
+    step = {"weight": 50, "pause": rest.pop("pause")}
+    return {"type": "Canary", "canary": {"steps": [step]} | rest}
+
+
+def _crash(team: Kubectl, revision: str) -> None:
+    """Have a server's only process killed, as by the kernel: it may use no more processor time. Process 1 of a
+    container ignores the signals of others in it."""
+    [pod] = team.items("pods", f"{meta.LABEL_REVISION}={revision},{meta.LABEL_ROLE}=server")
+    program = "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))"
+    team("exec", pod["metadata"]["name"], "-c", "server", "--", "python", "-c", program)
+
+
+def _gap(endpoint: Endpoint, status: str) -> str:
+    """The reason of the condition ServiceGap with a status; empty while there is none."""
+    found = endpoint.status()
+    conditions = found.conditions if found is not None else []
+    return next((each.reason for each in conditions if (each.type, each.status) == ("ServiceGap", status)), "")
+
+
+def _serves_again(endpoint: Endpoint) -> AdapterDeploymentStatus | None:
+    """The status, once a refused candidate has given its place back and the gap is over."""
+    status = endpoint.status()
+    if status is None or status.phase is not ServingPhase.DEGRADED:
+        return None
+    conditions = {each.type: each.status for each in status.conditions}
+    return status if conditions["Ready"] == "True" and "ServiceGap" not in conditions else None
+
+
 def _clients(**keys: str) -> Object:
     """The Secret with clients' keys, and no others."""
     data = {name: base64.b64encode(key.encode()).decode() for name, key in keys.items()}
@@ -114,6 +209,13 @@ def _status(url: str, key: str) -> int:
     body = {"messages": PROMPTS[0], "max_tokens": 1, "model": NAME}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return httpx2.post(url, json=body, headers=headers, timeout=60).status_code
+
+
+def _text(url: str) -> str:
+    """The answer to the first prompt, of as many tokens as those of clients on new connections."""
+    body = {"messages": PROMPTS[0], "max_tokens": TOKENS[FRESH], "model": NAME, "temperature": 0}
+    found: str = httpx2.post(url, json=body, timeout=60).json()["choices"][0]["message"]["content"]
+    return found
 
 
 def _promoted(endpoint: Endpoint, before: str) -> str:
