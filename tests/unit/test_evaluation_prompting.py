@@ -9,7 +9,7 @@ from finetune_api.gates import Gates
 from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
 from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.evaluation.lenient import read
-from finetune_jobs.evaluation.prompting import PROMPTED
+from finetune_jobs.evaluation.prompting import PROMPTED, on_prompting
 from finetune_jobs.evaluation.report import Evaluated
 from tests.support.sentences import assert_says
 
@@ -92,6 +92,23 @@ def test_the_best_way_to_prompt_decides(right: dict[str, int], best: str, parts:
         f"accuracy{model[0].upper()}{model[1:]}" not in found.scalars() for model in PROMPTED if model != "fewShot"
     )
     assert set(right) <= json.loads(json.dumps(found.metrics()))["models"].keys()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_prompting_may_be_enough_if_one_way_to_prompt_is_not_beaten_for_sure(turned: bool) -> None:
+    """Even if the artifact gains more over it than over the best one."""
+    gains = [("verbose", 0.05, 0.01, 0.09), ("fewShot", 0.08, -0.02, 0.18)]
+    differences = [
+        Difference(
+            metric="accuracy",
+            model="artifact",
+            against=against,
+            estimate=Figure(value=value, low=low, high=high),
+        )
+        for against, value, low, high in gains[:: -1 if turned else 1]
+    ]
+    measurements = Measurements(rows=100, differences=differences)
+    assert_says(on_prompting(measurements, TaskType.CLASSIFICATION), "may be enough", "examples", "+8.0")
 
 
 @pytest.mark.parametrize(

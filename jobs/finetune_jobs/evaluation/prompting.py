@@ -22,25 +22,20 @@ NAMES: Final[Mapping[str, str]] = {
 
 
 def prompted(measurements: Measurements, task: TaskType) -> str:
-    """The best of PROMPTED by the task's main metric; empty where none was asked."""
-    found = measurements.of(measurements.main_metric(task))
-    asked = [model for model in PROMPTED if found and model in found.models]
-    return max(asked, key=lambda model: found.models[model].value if found else 0, default="")
+    """The one of PROMPTED that the artifact beats least surely, by the task's main metric; empty where none was asked.
+    The best one need not be it: over another, a larger gain may still be chance."""
+    gains = _gains(measurements, task)
+    return min(gains, key=lambda gain: (_verdict(gain), gain.estimate.value)).against if gains else ""
 
 
 def on_prompting(measurements: Measurements, task: TaskType) -> str:
     """Whether prompting would have been enough, in one sentence; empty where the base model was only asked as the
     artifact is."""
-    best = prompted(measurements, task)
-    gain = measurements.difference(measurements.main_metric(task), "artifact", best)
+    gain = measurements.difference(measurements.main_metric(task), "artifact", prompted(measurements, task))
     if gain is None:
         return ""
-    what = f"artifact against {PROMPTED[best]}, {described(gain)}"
-    if gain.better_beyond_chance:
-        return f"Prompting would not have been enough: {what}."
-    if gain.worse_beyond_chance:
-        return f"Prompting does better: {what}."
-    return f"Prompting may be enough: {what}, within chance."
+    what = f"artifact against {PROMPTED[gain.against]}, {described(gain)}"
+    return _VERDICTS[_verdict(gain)].format(what)
 
 
 def described(difference: Difference) -> str:
@@ -48,3 +43,21 @@ def described(difference: Difference) -> str:
     it, name = difference.estimate, NAMES.get(difference.metric, difference.metric)
     what = f"{name} of {difference.label!r}" if difference.label else name
     return f"{what} {100 * it.value:+.1f} points (95 % interval {100 * it.low:+.1f} to {100 * it.high:+.1f})"
+
+
+_VERDICTS: Final = (
+    "Prompting does better: {}.",
+    "Prompting may be enough: {}, within chance.",
+    "Prompting would not have been enough: {}.",
+)
+
+
+def _verdict(gain: Difference) -> int:
+    """Which of _VERDICTS a gain of the artifact over a prompted base model means."""
+    return 1 + gain.better_beyond_chance - gain.worse_beyond_chance
+
+
+def _gains(measurements: Measurements, task: TaskType) -> list[Difference]:
+    metric = measurements.main_metric(task)
+    found = (measurements.difference(metric, "artifact", model) for model in PROMPTED)
+    return [gain for gain in found if gain is not None]
