@@ -54,7 +54,7 @@ families: $(STAMP) ## Read the model families that preflight knows from transfor
 accept-api: $(STAMP) ## Take the present CRDs as what later ones must accept; at a release
 	@$(VENV)/python -m hack.manifests.compatibility
 
-test: lint ## Lint, then all tests: unit, control plane, cluster (as root; once everything is built, 50 minutes, or 80 on a CPU without BF16)
+test: lint ## Lint, then all tests: unit, control plane, cluster (as root; once everything is built, 50 minutes, or 70 on a CPU without BF16)
 	@$(VENV)/python -m hack.tiers $(WORKERS)
 
 test-needs: $(STAMP) # What the first two tiers need
