@@ -20,7 +20,7 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 	@touch $@
 
 ##@ Use (as root, on Debian or Ubuntu)
-demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (9 minutes, or 30 on a CPU without BF16; some 12 more the first time); FRESH=1 starts over
+demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (9 to 15 minutes, or 35 on a CPU without BF16; 12 to 20 more the first time); FRESH=1 starts over
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
 demo-full: demo ## The demo, then extraction, distillation, a blocked run, rollouts, a rollback, and two adapters on one vLLM

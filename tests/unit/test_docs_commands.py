@@ -30,6 +30,7 @@ BUILT_IN: Final = frozenset(
     {
         "configmap",
         "configmaps",
+        "controllerrevisions",
         "crd",
         "deployments",
         "endpointslices",
