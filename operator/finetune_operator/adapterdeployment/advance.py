@@ -20,6 +20,7 @@ from finetune_operator.adapterdeployment.canary import (
     takes_steps,
 )
 from finetune_operator.adapterdeployment.candidate import candidacy, in_state, known_candidate
+from finetune_operator.adapterdeployment.context import CanaryContext, RolloutContext
 from finetune_operator.adapterdeployment.endings import fail, give_back, has_clients, promote, scored
 from finetune_operator.adapterdeployment.gap import (
     STALE_SECONDS,
@@ -60,12 +61,7 @@ from finetune_operator.resources.stage_job import input_config_map, stage_job
 
 
 def keep_serving(
-    observed: ObservedDeployment,
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus | None,
-    now: datetime,
-    *,
-    shared: bool = False,
+    context: RolloutContext, candidate: RevisionStatus | None, *, shared: bool = False
 ) -> tuple[Action, ...]:
     """Another revision than the target serves: its pods stay as they were verified, as many as the spec asks for, or
     none in the gap of a rollout in place. ``shared``: the candidate has its share of the traffic.
@@ -73,9 +69,10 @@ def keep_serving(
     Deleted or changed objects are restored, unless the platform's settings have changed since: pods with the new
     settings have not been verified, so then only the number of pods is adjusted.
     """
+    observed, stable = context.observed, context.stable
     if stable is None:
         return ()
-    verified, replicas = recorded_target(observed, stable), stable_replicas(observed, stable, candidate, now)
+    verified, replicas = recorded_target(observed, stable), stable_replicas(observed, stable, candidate, context.now)
     if verified is not None:
         return serve(observed, verified, replicas, is_shared=shared)
     live = observed.child(DEPLOYMENTS, stable.deployment)
@@ -84,58 +81,58 @@ def keep_serving(
     return (*direct_traffic(observed, stable.revision, is_shared=shared), *((scale,) if outnumbered else ()))
 
 
-def after_refusal(
-    observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
-) -> RolloutStep:
+def after_refusal(context: RolloutContext, target: Target) -> RolloutStep:
     """The rollout after a refusal: the candidate stays what it is. One whose turn has come takes it, or it would hold
     up those behind it for ever; and one for which the others have stopped starts, or a gap in service would have no
     end. A canary that fails has ended all the same, or the next pass would give it clients again."""
-    known = known_candidate(observed, target)
+    known = known_candidate(context.observed, target)
     if known is not None and has_clients(known):
-        step = advance(observed, target, stable, now)
+        step = advance(context, target)
         if step.takes_back:
             return replace(step, actions=(), blocked=True)
     waits = known is not None and known.state in (RevisionState.WAITING, RevisionState.STOPPING)
-    candidate = candidacy(observed, target, stable, now).candidate if waits else known
-    return RolloutStep(stable, candidate, blocked=True)
+    candidate = candidacy(context, target).candidate if waits else known
+    return RolloutStep(context.stable, candidate, blocked=True)
 
 
-def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime) -> RolloutStep:
+def advance(context: RolloutContext, target: Target) -> RolloutStep:
     """The target does not serve yet: start it, verify it, move the traffic; or report why that is impossible."""
-    candidate, events, due_after = candidacy(observed, target, stable, now)
-    keep = keep_serving(observed, stable, candidate, now)
+    observed, now = context.observed, context.now
+    candidate, events, due_after = candidacy(context, target)
+    keep = keep_serving(context, candidate)
     if candidate.state in (RevisionState.FAILED, RevisionState.WAITING, RevisionState.STOPPING):
-        return RolloutStep(stable, candidate, keep, events, due_after)
+        return RolloutStep(context.stable, candidate, keep, events, due_after)
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
     proved = has_proved_itself(candidate)
-    tried = newest_try(observed, target, stable, candidate, now)
+    tried = newest_try(context, target, candidate)
     candidate, verification = tried.candidate, None if proved else tried.verification
     problem = candidate_problem(live, pods, now)
     if problem is not None and problem.outlook is Outlook.FAIL:
-        return fail(observed, stable, candidate, problem, keep, now)
+        return fail(context, candidate, problem, keep)
     if verification is not None and (failure := verification.failure):
-        return fail(observed, stable, verification.recorded(candidate), failure, keep, now)
+        return fail(context, verification.recorded(candidate), failure, keep)
     in_gap = has_begun(candidate, now)
     if not proved and (given_up := tried.given_up) is not None:
         if in_gap:
-            return fail(observed, stable, candidate, overdue(observed, given_up), keep, now)
-        return give_back(stable, candidate, given_up, keep, now)
+            return fail(context, candidate, overdue(observed, given_up), keep)
+        return give_back(context, candidate, given_up, keep)
     seen = canary_sighting(candidate, pods, now)
     if (unfit := seen.problem) is not None:
         if unfit.outlook is Outlook.FAIL:
-            return fail(observed, stable, candidate, unfit, keep, now)
-        return give_back(stable, candidate, unfit, keep, now)
+            return fail(context, candidate, unfit, keep)
+        return give_back(context, candidate, unfit, keep)
     if verification is not None and verification.succeeded:
         candidate = scored(verification.recorded(candidate), verification.verdict)
-        if stable is not None and (found := verification.replaced_withdrawn) is not None:
-            stable = stable.model_copy(update={"withdrawn": found})
+        if context.stable is not None and (found := verification.replaced_withdrawn) is not None:
+            context = replace(context, stable=context.stable.model_copy(update={"withdrawn": found}))
     verified = proved or (verification is not None and verification.succeeded)
-    if verified and stable is not None and takes_steps(observed, target, stable, candidate):
-        closed = _closed_for(observed, target, candidate, verification, now)
-        return _take_step(observed, target, stable, candidate, closed, now)
+    stable = context.stable
+    if verified and stable is not None and takes_steps(context, target, candidate):
+        closed = _closed_for(context, target, candidate, verification)
+        return _take_step(CanaryContext(observed, stable, now, target, closed), candidate)
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
-    closed = _closed_for(observed, target, candidate, verification, now) if verified else 0.0
+    closed = _closed_for(context, target, candidate, verification) if verified else 0.0
     left = promoting_left(candidate, target, now)
     begun = candidate.verification_retries > 0 or (verification is not None and verification.has_begun)
     may_start = target.serving.start_seconds
@@ -143,7 +140,7 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verified and enough and not closed:
         said = verification.verdict.message if verification is not None else "It passed every step of its canary."
-        return replace(promote(observed, target, candidate, said, now), left=stable)
+        return replace(promote(context, target, candidate, said), left=stable)
     rejected = refused_for_long(observed, candidate, STALE_SECONDS if in_gap else may_start, pods, now)
     late = held_too_long(problem) or rejected or (verification.overdue if verification else None)
     if left == 0:
@@ -152,10 +149,9 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
         late = overdue(observed, late or problem or (verification.blocker if verification else None))
     if late is not None:
         if in_gap:
-            return fail(observed, stable, candidate, late, keep, now)
-        return give_back(stable, candidate, late, keep, now)
-    shared = stable is not None and is_shared(observed, stable, candidate, now)
-    keep = keep_serving(observed, stable, candidate, now, shared=shared)
+            return fail(context, candidate, late, keep)
+        return give_back(context, candidate, late, keep)
+    keep = keep_serving(context, candidate, shared=is_shared(context, candidate))
     passed = verified or (verification is not None and verification.has_passed)
     # A canary that is verified again may still have clients.
     opened = passed or candidate.canary is not None or _is_being_left(observed, candidate)
@@ -179,25 +175,18 @@ def advance(observed: ObservedDeployment, target: Target, stable: RevisionStatus
     return RolloutStep(stable, verifying, actions, events, due_after, blocked=waits)
 
 
-def _take_step(
-    observed: ObservedDeployment,
-    target: Target,
-    stable: RevisionStatus,
-    candidate: RevisionStatus,
-    closed: float,
-    now: datetime,
-) -> RolloutStep:
-    """A verified candidate gets its share of the traffic, or the next one. ``closed``: seconds until its network can be
-    expected to be open."""
+def _take_step(context: CanaryContext, candidate: RevisionStatus) -> RolloutStep:
+    """A verified candidate gets its share of the traffic, or the next one."""
+    observed, target, stable, now = context.observed, context.target, context.stable, context.now
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
     problem = candidate_problem(live, pods, now)
-    progress = step_on(observed, target, stable, candidate, closed, now)
+    progress = step_on(context, candidate)
     analysis = progress.analysis
     if analysis is not None and (worse := analysis.problem(candidate)):
-        return fail(observed, stable, candidate, worse, keep_serving(observed, stable, candidate, now), now)
-    nobody_else = silence(observed, stable, candidate, closed, now)
+        return fail(context, candidate, worse, keep_serving(context, candidate))
+    nobody_else = silence(context, candidate)
     if nobody_else is not None and nobody_else.takes_over:
-        return _take_over(observed, target, stable, progress.candidate, nobody_else, now)
+        return _take_over(context, progress.candidate, nobody_else)
     late, stepping = held_too_long(problem), progress.candidate
     has_share = stepping.canary is not None and stepping.canary.until is not None
     if not has_share:  # of one with its share only the Job of its analysis is missing, without which it lasts
@@ -207,12 +196,12 @@ def _take_step(
     elif progress.overdue:
         late = late or promotion_overdue(problem, progress.replicas, target)
     if late is not None:
-        return give_back(stable, candidate, late, keep_serving(observed, stable, candidate, now), now)
+        return give_back(context, candidate, late, keep_serving(context, candidate))
     if problem is not None and not has_share:
         stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
     if nobody_else is not None and stepping.state is RevisionState.CANARY:
         stepping = beside_silence(stepping, stable, nobody_else)
-    keep = keep_serving(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
+    keep = keep_serving(context, candidate, shared=is_shared(context, stepping))
     actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=is_routed(stepping)))
     actions += analysis.actions if analysis else ()
     seen = canary_sighting(stepping, pods, now)
@@ -224,21 +213,14 @@ def _take_step(
     return RolloutStep(stable, stepping, actions, events, due_after)
 
 
-def _take_over(
-    observed: ObservedDeployment,
-    target: Target,
-    stable: RevisionStatus,
-    candidate: RevisionStatus,
-    nobody_else: Silence,
-    now: datetime,
-) -> RolloutStep:
+def _take_over(context: CanaryContext, candidate: RevisionStatus, nobody_else: Silence) -> RolloutStep:
     """Nobody but the canary answers: it serves before its steps are over."""
     canary, cause = candidate.canary or CanaryStatus(), nobody_else.cause
-    since = f"No pod of revision {stable.revision} had been ready since {nobody_else.since}"
+    since = f"No pod of revision {context.stable.revision} had been ready since {nobody_else.since}"
     said = f"{since}: it took over at step {canary.step} of {canary.steps} of its canary."
-    step = promote(observed, target, candidate, said, now)
+    step = promote(context, context.target, candidate, said)
     message = f"{since}. {cause.message} Its canary, revision {candidate.revision}, takes over without the other steps."
-    return replace(step, left=stable, events=(Event("Warning", cause.reason, message), *step.events))
+    return replace(step, left=context.stable, events=(Event("Warning", cause.reason, message), *step.events))
 
 
 def _suffices(
@@ -254,11 +236,7 @@ def _suffices(
 
 
 def _closed_for(
-    observed: ObservedDeployment,
-    target: Target,
-    candidate: RevisionStatus,
-    verification: Verification | None,
-    now: datetime,
+    context: RolloutContext, target: Target, candidate: RevisionStatus, verification: Verification | None
 ) -> float:
     """Seconds until the network can be expected to let clients reach the verified pods.
 
@@ -266,6 +244,7 @@ def _closed_for(
     ports. The verification may have seen the policy in force. Otherwise the time counts from when the policy was
     written, which the status shows, and not from the end of the verification: the operator may have been down since.
     """
+    observed = context.observed
     seconds = float(observed.settings.policy_seconds)
     policy = open_policy(observed, target.revision)
     live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
@@ -275,7 +254,7 @@ def _closed_for(
         return 0.0
     if candidate.state not in (RevisionState.CANARY, RevisionState.PROMOTING):
         return seconds
-    return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
+    return max(0.0, seconds - (context.now - parse_timestamp(candidate.since)).total_seconds())
 
 
 def _is_being_left(observed: ObservedDeployment, candidate: RevisionStatus) -> bool:

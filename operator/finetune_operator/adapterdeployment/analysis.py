@@ -16,11 +16,11 @@ from finetune_api.serving_status import AnalysisOutcome, CanaryAnalysisStatus, R
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.strategy import CanaryAnalysis, WithoutVerdict
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
+from finetune_operator.adapterdeployment.context import CanaryContext
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.record import recorded
 from finetune_operator.adapterdeployment.revision_objects import is_proxied
-from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
@@ -80,10 +80,9 @@ class Analysis:
         return (Event("Normal", reason, self.status.message),)
 
 
-def analysis_of(
-    observed: ObservedDeployment, target: Target, stable: RevisionStatus, candidate: RevisionStatus, now: datetime
-) -> Analysis | None:
+def analysis_of(context: CanaryContext, candidate: RevisionStatus) -> Analysis | None:
     """The analysis of the step that a canary has its share of; None if the spec asks for none, or it has none yet."""
+    observed, now = context.observed, context.now
     asked, canary = observed.resource.spec.strategy.canary.analysis, candidate.canary
     if asked is None or canary is None or canary.until is None or canary.reached_at is None:
         return None
@@ -99,7 +98,7 @@ def analysis_of(
     if job is None and left > 0 and not _is_recorded(observed):
         return Analysis(_running(known, until, again), goes_on=False, due_after=_RECORD_SECONDS)
     if job is None and left > 0:
-        request = _request(observed, target, stable, candidate, until, now)
+        request = _request(context, candidate, until)
         made = (
             *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, name), lambda: input_config_map(request)),
             *ensure_exists(JOBS, job, lambda: stage_job(request)),
@@ -181,15 +180,9 @@ def _identity(candidate: RevisionStatus, asked: CanaryAnalysis, until: str) -> l
     return [candidate.revision, candidate.spec_hash, candidate.canary and candidate.canary.step, until, limits]
 
 
-def _request(
-    observed: ObservedDeployment,
-    target: Target,
-    stable: RevisionStatus,
-    candidate: RevisionStatus,
-    until: str,
-    now: datetime,
-) -> StageRequest:
+def _request(context: CanaryContext, candidate: RevisionStatus, until: str) -> StageRequest:
     """The stage, told which pods there are now. Their metrics are all that it reads: it gets no keys of any store."""
+    observed, target, stable = context.observed, context.target, context.stable
     asked = observed.resource.spec.strategy.canary.analysis or CanaryAnalysis()
     owner, settings = observed.owner, observed.settings
     record, (uri, digest) = recorded(observed, stable), target.serving.first
@@ -220,7 +213,7 @@ def _request(
         service_account=target.serving.runtime.service_account_name,
         labels={meta.LABEL_REVISION: candidate.revision},
         identity=_identity(candidate, asked, until),
-        deadline_seconds=int((parse_timestamp(until) - now).total_seconds() + LATE_SECONDS),
+        deadline_seconds=int((parse_timestamp(until) - context.now).total_seconds() + LATE_SECONDS),
     )
 
 

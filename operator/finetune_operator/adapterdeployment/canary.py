@@ -33,6 +33,7 @@ from finetune_api.serving_status import AnalysisOutcome, CanaryStatus, RevisionS
 from finetune_api.strategy import CanaryStep
 from finetune_operator.adapterdeployment.analysis import Analysis, analysis_of
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT, in_state
+from finetune_operator.adapterdeployment.context import CanaryContext, RolloutContext
 from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods
 from finetune_operator.adapterdeployment.health import (
     UNANSWERED_SECONDS,
@@ -95,13 +96,11 @@ def has_proved_itself(candidate: RevisionStatus) -> bool:
     return candidate.state in states and candidate.canary is not None and candidate.canary.step > 0
 
 
-def takes_steps(
-    observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, candidate: RevisionStatus
-) -> bool:
+def takes_steps(context: RolloutContext, target: Target, candidate: RevisionStatus) -> bool:
     """Whether a verified candidate is to have a share of the traffic before it takes over: not if nobody answers
     otherwise, nor on the way back that ``spec.rollbackTo`` asks for, nor if one of the two speaks TLS: no client can
     talk to both."""
-    spec = observed.resource.spec
+    observed, stable, spec = context.observed, context.stable, context.observed.resource.spec
     if stable is None or not spec.by_steps or spec.replicas == 0 or spec.rollback_to == target.revision:
         return False
     if is_encrypted(observed, stable.revision) != speaks_tls(target.record.template):
@@ -111,13 +110,13 @@ def takes_steps(
     return not has_proved_itself(candidate) and _pods(observed, stable, "readyReplicas") > 0
 
 
-def is_shared(observed: ObservedDeployment, stable: RevisionStatus, candidate: RevisionStatus, now: datetime) -> bool:
+def is_shared(context: RolloutContext, candidate: RevisionStatus) -> bool:
     """Whether the public Service sends clients to a candidate of this pass too."""
     if not has_proved_itself(candidate) or candidate.canary is None or candidate.canary.started_at is None:
         return False
-    if is_routed(candidate):
+    if context.stable is None or is_routed(candidate):
         return False
-    return not _strays(observed, {stable.revision, candidate.revision}, now).names
+    return not _strays(context.observed, {context.stable.revision, candidate.revision}, context.now).names
 
 
 def is_routed(candidate: RevisionStatus | None) -> bool:
@@ -157,15 +156,14 @@ class Silence(NamedTuple):
         return not self.left and self.answers
 
 
-def silence(
-    observed: ObservedDeployment, stable: RevisionStatus, candidate: RevisionStatus, closed: float, now: datetime
-) -> Silence | None:
-    """Whether what serves answers beside a canary; None: it does. ``closed``: as in step_on."""
+def silence(context: CanaryContext, candidate: RevisionStatus) -> Silence | None:
+    """Whether what serves answers beside a canary; None: it does."""
+    observed, stable, now = context.observed, context.stable, context.now
     if _pods(observed, stable, "readyReplicas"):
         return None
     since = (candidate.canary.stable_unready_since if candidate.canary else None) or timestamp(now)
     left = UNANSWERED_SECONDS - (now - parse_timestamp(since)).total_seconds()
-    answers = _pods(observed, candidate, "availableReplicas") > 0 and not closed
+    answers = _pods(observed, candidate, "availableReplicas") > 0 and not context.closed
     live, pods = observed.child(DEPLOYMENTS, stable.deployment), observed.server_pods(stable.revision, lost=True)
     return Silence(since, max(0.0, left), answers, serving_problem(live, pods))
 
@@ -183,24 +181,9 @@ def beside_silence(candidate: RevisionStatus, stable: RevisionStatus, found: Sil
     return candidate.model_copy(update={"message": message, "canary": canary})
 
 
-def step_on(
-    observed: ObservedDeployment,
-    target: Target,
-    stable: RevisionStatus,
-    candidate: RevisionStatus,
-    closed: float,
-    now: datetime,
-) -> Progress:
-    """The canary of this pass.
-
-    Args:
-        observed: what was observed.
-        target: what makes the candidate's pods.
-        stable: the revision that serves.
-        candidate: the verified candidate.
-        closed: seconds until the network can be expected to be open to its pods.
-        now: the time.
-    """
+def step_on(context: CanaryContext, candidate: RevisionStatus) -> Progress:
+    """The canary of this pass."""
+    observed, target, closed, now = context.observed, context.target, context.closed, context.now
     steps, beside = observed.resource.spec.strategy.canary.steps, observed.resource.spec.replicas
     # A gateway learns from a policy by a Service's name that its pods speak TLS, and knows none of the candidate's.
     routed = gives_weights(observed) and not speaks_tls(target.record.template)
@@ -212,14 +195,14 @@ def step_on(
     number = min(known.step, len(steps))
     step, may_start = steps[number - 1], target.serving.start_seconds
     canary, replicas = _at_step(known, number, steps, beside)
-    strays = _strays(observed, {stable.revision, candidate.revision}, now)
+    strays = _strays(observed, {context.stable.revision, candidate.revision}, now)
     could = not closed and is_available(observed.child(DEPLOYMENTS, candidate.deployment), replicas)
     # While others are being deleted it is not late, whether or not all of its own pods are ready just then.
     least = LOOK_SECONDS if strays.names and not strays.orphans else -math.inf
     has_share, strays = could and not strays.names, strays if could else Strays()
     left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
     if has_share and canary.routed_weight is not None:
-        canary, has_share = _divided(observed, candidate, canary, left, now)
+        canary, has_share = _divided(context, candidate, canary, left)
     reached = canary.reached_at or (timestamp(now) if has_share else None)
     if reached is None:
         if could and least > 0 and left < may_start / 2:
@@ -232,7 +215,7 @@ def step_on(
         update={"started_at": canary.started_at or reached, "reached_at": reached, "until": timestamp(until)}
     )
     left, paused = (until - now).total_seconds(), candidate.model_copy(update={"canary": canary})
-    analysis = analysis_of(observed, target, stable, paused, now)
+    analysis = analysis_of(context, paused)
     canary = canary.model_copy(update={"analysis": analysis.status if analysis else None})
     if left > 0 or (analysis is not None and not analysis.goes_on):
         return _pausing(candidate, canary, replicas, now, analysis, begins=known.reached_at is None)
@@ -266,14 +249,14 @@ def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], besi
 
 
 def _divided(
-    observed: ObservedDeployment, candidate: RevisionStatus, canary: CanaryStatus, left: float, now: datetime
+    context: CanaryContext, candidate: RevisionStatus, canary: CanaryStatus, left: float
 ) -> tuple[CanaryStatus, bool]:
     """The canary once its pods could take the weight of its step, and whether the gateway has taken it. If it has not
     in all the time that a step has to begin, the canary goes on by pods."""
     if canary.reached_at is None and left <= 0:
         return canary.model_copy(update={"routed_weight": None}), True
-    asked = {"routed_weight": canary.weight, "started_at": canary.started_at or timestamp(now)}
-    return canary.model_copy(update=asked), carries(observed, candidate.revision, canary.weight)
+    asked = {"routed_weight": canary.weight, "started_at": canary.started_at or timestamp(context.now)}
+    return canary.model_copy(update=asked), carries(context.observed, candidate.revision, canary.weight)
 
 
 def _shares(canary: CanaryStatus, verb: str) -> str:

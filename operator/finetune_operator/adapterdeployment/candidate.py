@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CanaryStatus, RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.adapters import shown
+from finetune_operator.adapterdeployment.context import RolloutContext
 from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, remains
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
@@ -52,8 +53,9 @@ def known_candidate(observed: ObservedDeployment, target: Target) -> RevisionSta
     return known if known is not None and known.revision == target.revision else None
 
 
-def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime) -> Candidacy:
+def candidacy(context: RolloutContext, target: Target) -> Candidacy:
     """The target as the candidate of the status, or as a new one; started, if nothing holds it back."""
+    observed, now = context.observed, context.now
     known, limit = known_candidate(observed, target), observed.settings.max_concurrent_rollouts
     if known is not None:
         known = known.model_copy(update={"spec_hash": target.spec_hash})
@@ -64,18 +66,18 @@ def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStat
         if known.canary is not None and not same_spec:
             known = _proved_again(known, now)
         if known.state in ACTIVE:
-            if is_announced(known) == goes_in_place(observed, stable, now):
-                return _going_on(observed, known, stable, now)
-            if limit is None or not _needs_turn(observed, stable, now):
-                return _started(observed, known, stable, now)
+            if is_announced(known) == goes_in_place(observed, context.stable, now):
+                return _going_on(context, known)
+            if limit is None or not _needs_turn(context):
+                return _started(context, known)
         if known.state is RevisionState.FAILED and same_spec:
             return Candidacy(known)
         if left := _pause_left(observed, known, now):
             return Candidacy(known, due_after=left)
     waiting = known if known and known.state is RevisionState.WAITING else _new(observed, target, now)
-    if limit is not None and _needs_turn(observed, stable, now):
-        return _in_line(observed, limit, waiting, stable, now)
-    return _started(observed, waiting, stable, now)
+    if limit is not None and _needs_turn(context):
+        return _in_line(context, limit, waiting)
+    return _started(context, waiting)
 
 
 def in_state(
@@ -123,25 +125,24 @@ def _pause_left(observed: ObservedDeployment, known: RevisionStatus, now: dateti
     return max(0.0, PAUSE_SECONDS - (now - parse_timestamp(known.since)).total_seconds())
 
 
-def _needs_turn(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> bool:
+def _needs_turn(context: RolloutContext) -> bool:
     """Whether a candidate needs a turn: not while nothing serves, and not if it replaces one that has a turn, or will
     have one when its gap begins."""
-    before = observed.resource.status.candidate
+    before = context.observed.resource.status.candidate
     has_turn = before is not None and before.state in ACTIVE
-    if is_ahead(before) and not goes_in_place(observed, stable, now):
+    if is_ahead(before) and not goes_in_place(context.observed, context.stable, context.now):
         has_turn = False
-    return stable is not None and not has_turn
+    return context.stable is not None and not has_turn
 
 
-def _in_line(
-    observed: ObservedDeployment, limit: int, waiting: RevisionStatus, stable: RevisionStatus | None, now: datetime
-) -> Candidacy:
+def _in_line(context: RolloutContext, limit: int, waiting: RevisionStatus) -> Candidacy:
     """The candidate in its place in line, or started if its turn has come."""
+    observed, now = context.observed, context.now
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
     if turn is None or (turn.has_come and _just_recorded(waiting, now)):
         message, due_after = _GETS_A_PLACE, RECORD_SECONDS
     elif turn.has_come:
-        return _started(observed, waiting, stable, now)
+        return _started(context, waiting)
     else:
         message, due_after = turn.message(observed.owner.namespace), turn.look_after
     queued = in_state(waiting, RevisionState.WAITING, Reason.ROLLOUT_QUEUED, message, now)
@@ -155,10 +156,9 @@ def _just_recorded(waiting: RevisionStatus, now: datetime) -> bool:
     return seconds < RECORD_SECONDS + 1
 
 
-def _started(
-    observed: ObservedDeployment, waiting: RevisionStatus, stable: RevisionStatus | None, now: datetime
-) -> Candidacy:
+def _started(context: RolloutContext, waiting: RevisionStatus) -> Candidacy:
     """The candidate started beside what serves; or in place, where the pods of that have to stop first."""
+    observed, stable, now = context.observed, context.stable, context.now
     fresh = {"verification": [], "verification_retries": 0, "gap_starts_at": None, "canary": None}
     anew = waiting.model_copy(update=fresh)
     if stable is None or not goes_in_place(observed, stable, now):
@@ -167,16 +167,15 @@ def _started(
     told, reason = is_announced(before), Reason.GAP_ANNOUNCED if is_ahead(before) else Reason.WAITING
     announced = anew.model_copy(update={"gap_starts_at": gap_start(observed, stable, now)})
     # A gap that only waits for its turn goes on waiting for it, whatever it is used for by now.
-    stopping = _going_on(observed, in_state(announced, RevisionState.STOPPING, reason, "", now), stable, now)
+    stopping = _going_on(context, in_state(announced, RevisionState.STOPPING, reason, "", now))
     event = Event("Normal", Reason.GAP_ANNOUNCED, stopping.candidate.message)
     return stopping if told else stopping._replace(events=(event,))
 
 
-def _going_on(
-    observed: ObservedDeployment, known: RevisionStatus, stable: RevisionStatus | None, now: datetime
-) -> Candidacy:
+def _going_on(context: RolloutContext, known: RevisionStatus) -> Candidacy:
     """A candidate that is under way. In place, it starts once the gap has begun and no pods are left. The gap begins
     when the notice is over and it has a turn: one that only waits for that keeps nobody from being rolled out."""
+    observed, stable, now = context.observed, context.stable, context.now
     if known.state is not RevisionState.STOPPING or stable is None:
         return Candidacy(known)
     until = f"until revision {known.revision} is verified, or {stable.revision} serves again"

@@ -1,11 +1,11 @@
 """How a try to promote a candidate ends: it serves, it has failed, or it is given back and tried again later. Pure."""
 
-from datetime import datetime
 from typing import Final
 
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS, given_back, in_state
+from finetune_operator.adapterdeployment.context import RolloutContext
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
@@ -22,21 +22,17 @@ SCORE_LIMIT: Final = 16
 
 
 def fail(
-    observed: ObservedDeployment,
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus,
-    problem: ServerProblem,
-    actions: tuple[Action, ...],
-    now: datetime,
+    context: RolloutContext, candidate: RevisionStatus, problem: ServerProblem, actions: tuple[Action, ...]
 ) -> RolloutStep:
     """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
+    stable, now = context.stable, context.now
     failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
     failed = failed.model_copy(update={"gap_starts_at": None, "canary": None})
     if problem.checks:
         failed = failed.model_copy(update={"verification": list(problem.checks)})
     goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
     if has_clients(candidate):
-        goes_on = _all_traffic(observed, candidate)
+        goes_on = _all_traffic(context.observed, candidate)
     serves = f" Revision {stable.revision} {goes_on}." if stable else ""
     message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
     event = Event("Warning", problem.reason, message)
@@ -44,17 +40,13 @@ def fail(
 
 
 def give_back(
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus,
-    problem: ServerProblem,
-    actions: tuple[Action, ...],
-    now: datetime,
+    context: RolloutContext, candidate: RevisionStatus, problem: ServerProblem, actions: tuple[Action, ...]
 ) -> RolloutStep:
     """The candidate's pods are removed, and it is tried again after a pause."""
-    waiting = given_back(candidate, problem, now).model_copy(update={"canary": None})
+    waiting = given_back(candidate, problem, context.now).model_copy(update={"canary": None})
     message = f"Revision {candidate.revision} is not promoted yet: {waiting.message}"
     event = Event("Warning", problem.reason, message)
-    return RolloutStep(stable, waiting, actions, (event,), PAUSE_SECONDS, takes_back=has_clients(candidate))
+    return RolloutStep(context.stable, waiting, actions, (event,), PAUSE_SECONDS, takes_back=has_clients(candidate))
 
 
 def has_clients(candidate: RevisionStatus) -> bool:
@@ -83,13 +75,11 @@ def scored(candidate: RevisionStatus, verdict: Verdict) -> RevisionStatus:
     )
 
 
-def promote(
-    observed: ObservedDeployment, target: Target, candidate: RevisionStatus, said: str, now: datetime
-) -> RolloutStep:
+def promote(context: RolloutContext, target: Target, candidate: RevisionStatus, said: str) -> RolloutStep:
     """Verified and ready: the public Service now points to it."""
-    serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, said, now)
+    serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, said, context.now)
     serving = serving.model_copy(update={"gap_starts_at": None, "canary": None, "verification_retries": 0})
-    spec = observed.resource.spec
+    observed, spec = context.observed, context.observed.resource.spec
     serving = serving.model_copy(update={"gates": asked_gates(spec), "verified_by": spec.verification})
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {said}"
     return RolloutStep(serving, actions=serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))

@@ -16,6 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.candidate import given_back, in_state
+from finetune_operator.adapterdeployment.context import RolloutContext
 from finetune_operator.adapterdeployment.health import Sighting, watch
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
@@ -125,11 +126,12 @@ def answers(observed: ObservedDeployment, previous: Kept) -> bool:
     return bool((live.get("status") or {}).get("readyReplicas"))
 
 
-def watched(observed: ObservedDeployment, stable: RevisionStatus, previous: Kept | None, now: datetime) -> Sighting:
+def watched(context: RolloutContext, previous: Kept | None) -> Sighting:
     """What is seen of the revision that serves, while there is another to go back to."""
-    if previous is None or not answers(observed, previous):
+    stable = context.stable
+    if stable is None or previous is None or not answers(context.observed, previous):
         return Sighting()
-    return watch(observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), now)
+    return watch(context.observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), context.now)
 
 
 def is_blocked(observed: ObservedDeployment) -> bool:

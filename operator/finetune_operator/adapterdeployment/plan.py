@@ -16,6 +16,7 @@ from finetune_operator.adapterdeployment.adapters import shown
 from finetune_operator.adapterdeployment.advance import advance, after_refusal, keep_serving
 from finetune_operator.adapterdeployment.budget import BUDGET, budget_actions
 from finetune_operator.adapterdeployment.cleanup import plan_cleanup
+from finetune_operator.adapterdeployment.context import RolloutContext
 from finetune_operator.adapterdeployment.delivery import deliver
 from finetune_operator.adapterdeployment.endings import fail
 from finetune_operator.adapterdeployment.endpoint import endpoint_state
@@ -26,7 +27,6 @@ from finetune_operator.adapterdeployment.gap import (
     overdue,
     stable_replicas,
 )
-from finetune_operator.adapterdeployment.health import Sighting
 from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.last_good import (
     Kept,
@@ -76,17 +76,18 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     observed = seeing.observed
     target = find_target(observed)
     stable, previous = serving_revision(observed, target, now), kept(observed)
-    seen = watched(observed, stable, previous, now) if stable else Sighting()
+    context = RolloutContext(observed, stable, now)
+    seen = watched(context, previous)
     if previous is not None and is_over(observed, previous, seen, now):
         previous = None
     if stable is not None and previous is not None and seen.problem is not None and not is_blocked(observed):
         step = roll_back(observed, target, stable, previous, seen.problem, now)
     elif isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
-        step = after_refusal(observed, target, stable, now)
+        step = after_refusal(context, target)
         target = blocker
     elif isinstance(target, Blocker):
-        step = _hold(observed, target, stable, now)
+        step = _hold(context, target)
     elif stable is not None and stable.revision == target.revision:
         replicas = stable_replicas(observed, stable, None, now)
         # Without its source, what serves is the target. What failed in place is remembered for when the source is back.
@@ -97,7 +98,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
         step = go_back(observed, target, stable, previous, now)
     else:
-        step = advance(observed, target, stable, now)
+        step = advance(context, target)
         step = replace(step, events=(*proves_again(observed, target, previous, step), *step.events))
     endpoint = endpoint_state(observed, step.stable, now)
     before = step.left or stable
@@ -179,21 +180,22 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
     return is_target and candidate is not None and candidate.revision == revision
 
 
-def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None, now: datetime) -> RolloutStep:
+def _hold(context: RolloutContext, blocker: Blocker) -> RolloutStep:
     """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. In a gap,
     it has failed if somebody else has a name that it needs: that is known only in the pass that meets it. One that was
     rolled back, or failed in place, is remembered: it must not be tried again when the target is back. It is forgotten
     if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
-    status, actions = observed.resource.status, keep_serving(observed, stable, None, now)
+    observed, actions = context.observed, keep_serving(context, None)
+    status = observed.resource.status
     known = status.candidate
     fallen = known if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known) else None
-    if known is not None and has_begun(known, now) and (observed.conflicts or observed.pending_deletion):
+    if known is not None and has_begun(known, context.now) and (observed.conflicts or observed.pending_deletion):
         # The next pass knows nothing of it, and would begin another gap.
         problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
-        step = fail(observed, stable, known, problem, actions, now)
+        step = fail(context, known, problem, actions)
         return replace(step, requeue_after=RETURN_SECONDS)
     tried = fallen or failed_in_place(observed)
-    return RolloutStep(stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
+    return RolloutStep(context.stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
 
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:

@@ -5,11 +5,11 @@ meanwhile. So the pauses grow, and after the last one it is given back, as any t
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from finetune_api.serving_status import RevisionStatus
-from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.context import RolloutContext
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.verification import Verification, find_verification, verify_request
@@ -41,16 +41,10 @@ class Try:
         return self.setback if self.due_after is None else None
 
 
-def newest_try(
-    observed: ObservedDeployment,
-    target: Target,
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus,
-    now: datetime,
-) -> Try:
+def newest_try(context: RolloutContext, target: Target, candidate: RevisionStatus) -> Try:
     """The verification that counts now: the next one, once the pause after the one before is over."""
-    number = candidate.verification_retries
-    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings, stable, number)
+    observed, now, number = context.observed, context.now, candidate.verification_retries
+    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings, context.stable, number)
     found = find_verification(observed, request, now)
     if found is None or found.ended_at is None or (setback := found.setback) is None:
         return Try(candidate, request, found)
@@ -59,8 +53,6 @@ def newest_try(
         return Try(candidate, request, found, ServerProblem(setback.reason, said))
     due = found.ended_at + timedelta(seconds=PAUSES[number])
     if due <= now:
-        return newest_try(
-            observed, target, stable, candidate.model_copy(update={"verification_retries": number + 1}), now
-        )
+        return newest_try(context, target, candidate.model_copy(update={"verification_retries": number + 1}))
     said = f"Its verification could not be done, and is tried again at {timestamp(due)}. {setback.message}"
     return Try(candidate, request, found, ServerProblem(setback.reason, said), (due - now).total_seconds())
