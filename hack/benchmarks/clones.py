@@ -93,7 +93,7 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
     target = find_target(observed)
     assert not isinstance(target, Blocker)
     before = [target.revision, fetch_request(observed.owner, target.serving, settings, target.revision).name]
-    before.append(verify_request(observed.owner, target, observed.resource.spec, settings).name)
+    before.append(verify_request(observed, target).name)
     pods = [(PODS, pod) for pods in cluster.pods.values() for pod in pods]
     slices = [
         (ENDPOINT_SLICES, _endpoint_slice(cluster.objects[SERVICES][name], each))
@@ -111,7 +111,7 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
         revision = revision_of(own, target.serving)
         fetch = fetch_request(own.owner, target.serving, settings, revision).name
         asked = replace(target, record=replace(target.record, revision=revision))
-        verify = verify_request(own.owner, asked, own.resource.spec, settings).name
+        verify = verify_request(own, asked).name
         new = dict(zip(before, (revision, fetch, verify), strict=True))
         new |= {"uid-of-demo": metadata.uid, "demo": metadata.name}
         yield ADAPTERDEPLOYMENTS, _renamed(json.dumps(raw | {"status": status}), new)

@@ -369,7 +369,7 @@ class TestWithdrawn:
             observed = cluster.observe()
             target = find_target(observed)
             assert isinstance(target, Target)
-            asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params
+            asked = verify_request(observed, target).input.params
             assert asked.verify is not None
             assert asked.verify.withdrawn is policy
 
@@ -379,7 +379,7 @@ class TestWithdrawn:
             observed = cluster.observe()
             target = find_target(observed)
             assert isinstance(target, Target)
-            asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params
+            asked = verify_request(observed, target).input.params
             assert asked.verify is not None
             assert asked.verify.max_distance == expected
 
@@ -391,7 +391,7 @@ def test_objectives_reach_the_stage_in_seconds() -> None:
         observed = cluster.observe()
         target = find_target(observed)
         assert isinstance(target, Target)
-        given = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params.verify
+        given = verify_request(observed, target).input.params.verify
         assert given is not None
         assert (given.objectives.first_token, given.objectives.output_token) == expected
 
@@ -414,7 +414,7 @@ def test_a_drop_to_detect_takes_the_place_of_a_number_of_samples(
     observed = cluster.observe()
     target = find_target(observed)
     assert isinstance(target, Target)
-    asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params.verify
+    asked = verify_request(observed, target).input.params.verify
     assert asked is not None
     assert (asked.samples, asked.detect_drop) == (samples, drop)
     assert asked.timeout_seconds == 600 + ANSWER_SECONDS * samples
@@ -436,7 +436,7 @@ def test_the_pods_deadline_lies_behind_the_time_that_the_stage_gives_the_server(
     observed = cluster.observe()
     target = find_target(observed)
     assert isinstance(target, Target)
-    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
+    request = verify_request(observed, target)
     params = request.input.params.verify
     assert params is not None
     answer = Answer(messages=[], label="a", base="b", tuned="a", artifact="a")
@@ -464,7 +464,7 @@ def test_a_verification_that_does_not_run_waits_no_longer_for_long_answers() -> 
         observed = cluster.observe()
         target = find_target(observed)
         assert isinstance(target, Target)
-        request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
+        request = verify_request(observed, target)
         found = find_verification(observed, request, cluster.now)
         assert found is not None
         asked.append((request.deadline_seconds, found.limit))

@@ -60,7 +60,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
     its log can be read. Records stay as long as the history tells of their revision.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
-    owner, spec = observed.owner, observed.resource.spec
+    owner = observed.owner
     serving = stable.revision if stable else ""
     stays = rollout.previous.revision if rollout.previous else serving
     has_pods = candidate is not None and candidate.state in ACTIVE - {RevisionState.STOPPING}
@@ -74,7 +74,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
     verification = ""
     if isinstance(target, Target) and candidate and (has_pods or candidate.state is RevisionState.FAILED):
         retry = candidate.verification_retries
-        verification = verify_request(owner, target, spec, observed.settings, retry=retry).name
+        verification = verify_request(observed, target, retry=retry).name
 
     analyses = names_in_use(observed, candidate)
     delivery = delivery_in_use(observed, observed.records.get(serving), stable)

@@ -44,7 +44,7 @@ class Try:
 def newest_try(context: RolloutContext, target: Target, candidate: RevisionStatus) -> Try:
     """The verification that counts now: the next one, once the pause after the one before is over."""
     observed, now, number = context.observed, context.now, candidate.verification_retries
-    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings, context.stable, number)
+    request = verify_request(observed, target, context.stable, number)
     found = find_verification(observed, request, now)
     if found is None or found.ended_at is None or (setback := found.setback) is None:
         return Try(candidate, request, found)

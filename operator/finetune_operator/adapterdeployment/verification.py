@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.endpoint_stages import (
     ANSWER_SECONDS,
     DOOR_SECONDS,
@@ -28,7 +27,6 @@ from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import JOBS
-from finetune_operator.framework.ownership import Owner
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import look_after
 from finetune_operator.outcome.pod import find_condition
@@ -37,7 +35,7 @@ from finetune_operator.resources.self_check import has_self_check
 from finetune_operator.resources.service import candidate_service_name, service_url
 from finetune_operator.resources.stage_job import says_proved
 from finetune_operator.resources.stage_request import StageRequest, run_ref
-from finetune_operator.settings import PodShape, Settings
+from finetune_operator.settings import PodShape
 
 _MORE_ANSWERS: Final = 32 + 20
 """Golden prompts and streams, at most: a verification asks for them beside the sample."""
@@ -53,18 +51,13 @@ _SHAPE: Final = PodShape(
 
 
 def verify_request(
-    owner: Owner,
-    target: Target,
-    spec: AdapterDeploymentSpec,
-    settings: Settings,
-    stable: RevisionStatus | None = None,
-    retry: int = 0,
+    observed: ObservedDeployment, target: Target, stable: RevisionStatus | None = None, retry: int = 0
 ) -> StageRequest:
     """The stage that verifies a candidate. Its name changes with what is verified, with ``spec.rerun`` and with the
     number of the retry, and not with what serves until then (``stable``), of which it tells whether it was
     withdrawn."""
-    asked = spec.verification
-    serving = target.serving
+    owner, spec, settings = observed.owner, observed.resource.spec, observed.settings
+    asked, serving = spec.verification, target.serving
     seconds = (600 + ANSWER_SECONDS * asked.most_samples) * max(1, len(serving.adapters))
     uri, digest = serving.first
     service = candidate_service_name(owner, target.revision)
