@@ -11,8 +11,9 @@ from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
+from tests.support.played_cluster import START
 from tests.support.played_pods import BETTER, GOOD
-from tests.support.serving import START, ServingCluster
+from tests.support.serving import ServingCluster
 from tests.support.serving_specs import SETTINGS, pinned
 
 

@@ -17,9 +17,10 @@ from finetune_operator.framework.actions import Event
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
+from tests.support.played_cluster import START
 from tests.support.played_pods import BETTER, GOOD, INACTIVE, server_pod
 from tests.support.sentences import assert_says
-from tests.support.serving import START, ServingCluster, condition, serving, shown
+from tests.support.serving import ServingCluster, condition, serving, shown
 from tests.support.serving_specs import SETTINGS, following, pinned, published, uri
 
 pytestmark = pytest.mark.unit

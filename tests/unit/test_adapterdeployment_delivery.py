@@ -20,7 +20,7 @@ from finetune_operator.settings import Engine, Proxy, Runtime
 from tests.support.played_pods import BETTER, GOOD, INACTIVE, UNSCHEDULABLE
 from tests.support.promoted import crash, passes, until
 from tests.support.sentences import assert_says
-from tests.support.serving import ServingCluster, condition
+from tests.support.serving import ServingCluster, assert_looked_at_ever_more_rarely, condition
 from tests.support.serving_specs import uri
 from tests.unit.test_adapterdeployment_adapters import OTHER, STORE, VLLM, published
 
@@ -426,13 +426,7 @@ class TestItsJobGetsNoPod:
     def test_it_is_looked_at_soon_and_then_ever_more_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing tells of it."""
         cluster = self.adding(monkeypatch)
-        looks: list[float] = []
-        while len(looks) < 10:
-            looks.append(cluster.reconcile().requeue_after or 0)
-            cluster.now += timedelta(seconds=looks[-1])
-        assert looks[0] == 10
-        assert looks == sorted(looks)
-        assert looks[-1] == 120
+        assert_looked_at_ever_more_rarely(cluster)
 
     def test_a_quota_is_quoted_with_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         cluster = self.adding(monkeypatch)

@@ -11,9 +11,10 @@ from finetune_operator.adapterdeployment.endpoint import SETTLING_SECONDS, Endpo
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object
+from tests.support.played_cluster import START
 from tests.support.played_pods import BETTER, GOOD
 from tests.support.sentences import Saying, assert_says
-from tests.support.serving import START, ServingCluster, serving
+from tests.support.serving import ServingCluster, serving
 from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit

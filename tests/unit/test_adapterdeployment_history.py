@@ -21,9 +21,10 @@ from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISION
 from finetune_operator.resources import deployment
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Proxy, Settings
+from tests.support.played_cluster import START
 from tests.support.played_pods import BETTER, GOOD, INACTIVE
 from tests.support.sentences import assert_says
-from tests.support.serving import START, ServingCluster, serving
+from tests.support.serving import ServingCluster, serving
 from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit

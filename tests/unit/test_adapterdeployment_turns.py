@@ -28,9 +28,10 @@ from finetune_operator.framework.objects import DEPLOYMENTS, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.settings import Settings
 from tests.support.fast import share
+from tests.support.played_cluster import START
 from tests.support.played_pods import BETTER, CRASHING, GOOD
 from tests.support.sentences import assert_says
-from tests.support.serving import START, Quota, ServingCluster, condition, serving, shown
+from tests.support.serving import Quota, ServingCluster, condition, serving, shown
 from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit

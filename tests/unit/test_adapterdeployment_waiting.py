@@ -14,7 +14,7 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object, Resource
 from tests.support.played_pods import BETTER, GOOD, UNSCHEDULABLE
 from tests.support.sentences import assert_says
-from tests.support.serving import ServingCluster, condition, serving, shown
+from tests.support.serving import ServingCluster, assert_looked_at_ever_more_rarely, condition, serving, shown
 from tests.support.serving_specs import pinned, start_seconds
 
 pytestmark = pytest.mark.unit
@@ -205,13 +205,7 @@ class TestVerifying:
         """Nothing tells of it."""
         cluster = updating(room=2)
         _verify(cluster)
-        looks: list[float] = []
-        while len(looks) < 10:
-            looks.append(cluster.reconcile().requeue_after or 0)
-            cluster.now += timedelta(seconds=looks[-1])
-        assert looks[0] == 10
-        assert looks == sorted(looks)
-        assert looks[-1] == 120
+        assert_looked_at_ever_more_rarely(cluster)
 
     @pytest.mark.slow
     def test_a_quota_without_room_for_its_pod(self) -> None:

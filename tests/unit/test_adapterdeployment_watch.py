@@ -13,8 +13,8 @@ from finetune_operator.adapterdeployment.health import watch
 from finetune_operator.adapterdeployment.pod_problems import Outlook
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
+from tests.support.played_cluster import START
 from tests.support.played_pods import UNSCHEDULABLE, server_pod
-from tests.support.serving import START
 
 pytestmark = pytest.mark.unit
 
