@@ -27,6 +27,7 @@ from finetune_api.finetunejob import Output
 from finetune_api.gates import Gates
 from finetune_api.hashing import digest, without_defaults
 from finetune_api.judging import Judge
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing
@@ -59,6 +60,12 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 
 OF_ENDPOINTS: Final = frozenset({Stage.FETCH, Stage.VERIFY, Stage.ANALYSE, Stage.FOLLOW})
 """The stages of an AdapterDeployment."""
+
+
+def kind_of(stage: Stage) -> str:
+    """The kind of custom resource that a stage works for."""
+    return ADAPTERDEPLOYMENT if stage in OF_ENDPOINTS else FINETUNEJOB
+
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 12,

@@ -6,15 +6,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import Reason, remedy, with_remedy
-from finetune_api.stages import (
-    MAX_RESULT_BYTES,
-    OF_ENDPOINTS,
-    Outcome,
-    Stage,
-    StageResult,
-)
+from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +24,17 @@ def advised(result: StageResult) -> str:
     """The message as the log shows it: a failure with what to do next, also outside Kubernetes."""
     if result.outcome is Outcome.SUCCEEDED:
         return result.message
-    return with_remedy(result.reason, result.message, _kind(result.stage))
+    return with_remedy(result.reason, result.message, kind_of(result.stage))
 
 
 def naming_log(result: StageResult, uri: str) -> StageResult:
     """A failure names its log, if there is room for it beside the stage and the remedy, which the operator adds: it
     would cut the URI."""
     message = f"{result.message} Log: {uri}"
-    shown = f"{result.stage}: {message} {remedy(result.reason, _kind(result.stage))}"
+    shown = f"{result.stage}: {message} {remedy(result.reason, kind_of(result.stage))}"
     if not uri or result.outcome is Outcome.SUCCEEDED or len(shown) > MAX_MESSAGE:
         return result
     return result.model_copy(update={"message": message})
-
-
-def _kind(stage: Stage) -> str:
-    """The kind of custom resource that a stage works for."""
-    return ADAPTERDEPLOYMENT if stage in OF_ENDPOINTS else FINETUNEJOB
 
 
 def write_result(path: str, result: StageResult) -> None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.reasons import Reason, remedy
-from finetune_api.stages import OF_ENDPOINTS, PIPELINE, Outcome, Stage, StageResult
+from finetune_api.stages import PIPELINE, Outcome, Stage, StageResult, kind_of
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.metric_containers import METRIC_PREFIX
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
@@ -68,8 +68,7 @@ def _without_remedy(result: StageResult) -> StageResult:
 
     Images of earlier versions appended it too. It is recognised by its words, as long as they are the same.
     """
-    kind = meta.ADAPTERDEPLOYMENT if result.stage in OF_ENDPOINTS else meta.FINETUNEJOB
-    advice = remedy(result.reason, kind)
+    advice = remedy(result.reason, kind_of(result.stage))
     if not advice:
         return result
     return result.model_copy(update={"message": result.message.replace(f" {advice}", "", 1)})
