@@ -17,7 +17,6 @@ from finetune_api.access import without_access
 from finetune_api.artifact_source import artifact_digest
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
-from finetune_api.compatibility import ServingFacts
 from finetune_api.custom_metrics import MetricRun
 from finetune_api.dataset import Dataset, Task
 from finetune_api.endpoint_stages import AnalyseParams, FetchParams, FollowParams, VerifyParams
@@ -33,6 +32,7 @@ from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing
 from finetune_api.serving_status import VerificationCheck
 from finetune_api.storage import InputStorage, Storage
+from finetune_api.suitability import ServingFacts
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
 

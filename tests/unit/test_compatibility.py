@@ -7,19 +7,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_api.cards import Generation
-from finetune_api.compatibility import (
-    QUANTIZED,
-    ROWS,
-    TITLES,
-    Case,
-    Level,
-    Row,
-    ServingFacts,
-    artifact_verdict,
-    serving_verdict,
-    verdict,
-)
+from finetune_api.compatibility import QUANTIZED, ROWS, TITLES, Level, Row
 from finetune_api.export import ExportFormat
+from finetune_api.suitability import Case, ServingFacts, artifact_verdict, serving_verdict, verdict
 from finetune_jobs.fit.families import known
 from finetune_jobs.fit.shapes import families
 from finetune_operator.runtimes.facts import offered_facts, serving_facts

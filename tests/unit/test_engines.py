@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.compatibility import ROWS, TITLES, Level, ServingFacts, serving_verdict
+from finetune_api.compatibility import ROWS, TITLES, Level
 from finetune_api.export import ExportFormat
+from finetune_api.suitability import ServingFacts, serving_verdict
 from finetune_jobs.verification.engine import AdapterHost, ModelServer
 from finetune_jobs.verification.servers import HOSTS, SERVERS
 from finetune_jobs.verification.tolerance import TOLERANCES

@@ -9,13 +9,13 @@ from typing import Any, Final
 import pytest
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.compatibility import ServingFacts
 from finetune_api.evaluation import Coverage, Examination
 from finetune_api.export import Export
 from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, ExportParams, Outcome, Stage, StageInput, StageResult, Upstream, input_key
+from finetune_api.suitability import ServingFacts
 from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.preflight import facts, preflight

@@ -5,8 +5,8 @@ from typing import Any, Final
 import pytest
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.compatibility import ServingFacts
 from finetune_api.reasons import Reason
+from finetune_api.suitability import ServingFacts
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.suitability import Advice, joined, require_suitable

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.cards import NO_BFLOAT16, generation_of
-from finetune_api.compatibility import QUANTIZED, Level, ServingFacts, Suitability, artifact_verdict, serving_verdict
+from finetune_api.compatibility import QUANTIZED, Level
 from finetune_api.export import ExportFormat
 from finetune_api.reasons import Reason
+from finetune_api.suitability import ServingFacts, Suitability, artifact_verdict, serving_verdict
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.exported import require_group

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from finetune_api.artifact_source import FineTuneJobRef, OutputRef
-from finetune_api.compatibility import ADAPTER, serving_verdict
+from finetune_api.compatibility import ADAPTER
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
+from finetune_api.suitability import serving_verdict
 from finetune_operator.adapterdeployment.adapters import alone, no_room
 from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, asked_record, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune_api.compatibility import Level, serving_verdict
+from finetune_api.compatibility import Level
 from finetune_api.serving_status import RevisionStatus
+from finetune_api.suitability import serving_verdict
 from finetune_operator.adapterdeployment.adapters import read_back
 from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, asked_record, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from finetune_api.compatibility import ServingFacts
+from finetune_api.suitability import ServingFacts
 from finetune_operator.runtimes import ENGINES
 from finetune_operator.settings import Runtime, Settings
 
