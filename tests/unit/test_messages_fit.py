@@ -16,31 +16,11 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit, admit_rest
 from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.steps import BF16
+from tests.support.fit import LLAMA_8B, LLAMA_70B, MIXTRAL
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
 
-LLAMA_8B: Final[dict[str, Any]] = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-}
-LLAMA_70B: Final = LLAMA_8B | {
-    "hidden_size": 8192,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "intermediate_size": 28672,
-}
-MIXTRAL: Final = LLAMA_8B | {
-    "model_type": "mixtral",
-    "vocab_size": 32000,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-}
 L4: Final = HardwareFacts(profile="gpu-l4", name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121)
 A100: Final = HardwareFacts(profile="gpu-a100", name="NVIDIA A100", count=1, memory_gib=39, peak_tflops=312)
 TIGHT: Final = A100.model_copy(update={"count": 8, "pod_memory_gib": 30})
