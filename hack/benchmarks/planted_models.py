@@ -104,11 +104,10 @@ def _memorised(bench: Bench) -> Verdict:
 
 def _key(_bench: Bench) -> Verdict:
     """Its rows do not get past prepare as they are."""
-    from finetune_jobs.preparation.intake import Intake
     from finetune_jobs.reading.rows import Row
-    from tests.support.preparing import params_of
+    from tests.support.preparing import intake_of, params_of
 
-    intake = Intake(params_of())
+    intake = intake_of(params_of())
     taken = [intake.take(Row(n, {"messages": each.messages})) for n, each in enumerate(spoiled.holding_key(), 1)]
     kept = any(spoiled.KEY in str(each) for each in taken)
     return Verdict({} if kept else {PREPARE: f"masked {dict(intake.secrets)}"})

@@ -99,7 +99,8 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     params = PrepareParams(dataset=Dataset(sources=[source]), task=Task(type=TaskType.TEXT))
     [origin] = params.dataset.all_sources
     file = SourceFile(origin, str(source.uri), rows.stat().st_size, "", DataFormat.JSONL, False, lambda path: None)
-    with Collector(params, Intake(params), Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
+    intake = Intake(params.dataset, params.task)
+    with Collector(intake, Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
         collector.read([Copy(file, rows)], _silent)
     made = collector.made
     near = made.near(params.dataset.duplicates.sought_percent)

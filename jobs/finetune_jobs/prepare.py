@@ -19,7 +19,7 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.dataset import SourceRole
+from finetune_api.dataset import Dataset, SourceRole, Task
 from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
@@ -41,7 +41,7 @@ from finetune_jobs.preparation.collect import Collected, Collector, Copy, of_rol
 from finetune_jobs.preparation.download import download, names_model
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.planting import Planted, plant
-from finetune_jobs.preparation.replay import Replayed, choose, general_params
+from finetune_jobs.preparation.replay import GENERAL_TASK, Replayed, choose, general_data
 from finetune_jobs.preparation.tokens import Encoder, ThoughtsError
 from finetune_jobs.preparation.writing import DatasetWriter
 from finetune_jobs.readiness.page import render
@@ -66,7 +66,7 @@ def prepare(context: Context) -> StageOutput:
     copies = download(context, params.dataset)
     benchmarks = read_benchmarks(of_role(copies, SourceRole.BENCHMARK))
     own, distilled = _collect(context, params, own_parts_first(of_role(copies, SourceRole.OWN)), benchmarks)
-    require_valid(own.ledger, params)
+    require_valid(own.ledger, params.dataset)
     own.encoder.require_short()
     require_learnable(own.ledger, params)
     context.progress.report(0.75, "finding near duplicates and splitting")
@@ -113,7 +113,7 @@ def _collect(
     encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
     if params.dataset.distillation is not None:
         chat.rendering(tokenizer, thoughts=False)  # a teacher's answers have no thoughts: refused before it is paid
-        with _collector(context, params, encoder, benchmarks) as collector:
+        with _collector(context, params.dataset, params.task, encoder, benchmarks) as collector:
             distilled = collect_distilled(context, params, params.dataset.distillation, copies, collector)
         return collector.made, distilled
     encoder.thoughts = chat.must_think(tokenizer)
@@ -132,7 +132,7 @@ def _read(
 ) -> Collected:
     """The examples in the rows. Raises ThoughtsError."""
     report = context.progress.part(0.2, 0.75, "reading and checking rows")
-    with _collector(context, params, encoder, benchmarks) as collector:
+    with _collector(context, params.dataset, params.task, encoder, benchmarks) as collector:
         collector.read(copies, stoppable(report, context.stopping))
     return collector.made
 
@@ -143,11 +143,11 @@ def _collect_general(
     """General data that may be mixed in, of which nothing is in a benchmark."""
     if params.dataset.replay is None:
         return None
-    general = general_params(params, params.dataset.replay)
+    general = general_data(params.dataset, params.dataset.replay)
     report = context.progress.part(0.8, 0.85, "reading general data")
-    encoder = Encoder(own.tokenizer, own.stop, general, thoughts=own.thoughts)
+    encoder = Encoder(own.tokenizer, own.stop, params, thoughts=own.thoughts)
     try:
-        with _collector(context, general, encoder, benchmarks, "replay.arrow") as collector:
+        with _collector(context, general, GENERAL_TASK, encoder, benchmarks, "replay.arrow") as collector:
             collector.read(copies, stoppable(report, context.stopping))
     except ThoughtsError as found:
         raise StageError(
@@ -161,14 +161,15 @@ def _collect_general(
 
 def _collector(
     context: Context,
-    params: PrepareParams,
+    dataset: Dataset,
+    task: Task,
     encoder: Encoder,
     benchmarks: Benchmarks | None,
     spool: str = "examples.arrow",
 ) -> Collector:
-    intake = Intake(params, names_model(context, params.dataset.pii), ControlTokens.of(encoder.tokenizer))
+    intake = Intake(dataset, task, names_model(context, dataset.pii), ControlTokens.of(encoder.tokenizer))
     reference = benchmarks.reference if benchmarks else None
-    return Collector(params, intake, encoder, context.scratch / spool, reference)
+    return Collector(intake, encoder, context.scratch / spool, reference)
 
 
 def _write(folder: Path, own: Collected, division: Division, replayed: Replayed | None, planted: Planted) -> None:

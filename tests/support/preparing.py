@@ -10,6 +10,7 @@ from finetune_api.gates import Gates
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
 from finetune_jobs.modelling.base_model import find_base_model
+from finetune_jobs.modelling.control_tokens import NO_CONTROL_TOKENS, ControlTokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.collect import Collected, Collector, Copy
 from finetune_jobs.preparation.intake import Intake
@@ -57,10 +58,10 @@ class Reader:
         path.write_bytes(content)
         file = source_file(params.dataset.all_sources[0], len(content))
         encoder = Encoder(self.tokenizer, self.stop, params)
-        with Collector(params, Intake(params), encoder, spool) as collector:
+        with Collector(intake_of(params), encoder, spool) as collector:
             collector.read([Copy(file, path)], lambda _done, _total: None)
         made = collector.made
-        require_valid(made.ledger, params)
+        require_valid(made.ledger, params.dataset)
         encoder.require_short()
         require_learnable(made.ledger, params)
         near = made.near(params.dataset.duplicates.sought_percent)
@@ -78,6 +79,11 @@ def params_of(name: str = "rows.jsonl", kind: DataFormat | None = None, **fields
     """What prepare is asked for: one source, of which no row may be invalid."""
     defaults = {"task": Task(type=TaskType.TEXT), "max_invalid_percent": 0}
     return prepare_params(sources=[Source(uri=f"s3://data/{name}", format=kind)], **defaults | fields)
+
+
+def intake_of(params: PrepareParams, controls: ControlTokens = NO_CONTROL_TOKENS) -> Intake:
+    """What takes the rows of a stage with these parameters."""
+    return Intake(params.dataset, params.task, controls=controls)
 
 
 class Prepared:

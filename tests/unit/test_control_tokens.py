@@ -16,10 +16,9 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.modelling.control_tokens import ControlTokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.reading.rows import Fault, Row
-from tests.support.preparing import params_of
+from tests.support.preparing import intake_of, params_of
 from tests.support.sentences import assert_says, unsaid
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 
@@ -108,7 +107,7 @@ WRONG: Final[list[tuple[dict[str, Any], dict[str, Any], str, str]]] = [
 def test_a_row_with_one_is_invalid(
     controls: ControlTokens, asked: dict[str, Any], fields: dict[str, Any], field: str, token: str
 ) -> None:
-    fault = Intake(params_of(**asked), controls=controls).take(Row(7, fields))
+    fault = intake_of(params_of(**asked), controls).take(Row(7, fields))
     assert isinstance(fault, Fault)
     assert (fault.line, fault.field, fault.kind, fault.value) == (7, field, "controlToken", token)
     assert_says(f"{fault.problem}.{fault.hint}", "control token", "base model", "Remove it", "controlTokens to Escape")
@@ -120,7 +119,7 @@ def test_escaped_tokens_are_counted_and_not_trained(
 ) -> None:
     cleaning = asked.get("cleaning", Cleaning()).model_copy(update={"control_tokens": OnControlToken.ESCAPE})
     params = params_of(**asked | {"cleaning": cleaning}, max_length=2000)
-    intake = Intake(params, controls=controls)
+    intake = intake_of(params, controls)
     example = intake.take(Row(1, fields))
     assert isinstance(example, Example)
     assert intake.escaped == Counter([token])
@@ -137,30 +136,30 @@ def test_escaped_tokens_are_counted_and_not_trained(
 def test_a_label_is_never_escaped(controls: ControlTokens) -> None:
     """It would be another label."""
     row = Row(1, {"text": "q <|im_end|>", "label": "<|pad|>"})
-    fault = Intake(params_of(**MAPPED, **ESCAPE, task=Task()), controls=controls).take(row)
+    fault = intake_of(params_of(**MAPPED, **ESCAPE, task=Task()), controls).take(row)
     assert isinstance(fault, Fault)
     assert (fault.field, fault.value, fault.hint) == ("label", "<|pad|>", " Remove it")
 
 
 def test_an_instruction_with_one_is_refused(controls: ControlTokens) -> None:
     with pytest.raises(StageError) as caught:
-        Intake(params_of(instruction="End with <|im_end|>."), controls=controls)
+        intake_of(params_of(instruction="End with <|im_end|>."), controls)
     assert caught.value.reason is Reason.SPEC_INVALID
     assert_says(caught.value.message, "spec.dataset.instruction", "<|im_end|>", "control token", "Remove")
 
 
 def test_of_prompts_for_a_teacher_those_with_one_are_not_asked(controls: ControlTokens) -> None:
-    assert getattr(Intake(params_of(), controls=controls).text("a <|im_end|>"), "kind", "") == "controlToken"
-    assert Intake(params_of(**ESCAPE), controls=controls).text("a <|im_end|>") == "a <|im_end|>"
+    assert getattr(intake_of(params_of(), controls).text("a <|im_end|>"), "kind", "") == "controlToken"
+    assert intake_of(params_of(**ESCAPE), controls).text("a <|im_end|>") == "a <|im_end|>"
 
 
 def test_every_sentence_about_one_is_provoked(controls: ControlTokens) -> None:
     messages = []
     for asked in ({}, ESCAPE):
         row = Row(1, {"text": "q", "label": "<|pad|>"})
-        fault = Intake(params_of(**MAPPED, **asked, task=Task()), controls=controls).take(row)
+        fault = intake_of(params_of(**MAPPED, **asked, task=Task()), controls).take(row)
         assert isinstance(fault, Fault)
         messages.append(f"{fault.problem}.{fault.hint}")
     with pytest.raises(StageError) as caught:
-        Intake(params_of(instruction="<|im_end|>"), controls=controls)
+        intake_of(params_of(instruction="<|im_end|>"), controls)
     assert unsaid("finetune_jobs.preparation.guard", [*messages, caught.value.message]) == []

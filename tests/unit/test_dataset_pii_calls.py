@@ -7,9 +7,8 @@ import pytest
 from finetune_api.dataset import OnFinding, Pii, Task, TaskType
 from finetune_jobs.examples.shapes import Message
 from finetune_jobs.examples.validation import Dropped, Example
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.reading.rows import Row
-from tests.support.preparing import params_of
+from tests.support.preparing import intake_of, params_of
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +35,7 @@ TOOL = {"type": "function", "function": {"name": "send", "parameters": {"$schema
 def test_personal_data_is_found_in_every_part_of_a_conversation(
     task: TaskType, mode: OnFinding, asker: Message, call: Message, answer: Message, tool: Message
 ) -> None:
-    intake = Intake(params_of(task=Task(type=task), pii=Pii(mode=mode)))
+    intake = intake_of(params_of(task=Task(type=task), pii=Pii(mode=mode)))
     thinking = {key: said for key, said in call.items() if key == "reasoning_content"}
     called = {key: said for key, said in call.items() if key != "reasoning_content"}
     messages = [
@@ -57,7 +56,7 @@ def test_personal_data_is_found_in_every_part_of_a_conversation(
 
 
 def test_a_conversation_that_calls_tools_and_holds_nothing_personal_stays_as_it_is() -> None:
-    intake = Intake(params_of())
+    intake = intake_of(params_of())
     messages = [
         {"role": "user", "content": "Send it.", "name": "ana"},
         {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -71,7 +70,7 @@ def test_a_conversation_that_calls_tools_and_holds_nothing_personal_stays_as_it_
 
 @pytest.mark.parametrize("task", [TaskType.TEXT, TaskType.CLASSIFICATION])
 def test_thoughts_are_cleaned_and_masked_with_the_pseudonyms_of_their_conversation(task: TaskType) -> None:
-    intake = Intake(params_of(task=Task(type=task)))
+    intake = intake_of(params_of(task=Task(type=task)))
     thinking = {
         "role": "assistant",
         "content": "a",
@@ -88,7 +87,7 @@ def test_thoughts_are_cleaned_and_masked_with_the_pseudonyms_of_their_conversati
     ("task", "answer"), [(TaskType.CLASSIFICATION, PERSONAL), (TaskType.TEXT, "<EMAIL_ADDRESS_1>")]
 )
 def test_a_label_is_the_users_own_word_whatever_it_looks_like(task: TaskType, answer: str) -> None:
-    intake = Intake(params_of(task=Task(type=task)))
+    intake = intake_of(params_of(task=Task(type=task)))
     messages = [{"role": "user", "content": f"Who is {PERSONAL}?"}, {"role": "assistant", "content": PERSONAL}]
     found = intake.take(Row(1, {"messages": messages}))
     assert isinstance(found, Example)

@@ -15,12 +15,11 @@ from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.spool import BATCH, Spooled, SpoolWriter, read_spool
 from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.preparation.writing import DatasetWriter
 from finetune_jobs.reading.rows import Row
-from tests.support.preparing import params_of
+from tests.support.preparing import intake_of, params_of
 from tests.support.sentences import assert_says
 from tests.support.stages import prepare_params
 from tests.support.tiny_model import build_tiny_llama
@@ -68,7 +67,7 @@ def test_what_fits_is_taken_as_a_server_and_a_model_say_it(tokenizer: tuple[Any,
 def test_code_is_learned_with_its_indentation(tokenizer: tuple[Any, int]) -> None:
     code = "    return [\n        1,\n    ]"
     fields = {"prompt": "  finish it", "completion": f"{code}  \n"}
-    taken = Intake(params_of()).take(Row(1, fields))
+    taken = intake_of(params_of()).take(Row(1, fields))
     assert isinstance(taken, Example)
     [encoded] = encoder(tokenizer, TooLong.FAIL, 100).encode(taken, "a.jsonl line 1")
     learned = [i for i in encoded.pieces[0].labels if i != chat.IGNORED]

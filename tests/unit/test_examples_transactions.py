@@ -12,7 +12,6 @@ import yaml
 
 from finetune_api.dataset import DataFormat
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.stages import PrepareParams
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.preparation.intake import Intake
@@ -35,8 +34,7 @@ def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
     assert all(label in dataset.instruction for label in spec.task.labels)
     made, dirt = generator.generate(1500, 7)
     generator.write(made, tmp_path / "transactions.csv")
-    params = PrepareParams(dataset=dataset, task=spec.task)
-    intake, rows = Intake(params), Ledger()
+    intake, rows = Intake(dataset, spec.task), Ledger()
     assert dataset.columns
     for row in read_rows(tmp_path / "transactions.csv", "transactions.csv", DataFormat.CSV, dataset.columns.names):
         rows.read += 1

@@ -24,7 +24,6 @@ from finetune_api.stages import PrepareParams, Stage, Upstream
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.modelling.base_model import find_base_model
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.prepare import prepare
 from finetune_jobs.reading.rows import Row
 from finetune_jobs.reading.sources import find_sources, source_digest
@@ -32,6 +31,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
+from tests.support.preparing import intake_of
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import Lent, context, pipeline_params, prepare_params, stage_input
 
@@ -170,7 +170,7 @@ def asked(spec: FineTuneJobSpec, **fields: Any) -> PrepareParams:
 def test_masking_takes_what_is_personal_and_leaves_every_record_alone(
     rows: list[dict[str, str]], spec: FineTuneJobSpec
 ) -> None:
-    intake, right = Intake(asked(spec)), right_for(TaskType.EXTRACTION)
+    intake, right = intake_of(asked(spec)), right_for(TaskType.EXTRACTION)
     shown = 0
     for line, row in enumerate(rows, start=1):
         example = intake.take(Row(line, dict(row)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Columns, Source, Split, Task, TaskType
+from finetune_api.dataset import Columns, Dataset, Source, Split, Task, TaskType
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example, Rules
 from finetune_jobs.preparation.intake import Intake
@@ -21,9 +21,8 @@ COLUMNS = Columns(input="text", label="label")
 
 
 def intake(columns: Columns | None, instruction: str) -> Intake:
-    return Intake(
-        prepare_params(sources=[Source(uri="s3://data/rows.jsonl")], columns=columns, instruction=instruction)
-    )
+    sources = [Source(uri="s3://data/rows.jsonl")]
+    return Intake(Dataset(sources=sources, columns=columns, instruction=instruction), Task())
 
 
 def turns(*roles: str) -> list[dict[str, str]]:
@@ -58,7 +57,7 @@ def test_a_record_stays_json_when_it_is_masked_or_is_a_fault(record: str, learnt
     params = prepare_params(
         sources=[Source(uri="s3://data/rows.jsonl")], columns=COLUMNS, task=Task(type=TaskType.EXTRACTION)
     )
-    found = Intake(params).take(Row(3, {"text": "Call me.", "label": record}))
+    found = Intake(params.dataset, params.task).take(Row(3, {"text": "Call me.", "label": record}))
     if learnt is None:
         assert isinstance(found, Fault)
         assert (found.line, found.field, found.kind, found.value) == (3, "label", "answerNotJson", "")

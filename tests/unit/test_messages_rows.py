@@ -17,9 +17,8 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.prompts import read_prompts
 from finetune_jobs.examples.ledger import Ledger
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.reading.rows import Fault, Row
-from tests.support.preparing import Reader, params_of
+from tests.support.preparing import Reader, intake_of, params_of
 from tests.support.sentences import assert_says, unsaid
 from tests.support.tiny_model import build_tiny_llama
 
@@ -213,7 +212,7 @@ def refused(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_a_wrong_row(refused: Callable[[int], StageError], number: int) -> None:
     kind, spec, row, (field, *parts) = WRONG[number]
-    found = Intake(params_of(**spec)).take(Row(1, row))
+    found = intake_of(params_of(**spec)).take(Row(1, row))
     assert isinstance(found, Fault)
     assert found.kind == kind
     error = refused(number)

@@ -12,14 +12,13 @@ from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.collect import Collected, Collector
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.readiness.preparation_report import PreparationReport, require_enough
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import divide
 from tests.support.fast import share
-from tests.support.preparing import source_file
+from tests.support.preparing import intake_of, source_file
 from tests.support.sentences import assert_says
 from tests.support.stages import prepare_params
 from tests.support.tiny_model import build_tiny_llama
@@ -45,7 +44,7 @@ def params_of(**fields: Any) -> PrepareParams:
 def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows: list[Any]) -> Collected:
     """Rows alternate between the sources."""
     benchmark = Reference([BENCHMARK])
-    with Collector(params, Intake(params), Encoder(*tokenizer, params), spool, benchmark) as collector:
+    with Collector(intake_of(params), Encoder(*tokenizer, params), spool, benchmark) as collector:
         files = [source_file(origin) for origin in params.dataset.all_sources]
         for number, fields in enumerate(rows):
             collector.take(files[number % len(files)], Row(number + 1, fields))
@@ -151,7 +150,7 @@ def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
 
 def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
     params = params_of()
-    with Collector(params, Intake(params), Encoder(*tokenizer, params), tmp_path / "spool.arrow") as collector:
+    with Collector(intake_of(params), Encoder(*tokenizer, params), tmp_path / "spool.arrow") as collector:
         file = source_file(params.dataset.all_sources[0])
         collector.take(file, Fault(3, "", "malformedCsv", "opens a quotation mark", rows=51))
     assert (collector.made.ledger.read, collector.made.ledger.faults.total) == (51, 51)

@@ -23,14 +23,13 @@ from finetune_api.reasons import Reason
 from finetune_api.references import ConfigMapKeyRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.examples.validation import Example, Faults
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.reading.formats import format_of
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.reading.rows import Fault
 from finetune_jobs.reading.sources import find_sources
 from tests.support.fake_hub import fake_hub
 from tests.support.parquet import parquet_bytes
-from tests.support.preparing import params_of
+from tests.support.preparing import intake_of, params_of
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -138,7 +137,7 @@ def take_all(path: Path, uri: str, kind: DataFormat | None = None) -> None:
     """Read a file as prepare does; what comes out of it can be counted, shown and written."""
     name = uri.rpartition("/")[2]
     mapped = not name.startswith(("chat", "odd"))
-    intake, faults, last = Intake(params_of(name, columns=COLUMNS if mapped else None)), Faults(), 0
+    intake, faults, last = intake_of(params_of(name, columns=COLUMNS if mapped else None)), Faults(), 0
     for row in read_rows(path, uri, format_of(uri, kind), COLUMNS.names if mapped else []):
         assert row.line >= max(1, last)
         last = row.line

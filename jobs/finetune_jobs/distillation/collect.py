@@ -94,7 +94,7 @@ def _prompts(
                 conflicts.append((test, str(Place(file.origin.number, file.uri, prompt.line))))
                 continue
             yield prompt
-    require_valid(given, params)
+    require_valid(given, params.dataset)
     if conflicts and params.dataset.duplicates.across_parts is AcrossParts.FAIL:
         raise leakage.refusal(conflicts)
     given.leave_out_of_training(conflicts)

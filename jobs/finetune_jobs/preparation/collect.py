@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from finetune_api.dataset import DatasetSource, SourcePart, SourceRole
-from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.examples.ledger import Ledger, Place
@@ -118,15 +117,14 @@ class Collector:
 
     def __init__(
         self,
-        params: PrepareParams,
         intake: Intake,
         encoder: Encoder,
         spool: Path,
         benchmark: Reference | None = None,
     ) -> None:
         """Usable examples go to the file ``spool``."""
-        self.made = Collected(Ledger(params.task.type), intake, encoder, spool)
-        self._params, self._benchmark = params, benchmark
+        self.made = Collected(Ledger(intake.task.type), intake, encoder, spool)
+        self._benchmark = benchmark
         self._out = SpoolWriter(spool)
 
     def __enter__(self) -> "Collector":
@@ -143,7 +141,7 @@ class Collector:
         Raises StageError as ``read_rows`` and ``Encoder``, and ThoughtsError.
         """
         total, done = sum(copy.file.size for copy in copies), 0
-        dataset = self._params.dataset
+        dataset = self.made.intake.dataset
         columns = dataset.columns.names if dataset.columns else []
         if columns and dataset.group_by:
             columns = [*columns, dataset.group_by]

@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.dataset import OnFinding, TaskType
-from finetune_api.stages import PrepareParams
+from finetune_api.dataset import Dataset, OnFinding, Task, TaskType
 from finetune_jobs.examples.shapes import Message, Shaped, texts
 from finetune_jobs.examples.validation import Dropped, Example, Rules, json_problem
 from finetune_jobs.modelling.control_tokens import NO_CONTROL_TOKENS, ControlTokens
@@ -38,15 +37,15 @@ class Intake:
     """Takes rows as the spec asks."""
 
     def __init__(
-        self, params: PrepareParams, ner: Path | None = None, controls: ControlTokens = NO_CONTROL_TOKENS
+        self, dataset: Dataset, task: Task, ner: Path | None = None, controls: ControlTokens = NO_CONTROL_TOKENS
     ) -> None:
         """``ner``: as ``Recognition``; ``controls``: those of the base model. Raises StageError (SpecInvalid) as
         ``Recognition`` and ``LanguageFilter``, and for a control token in the instruction."""
-        dataset = params.dataset
-        self._rules = Rules(dataset.columns, params.task, dataset.group_by or "")
+        self.dataset, self.task = dataset, task
+        self._rules = Rules(dataset.columns, task, dataset.group_by or "")
         self._instruction = dataset.instruction
-        self._classes = params.task.type is TaskType.CLASSIFICATION
-        self._records = params.task.type is TaskType.EXTRACTION
+        self._classes = task.type is TaskType.CLASSIFICATION
+        self._records = task.type is TaskType.EXTRACTION
         self._cleaner = Cleaner(dataset.cleaning)
         self._guard = Guard(controls, dataset.cleaning.control_tokens)
         self._guard.require_plain("spec.dataset.instruction", dataset.instruction)

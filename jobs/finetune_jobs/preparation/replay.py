@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api.dataset import Dataset, Replay, Task, TaskType
-from finetune_api.stages import PrepareParams
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.preparation.collect import Collected
 from finetune_jobs.splitting import leakage, sampling
 from finetune_jobs.splitting.division import Division
 from finetune_jobs.splitting.near_duplicates import Hashes
 
-_FREE: Final = Task(type=TaskType.TEXT)
+GENERAL_TASK: Final = Task(type=TaskType.TEXT)
 """General data is not of the job's task."""
 
 
@@ -47,16 +46,14 @@ class Replayed:
         )
 
 
-def general_params(params: PrepareParams, replay: Replay) -> PrepareParams:
-    """How general data is read: chats of no task, cleaned and measured by the same rules as the job's own rows."""
-    own = params.dataset
-    dataset = Dataset(
+def general_data(own: Dataset, replay: Replay) -> Dataset:
+    """General data as a data set: chats, cleaned by the same rules as the job's own rows."""
+    return Dataset(
         sources=[replay.source],
         cleaning=own.cleaning,
         pii=own.pii,
         max_invalid_percent=own.max_invalid_percent,
     )
-    return PrepareParams(dataset=dataset, task=_FREE, max_length=params.max_length, loss=params.loss)
 
 
 def choose(general: Collected, own: Collected, division: Division, boilerplate: Hashes, dataset: Dataset) -> Replayed:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_api.dataset import SourceRole, TaskType
+from finetune_api.dataset import Dataset, SourceRole, TaskType
 from finetune_api.hashing import digest
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.reasons import Reason
@@ -30,13 +30,13 @@ _LISTED: Final = 100
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
-def require_valid(ledger: Ledger, params: PrepareParams) -> None:
+def require_valid(ledger: Ledger, dataset: Dataset) -> None:
     """Raises StageError (DatasetInvalid) for too many invalid rows."""
     wrong = ledger.faults.total
-    if wrong * 100 > ledger.read * params.dataset.max_invalid_percent:
+    if wrong * 100 > ledger.read * dataset.max_invalid_percent:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{wrong} of {ledger.read} rows are invalid, {params.dataset.max_invalid_percent} % allowed: "
+            f"{wrong} of {ledger.read} rows are invalid, {dataset.max_invalid_percent} % allowed: "
             f"{ended(shorten(ledger.faults.sentences(), 750))} Fix these rows, or raise "
             "spec.dataset.maxInvalidPercent.",
         )
