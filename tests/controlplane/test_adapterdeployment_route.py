@@ -15,7 +15,7 @@ from finetune_operator.rbac import FORMER_ROUTE_RULES, ROUTE_RULES
 from finetune_operator.resources.route import Backend, backends_of
 from finetune_operator.settings import HttpRoutes, Ingresses, ServingAccess
 from hack.cluster.controlplane import ControlPlane
-from hack.cluster.gateway_api import http_route_crd
+from hack.cluster.module_files import GATEWAY_API
 from tests.controlplane.conftest import OPERATOR, RBAC, RIGHTS, wait
 from tests.controlplane.serving import NAME, Serving
 from tests.support.played_pods import BETTER, GOOD
@@ -29,6 +29,12 @@ INGRESS = {"ingress": {"className": "nginx", "host": "demo.example", "tlsSecretR
 OFFERED = ServingAccess(
     http_routes=HttpRoutes(enabled=True), ingresses=Ingresses(enabled=True, annotations={"a/b": "c"})
 )
+
+
+def http_route_crd() -> str:
+    """The file with the CRD of HTTPRoutes."""
+    [path] = GATEWAY_API.paths()
+    return str(path)
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def routes(serving: Serving, plane: ControlPlane) -> Iterator[Serving]:
         body = {"apiVersion": RBAC, "kind": resource.kind, "metadata": metadata} | content
         serving.team.api.create(resource, body)
     yield serving
-    plane.kubectl("delete", "--ignore-not-found", "--filename", str(http_route_crd()))
+    plane.kubectl("delete", "--ignore-not-found", "--filename", http_route_crd())
 
 
 def accepted(status: AdapterDeploymentStatus) -> tuple[str, str]:
@@ -83,7 +89,7 @@ def by_steps(*steps: tuple[int, str]) -> dict[str, Any]:
 def test_a_route_that_is_no_longer_offered_goes_in_the_middle_of_a_canary(routes: Serving, plane: ControlPlane) -> None:
     """The next operator may see and delete HTTPRoutes, and no more."""
     serving = routes
-    plane.kubectl("apply", "--server-side", "--filename", str(http_route_crd()))
+    plane.kubectl("apply", "--server-side", "--filename", http_route_crd())
     serving.start(serving=OFFERED)
     serving.create(pinned(GOOD, access={"route": HTTP}))
     serving.until(ServingPhase.READY)
@@ -120,7 +126,7 @@ def test_a_route_comes_with_its_crd_divides_requests_and_becomes_an_ingress(
     status = until(serving, "False", Reason.ROUTE_UNAVAILABLE)
     assert (status.phase, status.url) == (ServingPhase.READY, "")
 
-    plane.kubectl("apply", "--server-side", "--filename", str(http_route_crd()))
+    plane.kubectl("apply", "--server-side", "--filename", http_route_crd())
     wait(lambda: serving.get(HTTP_ROUTES, NAME), "the HTTPRoute")
     assert answer(serving) == [Backend(NAME, 100)]
     status = until(serving, "True", Reason.ROUTE_ACCEPTED)
@@ -151,7 +157,7 @@ def test_a_route_comes_with_its_crd_divides_requests_and_becomes_an_ingress(
     wait(lambda: answer(serving) and serving.traffic() == new, "the promotion")
     wait(lambda: answer(serving) == [Backend(NAME, 100)], "the route to follow")
 
-    plane.kubectl("delete", "--filename", str(http_route_crd()))
+    plane.kubectl("delete", "--filename", http_route_crd())
     assert until(serving, "False", Reason.ROUTE_UNAVAILABLE).stable is not None
     serving.change(access={"route": {"httpRoute": None} | INGRESS})
     made: Object = wait(lambda: serving.get(INGRESSES, NAME), "the Ingress")

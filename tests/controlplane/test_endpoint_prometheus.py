@@ -17,18 +17,23 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from hack.cluster.layout import REPOSITORY
 from tests.controlplane.conftest import wait
-from tests.support.prometheus import Prometheus, Target, prometheus, queries
+from tests.support.prometheus import (
+    CHART_FILES,
+    ENDPOINT_RULES,
+    Prometheus,
+    Target,
+    prometheus,
+    queries,
+    reporting,
+)
 from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.controlplane
 
-CHART_FILES = REPOSITORY / "charts" / "finetune-operator" / "files"
-RULES = (CHART_FILES / "endpoints.yaml").read_text()
 ONLY_VLLM = {"finetune_endpoint:first_token_seconds_bucket:rate5m"}
 BUSY_S = 0.2
 
@@ -65,17 +70,14 @@ def vllm_metrics() -> Iterator[str]:
             for each in times:
                 each.observe(0.3)
 
-    server, thread = start_http_server(0, "127.0.0.1", registry)
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        yield f"127.0.0.1:{server.server_port}"
+        with reporting(registry) as address:
+            yield address
     finally:
         ended.set()
         worker.join()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @contextmanager
@@ -110,7 +112,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
             Target(urllib.parse.urlsplit(tgi.url).netloc, labels("tgi")),
             Target(vllm, labels("vllm")),
         ]
-        with prometheus(folder, RULES, targets) as running, load(tgi.url):
+        with prometheus(folder, ENDPOINT_RULES, targets) as running, load(tgi.url):
             wait(lambda: running.value("sum(up)") == 2, "both servers to be scraped")
             failed = 'finetune_endpoint:requests:rate5m{outcome="failed"} > 0'
             refused = 'finetune_endpoint:requests:rate5m{adapterdeployment="tgi", outcome="refused"} > 0'
@@ -125,7 +127,7 @@ def result(server: Prometheus, query: str, what: str) -> list[Any]:
 
 
 def test_both_engines_have_the_same_metrics(server: Prometheus) -> None:
-    recorded = {rule["record"] for rule in yaml.safe_load(RULES)["groups"][0]["rules"] if "record" in rule}
+    recorded = {rule["record"] for rule in yaml.safe_load(ENDPOINT_RULES)["groups"][0]["rules"] if "record" in rule}
     for name in ("tgi", "vllm"):
         for metric in recorded - (ONLY_VLLM if name == "tgi" else set()):
             found = result(server, f'{metric}{{adapterdeployment="{name}"}}', f"{metric} of {name}")

@@ -10,13 +10,10 @@ import pytest
 import yaml
 
 from finetune_api.job_status import Phase
-from hack.cluster.layout import REPOSITORY
 from tests.controlplane.conftest import Team, wait
-from tests.support.prometheus import Target, prometheus, queries
+from tests.support.prometheus import CHART_FILES, Target, prometheus, queries
 
 pytestmark = pytest.mark.controlplane
-
-CHART_FILES = REPOSITORY / "charts" / "finetune-operator" / "files"
 
 
 def test_prometheus_reads_the_metrics_and_evaluates_the_alerts(team: Team, tmp_path: Path) -> None:

@@ -10,12 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
+from prometheus_client import CollectorRegistry, start_http_server
 
 from hack.cluster import toolchain
-from hack.cluster.layout import free_port
+from hack.cluster.layout import REPOSITORY, free_port
+
+CHART_FILES: Final = REPOSITORY / "charts" / "finetune-operator" / "files"
+ENDPOINT_RULES: Final = (CHART_FILES / "endpoints.yaml").read_text()
+"""Which make the servers' metrics one vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,18 @@ def prometheus(directory: Path, rules: str, targets: Sequence[Target]) -> Iterat
             yield Prometheus(f"http://{address}")
         finally:
             server.terminate()
+
+
+@contextmanager
+def reporting(registry: CollectorRegistry) -> Iterator[str]:
+    """Address of a server that answers with the metrics of a registry."""
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def queries(dashboard: Path) -> Iterator[tuple[str, str]]:
