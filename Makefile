@@ -1,7 +1,7 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests families \
+.PHONY: help env demo demo-full test test-fast test-needs registry prometheus-adapter test-unit test-controlplane test-cluster fuzz mutants bench gpu-check lint format manifests families \
         test-vllm test-examples images-vllm images-metrics accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
@@ -65,6 +65,9 @@ test-needs: $(STAMP) # What the first two tiers need
 
 registry: ## Build the OCI registry to which tests/unit/test_push.py pushes; without it, that test is skipped
 	@$(PYTHON) -m hack.cluster build registry
+
+prometheus-adapter: ## Build prometheus-adapter, through which a test of tests/controlplane/test_autoscaling.py asks for metrics; without it, that test is skipped
+	@$(PYTHON) -m hack.cluster build prometheus-adapter
 
 test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 	@$(PYTHON) -m hack.environments quantize transformers-4 browser proxy

@@ -35,12 +35,15 @@ class Authority:
         return self.directory / "service-accounts.pub"
 
     def create(self) -> None:
-        """Create the CA certificate and the key pair that signs service account tokens."""
+        """Create the CA certificate."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._config.write_text(_MINIMAL_CONFIG)
         if not self.certificate.exists():
             extensions = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
             self._request("ca", "/CN=finetune-cluster", extensions, signed_by_authority=False)
+
+    def create_signing_key(self) -> None:
+        """Create the key pair that signs service account tokens."""
         if not self.service_account_public_key.exists():
             key = self.service_account_key
             run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-out", key])

@@ -113,6 +113,7 @@ TESTS = (  # for tests only
         tuple(f"github.com/prometheus/prometheus/cmd/{each}" for each in ("prometheus", "promtool")),
         tags="remove_all_sd",
     ),
+    Tool("prometheus-adapter", "v0.12.0", "prometheus-adapter", ("sigs.k8s.io/prometheus-adapter/cmd/adapter",)),
     Tool("registry", "v3.1.2", "registry", (".",)),
 )
 CLUSTER = CONTROL_PLANE + NODE + CLIENTS
