@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "wJalr/XUtn+FEMI=",
     "MLFLOW_TRACKING_PASSWORD": "wJalr/XUtn+FEMI=2",
     "WANDB_API_KEY": "0123456789abcdef\n",
+    "FINETUNE_SECRET.signing_key": "-----KEY-----\nMIGHAgEA\n",
     "HF_TOKEN": "short",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
     "HOME": "/scratch",
@@ -42,6 +43,8 @@ def record(message: str, *arguments: object) -> logging.LogRecord:
         ("key AKIAEXAMPLE refused", "key *** refused"),
         ("wJalr/XUtn+FEMI=2 and wJalr/XUtn+FEMI=", "*** and ***"),
         ("key 0123456789abcdef, made from a file", "key ***, made from a file"),
+        ("a key of two lines: -----KEY-----\nMIGHAgEA\n", "a key of two lines: ***\n"),
+        (r"as Python shows it: '-----KEY-----\nMIGHAgEA\n'", r"as Python shows it: '***\n'"),
         ("in short: /var/run/token, /scratch", "in short: /var/run/token, /scratch"),
         ("GET https://user:pa55@host:80/x?y=1", "GET https://***@host:80/x?y=1"),
         (

@@ -132,6 +132,25 @@ def test_a_traceback_is_in_the_log_only(tmp_path: Path) -> None:
     assert any("Traceback" in line.get("traceback", "") for line in lines)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise ValueError(f'Invalid header value {secret}')",
+        "raise ValueError(f'Invalid header value {secret!r}')",
+        "raise ValueError('x' * 180 + secret)",
+        "raise StageError(Reason.SPEC_INVALID, f'Refused: {secret}')",
+        "raise StoppedError(secret)",
+    ],
+)
+def test_no_failure_tells_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Its message becomes a condition and an event, which more people read than the pod's environment."""
+    monkeypatch.setenv("FINETUNE_SECRET.teacher_key", "sk-first-line\nand-a-second")
+    read = "import os; secret = os.environ['FINETUNE_SECRET.teacher_key']; "
+    _, result = ended(start(tmp_path, read + body), tmp_path)
+    assert not [part for part in ("sk-first", "second") if part in (tmp_path / "result").read_text()]
+    assert "***" in result.message
+
+
 def test_whatever_libraries_print_is_a_json_line(tmp_path: Path) -> None:
     body = (
         "import warnings; print('printed'); print('as\\rdrawn\\rlast', file=sys.stderr); warnings.warn('careful'); "

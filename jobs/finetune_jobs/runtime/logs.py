@@ -44,18 +44,25 @@ inputs to float16 before it rounds them."""
 
 
 class Redaction:
-    """Removes from a text what must not appear in a log: secret values of the environment, passwords in URLs."""
+    """Removes from a text what no log or status may show: secret values of the environment, passwords in URLs."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         # Secrets made from files end in a line break, which their users strip.
         named = (name for name in environment if name.startswith(SECRET_PREFIX) or _SECRET_NAME.search(name))
         secrets = {environment[name].strip() for name in named}
+        secrets |= {repr(secret)[1:-1] for secret in secrets}  # how errors quote one with line breaks
         longest_first = sorted((s for s in secrets if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def __call__(self, text: str) -> str:
         """The text with ``***`` in their place."""
         return _IN_A_URL.sub(_BLACK, self._secrets.sub(_BLACK, text))
+
+
+def without_secrets(text: str) -> str:
+    """The text without the secrets of this process's environment. Whoever shortens a text calls this first: a part of a
+    secret is not recognised."""
+    return Redaction(os.environ)(text)
 
 
 class PlainLines(logging.Formatter):

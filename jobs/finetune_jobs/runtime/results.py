@@ -8,6 +8,7 @@ from typing import Final
 
 from finetune_api.reasons import Reason, remedy, with_remedy
 from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult, kind_of
+from finetune_jobs.runtime.logs import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,10 @@ MAX_MESSAGE: Final = 1024
 
 
 def failure(stage: Stage, reason: Reason, message: str) -> StageResult:
-    """The result of a stage that failed. The operator appends the reason's remedy, and the log line shows it."""
-    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=message[:MAX_MESSAGE])
+    """The result of a stage that failed, whose message may quote anything: secrets are removed, because it becomes a
+    condition and an event. The operator appends the reason's remedy, and the log line shows it."""
+    said = without_secrets(message)[:MAX_MESSAGE]
+    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=said)
 
 
 def advised(result: StageResult) -> str:

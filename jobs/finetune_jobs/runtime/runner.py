@@ -321,7 +321,8 @@ def _guarded(
         if is_said(error):  # outside of the work: the scratch folder cannot even be made
             text = f"The disk that holds {tempfile.gettempdir()} is full."
             return failure(stage, Reason.SCRATCH_FULL, text), ExitCode.RETRIABLE
-        text = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+        first_line = next(iter(logs.without_secrets(str(error)).splitlines()), "no message")
+        text = f"{type(error).__name__}: {first_line[:200]}"
         return failure(stage, Reason.INTERNAL_ERROR, text), ExitCode.RETRIABLE
 
 
