@@ -29,6 +29,8 @@ from pydantic_core import CoreSchema
 from finetune_api.meta import MAX_NAME, NAME_PATTERN
 
 T = TypeVar("T")
+MAX_INTEGER: Final = 2**63 - 1
+"""The largest integer that the API server stores; it refuses a whole object for a larger one."""
 REFUSE_RETIRED: Final = "refuse retired fields"
 """As a validation's context, for what people write: a retired field is an error that names its successor, even where
 unknown fields are not. Without it, what programs of an earlier version wrote is read as they meant it, where it can be.

@@ -50,6 +50,8 @@ class FailingCluster(MemoryCluster):
 
     failing: set[Call] = field(default_factory=set)
     asked: list[Call] = field(default_factory=list)
+    refused: str = ""
+    """A field of the status that the server does not take."""
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         self._ask("get", resource)
@@ -61,6 +63,8 @@ class FailingCluster(MemoryCluster):
 
     def patch_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
         self._ask("patch_status", resource)
+        if self.refused in body["status"]:
+            raise ApiError(422, "Invalid", f"status.{self.refused}: Invalid value")
         return super().patch_status(resource, namespace, name, body)
 
     def _ask(self, verb: str, resource: Resource) -> None:
@@ -178,3 +182,22 @@ def test_where_both_fail_the_first_error_is_the_one_that_counts() -> None:
     operator.cluster.failing = {ACCOUNT, STATUS}
     assert operator.turn() == operator.turn(LASTING) == words(ACCOUNT)
     assert (operator.status, operator.writes()) == (FineTuneJobStatus(), 1)
+
+
+def test_a_field_that_the_server_refuses_does_not_keep_the_conditions_from_being_told() -> None:
+    """E.g. because its CRD is older than the operator."""
+    operator = Operator()
+    operator.cluster.refused = "stages"
+    assert not operator.turn(), "makes the first Job"
+    assert operator.turn() == operator.turn(LASTING - timedelta(seconds=1)) == "status.stages: Invalid value"
+    assert operator.status == FineTuneJobStatus()
+    assert operator.turn(timedelta(seconds=1)) == "status.stages: Invalid value"
+    assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL)
+    assert_says(operator.message("Stalled"), "422 Invalid: status.stages: Invalid value.")
+    written = operator.status
+    assert operator.turn(LASTING) == "status.stages: Invalid value"
+    assert operator.status == written
+    operator.cluster.refused = ""
+    assert not operator.turn()
+    assert operator.condition("Stalled")[0] == "False"
+    assert operator.status.stages

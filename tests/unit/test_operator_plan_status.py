@@ -239,6 +239,15 @@ def test_what_was_not_counted_is_absent() -> None:
     assert told["artifact"]["sizeBytes"] == 7
 
 
+@pytest.mark.parametrize("told", [str(2**63), "9" * 3800])
+def test_a_count_that_the_api_server_cannot_store_is_none(told: str) -> None:
+    """It would refuse the whole status."""
+    jobs = (RESOLVED, done(Stage.PREPARE, scalars={"tokens": told, "longest": str(2**63 - 1)}), job(Stage.TRAIN))
+    dataset = plan(observed(jobs=jobs), NOW).status.dataset
+    assert dataset
+    assert (dataset.tokens, dataset.longest) == (None, 2**63 - 1)
+
+
 def test_reused_and_done_stages_count() -> None:
     """The table says who did what."""
     found = [Found(stage=stage, output_digest="7" * 64) for stage in PIPELINE[:2]]

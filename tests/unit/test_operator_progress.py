@@ -66,6 +66,12 @@ def test_a_page_becomes_a_sample(served: str, expected: Sample | None) -> None:
     assert parse(served, "train") == expected
 
 
+@pytest.mark.parametrize("eta", [float("inf"), float("-inf"), float("nan"), 1e300, 2.0**63])
+def test_a_time_that_no_status_can_hold_is_no_number(eta: float) -> None:
+    with pytest.raises(ValueError, match=r"seconds|NaN"):
+        parse(page(0.5, eta), "train")
+
+
 @given(st.text())
 def test_any_page_is_survived(served: str) -> None:
     """By the parser, or by the reader that catches ValueError."""

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.artifact_source import Channel
+from finetune_api.base import MAX_INTEGER
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
@@ -345,6 +346,7 @@ def _number(scalars: Mapping[str, str], name: str) -> str:
 
 
 def _count(scalars: Mapping[str, str], name: str) -> int | None:
-    """A number of things; None if the pod reports none."""
+    """A number of things; None if the pod reports none. A pod's report is not trusted to be one that can be stored."""
     text = scalars.get(name, "")
-    return int(text) if text.isdecimal() else None
+    count = int(text) if text.isdecimal() else None
+    return count if count is None or count <= MAX_INTEGER else None

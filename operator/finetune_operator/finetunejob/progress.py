@@ -15,6 +15,7 @@ import aiohttp
 from yarl import URL
 
 from finetune_api import meta, telemetry
+from finetune_api.base import MAX_INTEGER
 from finetune_operator.framework.metrics import PROGRESS_READINGS
 
 TIMEOUT: Final = 2.0
@@ -161,4 +162,12 @@ def parse(page: str, stage: str) -> Sample | None:
         return None
     ratio = min(1.0, max(0.0, float(values[telemetry.PROGRESS_RATIO])))
     eta = values.get(telemetry.ETA_SECONDS)
-    return Sample(stage, int(ratio * 100), round(float(eta)) if eta is not None else None, message[:256])
+    return Sample(stage, int(ratio * 100), _seconds(eta) if eta is not None else None, message[:256])
+
+
+def _seconds(text: str) -> int:
+    """A number of seconds that the status can hold; raises ValueError."""
+    number = float(text)
+    if not abs(number) < MAX_INTEGER:  # nor infinite, nor NaN
+        raise ValueError(f"{text} is no number of seconds")
+    return round(number)

@@ -106,10 +106,17 @@ class Reconciler:
             if self._api_failures.persists(key, now):
                 self._report_failing(kind, owner, resource, error, now)
             raise
-        self._api_failures.clear(key)
         if plan.defer_status:
+            self._api_failures.clear(key)
             return NextTurn(after=0.0, low_priority=True)
-        self._report(kind, owner, resource, plan, now)
+        try:
+            self._report(kind, owner, resource, plan, now)
+        except ApiError as error:
+            # One field that the server refuses, e.g. by an older CRD, would keep the conditions from being told too.
+            if self._api_failures.persists(key, now) and error.status in REFUSALS:
+                self._report_failing(kind, owner, resource, error, now)
+            raise
+        self._api_failures.clear(key)
         looks = [each for each in (plan.requeue_after, self._unmet.due_after(key, now)) if each is not None]
         return NextTurn(min(looks, default=None), blocked=plan.blocked)
 
