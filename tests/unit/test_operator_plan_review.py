@@ -144,6 +144,35 @@ def test_a_look_whose_pod_is_gone_is_done_again(minutes: int, asked: str, again:
     assert again or result.requeue_after == 300 - 60 * minutes
 
 
+@pytest.mark.parametrize(
+    ("reason", "minutes", "again"),
+    [(Reason.S3_UNREACHABLE, 1, False), (Reason.S3_UNREACHABLE, 5, True), (Reason.NODE_LOST, 9, True)],
+)
+def test_a_look_that_fails_ends_no_run_that_waits(reason: Reason, minutes: int, again: bool) -> None:
+    """Some minutes without the store would otherwise end a wait of days, and somebody has to begin it again."""
+    it = failed_look(reason, minutes)
+    result = planned(it, status=planned(looked()).status)
+    assert told(result) == AWAITING
+    assert result.actions == ((Delete(JOBS, it.name, it.uid),) if again else ())
+    ready = next(each for each in result.status.conditions if each.type == "Ready")
+    assert_says(ready.message, "last look", "failed: Away.")
+
+
+def test_a_look_that_fails_for_good_ends_the_run() -> None:
+    result = planned(failed_look(Reason.S3_ACCESS_DENIED, 9), status=planned(looked()).status)
+    assert told(result) == (Phase.FAILED, Reason.S3_ACCESS_DENIED)
+
+
+def test_before_it_waits_a_failure_is_one() -> None:
+    assert told(planned(failed_look(Reason.S3_UNREACHABLE, 9))) == (Phase.FAILED, Reason.S3_UNREACHABLE)
+
+
+def failed_look(reason: Reason, minutes: int) -> StageJob:
+    """The Job of a publish whose retries are used up."""
+    verdict = Verdict(State.FAILED, reason, "Away.", None, 1, THEN, THEN)
+    return job(Stage.PUBLISH, run=RUN, verdict=verdict, age=timedelta(minutes=minutes))
+
+
 def test_a_suspended_run_does_not_look() -> None:
     spec = SPEC.model_copy(update={"suspend": True})
     result = planned(looked(age=timedelta(hours=9)), spec=spec, asked="now")

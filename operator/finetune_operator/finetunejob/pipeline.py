@@ -23,8 +23,13 @@ from finetune_operator.outcome.job import State
 REVIEW_INTERVAL: Final = timedelta(hours=1)
 """How often votes are counted without being asked: a look is a pod of some seconds on a CPU."""
 
-_LOST_LOOK_PAUSE: Final = timedelta(minutes=5)
-"""Between two looks at the votes while the pods that look are gone before their result is read."""
+_FAILED_LOOK_PAUSE: Final = timedelta(minutes=5)
+"""Between two looks at the votes while they fail, or the pods that look are gone before their result is read."""
+
+_PASSES: Final = frozenset(
+    {Reason.S3_UNREACHABLE, Reason.SCRATCH_FULL, Reason.PREEMPTED, Reason.NODE_LOST, Reason.STAGE_CRASHED}
+)
+"""Why a look may fail that the next one need not meet."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
     if verdict.state is State.FAILED:
         ledger.enter(stage, job, StageState.FAILED, verdict.message, key)
         ledger.judged(verdict.result.scalars if verdict.result else {})
+        if stage is Stage.PUBLISH and ledger.awaits_review and verdict.reason in _PASSES:
+            return _look_again(context, job, f"The last look at the votes failed: {verdict.message}", key)
         return Fail(stage, verdict.reason, verdict.message)
     if job.unfinished:
         ledger.enter(stage, job, StageState.RUNNING, verdict.message, key)
@@ -102,9 +109,7 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
     result = verdict.result
     if result is None and stage is Stage.PUBLISH and context.reviews:
         # It may have waited for days. It finds what it has published, or looks at the votes again.
-        message = "The pod that last counted the votes is gone."
-        ledger.wait(stage, job, message, key)
-        return Await(stage, job, message, _until_next_look(context, job, _LOST_LOOK_PAUSE))
+        return _look_again(context, job, "The pod that last counted the votes is gone.", key)
     if result is None:
         return _recover(context, stage, job)
     if stage is Stage.PUBLISH and result.reason is Reason.AWAITING_REVIEW:
@@ -114,6 +119,12 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
     state = StageState.REUSED if result.reused else StageState.SUCCEEDED
     ledger.enter(stage, job, state, result.message, key)
     return _accept(context, stage, result, verdict.finished_at)
+
+
+def _look_again(context: RunContext, job: StageJob, message: str, key: str) -> Await:
+    """A look at the votes that counted nothing is no end of a run that has waited for days."""
+    context.ledger.wait(Stage.PUBLISH, job, message, key)
+    return Await(Stage.PUBLISH, job, message, _until_next_look(context, job, _FAILED_LOOK_PAUSE))
 
 
 def _until_next_look(context: RunContext, job: StageJob, pause: timedelta) -> timedelta:
