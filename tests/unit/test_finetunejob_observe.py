@@ -107,6 +107,16 @@ OTHER_JOBS: dict[str, tuple[Object, bool]] = {
         {"spec": {"suspend": True}, "status": {"artifact": {"digest": "0" * 64}}},
         True,
     ),
+    "failed, never published": ({"status": {"run": {"outcome": "Failed", "generation": 1}}}, False),
+    "failed, but its spec has changed since": ({"status": {"run": {"outcome": "Failed", "generation": 0}}}, True),
+    "failed, but an earlier run has published": (
+        {"status": {"run": {"outcome": "Failed", "generation": 1}, "artifact": {"digest": "0" * 64}}},
+        True,
+    ),
+    "failed its goals, and published a candidate": (
+        {"status": {"run": {"outcome": "Failed", "generation": 1}, "candidate": {"digest": "0" * 64}}},
+        True,
+    ),
     "not allowed": ({"spec": {"model": {"uri": "s3://secret/base"}}}, False),
     "of an unknown profile": ({"spec": {"profile": "huge"}}, False),
     "of a spec that nobody can read": ({"spec": {"training": {"rank": "many"}}}, False),

@@ -11,7 +11,7 @@ from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.freeze import made, means
 from finetune_api.hashing import digest
-from finetune_api.job_status import FineTuneJobStatus
+from finetune_api.job_status import FineTuneJobStatus, Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.blockers import Choice
@@ -220,10 +220,15 @@ class JobObserver:
         return next((str(elder["metadata"]["name"]) for elder in elders if self._goes_first(elder)), "")
 
     def _goes_first(self, elder: Object) -> bool:
-        """Whether it has published, or will without anybody's doing: what is held back holds back nothing."""
+        """Whether it has published, or will without anybody's doing: what is held back or has failed holds back
+        nothing."""
         spec, _ = parse_spec(FineTuneJobSpec, elder.get("spec") or {})
-        if (elder.get("status") or {}).get("artifact"):
+        status = elder.get("status") or {}
+        if status.get("artifact") or status.get("candidate"):
             return True
+        run = status.get("run") or {}
+        if run.get("outcome") == Phase.FAILED and run.get("generation") == elder["metadata"]["generation"]:
+            return False
         if spec is None or spec.suspend or spec.profile not in self._settings.profiles:
             return False
         return not job_violation(self._settings, elder["metadata"]["namespace"], spec)
