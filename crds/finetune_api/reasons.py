@@ -92,6 +92,7 @@ class Reason(OpenEnum):
     STEP_HUNG = "StepHung"
     SUPERSEDED = "Superseded"
     PEER_LOST = "PeerLost"
+    PEERS_UNREACHABLE = "PeersUnreachable"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     BUDGET_EXCEEDED = "BudgetExceeded"
     PREEMPTED = "Preempted"
@@ -222,6 +223,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.STEP_HUNG: "The training made no progress for too long.",
     Reason.SUPERSEDED: "A newer attempt at the same training has taken over; this one stops writing.",
     Reason.PEER_LOST: "Another pod of a multi-pod training was lost or told to stop.",
+    Reason.PEERS_UNREACHABLE: "The processes of a training on several GPUs or pods did not connect to each other within an hour.",
     Reason.DEADLINE_EXCEEDED: "The stage exceeded its profile's deadline (or a distillation its deadlineMinutes), or the server exceeded its runtime's start-up time.",
     Reason.BUDGET_EXCEEDED: "The run would cost more than spec.budget or a teacher's maxCost allows. With onExceeded: Checkpoint, a training that stops for this reason has succeeded.",
     Reason.PREEMPTED: "The pod was evicted or told to stop: its node was drained or needed the resources.",
@@ -329,6 +331,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.STEP_HUNG: "The pod restarts and resumes from its newest checkpoint; if the run has failed, check the node's GPU, then set spec.rerun to a new value.",
     Reason.SUPERSEDED: "Find out what else runs this training; if the run has failed, set spec.rerun to a new value.",
     Reason.PEER_LOST: "All pods restart and resume from the newest checkpoint; if the run has failed, find the pod that was lost first, then set spec.rerun to a new value.",
+    Reason.PEERS_UNREACHABLE: "See that every pod of the training has a node, and that they reach each other on every port; then set spec.rerun to a new value.",
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or ask the admin to raise the profile's deadlineSeconds, then set spec.rerun to a new value.",
     Reason.PREEMPTED: "The pod restarts elsewhere; if the run has failed, find out why its nodes go away, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",

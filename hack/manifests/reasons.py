@@ -51,7 +51,8 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
             Reason.OUT_OF_MEMORY,
             Reason.SCRATCH_FULL,
         ),
-        *(Reason.STEP_HUNG, Reason.SUPERSEDED, Reason.STAGE_CRASHED, Reason.INTERNAL_ERROR),
+        *(Reason.STEP_HUNG, Reason.SUPERSEDED, Reason.PEERS_UNREACHABLE),
+        *(Reason.STAGE_CRASHED, Reason.INTERNAL_ERROR),
     ),
     Then.TRIES_FREELY: (Reason.PREEMPTED, Reason.PEER_LOST),
     Then.NEWS: (

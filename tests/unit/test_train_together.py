@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.runtime.runner import earlier_result, execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import _is_done, train
+from finetune_jobs.training import team as team_module
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.context import TrainingContext
@@ -306,6 +308,35 @@ def newest_step(place: Store) -> int:
     """Of the checkpoints of a training in the store; 0 where there is none."""
     keys = [entry.key for entry in place.below(f"{run_folder(RUN)}/checkpoints").list()]
     return max((int(key.split("checkpoint-")[1].split("/")[0]) for key in keys if key.endswith(MANIFEST)), default=0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_never_connect_count_as_a_failure(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody was lost: a restart that counts as none would be repeated for ever, and hold the GPUs."""
+    monkeypatch.setattr(team_module, "GATHERING_SECONDS", 2.0)
+    port = free_port()
+    with pytest.raises(StageError) as told:
+        Team(rank=rank, size=2).join({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    error = told.value
+    assert (error.reason, error.retriable, error.peer_initiated) == (Reason.PEERS_UNREACHABLE, True, False)
+    assert_says(
+        error.message, "2 processes", "not connected", f"process {rank + 1}", f"127.0.0.1:{port}", "network policy"
+    )
+
+
+def test_a_first_process_that_goes_while_others_gather_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was evicted, which does not count, and comes back."""
+    monkeypatch.setattr(team_module, "GATHERING_SECONDS", 60.0)
+    port = free_port()
+    first = torch.distributed.TCPStore("127.0.0.1", port, 3, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor() as pool:
+        joined = pool.submit(Team(rank=1, size=3).join, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+        while first.num_keys() == 0:
+            time.sleep(0.05)
+        del first
+        error = joined.exception(timeout=120)
+    assert isinstance(error, StageError)
+    assert (error.reason, error.peer_initiated) == (Reason.PEER_LOST, True)
 
 
 class _OneOfTwo(Team):

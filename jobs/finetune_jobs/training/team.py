@@ -32,6 +32,8 @@ _ASK_SECONDS: Final = 5.0
 """Between two questions of a waiting process whether there is anything to do."""
 _LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
 """Texts of torch's errors when another process is gone."""
+_TIME_IS_UP: Final = ("timed out", "timeout")
+"""Texts of those when another process does not answer."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ class Team:
 
     def join(self, environment: Mapping[str, str] = os.environ, *, done: Callable[[], bool] = lambda: False) -> bool:
         """Connect to the others; True once all are connected. False if the first process does not listen and ``done``
-        says that it never will, because there is nothing to do. Raises StageError (PeerLost) if they are not connected
-        in time."""
+        says that it never will, because there is nothing to do. Raises StageError: PeersUnreachable if they are
+        not connected in time, PeerLost."""
         if self.size == 1:
             return True
         host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank)
-        with peers_needed(self):
+        with peers_needed(self), _gathering(self, host, port):
             if not self.first and not _await(host, port, GATHERING_SECONDS, done):
                 return False
             log.info("process %s of %s waits for the others at %s:%s", self.rank + 1, self.size, host, port)
@@ -87,7 +89,7 @@ class Team:
 
     def wait_for_first(self, done: str, environment: Mapping[str, str] = os.environ) -> None:
         """The first process says that it has ``done`` something, once; the others wait for that as long as for each
-        other at the start, since it may take longer than any message. Raises as ``join``."""
+        other at the start, since it may take longer than any message. Raises StageError (PeerLost)."""
         if self.size == 1:
             return
         host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -137,8 +139,7 @@ def peers_needed(team: Team) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        reported = isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in _LOST)
-        if team.size == 1 or not reported or is_out_of_memory(error):
+        if team.size == 1 or not _is_about_others(error):
             raise
         log.warning("another process was lost: %s", str(error).splitlines()[0][:300])
         raise StageError(
@@ -147,6 +148,36 @@ def peers_needed(team: Team) -> Iterator[None]:
             retriable=True,
             peer_initiated=True,
         ) from error
+
+
+@contextmanager
+def _gathering(team: Team, host: str, port: int) -> Iterator[None]:
+    """Turns such an error into StageError (PeersUnreachable) until all are connected, which unlike a loss counts as a
+    failure: pods that cannot reach each other would otherwise restart without end, and hold their GPUs.
+
+    A helper whose connection ends has lost a process that was told to stop, or is about to begin again: that stays a
+    loss. The first process waits for all, so it is the one that runs out of time where a helper is cut off every time.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        in_time = not any(word in str(error).lower() for word in _TIME_IS_UP)
+        if not _is_about_others(error) or (in_time and not team.first):
+            raise
+        log.warning("the processes are not connected: %s", str(error).splitlines()[0][:300])
+        raise StageError(
+            Reason.PEERS_UNREACHABLE,
+            f"The {team.size} processes of this training are not connected: process {team.rank + 1} has waited for the "
+            f"others at {host}:{port}. A pod has no node yet, or DNS, a network policy or a service mesh keeps the "
+            "pods apart.",
+            retriable=True,
+        ) from error
+
+
+def _is_about_others(error: Exception) -> bool:
+    """Whether torch says that another process is gone or does not answer."""
+    reported = isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in _LOST)
+    return reported and not is_out_of_memory(error)
 
 
 def _await(host: str, port: int, seconds: float, done: Callable[[], bool]) -> bool:
