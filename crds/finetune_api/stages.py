@@ -68,7 +68,7 @@ def kind_of(stage: Stage) -> str:
 
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 12,
+    Stage.PREPARE: 13,
     Stage.TRAIN: 5,
     Stage.EXPORT: 3,
     Stage.EVALUATE: 14,

@@ -92,3 +92,31 @@ def test_a_label_is_the_users_own_word_whatever_it_looks_like(task: TaskType, an
     found = intake.take(Row(1, {"messages": messages}))
     assert isinstance(found, Example)
     assert [message["content"] for message in found.messages] == ["Who is <EMAIL_ADDRESS_1>?", answer]
+
+
+ANSWERED = {"role": "assistant", "content": "Mine is support@acme.com."}
+CALLED = [
+    {"role": "assistant", "content": "", "tool_calls": [CALL | {"function": {"name": "send", "arguments": "{}"}}]},
+    {"role": "tool", "content": "to <EMAIL_ADDRESS_1>", "tool_call_id": "1"},
+]
+
+
+@pytest.mark.parametrize("between", [[], CALLED])
+def test_a_prompt_that_was_masked_before_shares_no_pseudonym_with_its_answer(between: list[Message]) -> None:
+    """A teacher sees masked prompts, and its answer holds values of its own. Two values would become one."""
+    intake = Intake(params_of())
+    prompt = intake.text(f"Mail me at {PERSONAL}.")
+    assert prompt == "Mail me at <EMAIL_ADDRESS_1>."
+    found = intake.take(Row(1, {"messages": [{"role": "user", "content": prompt}, *between, ANSWERED]}))
+    assert isinstance(found, Example)
+    assert (found.messages[0]["content"], found.messages[-1]["content"]) == (prompt, "Mine is <EMAIL_ADDRESS_2>.")
+    assert intake.personal == {"EMAIL_ADDRESS": 2}
+
+
+def test_what_is_only_reported_of_a_prompt_is_counted_once_in_each_example() -> None:
+    intake = Intake(params_of(pii=Pii(mode=OnFinding.REPORT)))
+    prompt = intake.text(f"Mail me at {PERSONAL}.")
+    assert intake.personal == {}
+    for answer in ("Yes.", "No."):
+        intake.take(Row(1, {"prompt": prompt, "completion": answer}))
+    assert intake.personal == {"EMAIL_ADDRESS": 2}

@@ -33,6 +33,14 @@ def test_pseudonyms_are_the_same_for_the_same_value_however_it_is_written() -> N
     assert Pseudonyms().mask("bob@example.com", [Finding(0, 15, "EMAIL_ADDRESS")]) == "<EMAIL_ADDRESS_1>"
 
 
+def test_a_placeholder_that_a_conversation_holds_already_is_given_to_no_other_value() -> None:
+    names = Pseudonyms({"<EMAIL_ADDRESS_1>", "<EMAIL_ADDRESS_3>", "<PHONE_NUMBER_2>"})
+    text = "bob@example.com, ann@example.com, bob@example.com, +44 20 7946 0958"
+    assert names.mask(text, DEFAULTS.find(text)) == (
+        "<EMAIL_ADDRESS_2>, <EMAIL_ADDRESS_4>, <EMAIL_ADDRESS_2>, <PHONE_NUMBER_1>"
+    )
+
+
 def mask_all(text: str, key: str) -> str:
     return Pseudonyms().mask(text, DEFAULTS.find(text, key))
 

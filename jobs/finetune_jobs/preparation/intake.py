@@ -22,6 +22,7 @@ from finetune_jobs.text.language import LanguageFilter
 from finetune_jobs.text.pii.findings import Finding
 from finetune_jobs.text.pii.masking import Pseudonyms, map_texts
 from finetune_jobs.text.pii.recognition import Recognition
+from finetune_jobs.text.placeholders import placeholders
 from finetune_jobs.text.secrets import find_secrets
 
 Find = Callable[[str, str], list[Finding]]
@@ -108,7 +109,8 @@ class Intake:
         return Fault(row.line, self._rules.answer_field, "answerNotJson", problem)
 
     def text(self, text: str) -> str | Dropped:
-        """A single text, cleaned and masked (possibly empty), or why it is dropped."""
+        """A prompt, cleaned and masked (possibly empty), or why it is dropped. What is only reported is counted in the
+        examples that are made of it."""
         masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
         if isinstance(masked, Dropped):
             return masked
@@ -136,15 +138,17 @@ class Intake:
         """The conversation without what the scans mask. The label of a classification is the user's own word."""
         found = Shaped(messages, list(tools))
         label = len(messages) - 1 if self._classes and not whole else None
+        taken = frozenset(placeholders([*messages, *tools]))
         for mode, counts, find, kind in self._scans:
-            scan = _Scan(find, Pseudonyms(), Counter())
+            scan = _Scan(find, Pseudonyms(taken), Counter())
             masked = Shaped(
                 [scan.message(message, is_label=n == label) for n, message in enumerate(found.messages)],
                 [scan.tool(tool) for tool in found.tools],
             )
             if not scan.counts:
                 continue
-            counts.update(scan.counts)
+            if mode is not OnFinding.REPORT or not whole:
+                counts.update(scan.counts)
             if mode is OnFinding.DROP:
                 return Dropped(kind)
             if mode is OnFinding.MASK:

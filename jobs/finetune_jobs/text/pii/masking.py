@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import count
 from typing import Any, Final
 
 from finetune_jobs.text.pii.findings import Finding
@@ -17,7 +18,10 @@ _SAME_ENDING: Final = 8
 class Pseudonyms:
     """The pseudonyms of one conversation: ``<EMAIL_ADDRESS_1>`` is the first e-mail address that it mentions."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Collection[str] = ()) -> None:
+        """``taken``: placeholders that it holds already, e.g. of a prompt that was masked before it was answered: they
+        stand for values that nobody knows any more, so no other value gets one of them."""
+        self._taken = frozenset(taken)
         self._numbers: dict[str, dict[str, int]] = {}
         self._phones: dict[str, list[str]] = defaultdict(list)
         """Telephone numbers by their ending, so that a text with thousands of them takes no time."""
@@ -39,7 +43,10 @@ class Pseudonyms:
             if known := next((known for known in alike if _is_same_phone(known, key)), ""):
                 return numbers[known]
             alike.append(key)
-        return numbers.setdefault(key, len(numbers) + 1)
+        if key not in numbers:
+            newest = next(reversed(numbers.values()), 0)
+            numbers[key] = next(n for n in count(newest + 1) if placeholder(entity, n) not in self._taken)
+        return numbers[key]
 
 
 def _normalised(entity: str, value: str) -> str:
