@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, PushRecord, output_folder
+from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, PushRecord, output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_jobs.artifacts.ancestry import is_copy, published_model
@@ -84,6 +84,9 @@ class Trace:
     """The digests of those that still stand in the store."""
     found: tuple[Descendant, ...]
     channels: tuple[Channel, ...]
+    runs: tuple[str, ...]
+    """What stands in the store of their FineTuneJobs' runs: checkpoints are trained weights, and answers of teachers
+    and judges and logs may quote the data."""
 
     @property
     def jobs(self) -> list[str]:
@@ -99,6 +102,7 @@ class Trace:
             "models": [each.as_json() for each in self.found if each.stage is not Stage.PUBLISH],
             "channels": [each.as_json() for each in self.channels],
             "jobs": self.jobs,
+            "runs": list(self.runs),
         }
 
 
@@ -114,14 +118,18 @@ def trace(store: Store, asked: str) -> Trace:
         )
     manifests = list(_manifests(store))
     pushed = _pushed(store, manifests)
-    found = [_described(store, *each, pushed) for each in _containing(manifests, asked, pushed)]
+    containing = list(_containing(manifests, asked, pushed))
+    found = [_described(store, *each, pushed) for each in containing]
     artifacts = {each.digest for each in found if each.stage is Stage.PUBLISH}
+    datasets = [manifest for _, manifest in manifests if _is_dataset(manifest, asked)]
+    histories = [each.lineage for each in (*datasets, *(manifest for _, manifest, _ in containing))]
     return Trace(
         asked=asked,
         uri=store.uri(output_folder(Stage.PREPARE, asked)),
-        datasets=tuple(sorted(each.content_digest() for _, each in manifests if _is_dataset(each, asked))),
+        datasets=tuple(sorted(each.content_digest() for each in datasets)),
         found=tuple(sorted(found, key=lambda each: (each.stage, each.created_at))),
         channels=tuple(each for each in _channels(store) if each.artifact in artifacts),
+        runs=_standing_runs(store, {run_folder(each.run) for each in histories if each.run}),
     )
 
 
@@ -186,6 +194,10 @@ def _manifests(store: Store) -> Iterator[tuple[str, Manifest]]:
                     yield folder, manifest
 
 
+def _standing_runs(store: Store, folders: Iterable[str]) -> tuple[str, ...]:
+    return tuple(store.uri(folder) for folder in sorted(folders) if next(iter(store.list(folder)), None))
+
+
 def _channels(store: Store) -> Iterator[Channel]:
     for entry in store.list("channels"):
         content = store.get(f"channels/{entry.key}")
@@ -219,11 +231,12 @@ def as_table(answer: Trace) -> str:
     name = f"Sources {answer.asked[:12]} of {', '.join(others)}" if others else f"Data set {answer.asked[:12]}"
     here = "still in the store" if answer.datasets else "no longer in the store"
     head = f"{name} ({here}): "
+    runs = [f"Run: {uri}" for uri in answer.runs]
     if not answer.found:
-        return f"{head}no model below this URI contains it."
+        return "\n".join([f"{head}no model below this URI contains it.", *runs])
     count = sum(each.stage is Stage.PUBLISH for each in answer.found)
     copies = [f"Copy of {each.digest[:12]}: {to.to} ({to.digest})" for each in answer.found for to in each.copies]
-    lines = [f"{head}{count} published artifact{'' if count == 1 else 's'}.", *_aligned(rows), *copies]
+    lines = [f"{head}{count} published artifact{'' if count == 1 else 's'}.", *_aligned(rows), *copies, *runs]
     return "\n".join(lines)
 
 

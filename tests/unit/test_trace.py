@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.layout import MANIFEST, Manifest, Withdrawal, output_folder
+from finetune_api.layout import MANIFEST, Manifest, Withdrawal, output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts.withdrawal import withdraw
@@ -75,6 +75,22 @@ def test_a_data_set_may_be_gone_and_its_models_still_be_there(s3: SeaweedFS, sto
     assert table[1].split() == ["STAGE", "DIGEST", "JOB", "CHANNELS", "THROUGH", "WITHDRAWN"]
     assert ["publish", digest[:12], "team-a/cards", "cards/stable", "-", "-"] in [line.split() for line in table]
     assert_says(as_table(trace(store, "0" * 64)), "no longer in the store", "no model below this URI contains it.")
+
+
+def test_what_is_left_of_the_runs_is_named(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """Checkpoints hold trained weights, and the answers of a teacher quote prompts: an erasure has to reach them."""
+    chain, _ = put(s3, store, tmp_path, "rows", "cards")
+    put(s3, store, tmp_path, "else", "mail")
+    cards, mail = (run_folder(RUN.model_copy(update={"name": name})) for name in ("cards", "mail"))
+    for entry in list(store.list("runs")):
+        store.delete(f"runs/{entry.key}")
+    assert trace(store, chain.dataset).runs == (), "nothing stands there"
+    for place in (cards, mail, run_folder(RUN)):
+        store.put(f"{place}/checkpoints/0b8a/attempt-1-x/checkpoint-8/model.safetensors", b"weights")
+    found = trace(store, chain.dataset)
+    assert found.runs == (store.uri(cards), store.uri(run_folder(RUN))), "the parts are transactions'"
+    assert found.as_json()["runs"] == list(found.runs)
+    assert f"Run: {store.uri(cards)}" in as_table(found).splitlines()
 
 
 def test_an_answer_that_would_not_be_whole_is_none(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
