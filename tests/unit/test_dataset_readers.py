@@ -257,6 +257,15 @@ def test_large_numbers_that_tools_are_called_with_stay_what_they_are(tmp_path: P
     assert read(tmp_path, json.dumps(row).encode(), "JSONL") == [Row(1, row)]
 
 
+@pytest.mark.parametrize("levels", [975, 1000, 1022])
+def test_a_row_of_tools_that_is_too_deep_for_one_of_the_parsers_is_a_fault(tmp_path: Path, levels: int) -> None:
+    """orjson takes 1,024 levels, Python's own parser as many as are left to this process."""
+    content = f'{{"tools": {"[" * levels}{"]" * levels}}}\n{{"text": "a"}}\n'
+    first, second = read(tmp_path, content.encode(), "JSONL", columns=None)
+    assert isinstance(first, Row) or first == Fault(1, "", "malformedJson", Saying("JSON: RecursionError"))
+    assert second == Row(2, {"text": "a"})
+
+
 @pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1), st.sampled_from([None, 2]))
 @QUICK

@@ -97,6 +97,7 @@ FILES: Final[list[tuple[str, bytes, dict[str, Any], tuple[str, ...]]]] = [
         ("line 1", "header", "UTF-8", "byte 2", "3 of the line", "0xff"),
     ),
     ("rows.csv", b'"text"x,label\na,b\n', {}, ("line 1", "header", "CSV", "',' expected after '\"'")),
+    ("rows.csv", b"text,label\ra,b\r", {}, ("line 1", "header", "carriage return", "LF or CRLF")),
     ("rows.csv", b"x" * (MAX_LINE + 1), {}, ("line 1", "header", *TOO_LONG)),
     (
         "rows.csv",
@@ -296,6 +297,7 @@ ROWS: Final[list[tuple[str, bytes, tuple[str, ...]]]] = [
     ("rows.csv", HEADER + b"one\n", ("line 2", "1 fields", "header", "2", "'one'")),
     ("rows.csv", HEADER + b'"a"b,c\n', ("line 2", "CSV", "',' expected after '\"'")),
     ("rows.csv", HEADER + b'"a,b\n', ("line 2", "unclosed quotation mark")),
+    ("rows.csv", HEADER + b"one,a\rtwo,b\n", ("line 2", "carriage return", "LF or CRLF")),
     ("rows.csv", HEADER + b"good,a\n" + b"x" * MAX_LINE + b",a\n", ("line 3", *TOO_LONG)),
     ("rows.csv", HEADER + b'"' + b"xy\n" * (MAX_LINE // 3 + 1), ("line 349527", "ends", *TOO_LONG)),
     (

@@ -37,8 +37,17 @@ def read_csv(lines: Lines, uri: str, columns: Sequence[str] | None) -> Iterator[
 
 
 def _malformed(begin: int, error: csv.Error) -> Fault:
-    problem = "has an unclosed quotation mark" if "unexpected end" in str(error) else f"is not valid CSV: {error}"
-    return Fault(begin, "", "malformedCsv", problem)
+    return Fault(begin, "", "malformedCsv", _problem(error))
+
+
+def _problem(error: csv.Error) -> str:
+    """In the words of CSV where the parser's are about its own settings."""
+    said = str(error)
+    if "unexpected end" in said:
+        return "has an unclosed quotation mark"
+    if "new-line character" in said:
+        return "has a carriage return (CR) outside of quotation marks: end lines with LF or CRLF"
+    return f"is not valid CSV: {said}"
 
 
 def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str] | None) -> list[str]:
@@ -47,7 +56,7 @@ def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str] | None)
     except StopIteration:
         raise invalid(uri, "the file is empty: it has no header and no rows.") from None
     except csv.Error as error:
-        problem = feed.fault.problem if feed.fault else f"is not valid CSV: {error}"
+        problem = feed.fault.problem if feed.fault else _problem(error)
         raise invalid(uri, f"line 1 (header) {problem}.") from None
     if fault := feed.fault:
         value = f" ({fault.value})" if fault.value else ""

@@ -36,7 +36,10 @@ def _row(number: int, raw: bytes, value: Any) -> Row | Fault:
     if not isinstance(value, dict):
         return Fault(number, "", "notAnObject", "is not a JSON object", raw.decode().strip())
     if float in map(type, value.values()) or _TOOLS in raw:
-        value = json.loads(raw)  # orjson makes floats of integers past 64 bits, and an identifier would change
+        try:
+            value = json.loads(raw)  # orjson makes floats of integers past 64 bits, and an identifier would change
+        except (RecursionError, ValueError) as error:
+            return _unreadable(number, error)
     return Row(number, value)
 
 
@@ -51,8 +54,12 @@ def _second_opinion(lines: Lines, raw: bytes) -> Row | Fault | None:
     except json.JSONDecodeError as error:
         return _malformed(lines.number, text, error)
     except (RecursionError, ValueError) as error:
-        problem = f"is not readable JSON: {type(error).__name__}"
-        return Fault(lines.number, "", "malformedJson", problem)
+        return _unreadable(lines.number, error)
+
+
+def _unreadable(number: int, error: Exception) -> Fault:
+    """Too deep, or a number of thousands of digits: orjson takes some of these, Python's parser none."""
+    return Fault(number, "", "malformedJson", f"is not readable JSON: {type(error).__name__}")
 
 
 def _malformed(number: int, text: str, error: json.JSONDecodeError) -> Fault:
