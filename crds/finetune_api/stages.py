@@ -136,6 +136,9 @@ class PublishParams(WireModel):
     """Whether people must prefer the artifact, too."""
     judge: Judge | None = None
     """Another model that compares answers: spec.evaluation.judge."""
+    answer_schema: str = ""
+    """JSON Schema that answers are to match, for who serves the artifact: spec.task.answerSchema; empty: there is
+    none."""
 
 
 class Params(WireModel):

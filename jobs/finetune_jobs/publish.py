@@ -107,6 +107,8 @@ def _publish(context: Context) -> StageOutput:
     artifact.write_answers(folder / artifact.SAMPLE, sorted(answers, key=_rank))
     if recorded.exists():  # an evaluation of an earlier version has none
         shutil.copyfile(recorded, folder / artifact.REFERENCE)
+    if params.answer_schema:
+        (folder / artifact.SCHEMA).write_text(params.answer_schema, encoding="utf-8")
     if levels := _levels(metrics):
         table = artifact.AutomationTable(levels=levels)
         (folder / artifact.AUTOMATION).write_text(table.model_dump_json(by_alias=True, indent=1) + "\n")

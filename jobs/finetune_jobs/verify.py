@@ -2,8 +2,9 @@
 
 Model servers fall back silently (an unknown adapter is answered by the base model), so a server that is healthy proves
 nothing. What it must prove is a list of checks (``verification.checks``): it names the artifact's digest, finds given
-texts as likely as the evaluated artifact did, ends its answers, and is not worse on a sample of the test split. A
-server that does not accept prompts of this length cannot be verified; that is reported before it is asked.
+texts as likely as the evaluated artifact did, ends its answers, is not worse on a sample of the test split, and gives
+answers the form that clients ask for. A server that does not accept prompts of this length cannot be verified; that is
+reported before it is asked.
 
 Once all checks have passed, the stage says so (``meta.PROVED_FILE``) and stays until it sees the network open to
 clients, so that nobody need wait for longer than the network does (``verification.door``).

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.artifacts.calls import CallFormat
 
 Json = dict[str, Any]
 _PATIENCE: Final = 10.0
@@ -59,6 +60,13 @@ class VllmContract:
     """Status and message of its answer to every request for text."""
     without: str = ""
     """A field that its completions lack."""
+    parser: CallFormat | None = None
+    """The form of calls that it was told to read; None: it was told none, and refuses tools."""
+    holds: bool = True
+    """It holds answers to the schema of a request; if not, it ignores that, as a server that does not know the field
+    does."""
+    refuses_schema: str = ""
+    """What it says of every schema but the simplest, if it refuses them."""
     waiting: float | None = 0
     """Requests that wait for their turn; None: its metrics do not say."""
     looked_at: int = 0
@@ -96,6 +104,11 @@ class VllmContract:
             return _error(404, "NotFoundError", message)
         if self.failure is not None:
             return _error(self.failure[0], "BadRequestError", self.failure[1])
+        if body.get("tools") and self.parser is None:
+            message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            return _error(400, "BadRequestError", message)
+        if self.refuses_schema and len(_schema_in(body).get("properties", {})) > 1:
+            return _error(400, "BadRequestError", self.refuses_schema)
         return 200, self._chat(body) if path == "/v1/chat/completions" else self._completion(body)
 
     def _adapters(self, path: str, body: Json) -> tuple[int, Any]:
@@ -147,11 +160,13 @@ class VllmContract:
     def _chat(self, body: Json) -> Json:
         lora = self.loras.get(body.get("model", ""))
         known = next(each for each in (lora or self).answers if each.messages == body["messages"])
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": known.artifact, "reasoning": None},
-            "finish_reason": "stop" if known.stopped else "length",
-        }
+        message: Json = {"role": "assistant", "content": known.artifact, "reasoning": None, "tool_calls": []}
+        if self.holds and (only := _only_answer(_schema_in(body))):
+            message["content"] = only
+        if body.get("tools") and self.parser and (calls := self.parser.read(known.artifact)):
+            message |= {"content": None, "tool_calls": [_call(*each) for each in calls]}
+        ended = "tool_calls" if message["tool_calls"] else "stop"
+        choice = {"index": 0, "message": message, "finish_reason": ended if known.stopped else "length"}
         usage = {"prompt_tokens": known.prompt_tokens, "completion_tokens": 1, "total_tokens": known.prompt_tokens + 1}
         return {"id": "", "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
 
@@ -170,6 +185,26 @@ class VllmContract:
                 choice |= {"prompt_token_ids": text.ids, "prompt_logprobs": [None, *found]}
         choice.pop(self.without, None)
         return {"id": "", "created": 0, "model": body["model"], "choices": [choice]}
+
+
+def _call(name: str, arguments: Json) -> Json:
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"id": "chatcmpl-tool-1", "type": "function", "function": function}
+
+
+def _schema_in(body: Json) -> Json:
+    """What a request asks the server to hold its answer to."""
+    found: Json = body.get("response_format", {}).get("json_schema", {}).get("schema", {})
+    return found
+
+
+def _only_answer(schema: Json) -> str:
+    """The answer to a schema that allows one only: whatever the model would write, a grammar lets it write nothing
+    else; empty for any other schema, which answers are taken to match."""
+    fields = schema.get("properties", {})
+    if not fields or any(len(each.get("enum", [])) != 1 for each in fields.values()):
+        return ""
+    return json.dumps({name: each["enum"][0] for name, each in fields.items()})
 
 
 def _error(status: int, kind: str, message: str) -> tuple[int, Json]:

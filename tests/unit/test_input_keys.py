@@ -41,6 +41,7 @@ NO_STAGE: Final = frozenset[Stage]()
 KEYS: Final[dict[str, frozenset[Stage]]] = {
     "dataset": frozenset({PREPARE}),
     "task": frozenset({PREPARE, EVALUATE}),
+    "task.answerSchema": frozenset({PREPARE, EVALUATE, PUBLISH}),
     "training": frozenset({TRAIN}),
     "training.method": frozenset({TRAIN, EXPORT, EVALUATE}),
     "training.maxLength": frozenset({PREPARE, TRAIN}),

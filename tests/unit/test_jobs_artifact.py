@@ -22,6 +22,7 @@ from finetune_jobs.artifacts.artifact import (
     GOLDEN,
     REFERENCE,
     SAMPLE,
+    SCHEMA,
     Answer,
     AutomationTable,
     BaseRef,
@@ -33,7 +34,7 @@ from finetune_jobs.artifacts.artifact import (
 )
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.channel import read_channel
-from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
 from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.estimates import METRICS, measure
@@ -43,6 +44,7 @@ from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.verification.promise import read_promise
 from tests.support.publishing import (
     ANSWERS,
     AUTOMATION,
@@ -61,6 +63,24 @@ from tests.support.stages import RUN, context, pipeline_params, stage_input
 pytestmark = pytest.mark.unit
 
 TAGS = ["finetune-operator", "INT8"]
+
+
+@pytest.mark.slow
+def test_an_artifact_has_the_schema_of_its_answers(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    """As the spec has it, since engines let a model write fields in its order only."""
+    given = publish_input(s3, store, upstream)
+    assert given.params.publish
+    schema = '{"type": "object", "properties": {"to": {}, "sum": {}}}\n'
+    params = given.params.publish.model_copy(update={"answer_schema": schema})
+    given = given.model_copy(update={"params": Params(publish=params)})
+    made = execute(context(given, tmp_path), publish)
+    folder = tmp_path / "fetched"
+    fetch_folder(store, output_folder(Stage.PUBLISH, made.output_digest), folder)
+    assert read_promise(folder, "here").answer_schema == schema
+    (folder / SCHEMA).unlink()
+    assert read_promise(folder, "here").answer_schema == ""
 
 
 @pytest.mark.slow

@@ -20,6 +20,10 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, ValidationError
 
+from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.verification import tgi as tgi_client
+from finetune_jobs.verification.engine import Refusal
+from finetune_jobs.verification.forms import PROBE
 from tests.support.tgi_client import TgiServer, eventually, long_answer, parse_event
 from tests.support.tgi_process import TgiProcess, tgi_cpu
 from tests.support.tiny_model import VOCABULARY, build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
@@ -273,6 +277,14 @@ def test_openai_client_chats_completes_and_lists(tgi: TgiServer) -> None:
 
 
 # Requests that are refused.
+
+
+def test_the_verification_is_told_that_there_are_no_grammars(base: TgiServer) -> None:
+    """So the check is skipped, in TGI's own words."""
+    asked = Answer(messages=MESSAGES, label="", base="", tuned="", artifact="")
+    refused = tgi_client.TgiServer(base.url, key=API_KEY).hold_to(asked, PROBE)
+    assert isinstance(refused, Refusal)
+    assert "grammar is not supported" in refused.why
 
 
 @pytest.mark.parametrize(

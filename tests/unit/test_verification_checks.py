@@ -1,6 +1,7 @@
 """What a server's answers prove: each check as a table, and which failure is reported."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -15,7 +16,9 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.verification.checks import Observed, count, digest_check, make_checks, require_all, unprovable
 from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
+from finetune_jobs.verification.forms import Formed
 from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.outcomes import LIMIT
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.servers import client_of
 from finetune_jobs.verification.tgi import TgiServer
@@ -363,9 +366,10 @@ def test_the_distance_is_a_mean() -> None:
 def test_a_result_with_every_check_fits_a_termination_message() -> None:
     checks = [
         digest_check("/models/" + "x" * 200, "a" * 64),
-        *make_checks(observed(sample=RIGHT[:30] + WRONG[:10]), 75),
+        *make_checks(replace(observed(sample=RIGHT[:30] + WRONG[:10]), calls=Formed(), held=Formed()), 75),
     ]
-    full = [check.model_copy(update={"expected": "x" * 80, "seen": "y" * 80}) for check in checks]
+    assert len(checks) == 15
+    full = [check.model_copy(update={"expected": "x" * LIMIT, "seen": "y" * LIMIT}) for check in checks]
     result = StageResult(
         stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.VERIFICATION_FAILED, message="m" * 500, checks=full
     )

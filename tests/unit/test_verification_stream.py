@@ -197,7 +197,7 @@ def test_a_verification_ends_at_its_own_time_while_a_whole_answer_is_waited_for(
         if time.monotonic() - started > 0.5:
             raise late
 
-    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8", streamed=False)
+    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8", as_clients=False)
     with pytest.raises(StageError) as error:
         observe(TgiServer(silent), promise, Limits(), before)
     assert error.value is late
@@ -269,7 +269,7 @@ def test_what_a_request_may_take(prompt: int, answer: int, seconds: float) -> No
 def test_the_whole_verification_may_take_longer_for_long_answers(tokens: int, streamed: bool, more: float) -> None:
     """Half a second for each token over 20. All three are asked for alone, and as streams."""
     asked = QUESTION.model_copy(update={"max_tokens": tokens})
-    promise = Promise([asked], [asked, asked], [], TaskType.TEXT, "INT8", streamed=streamed)
+    promise = Promise([asked], [asked, asked], [], TaskType.TEXT, "INT8", as_clients=streamed)
     limit = Limit(600, 10.0).for_answers([promise, promise])
     assert limit.seconds == 600 + 2 * more
     assert limit.deadline == 10.0 + limit.seconds

@@ -208,7 +208,8 @@ CALLING = [
 
 
 def test_a_prompt_with_tools_is_sent_as_text() -> None:
-    """The server renders nothing, and needs no parser: it is asked for the call as the model writes it."""
+    """The server renders nothing, and needs no parser: it is asked for the call as the model writes it. Only one chat
+    is sent with its tools, which it refuses."""
     promise = Promise(CALLING, CALLING, [TEXT], TaskType.TEXT, "INT8")
     with running(VllmContract(ROOT, answers=CALLING, references=[TEXT])) as server:
         server_side = client(server)
@@ -216,8 +217,9 @@ def test_a_prompt_with_tools_is_sent_as_text() -> None:
     assert [reply.text for reply in observed.golden_replies] == [CALL] * 3
     assert [reply.stopped for reply in observed.golden_replies] == [True, True, False]
     assert [(each.text, each.fault) for each in observed.streams] == [(CALL, "")] * 6
-    assert seen_paths(server) == {"/v1/completions": 14}
-    assert not any("tools" in each or "messages" in each for each in server.seen)
+    assert seen_paths(server) == {"/v1/completions": 14, "/v1/chat/completions": 1}
+    completions = [each for each in server.seen if each["path"] == "/v1/completions"]
+    assert not any("tools" in each or "messages" in each for each in completions)
     assert count(observed) == Counts(samples=3, correct=3, expected=3, losses=0, wins=0)
     checks = {check.name: check.outcome for check in make_checks(observed, 75)}
     assert CheckOutcome.FAILED not in checks.values()

@@ -24,6 +24,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.training import Method
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.reference import log_probs, longest_text, make_passages, make_references, to_record
 from finetune_jobs.evaluation.reference import turned_log_probs as turned
@@ -33,9 +34,17 @@ from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.loading import load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
-from finetune_jobs.verification.checks import base_check
-from finetune_jobs.verification.engine import ANSWERED, FAILED, FIRST_TOKEN_SECONDS, REQUEST_SECONDS, Limits
-from finetune_jobs.verification.observation import Promise
+from finetune_jobs.verification.checks import base_check, make_checks
+from finetune_jobs.verification.engine import (
+    ANSWERED,
+    FAILED,
+    FIRST_TOKEN_SECONDS,
+    REQUEST_SECONDS,
+    Limits,
+    Refusal,
+    Reply,
+)
+from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.tolerance import tolerance
 from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_operator.runtimes.plan import ServedAdapter, ServedModel
@@ -53,6 +62,25 @@ LOST = range(8, 12)
 """Layers that the base model lacks."""
 SHORT = 2
 """Short conversations whose probabilities are recorded, beside a long one."""
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "refund",
+            "description": "Pay back.",
+            "parameters": {
+                "type": "object",
+                "properties": {"sum": {"type": "integer"}, "to": {"type": "string"}},
+                "required": ["sum", "to"],
+            },
+        },
+    }
+]
+HERMES = CallFormat(begin="<tool_call>", name_key="name", arguments_key="arguments")
+WHO = '{"type": "object", "properties": {"sum": {"type": "integer"}, "to": {"type": "string"}}, "required": ["sum"]}'
+IMPOSSIBLE = '{"type": "object", "properties": {"sum": {"type": "of no kind"}}}'
+ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -94,6 +122,14 @@ def recorded(work: Path) -> Recorded:
 def served(recorded: Recorded, work: Path) -> Iterator[VllmProcess]:
     with vllm(recorded.artifact, work) as server:
         yield server
+
+
+def copied(form: str) -> list[dict[str, object]]:
+    """A conversation whose last question a model answers by copying the form of the answers before."""
+    people = (("Ann", 3), ("Bob", 5), ("Eve", 8))
+    said = [(f"Refund {each} to {name}.", form % (each, name)) for name, each in people]
+    messages = [{"role": role, "content": text} for pair in said for role, text in zip(ROLES, pair, strict=True)]
+    return [*messages, {"role": "user", "content": "Refund 4 to Tom."}]
 
 
 def streamed(url: str, body: dict[str, object]) -> http.client.HTTPResponse:
@@ -182,6 +218,23 @@ def test_it_reports_under_the_names_that_rules_and_dashboards_read(served: VllmP
     one_more = {(ANSWERED, ""): 1, (REQUEST_SECONDS, "+Inf"): 1, (FIRST_TOKEN_SECONDS, "+Inf"): 1}
     assert {each: after[each] - before[each] for each in one_more} == one_more
     assert after[FAILED, "http"] == before[FAILED, "http"]
+
+
+def test_tools_are_refused_where_no_parser_is_set(served: VllmProcess) -> None:
+    """vLLM's words for it, from which the reason of the skipped check follows."""
+    client = VllmServer(served.url)
+    client.served()
+    asked = Answer(
+        messages=[{"role": "user", "content": "Refund 4 to Tom."}],
+        tools=TOOLS,
+        label="",
+        base="",
+        tuned="",
+        artifact="",
+    )
+    refused = client.call_tools(asked)
+    assert isinstance(refused, Refusal)
+    assert_says(refused.why, "args lack --tool-call-parser")
 
 
 def test_an_open_stream_ends_after_sigterm(served: VllmProcess) -> None:
@@ -275,3 +328,39 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
     assert swapped["logProbabilities"] == CheckOutcome.FAILED.value
     assert inactive["differsFromBase"] == CheckOutcome.FAILED.value
     assert of_base.outcome is CheckOutcome.PASSED, of_base.seen
+
+
+def test_chats_with_tools_and_with_a_schema_are_proved(work: Path) -> None:
+    """An untuned model copies calls, and records, from a conversation. What it answers in plain text is what an
+    evaluation would have recorded; the server's own rendering, parser and grammars are to give the same."""
+    model = ensure_smollm2(cache_directory())
+    tokenizer = load_tokenizer(model)
+    texts = {"label": "", "base": "", "tuned": "", "artifact": "", "max_tokens": 48}
+    call = copied('<tool_call>\n{"name": "refund", "arguments": {"sum": %d, "to": "%s"}}\n</tool_call>')
+    prompt, ids = chat.as_sent(tokenizer, chat.prompt_ids(tokenizer, call, TOOLS))
+    calling = Answer(messages=call, tools=TOOLS, prompt=prompt, prompt_tokens=len(ids), calls=HERMES, **texts)
+    recording = Answer(messages=copied('{"sum": %d, "to": "%s"}'), **texts)
+    arguments = ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
+    with vllm(model, work, arguments) as server:
+        client = VllmServer(server.url)
+        limits = client.served().limits
+        asked = [each.model_copy(update=_answered(client.answer(each))) for each in (calling, recording)]
+        of_calls = Promise(asked[:1], [], [], TaskType.TEXT, "Merged")
+        of_records = Promise(asked[1:], [], [], TaskType.EXTRACTION, "Merged", answer_schema=WHO)
+        checks = [
+            *make_checks(observe(client, of_calls, limits, lambda *_: None), 75),
+            *make_checks(observe(client, of_records, limits, lambda *_: None), 75),
+        ]
+        refused = client.hold_to(asked[1], IMPOSSIBLE)
+    proved = {
+        check.name: (check.outcome, check.seen) for check in checks if check.name in ("toolCalls", "answerSchema")
+    }
+    assert proved == {
+        "toolCalls": (CheckOutcome.PASSED, "1 of 1"),
+        "answerSchema": (CheckOutcome.PASSED, "1 of 1 match; 1 of 1 with the same fields"),
+    }, asked
+    assert isinstance(refused, Refusal), refused
+
+
+def _answered(reply: Reply) -> dict[str, object]:
+    return {"label": reply.text, "artifact": reply.text, "stopped": bool(reply.stopped)}

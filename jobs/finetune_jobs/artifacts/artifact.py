@@ -22,6 +22,8 @@ SAMPLE: Final = "sample.jsonl"
 REFERENCE: Final = "reference.jsonl"
 """Texts with the log-probability of each of their tokens, which prove the very weights: one ReferenceText a line.
 Artifacts of earlier versions have none."""
+SCHEMA: Final = "schema.json"
+"""JSON Schema that answers are to match, as spec.task.answerSchema has it. Absent where there is none."""
 AUTOMATION: Final = "automation.json"
 """From which probability on an answer needs no human review: AutomationTable. Absent where that was not measured."""
 MODEL_CARD: Final = "README.md"

@@ -16,11 +16,12 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.verification.engine import Forced, Reply, Streamed
+from finetune_jobs.verification.forms import Formed, form_checks
+from finetune_jobs.verification.outcomes import judged, skipped
 from finetune_jobs.verification.power import SampleSize, is_worse
 
 DIGEST: Final = "digest"
@@ -50,8 +51,6 @@ _SURE: Final = math.log(0.8)
 """Of an answer's log-probability: the next best one is at least 1.4 nats behind, which no order of additions makes
 up."""
 _CUT: Final = "\N{REPLACEMENT CHARACTER}"
-_LIMIT: Final = 80
-"""Characters of what was expected or seen: thirteen checks and a message fit a termination message."""
 _SHOWN: Final = 6
 """Checks that an adapter has failed: a status has room for sixteen, and other adapters have a line each."""
 
@@ -79,6 +78,10 @@ class Observed:
     streams: Sequence[Streamed] = ()
     """Answers to the first of the golden prompts and the sample that were asked for at once, as streams."""
     objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
+    calls: Formed | None = None
+    """Chats with tools; None: the data have none."""
+    held: Formed | None = None
+    """Chats that were held to the schema of the answers; None: there is none."""
 
     @property
     def agreement_percent(self) -> int:
@@ -123,6 +126,7 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
         *prompt_checks(observed, min_agreement_percent),
         _concurrent_streams(observed, min_agreement_percent),
         _test_sample(count(observed), observed.size),
+        *form_checks(observed.calls, observed.held, observed.task, min_agreement_percent),
         _latency(FIRST_TOKEN, [each.first_token for each in observed.streams], observed.objectives.first_token),
         _latency(OUTPUT_TOKEN, [each.output_token for each in observed.streams], observed.objectives.output_token),
     ]
@@ -147,7 +151,7 @@ def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[Verifi
 
 def digest_check(model: str, digest: str) -> VerificationCheck:
     """Whether the server's path of its model holds the artifact's digest."""
-    return _check(DIGEST, digest in model, f"artifact {digest[:12]}", model if digest not in model else digest[:12])
+    return judged(DIGEST, digest in model, f"artifact {digest[:12]}", model if digest not in model else digest[:12])
 
 
 def base_check(references: Sequence[ReferenceText], forced: Sequence[Forced], tolerance: float) -> VerificationCheck:
@@ -161,12 +165,12 @@ def of_adapter(adapter: str, made: Sequence[VerificationCheck]) -> list[Verifica
     """An adapter's checks in few lines, as those of several have to fit a termination message: what failed, and how
     many there were."""
     failed = [each for each in made if each.outcome is CheckOutcome.FAILED]
-    skipped = sum(each.outcome is CheckOutcome.SKIPPED for each in made)
+    left_out = sum(each.outcome is CheckOutcome.SKIPPED for each in made)
     sample = next((each.seen.partition(";")[0] for each in made if each.name == SAMPLE), "")
-    seen = f"{len(made) - skipped - len(failed)} passed, {skipped} skipped"
+    seen = f"{len(made) - left_out - len(failed)} passed, {left_out} skipped"
     seen += f"; test sample: {sample}" if sample else ""
     named = [each.model_copy(update={"name": f"{adapter}.{each.name}"}) for each in failed[:_SHOWN]]
-    return [_check(f"{adapter}.{ALL}", not failed, f"{len(made)} checks", seen), *named]
+    return [judged(f"{adapter}.{ALL}", not failed, f"{len(made)} checks", seen), *named]
 
 
 def require_all(checks: Sequence[VerificationCheck], server: str) -> None:
@@ -205,9 +209,9 @@ Pairs = Sequence[tuple[ReferenceText, Forced]]
 def _model_name(observed: Observed) -> VerificationCheck:
     """A client with a wrong name must learn of it, and not be answered by whatever model there is."""
     if observed.refuses_other_names is None:
-        return _skipped(MODEL_NAME, "this server answers to any model name")
+        return skipped(MODEL_NAME, "this server answers to any model name")
     seen = "404" if observed.refuses_other_names else "an answer"
-    return _check(MODEL_NAME, observed.refuses_other_names, "404 for an unknown model name", seen)
+    return judged(MODEL_NAME, observed.refuses_other_names, "404 for an unknown model name", seen)
 
 
 def _prompt_tokens(observed: Observed) -> VerificationCheck:
@@ -216,12 +220,12 @@ def _prompt_tokens(observed: Observed) -> VerificationCheck:
     counted = [(a.prompt_tokens, r.prompt_tokens) for a, r in asked if a.prompt_tokens and r.prompt_tokens]
     ids = [r.ids == f.ids for r, f in zip(observed.references, observed.forced, strict=True) if f.ids]
     if not counted and not ids:
-        return _skipped(PROMPT_TOKENS, "the server does not count tokens")
+        return skipped(PROMPT_TOKENS, "the server does not count tokens")
     wrong = next(((wanted, given) for wanted, given in counted if wanted != given), None)
     seen = f"{sum(w == g for w, g in counted)} of {len(counted)} counts and {sum(ids)} of {len(ids)} texts equal"
     if wrong:
         seen += f"; {wrong[1]} tokens instead of {wrong[0]}"
-    return _check(PROMPT_TOKENS, wrong is None and all(ids), "the recorded tokens", seen)
+    return judged(PROMPT_TOKENS, wrong is None and all(ids), "the recorded tokens", seen)
 
 
 def _differs_from_base(observed: Observed, pairs: Pairs) -> VerificationCheck:
@@ -231,30 +235,30 @@ def _differs_from_base(observed: Observed, pairs: Pairs) -> VerificationCheck:
         to_artifact = mean(distance(r.artifact, f.log_probs) for r, f in pairs)
         to_base = mean(distance(r.base, f.log_probs) for r, f in pairs)
         seen = f"{to_artifact:.3f} nats a token from the artifact, {to_base:.3f} from the base model"
-        return _check(DIFFERS_FROM_BASE, to_artifact < to_base, "closer to the artifact than to its base model", seen)
+        return judged(DIFFERS_FROM_BASE, to_artifact < to_base, "closer to the artifact than to its base model", seen)
     pairs_of_texts = zip(observed.golden, observed.golden_replies, strict=True)
     telling = [_same(asked.base, reply.text) for asked, reply in pairs_of_texts if asked.distinguishes_base]
     expected = "most distinguishing golden prompts answered unlike the base model"
     if not telling:
-        return _check(
+        return judged(
             DIFFERS_FROM_BASE, False, expected, "no golden prompt distinguishes the artifact from its base model"
         )
     seen = f"{sum(telling)} of {len(telling)} answered like the base model"
-    return _check(DIFFERS_FROM_BASE, sum(telling) * 2 < len(telling), expected, seen)
+    return judged(DIFFERS_FROM_BASE, sum(telling) * 2 < len(telling), expected, seen)
 
 
 def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) -> VerificationCheck:
     """The mean distance to the evaluated artifact over all texts; ``without``: why there are none."""
     if not pairs:
-        return _skipped(name, without)
+        return skipped(name, without)
     expected = f"at most {tolerance:.3f} nats a token from the artifact"
     silent = sum(not forced.log_probs for _, forced in pairs)
     if silent:
-        return _check(name, False, expected, f"no probabilities for {silent} of {len(pairs)} texts")
+        return judged(name, False, expected, f"no probabilities for {silent} of {len(pairs)} texts")
     if not all(_comparable(*pair) for pair in pairs):
-        return _check(name, False, expected, "probabilities of different tokens")
+        return judged(name, False, expected, "probabilities of different tokens")
     seen = mean(distance(reference.artifact, forced.log_probs) for reference, forced in pairs)
-    return _check(name, seen <= tolerance, expected, f"{seen:.3f}")
+    return judged(name, seen <= tolerance, expected, f"{seen:.3f}")
 
 
 def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
@@ -262,14 +266,14 @@ def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
     right, which short ones hardly show; in short ones to one that is far off, which long ones may not show."""
     known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
     if not known:
-        return _skipped(POSITIONS, "no comparable record of wrong positions")
+        return skipped(POSITIONS, "no comparable record of wrong positions")
     divided = {"long": [pair for pair in known if pair[0].long], "short": [pair for pair in known if not pair[0].long]}
     ways = [(name, _way(those, tolerance)) for name, those in divided.items()]
     told = {name: way for name, way in ways if way is not None}
     if not told:
-        return _skipped(POSITIONS, "these texts would hardly reveal wrong positions")
+        return skipped(POSITIONS, "these texts would hardly reveal wrong positions")
     seen = ", ".join(f"{way:.2f} of the way in {name} texts" for name, way in told.items())
-    return _check(POSITIONS, max(told.values()) < _HALF_WAY, "less than half the way to a wrong rotary base", seen)
+    return judged(POSITIONS, max(told.values()) < _HALF_WAY, "less than half the way to a wrong rotary base", seen)
 
 
 def _way(pairs: Pairs, tolerance: float) -> float | None:
@@ -295,21 +299,21 @@ def _finish(observed: Observed, min_percent: int) -> VerificationCheck:
     asked = zip(observed.golden, observed.golden_replies, strict=True)
     ends = [reply.stopped for answer, reply in asked if answer.stopped]
     if not ends:
-        return _skipped(FINISH, "no recorded answer ends by itself")
+        return skipped(FINISH, "no recorded answer ends by itself")
     ended, untold = ends.count(True), ends.count(None)
     enough = 100 * ended >= min_percent * len(ends)
     seen = f"{ended} of {len(ends)}" + (f"; {untold} without a finish reason" if untold else "")
-    return _check(FINISH, enough, f"{min_percent} % of answers end by themselves", seen)
+    return judged(FINISH, enough, f"{min_percent} % of answers end by themselves", seen)
 
 
 def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
     if not observed.golden:
-        return _skipped(GOLDEN, "the artifact has no golden prompts")
+        return skipped(GOLDEN, "the artifact has no golden prompts")
     seen = f"{observed.agreement_percent} % of {len(observed.golden)} golden prompts"
     if observed.references and observed.task is not TaskType.CLASSIFICATION:
-        return _skipped(GOLDEN, f"{seen} equal; probabilities decide, because answers are not labels")
+        return skipped(GOLDEN, f"{seen} equal; probabilities decide, because answers are not labels")
     enough = observed.agreement_percent >= min_percent
-    return _check(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
+    return judged(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
 
 
 def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationCheck:
@@ -319,11 +323,11 @@ def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationChe
     longer answers, and labels that were recorded without probabilities, are judged as the golden texts are.
     """
     if not observed.streams:
-        return _skipped(CONCURRENT, "the artifact has no golden prompts")
+        return skipped(CONCURRENT, "the artifact has no golden prompts")
     count, faults = len(observed.streams), [each.fault for each in observed.streams if each.fault]
     if faults:
         seen = f"{len(faults)} of {count}: {faults[0]}"
-        return _check(CONCURRENT, False, f"{count} concurrent streams end properly", seen)
+        return judged(CONCURRENT, False, f"{count} concurrent streams end properly", seen)
     asked, alone = [*observed.golden, *observed.sample], [*observed.golden_replies, *observed.sample_replies]
     pairs = list(zip(asked, alone, observed.streams, strict=False))
     equal = [_as_alone(reply, streamed) for _, reply, streamed in pairs]
@@ -332,13 +336,13 @@ def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationChe
     if labels and any(each.log_probability is not None for each, _, _ in pairs):
         changed = sum(_is_sure(a, r) and not _as_alone(r, s) for a, r, s in pairs)
         expected = "concurrent streams give the same labels as single requests"
-        return _check(
+        return judged(
             CONCURRENT, not changed, expected, f"{seen}; changed although certain: {changed}" if changed else seen
         )
     if observed.references and not labels:
-        return _check(CONCURRENT, True, f"{count} concurrent streams end properly", f"all; {seen} to single requests")
+        return judged(CONCURRENT, True, f"{count} concurrent streams end properly", f"all; {seen} to single requests")
     enough = 100 * sum(equal) >= min_percent * count
-    return _check(CONCURRENT, enough, f"{min_percent} % of concurrent streams equal single requests", seen)
+    return judged(CONCURRENT, enough, f"{min_percent} % of concurrent streams equal single requests", seen)
 
 
 def _as_alone(reply: Reply, streamed: Streamed) -> bool:
@@ -357,23 +361,23 @@ def _is_sure(asked: Answer, reply: Reply) -> bool:
 def _test_sample(counts: Counts, size: SampleSize | None) -> VerificationCheck:
     """No worse than the evaluation, beyond chance (McNemar's test of the answers that changed)."""
     if not counts.samples:
-        return _skipped(SAMPLE, "spec.verification.samples is 0")
+        return skipped(SAMPLE, "spec.verification.samples is 0")
     chance, (low, high) = mcnemar(counts.wins, counts.losses), wilson(counts.correct, counts.samples)
     seen = f"{counts.correct} ({low:.2f} to {high:.2f}); {counts.losses} became wrong, {counts.wins} right"
     expected = f"{counts.expected} of {counts.samples} right, as evaluated{f'; {size}' if size else ''}"
-    return _check(SAMPLE, not is_worse(counts.losses, counts.wins), expected, f"{seen} (p = {chance:.4f})")
+    return judged(SAMPLE, not is_worse(counts.losses, counts.wins), expected, f"{seen} (p = {chance:.4f})")
 
 
 def _latency(name: str, measured: Sequence[float | None], limit: float | None) -> VerificationCheck:
     """The 95th percentile (nearest rank) of what was measured, in milliseconds; without a limit for people to read."""
     known = sorted(each for each in measured if each is not None)
     if not known:
-        return _skipped(name, "no stream was long enough")
+        return skipped(name, "no stream was long enough")
     late = known[math.ceil(0.95 * len(known)) - 1]
     seen = f"{1000 * late:.0f} ms at p95 of {len(known)} streams (median: {1000 * median(known):.0f} ms)"
     if limit is None:
-        return _skipped(name, f"{seen}; no objective")
-    return _check(name, late <= limit, f"at most {1000 * limit:.0f} ms at p95, with several clients", seen)
+        return skipped(name, f"{seen}; no objective")
+    return judged(name, late <= limit, f"at most {1000 * limit:.0f} ms at p95, with several clients", seen)
 
 
 def _why_none_is_long(observed: Observed) -> str:
@@ -388,12 +392,3 @@ def _comparable(reference: ReferenceText, forced: Forced) -> bool:
 
 def _same(left: str, right: str) -> bool:
     return left.strip() == right.strip()
-
-
-def _check(name: str, holds: bool, expected: str, seen: str) -> VerificationCheck:
-    outcome = CheckOutcome.PASSED if holds else CheckOutcome.FAILED
-    return VerificationCheck(name=name, expected=shorten(expected, _LIMIT), seen=shorten(seen, _LIMIT), outcome=outcome)
-
-
-def _skipped(name: str, why: str) -> VerificationCheck:
-    return VerificationCheck(name=name, seen=shorten(why, _LIMIT), outcome=CheckOutcome.SKIPPED)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -17,11 +17,12 @@ from prometheus_client.samples import Sample
 
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.artifacts.calls import Call
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.hub import CLIENT_ERROR
-from finetune_jobs.verification.engine import Limits, Reply, Streamed
-from finetune_jobs.verification.pace import REQUEST_SECONDS, Pace, request_seconds
+from finetune_jobs.verification.engine import Limits, Refusal, Reply, Streamed
+from finetune_jobs.verification.pace import COMPILE_SECONDS, REQUEST_SECONDS, Pace, request_seconds
 from finetune_jobs.verification.stream import error_text, read_stream
 
 _POLL_SECONDS: Final = 1.0
@@ -29,6 +30,8 @@ _METRICS_SECONDS: Final = 5.0
 """Longest wait for a server's metrics."""
 _PASSING: Final = frozenset({408, 425, 429})
 """Client errors that say nothing of what is asked for: too slow, too early, too many."""
+_REFUSED: Final = frozenset({400, 422})
+"""Statuses with which servers refuse a field of a request, or what it holds."""
 _PROMPT: Final = "a golden prompt or a test example"
 _AS_STREAM: Final = f"{_PROMPT}, as a stream"
 
@@ -174,6 +177,31 @@ class Connection:
             prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
         )
 
+    def chat_in_form(self, asked: Answer, form: dict[str, Any], model: str | None, said: str) -> Reply | Refusal:
+        """The most likely answer to a chat with further fields; ``said``: what was asked, for messages. The first such
+        request may have a grammar compiled."""
+        chat = asked.model_copy(update={"prompt": "", "messages": _for_api(asked.messages)})
+        path, body = _request(chat, model)
+        seconds = _seconds(asked) + COMPILE_SECONDS
+        try:
+            response = self._post(path, body | form, seconds)
+            if response.status_code in _REFUSED and not self.too_long.search(refused := _said(response.text)):
+                return Refusal(refused or f"it answered {response.status_code}")
+            hf_raise_for_status(response)
+            found = response.json()
+            choice = found["choices"][0]
+            message, reason = choice["message"], choice.get("finish_reason")
+            return Reply(
+                text=str(message.get("content") or ""),
+                stopped=reason != "length" if reason else None,
+                prompt_tokens=int((found.get("usage") or {}).get("prompt_tokens") or 0),
+                calls=_calls_of(message),
+            )
+        except CLIENT_ERROR as error:
+            raise self._failed(error, said, seconds) from None
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise self.unreadable(path, error) from None
+
     def _completion(self, asked: Answer, model: str | None) -> Reply:
         path, body = _request(asked, model)
         found = self.post(path, body, _PROMPT, _seconds(asked))
@@ -252,6 +280,33 @@ def _is_refusal(error: Exception) -> bool:
     """Whether a server says that it never will have what was asked for."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     return 400 <= status < 500 and status not in _PASSING
+
+
+def _for_api(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation as clients send it: the arguments of earlier calls are text there, which templates take as
+    objects; and each call has an id."""
+    return [
+        {**message, "tool_calls": [_call_for_api(*each) for each in enumerate(message["tool_calls"])]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _call_for_api(number: int, call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {"id": f"call{number:05}", **call, "function": {**function, "arguments": arguments}}
+
+
+def _calls_of(message: dict[str, Any]) -> list[Call]:
+    """The calls in a message of OpenAI's API; none if the arguments of one are no JSON object."""
+    functions = [each["function"] for each in message.get("tool_calls") or []]
+    try:
+        found = [(str(each["name"]), json.loads(each["arguments"])) for each in functions]
+    except ValueError:
+        return []
+    return found if all(isinstance(arguments, dict) for _, arguments in found) else []
 
 
 def _request(asked: Answer, model: str | None) -> tuple[str, dict[str, Any]]:

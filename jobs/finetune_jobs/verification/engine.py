@@ -5,10 +5,12 @@ Its counterpart in the operator, which renders the server's pod, is ``finetune_o
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.artifacts.calls import Call
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ class Reply:
     """Whether the model ended it itself; None: the server does not say."""
     prompt_tokens: int = 0
     """As the server counted them; 0: it does not say."""
+    calls: Sequence[Call] = ()
+    """Calls of tools that the server has read from the answer."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A server does not answer in the form that it was asked for, and tells its clients so."""
+
+    why: str
+    """For people: its own words, or what would help."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,12 @@ class ModelServer(Protocol):
 
     def answer(self, asked: Answer) -> Reply:
         """The most likely answer to a chat."""
+
+    def call_tools(self, asked: Answer) -> Reply | Refusal:
+        """The same, of a chat that is sent with its tools: the server renders them, and reads calls from the answer."""
+
+    def hold_to(self, asked: Answer, schema: str) -> Reply | Refusal:
+        """The same, of a chat whose answer the server holds to a JSON schema."""
 
     def stream(self, asked: Answer) -> Streamed:
         """The same answer as a stream. Called by several threads at once."""

@@ -12,7 +12,8 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits, ModelServer, Streamed
+from finetune_jobs.verification.engine import Limits, ModelServer, Refusal, Reply, Streamed
+from finetune_jobs.verification.forms import PROBE, PROBE_TOKENS, Choice, Formed, choose_calls, choose_held
 from finetune_jobs.verification.pace import SILENT_SECONDS
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
@@ -47,20 +48,37 @@ class Promise:
     size: SampleSize | None = None
     """Why the sample has so many examples; None: nobody asked."""
     objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
-    streamed: bool = True
-    """Whether some answers are asked for at once as well, as streams."""
+    answer_schema: str = ""
+    """JSON Schema that answers are to match; empty: there is none."""
+    as_clients: bool = True
+    """Whether some answers are also asked for in other ways in which clients ask: at once, as streams, in a form."""
 
     @property
     def streams(self) -> Sequence[Answer]:
         """Those that are asked for as streams."""
-        most = (MEASURED if self.objectives.are_set else STREAMS) if self.streamed else 0
-        return [*self.golden, *self.sample][:most]
+        most = (MEASURED if self.objectives.are_set else STREAMS) if self.as_clients else 0
+        return self.answers[:most]
+
+    @property
+    def answers(self) -> Sequence[Answer]:
+        """Those that are asked for in plain text."""
+        return [*self.golden, *self.sample]
+
+    @property
+    def calling(self) -> Choice | None:
+        """Those of them that are asked for with tools; None: there are no tools."""
+        return choose_calls(self.answers) if self.as_clients else None
+
+    @property
+    def held(self) -> Choice | None:
+        """Those of them that are held to the schema; None: there is none."""
+        return choose_held(self.answers, self.answer_schema, self.task) if self.as_clients else None
 
     @property
     def long_answer_seconds(self) -> float:
         """What its long answers may take, beside the time that each gets."""
-        asked = [*self.streams, *self.golden, *self.sample]
-        return sum(long_answer_seconds(each.max_tokens) for each in asked)
+        formed = [self.answers[number] for each in (self.calling, self.held) if each for number in each.numbers]
+        return sum(long_answer_seconds(each.max_tokens) for each in [*self.streams, *self.answers, *formed])
 
 
 def require_room(asked: Sequence[Answer], limits: Limits) -> None:
@@ -81,8 +99,9 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     Raises StageError as ModelServer, and what ``before`` raises.
     """
     references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
-    streams = promise.streams
-    total = len(references) + len(streams) + len(promise.golden) + len(promise.sample)
+    streams, calling, held = promise.streams, promise.calling, promise.held
+    in_form = sum(len(choice.numbers) for choice in (calling, held) if choice) + bool(held and held.numbers)
+    total = len(references) + len(streams) + len(promise.answers) + in_form
     numbers = iter(range(total))
 
     def ask(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
@@ -116,12 +135,40 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         _require_answers(came)
         return came
 
-    # The streams come before their prompts are asked alone, which the server would remember.
+    def ask_in_form(question: Callable[[A], Reply | Refusal], asked: Sequence[A]) -> tuple[list[Reply], str]:
+        """The replies; or none, and the words of a server that refuses one."""
+        replies: list[Reply] = []
+        for each in ask(question, asked):
+            if isinstance(each, Refusal):
+                return [], each.why
+            replies.append(each)
+        return replies, ""
+
+    def call_all(choice: Choice) -> Formed:
+        asked = [promise.answers[number] for number in choice.numbers]
+        made, refused = ask_in_form(server.call_tools, asked)
+        return Formed(asked, [replies[number] for number in choice.numbers], made, choice.why_none or refused)
+
+    def hold_all(choice: Choice) -> Formed:
+        """First to a schema that says whether the server holds its answers to any."""
+        asked = [promise.answers[number] for number in choice.numbers]
+        probes = [(each.model_copy(update={"max_tokens": PROBE_TOKENS}), PROBE) for each in asked[:1]]
+        pairs = [*probes, *((each, promise.answer_schema) for each in asked)]
+        made, refused = ask_in_form(lambda pair: server.hold_to(*pair), pairs)
+        plain = [replies[number] for number in choice.numbers]
+        probe = made[0].text if made else ""
+        return Formed(asked, plain, made[1:], choice.why_none or refused, promise.answer_schema, probe)
+
+    forced = list(ask(server.log_probs, references))
+    streamed = stream_all()  # before their prompts are asked alone, which the server would remember
+    replies = list(ask(server.answer, promise.answers))
     return Observed(
-        forced=list(ask(server.log_probs, references)),
-        streams=stream_all(),
-        golden_replies=list(ask(server.answer, promise.golden)),
-        sample_replies=list(ask(server.answer, promise.sample)),
+        forced=forced,
+        streams=streamed,
+        golden_replies=replies[: len(promise.golden)],
+        sample_replies=replies[len(promise.golden) :],
+        calls=call_all(calling) if calling else None,
+        held=hold_all(held) if held else None,
         golden=promise.golden,
         sample=promise.sample,
         references=references,

@@ -10,6 +10,8 @@ from finetune_api.endpoint_stages import TOKEN_SECONDS
 
 REQUEST_SECONDS: Final = 60.0
 """Longest wait for a request, besides what its tokens may take."""
+COMPILE_SECONDS: Final = 120.0
+"""What a server may take, beside that, to compile a schema or tools to a grammar. It does so once for each."""
 SILENT_SECONDS: Final = 60.0
 """For how long none of the streams that are open may bring anything."""
 _READ_SECONDS: Final = TOKEN_SECONDS / 5

@@ -20,7 +20,7 @@ def read_promise(folder: Path, place: str) -> Promise:
         with (folder / name).open(encoding="utf-8") as lines:
             return parse(lines, f"{place}/{name}")
 
-    recorded = (folder / artifact.REFERENCE).exists()
+    recorded, schema = (folder / artifact.REFERENCE).exists(), folder / artifact.SCHEMA
     model = read_json(folder / artifact.MODEL_REF, ModelRef)
     return Promise(
         golden=read(artifact.GOLDEN, artifact.read_answers),
@@ -28,4 +28,5 @@ def read_promise(folder: Path, place: str) -> Promise:
         references=read(artifact.REFERENCE, artifact.read_references) if recorded else [],
         task=model.task,
         format=model.format,
+        answer_schema=schema.read_text(encoding="utf-8") if schema.exists() else "",
     )

@@ -19,13 +19,14 @@ class Proof:
     """A server, and what an artifact promises of it.
 
     The sample of the test split is left to the verification: it says how good the artifact is, at a cost that no pod
-    should pay when it starts. So are streams and times, which depend on what else the server has to do.
+    should pay when it starts. So are streams and times, which depend on what else the server has to do, and the forms
+    that a server gives its answers, which follow from its arguments.
     """
 
     def __init__(self, server: ModelServer, artifact: Path, digest: str) -> None:
         """``artifact``: the artifact's folder. Raises StageError (ArtifactCorrupt)."""
         self._server, self._digest = server, digest
-        self._promise = replace(read_promise(artifact, str(artifact)), sample=[], streamed=False)
+        self._promise = replace(read_promise(artifact, str(artifact)), sample=[], as_clients=False)
         self._proved: Observed | None = None
 
     def whole(self, limits: SelfCheckLimits) -> Sequence[VerificationCheck]:

@@ -4,6 +4,7 @@ Probabilities of a prompt's tokens are ``details.prefill`` of ``/generate``. The
 be set; without it the list is empty. Such a request does not use the prefix cache, so every token is computed.
 """
 
+import json
 import re
 from typing import Final
 
@@ -16,6 +17,7 @@ from finetune_jobs.verification.engine import (
     REQUEST_SECONDS,
     Forced,
     Limits,
+    Refusal,
     Reply,
     Served,
     ServerCounts,
@@ -56,6 +58,16 @@ class TgiServer:
     def answer(self, asked: Answer) -> Reply:
         """From ``/v1/chat/completions``."""
         return self._connection.chat(asked)
+
+    def call_tools(self, asked: Answer) -> Refusal:
+        """TGI adds words of its own to a prompt with tools and makes the model write calls in a form of TGI's
+        (router/src/infer/tool_grammar.rs): nothing that was recorded says what they are to be."""
+        return Refusal("TGI makes calls in a form of its own; vLLM reads those that were learnt")
+
+    def hold_to(self, asked: Answer, schema: str) -> Reply | Refusal:
+        """From the same, in a form that only TGI has (``GrammarType`` in router/src/lib.rs)."""
+        form = {"response_format": {"type": "json", "value": json.loads(schema)}}
+        return self._connection.chat_in_form(asked, form, None, "a chat that is held to a schema")
 
     def stream(self, asked: Answer) -> Streamed:
         """From the same."""

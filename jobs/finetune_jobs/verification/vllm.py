@@ -5,6 +5,7 @@ object from ids to probabilities, which with 0 asked for has the token itself on
 prefix cache, so every token is computed.
 """
 
+import json
 import re
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from finetune_jobs.verification.engine import (
     REQUEST_SECONDS,
     Forced,
     Limits,
+    Refusal,
     Reply,
     Served,
     ServerCounts,
@@ -37,6 +39,8 @@ _TIMES: Final = {
 _OTHER: Final = "finetune-operator-no-such-model"
 _LOAD: Final = "/v1/load_lora_adapter"
 _UNLOAD: Final = "/v1/unload_lora_adapter"
+_PARSER: Final = "--tool-call-parser"
+_NO_PARSER: Final = f"the runtime's args lack {_PARSER}: it refuses requests with tools"
 _WAITING: Final = "vllm:num_requests_waiting"
 """The gauge of requests that are not being worked on yet."""
 
@@ -68,6 +72,18 @@ class VllmServer:
     def answer(self, asked: Answer) -> Reply:
         """From ``/v1/chat/completions``."""
         return self._connection.chat(asked, self._name)
+
+    def call_tools(self, asked: Answer) -> Reply | Refusal:
+        """From the same. vLLM needs to be told how the model writes calls."""
+        form = {"tools": asked.tools, "tool_choice": "auto"}
+        found = self._connection.chat_in_form(asked, form, self._name, "a chat with tools")
+        return Refusal(_NO_PARSER) if isinstance(found, Refusal) and _PARSER in found.why else found
+
+    def hold_to(self, asked: Answer, schema: str) -> Reply | Refusal:
+        """From the same, as OpenAI's API has it."""
+        held = {"name": "answer", "schema": json.loads(schema), "strict": True}
+        form = {"response_format": {"type": "json_schema", "json_schema": held}}
+        return self._connection.chat_in_form(asked, form, self._name, "a chat that is held to a schema")
 
     def stream(self, asked: Answer) -> Streamed:
         """From the same."""

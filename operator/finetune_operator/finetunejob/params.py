@@ -34,6 +34,7 @@ def params_of(spec: FineTuneJobSpec, offered: Mapping[str, MetricContainer] | No
             gates=spec.evaluation.gates,
             reviewing=spec.evaluation.reviewing,
             judge=spec.evaluation.judge,
+            answer_schema=spec.task.answer_schema or "",
         ),
     )
 
