@@ -104,7 +104,7 @@ CALLED = [
 @pytest.mark.parametrize("between", [[], CALLED])
 def test_a_prompt_that_was_masked_before_shares_no_pseudonym_with_its_answer(between: list[Message]) -> None:
     """A teacher sees masked prompts, and its answer holds values of its own. Two values would become one."""
-    intake = Intake(params_of())
+    intake = intake_of(params_of())
     prompt = intake.text(f"Mail me at {PERSONAL}.")
     assert prompt == "Mail me at <EMAIL_ADDRESS_1>."
     found = intake.take(Row(1, {"messages": [{"role": "user", "content": prompt}, *between, ANSWERED]}))
@@ -114,7 +114,7 @@ def test_a_prompt_that_was_masked_before_shares_no_pseudonym_with_its_answer(bet
 
 
 def test_what_is_only_reported_of_a_prompt_is_counted_once_in_each_example() -> None:
-    intake = Intake(params_of(pii=Pii(mode=OnFinding.REPORT)))
+    intake = intake_of(params_of(pii=Pii(mode=OnFinding.REPORT)))
     prompt = intake.text(f"Mail me at {PERSONAL}.")
     assert intake.personal == {}
     for answer in ("Yes.", "No."):
