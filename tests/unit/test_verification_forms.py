@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
@@ -281,10 +281,11 @@ def test_a_failure_is_no_refusal(failure: tuple[int, str], reason: Reason, retri
     with running(VllmContract(ROOT, answers=[*HELD, *CALLING], parser=HERMES, failure=failure)) as server:
         client = VllmServer(server.url)
         client.served()
-        for ask, what in (
+        asked: list[tuple[Callable[[], object], str]] = [
             (lambda: client.call_tools(CALLING[0]), "a chat with tools"),
             (lambda: client.hold_to(HELD[0], SCHEMA), "a chat that is held to a schema"),
-        ):
+        ]
+        for ask, what in asked:
             with pytest.raises(StageError) as error:
                 ask()
             assert (error.value.reason, error.value.retriable) == (reason, retriable)
