@@ -84,7 +84,8 @@ def test_the_autoscaler_of_the_guide_follows_the_queue(serving: Serving, tmp_pat
         found = json.loads(kubectl("get", "hpa", NAME, "--namespace", namespace, "-o", "json"))
         conditions = {each["type"]: each for each in found["status"].get("conditions", [])}
         assert conditions.get("AbleToScale", {"status": "True"})["status"] == "True"
-        return conditions.get("ScalingActive", {})
+        scaling: dict[str, Any] = conditions.get("ScalingActive", {})
+        return scaling
 
     wait(lambda: active().get("reason") == "FailedGetExternalMetric", "the autoscaler to ask for the metric")
     assert "finetune_endpoint_waiting_requests" in active()["message"]

@@ -366,7 +366,7 @@ def test_the_distance_is_a_mean() -> None:
 def test_a_result_with_every_check_fits_a_termination_message() -> None:
     checks = [
         digest_check("/models/" + "x" * 200, "a" * 64),
-        *make_checks(replace(observed(sample=RIGHT[:30] + WRONG[:10]), calls=Formed(), held=Formed()), 75),
+        *make_checks(replace(observed(sample=RIGHT[:30] + WRONG[:10]), calls=Formed(), held=Formed(schema="{}")), 75),
     ]
     assert len(checks) == 15
     full = [check.model_copy(update={"expected": "x" * LIMIT, "seen": "y" * LIMIT}) for check in checks]

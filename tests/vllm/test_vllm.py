@@ -128,7 +128,9 @@ def copied(form: str) -> list[dict[str, object]]:
     """A conversation whose last question a model answers by copying the form of the answers before."""
     people = (("Ann", 3), ("Bob", 5), ("Eve", 8))
     said = [(f"Refund {each} to {name}.", form % (each, name)) for name, each in people]
-    messages = [{"role": role, "content": text} for pair in said for role, text in zip(ROLES, pair, strict=True)]
+    messages: list[dict[str, object]] = [
+        {"role": role, "content": text} for pair in said for role, text in zip(ROLES, pair, strict=True)
+    ]
     return [*messages, {"role": "user", "content": "Refund 4 to Tom."}]
 
 
