@@ -43,8 +43,8 @@ from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe, require_room
 from finetune_jobs.verification.power import size_sample
 from finetune_jobs.verification.promise import read_promise
+from finetune_jobs.verification.reach import reach_server
 from finetune_jobs.verification.servers import client_of
-from finetune_jobs.verification.trust import trust_server
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _verify_artifact(context: Context, params: VerifyParams, limit: Limit) -> St
     limit = limit.for_answers([promise])
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
-    trust_server(params.endpoint, params.tls_secret, params.tls_host)
+    reach_server(params.endpoint, params.tls_secret, params.tls_host)
     wait_until_healthy(params.endpoint, limit.deadline, key)
     server = client_of(params.engine, params.endpoint, key=key)
     made, observed = _prove(server, promise, digest, params, _before(context, limit))
@@ -174,7 +174,7 @@ def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> St
     limit = limit.for_answers(promises)
     context.progress.report(0, "waiting for the server")
     key = client_key(params.api_keys_secret)
-    trust_server(params.endpoint, params.tls_secret, params.tls_host)
+    reach_server(params.endpoint, params.tls_secret, params.tls_host)
     wait_until_healthy(params.endpoint, limit.deadline, key)
     told: list[VerificationCheck] = []
     seen: list[Observed] = []

@@ -212,8 +212,8 @@ def _error(status: int, kind: str, message: str) -> tuple[int, Json]:
 
 
 @contextmanager
-def running(contract: VllmContract) -> Iterator[VllmContract]:
-    """The server on loopback; its address is in ``url``."""
+def running(contract: VllmContract, port: int = 0) -> Iterator[VllmContract]:
+    """The server on loopback, on a free port unless one is named; its address is in ``url``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -242,7 +242,7 @@ def running(contract: VllmContract) -> Iterator[VllmContract]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     contract.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:

@@ -113,7 +113,7 @@ NOT_OF_THE_INPUT: Final = {
     "verification.checks": "a server: test_verification_checks",
     "verification.connection": "a server: test_jobs_serving, test_jobs_artifact, test_verification_vllm",
     "verification.observation": "a server: test_verification_stream",
-    "verification.trust": "a Secret: test_proxy_tls",
+    "verification.reach": "a Secret: test_proxy_tls",
     "verification.servers": "the operator's input: test_verification_checks",
     "modelling.device": "the pod: test_train_stage",
     "training.callbacks": "the training itself: test_train_watchdogs",

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import make_checks
 from finetune_jobs.verification.connection import wait_until_healthy
 from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.reach import reach_server
 from finetune_jobs.verification.servers import client_of
-from finetune_jobs.verification.trust import trust_server
 from finetune_operator.outcome.pod import parse_result
 from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServedModel
@@ -232,6 +233,24 @@ def own_client() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_client")
+def test_the_verifier_connects_again_to_a_server_that_refuses_for_a_moment() -> None:
+    """As an overloaded node does, or its DNS. A pod that had asked half of its questions had to begin anew."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    asked = client_of(Engine.VLLM, url)
+    with pytest.raises(StageError) as caught:
+        asked.served()
+    assert_says(caught.value.message, url, "ConnectError", "refused")
+    reach_server(url, "", "")
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(asked.served)
+        time.sleep(0.3)
+        with running(VllmContract(ROOT, answers=ANSWERS), port=port):
+            assert found.result(PATIENCE).model == ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_client")
 class TestTheVerifier:
     """It reaches a candidate by another name than the certificate is for."""
 
@@ -245,7 +264,7 @@ class TestTheVerifier:
         entries = without(ISSUER.secret(HOST), *names)
         with started(tmp_path, engine, entries, trusting()) as door:
             url = f"https://localhost:{door.port}"
-            trust_server(url, "servers", HOST, self.mounted(tmp_path, entries))
+            reach_server(url, "servers", HOST, self.mounted(tmp_path, entries))
             wait_until_healthy(url, time.monotonic() + PATIENCE, FIRST)
 
     @pytest.mark.parametrize("answers", [ANSWERS, CALLING], ids=["chats", "prompts with tools, as text"])
@@ -257,7 +276,7 @@ class TestTheVerifier:
             engine, paths = StandIn(int(server.url.rpartition(":")[2])), (plan.read_paths, plan.write_paths)
             with started(tmp_path, engine, entries, trusting(), paths=paths) as door:
                 url = f"https://localhost:{door.port}"
-                trust_server(url, "servers", HOST, self.mounted(tmp_path, entries))
+                reach_server(url, "servers", HOST, self.mounted(tmp_path, entries))
                 asked = client_of(Engine.VLLM, url, key=FIRST)
                 observed = observe(asked, promise, asked.served().limits, lambda *_: None)
         assert [each.text for each in observed.golden_replies] == [each.artifact for each in answers]
@@ -271,7 +290,7 @@ class TestTheVerifier:
     def test_and_no_other(self, tmp_path: Path, engine: StandIn, entries: dict[str, str], host: str) -> None:
         with started(tmp_path, engine, ISSUER.secret(HOST), trusting()) as door:
             url = f"https://localhost:{door.port}"
-            trust_server(url, "servers", host, self.mounted(tmp_path, entries))
+            reach_server(url, "servers", host, self.mounted(tmp_path, entries))
             with pytest.raises(StageError):
                 wait_until_healthy(url, time.monotonic() + 3, FIRST)
             assert engine.heard == []
@@ -280,7 +299,7 @@ class TestTheVerifier:
     def test_waits_for_the_secret(self, tmp_path: Path, entries: dict[str, str]) -> None:
         mount(tmp_path, entries)
         with pytest.raises(StageError) as caught:
-            trust_server("https://localhost:1", "servers", HOST, tmp_path)
+            reach_server("https://localhost:1", "servers", HOST, tmp_path)
         assert (caught.value.reason, caught.value.retriable) == (Reason.CERTIFICATE_UNUSABLE, True)
         assert_says(str(caught.value), "Secret 'servers'", "ca.crt")
 

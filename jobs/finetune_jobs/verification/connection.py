@@ -257,7 +257,7 @@ class Connection:
         said = _said(response.text) if response is not None and status == self.rejected else ""
         if self.too_long.search(said):
             return self._has_no_room(asked, f"{status} ({said})")
-        what = f"answered {status}{said and f' ({said})'}" if status else f"did not answer ({type(error).__name__})"
+        what = f"answered {status}{said and f' ({said})'}" if status else f"did not answer ({_kind(error)})"
         if seconds and isinstance(error, httpx2.TimeoutException | InferenceTimeoutError):
             what = f"did not answer within {seconds:g} s"
         return StageError(
@@ -274,6 +274,12 @@ class Connection:
 def _seconds(asked: Answer) -> float:
     """Longest wait for an answer."""
     return request_seconds(asked.prompt_tokens, asked.max_tokens)
+
+
+def _kind(error: Exception) -> str:
+    """The kind of an error without an answer; of a failed connection its cause too, which names no data."""
+    name = type(error).__name__
+    return f"{name}: {shorten(str(error), 120)}" if isinstance(error, httpx2.ConnectError) else name
 
 
 def _is_refusal(error: Exception) -> bool:
