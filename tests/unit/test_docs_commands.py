@@ -17,10 +17,11 @@ import yaml
 from finetune_api import crdgen
 from hack.cluster.images import IMAGES
 from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
-from tests.support.pages import CODE, blocks, commands, every_page, prose
+from tests.support.pages import CODE, PAGES, blocks, commands, every_page, prose
 
 pytestmark = pytest.mark.unit
 
+APPLIED: Final = re.compile(r"\bapply -f (examples/\S*)")
 MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)\b")
 MODULE: Final = re.compile(r"\bpython3? -m ((?:finetune_\w+|hack)(?:\.\w+)*)")
 KUBECTL: Final = re.compile(
@@ -89,6 +90,18 @@ def test_images_are_built_as_the_cluster_builds_them(tmp_path: Path) -> None:
         for image in IMAGES.values()
         if image.name != "seaweedfs" and not image.asked_for
     }
+
+
+def test_what_is_applied_of_an_example_needs_nothing_that_its_page_does_not_create() -> None:
+    """A folder is applied whole: one job, and at most one endpoint, which is for clients in the cluster."""
+    applied = {place for page in PAGES for line in commands(page) for place in APPLIED.findall(line)}
+    assert "examples/transactions/" in applied
+    for place in sorted(applied):
+        path = REPOSITORY / place
+        documents = [yaml.safe_load(each.read_text()) for each in (path.glob("*.yaml") if path.is_dir() else [path])]
+        kinds = sorted(each["kind"] for each in documents)
+        assert kinds in (["FineTuneJob"], ["AdapterDeployment", "FineTuneJob"]), place
+        assert not [each for each in documents if "access" in each["spec"]], place
 
 
 # Names
