@@ -61,6 +61,7 @@ def endpoint(what: str, minute: int, found: tuple[tuple[str, str], ...], *, aler
     return Case(alert, what, minute, found, ENDPOINT if fires else None, severity, "endpoints.yaml")
 
 
+ENDPOINTS = "AdapterDeployment"
 ERRORS = "finetune_operator_api_requests_total"
 CASES = (
     Case("FinetuneOperatorWithoutLeader", "nobody leads", 5, (operator("leader", "0x9", pod="a"),), {}),
@@ -128,6 +129,24 @@ CASES = (
     ),
     Case("FinetuneEndpointDegraded", "one endpoint", 5, (operator("degraded_endpoints", "0 1x9"),), RELEASE),
     Case("FinetuneEndpointDegraded", "none", 5, (operator("degraded_endpoints", "0x9"),)),
+    *(
+        Case(
+            "FinetuneEndpointDown",
+            what,
+            9,
+            (operator("resources", values, kind=kind, phase=phase, reason=reason),),
+            RELEASE | {"reason": reason} if fires else None,
+        )
+        for what, kind, phase, reason, values, fires in (
+            ("its only pod crashes", ENDPOINTS, "Degraded", "CandidateFailed", "0 1x9", True),
+            ("a new revision failed, the old one serves", ENDPOINTS, "Degraded", "Serving", "1x9", False),
+            ("the spec is invalid, the old revision serves", ENDPOINTS, "Degraded", "SpecInvalid", "1x9", False),
+            ("it makes room for its successor, as announced", ENDPOINTS, "Progressing", "GapInService", "1x9", False),
+            ("its pod started again on another node", ENDPOINTS, "Degraded", "ServerUnavailable", "1x3 0x9", False),
+            ("it never served", ENDPOINTS, "Failed", "VerificationFailed", "1x9", False),
+            ("a job failed", "FineTuneJob", "Failed", "StageCrashed", "1x9", False),
+        )
+    ),
     endpoint(
         "a tenth fails on TGI",
         30,

@@ -17,6 +17,7 @@ from finetune_api import crdgen, layout, meta, telemetry
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import ServingPhase
 from finetune_api.stages import Stage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_jobs.artifacts import artifact
@@ -337,3 +338,6 @@ def test_argo_cds_health_checks_read_conditions_that_the_kinds_have() -> None:
         assert {f"obj.{path}" for path in ("status.observedGeneration", "status.conditions")} <= set(
             re.findall(r"obj(?:\.\w+)+", check)
         )
+    endpoint = checks[f"resource.customizations.health.{meta.GROUP}_AdapterDeployment"]
+    assert re.findall(r'phase == "(\w+)"', endpoint) == [ServingPhase.DEGRADED]
+    assert endpoint.index('is["Degraded"]') < endpoint.index('is["Reconciling"]'), "pods are tried again for ever"
