@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_api.base import WireModel
 from finetune_api.cards import Generation, generation_of
-from finetune_api.compatibility import ROWS, TITLES, Level, Row
+from finetune_api.compatibility import ROWS, TGI, TITLES, Level, Row
 
 _SPOKEN: Final = (Level.REFUSED, Level.CAVEAT)
 _TRY: Final = (
@@ -63,6 +63,11 @@ class ServingFacts(WireModel):
     """Product name of that GPU, as far as the runtime's node selector says; empty: unknown."""
     dtype: str = ""
     """What its environment forces the server to compute in; empty: the server decides."""
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether it is the stand-in for TGI on CPUs, for trials: TGI itself needs a GPU."""
+        return self.engine == TGI and not self.gpu
 
 
 def verdict(case: Case) -> Suitability:

@@ -118,7 +118,7 @@ def test_a_cpu_without_bfloat16_refuses_no_run_that_may_go_elsewhere(
 def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(
     s3: SeaweedFS, store: Store, tmp_path: Path
 ) -> None:
-    tgi, on_cpus = ServingFacts(name="tgi", engine="tgi", gpu=True), ServingFacts(name="tgi-cpu", engine="tgi")
+    tgi, on_cpus = ServingFacts(name="tgi", engine="tgi", gpu=True), ServingFacts(name="vllm-cpu", engine="vllm")
     given = asked(s3, store, LLAMA_8B | {"model_type": "qwen3"}, hardware=L4, runtimes=[tgi, on_cpus])
     result = execute(context(given, tmp_path), resolve)
     assert_says(result.scalars["fitWarning"], "Runtime 'tgi' cannot serve", "qwen3")

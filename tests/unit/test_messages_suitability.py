@@ -33,6 +33,7 @@ MOE_30B: Final[dict[str, Any]] = {
 """Qwen3-30B-A3B."""
 T4: Final = L4.model_copy(update={"profile": "gpu-t4", "name": "NVIDIA T4", "memory_gib": 14.5})
 ON_CPUS: Final = ServingFacts(name="tgi-cpu", engine="tgi")
+VLLM_ON_CPUS: Final = ServingFacts(name="vllm-cpu", engine="vllm")
 TGI: Final = ServingFacts(name="tgi", engine="tgi", gpu=True)
 LARGE: Final = ServingFacts(name="tgi-large", engine="tgi", gpu=True)
 NEW: Final = ServingFacts(name="new", engine="tgi", gpu=True, card="NVIDIA B200")
@@ -42,6 +43,13 @@ EXPERTS: Final = "qwen3_moe … mixture of experts … no adapter … 0.91 of 30
 REFUSED: Final[list[tuple[dict[str, Any], HardwareFacts, list[ServingFacts], Reason, str]]] = [
     (LLAMA_8B, T4, [TGI], Reason.GPU_UNUSABLE, "bfloat16 … NVIDIA T4 … 'gpu-t4' … Turing … Choose a profile … Ampere"),
     (QWEN3, L4, [TGI], Reason.RUNTIME_UNSUITABLE, "No runtime … Runtime 'tgi' cannot serve … no qwen3 … INT8"),
+    (
+        QWEN3,
+        L4,
+        [ON_CPUS, TGI],
+        Reason.RUNTIME_UNSUITABLE,
+        "No runtime … 'tgi' cannot serve … no qwen3 … Runtime 'tgi-cpu' is only for trials without a GPU",
+    ),
     (
         QWEN3,
         L4,
@@ -65,7 +73,7 @@ WARNED: Final[list[tuple[dict[str, Any], Training, str, list[ServingFacts], str]
         "llama4 is a mixture of experts … no adapter … 9.1 of 108 billion … attention and what all tokens share only … "
         "Whether the INT8 export of llama4's experts can be read back is not known",
     ),
-    (QWEN3, Training(), "INT8", [TGI, ON_CPUS], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
+    (QWEN3, Training(), "INT8", [TGI, VLLM_ON_CPUS], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
     (QWEN3, Training(), "INT8", [TGI, VLLM], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
     (
         LLAMA_8B,
@@ -156,6 +164,10 @@ def test_nothing_is_guessed(
 ) -> None:
     """A platform without runtimes, what is served, if with a difference, what nobody knows."""
     assert require_suitable(config, training, "INT8", hardware, runtimes).warning == ""
+
+
+def test_the_stand_in_serves_what_was_trained_without_a_gpu() -> None:
+    assert_says(require_suitable(QWEN3, Training(), "INT8", CPU, [TGI, ON_CPUS]).warning, "Runtime 'tgi' cannot serve")
 
 
 def test_of_several_formats_each_sentence_is_said_once_and_names_its_format() -> None:

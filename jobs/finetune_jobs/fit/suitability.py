@@ -57,7 +57,8 @@ def require_suitable(
     hardware: HardwareFacts,
     runtimes: Sequence[ServingFacts] = (),
 ) -> Advice:
-    """What is to be known; ``runtimes`` are those that the platform offers.
+    """What is to be known; ``runtimes`` are those that the platform offers. The stand-in for trials on CPUs saves no
+    training on a GPU.
 
     Raises StageError: GpuUnusable for a card without bfloat16, ModelUnsupported for a model whose export nothing reads,
     RuntimeUnsuitable if none of the runtimes, of which there are some, can serve it.
@@ -72,10 +73,11 @@ def require_suitable(
     unreached += _untried(config, export_format)
     found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
     refused, unknown, different = (list(_of_level(found, level)) for level in _WORDS)
-    if found and all(each.refused for each in found.values()):
-        raise StageError(
-            Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {' '.join(refused)}"
-        )
+    spare = {runtime.name for runtime in runtimes if runtime.stands_in and hardware.has_gpu}
+    if refused and all(each.refused for name, each in found.items() if name not in spare):
+        trials = [f"Runtime {', '.join(map(repr, sorted(spare)))} is only for trials without a GPU."] if spare else []
+        said = ("No runtime of this platform could serve the artifact.", *refused, *trials)
+        raise StageError(Reason.RUNTIME_UNSUITABLE, " ".join(said))
     return Advice((*refused, *unknown, *unreached), tuple(different))
 
 
