@@ -332,6 +332,24 @@ def test_a_run_that_has_cost_too_much_ends() -> None:
     assert told(cheap)[0] is Phase.RUNNING
 
 
+def discouraged(*jobs: StageJob, deadline: int, spec: FineTuneJobSpec = SPEC) -> list[str]:
+    """What is warned of on a profile with that deadline."""
+    slow = PROFILES["small"].model_copy(update={"deadline_seconds": deadline})
+    there = replace(seen(*own(spec, jobs), spec=spec), settings=PRICED.model_copy(update={"profiles": {"small": slow}}))
+    return [each.message for each in plan(there, NOW).status.conditions if each.type == "Discouraged"]
+
+
+def test_a_training_that_ends_after_its_profiles_deadline_is_warned_of() -> None:
+    """1,600 seconds with loading, known once the data are counted."""
+    assert discouraged(RESOLVED, PREPARED, deadline=1700) == []
+    assert discouraged(RESOLVED, deadline=1500) == []
+    [warning] = discouraged(RESOLVED, PREPARED, running(Stage.TRAIN, 10), deadline=1500)
+    assert_says(warning, "about 0.4 hours", "'small'", "after 0.4 (DeadlineExceeded)", "deadlineSeconds", "spec.rerun")
+    assert discouraged(RESOLVED, PREPARED, ended(Stage.TRAIN, 1400), deadline=1500) == []
+    spec = limited("4.50", OnExceeded.CHECKPOINT)
+    assert discouraged(RESOLVED, PREPARED, spec=spec, deadline=1500) == [], "the budget ends it before"
+
+
 def test_a_training_gets_what_the_rest_leaves() -> None:
     """onExceeded Checkpoint: its time budget is maxCost less export and evaluation; without any, it is not begun."""
     spec = limited("4.00", OnExceeded.CHECKPOINT)

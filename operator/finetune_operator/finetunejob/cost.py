@@ -3,7 +3,8 @@
 Spent is the time for which stages with a model had a pod, times their GPUs, times the price of one. All times here are
 GPU seconds: a second of training counts once for each GPU of its pods, a second of export or evaluation once. The
 forecast adds the time of the remaining stages: from the spec's limits before the data are known, from the data set's
-tokens after prepare, and from the measured speed while the training runs.
+tokens after prepare, and from the measured speed while the training runs. The same forecast shows whether a training
+would be longer than its profile allows.
 """
 
 from datetime import datetime
@@ -67,6 +68,24 @@ def time_budget_seconds(context: RunContext) -> int | None:
     reserve = _after_training(context) or 0.0
     left = float(limit) / price - reserve
     return max(0, int(round(left / _gpus(context, Stage.TRAIN), 3)))  # 27.9999… are 28
+
+
+def deadline_warning(context: RunContext) -> str:
+    """What to know of a training that would take longer than its profile allows one attempt; empty if it does not, or
+    if nothing is known of its data or model."""
+    profile, pace = context.observed.settings.profiles.get(context.spec.profile), _pace(context)
+    examples, basis = _examples(context)
+    if not profile or not pace or not examples or basis is not Basis.TOKENS or context.ledger.done(Stage.TRAIN):
+        return ""
+    seconds = train_seconds(context.spec.training, examples, pace, _gpus(context, Stage.TRAIN))
+    paid = time_budget_seconds(context)
+    if min(seconds, seconds if paid is None else paid) <= profile.deadline_seconds:
+        return ""
+    return (
+        f"The training takes about {seconds / 3600:.1f} hours from its start, and profile {context.spec.profile!r} "
+        f"ends a stage after {profile.deadline_seconds / 3600:.1f} (DeadlineExceeded): ask the admin to raise its "
+        "deadlineSeconds in the chart's values. What has ended resumes from its last checkpoint with a new spec.rerun."
+    )
 
 
 def within_budget(context: RunContext, step: Step) -> Step:

@@ -22,7 +22,7 @@ from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
 from finetune_operator.finetunejob.context import RunContext
-from finetune_operator.finetunejob.cost import cost_status
+from finetune_operator.finetunejob.cost import cost_status, deadline_warning
 from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import UnplannedJob
 from finetune_operator.finetunejob.progress import Sample
@@ -51,7 +51,8 @@ def compose(context: RunContext, headline: Headline) -> FineTuneJobStatus:
     observed, now = context.observed, context.now
     ledger = context.ledger
     known = (ledger.dataset, ledger.fit) if context.has_begun else (None, None)
-    findings = [*_findings(headline), *_advice(observed.spec, *known)]
+    late = deadline_warning(context) if context.has_begun else ""
+    findings = [*_findings(headline), *_advice(observed.spec, *known, late)]
     status = _with_conditions(observed.status, observed.metadata.generation, headline, findings, now)
     if not context.has_begun:
         return status
@@ -134,11 +135,15 @@ def _rest(headline: Headline) -> str:
     return "Waiting for a person to act." if headline.phase is not Phase.SUCCEEDED else "The run has ended."
 
 
-def _advice(spec: FineTuneJobSpec | None, dataset: DatasetStatus | None, fit: FitStatus | None) -> list[Finding]:
+def _advice(
+    spec: FineTuneJobSpec | None, dataset: DatasetStatus | None, fit: FitStatus | None, late: str = ""
+) -> list[Finding]:
     """A warning for settings that are allowed but known to work badly; no condition without one."""
     warnings = training_warnings(spec.training) if spec else []
     if fit is not None and fit.warning:
         warnings.append(fit.warning)
+    if late:
+        warnings.append(late)
     if spec and dataset and dataset.answers_masked and spec.task.type is TaskType.EXTRACTION:
         warnings.append(
             f"{dataset.answers_masked} records to extract contain placeholders for personal data, and the model learns "
