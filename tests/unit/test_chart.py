@@ -162,6 +162,24 @@ def test_the_operators_pod_is_restricted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "budgets"),
+    [((), 1), (("operator.replicas=1",), 0), (("operator.disruptionBudgets=false",), 0)],
+)
+def test_a_drain_takes_one_replica_at_a_time(values: tuple[str, ...], budgets: int) -> None:
+    """And never waits for one that does not start, or that is the only one."""
+    objects = render(*(argument for value in values for argument in ("--set", value)))
+    (deployment,) = of_kind(objects, "Deployment")
+    found = of_kind(objects, "PodDisruptionBudget")
+    assert [each["spec"] for each in found] == [
+        {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": deployment["spec"]["selector"],
+        }
+    ] * budgets
+
+
+@pytest.mark.parametrize(
     ("values", "bound"),
     [
         ((), {None}),
