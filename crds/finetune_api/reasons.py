@@ -361,7 +361,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; pods that still wait for that then start automatically.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the pod named here; pods that still wait for that then start automatically.",
     Reason.POD_REJECTED: "Ask the admin which admission policy, or which node, refused the pod; pods that still wait for that then start automatically.",
-    Reason.PREEMPTED: "A pod that is still needed restarts on another node; if that happens often, find out why its nodes go away.",
+    Reason.PREEMPTED: "A pod that is still needed restarts on another node; if that happens often, find out why its nodes go away. If they were low on disk or memory, ask the admin to raise the runtime's requests of ephemeral-storage or memory in the chart's values, so that its pods get nodes with enough.",
     Reason.NODE_LOST: "Check the node named here: Kubernetes restarts a pod that is still needed on another node after five minutes, unless its tolerations say otherwise.",
     # It waits for a while; then its pods are removed, and tried again an hour later
     Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); to try again at once, set spec.rerun to a new value.",

@@ -99,6 +99,10 @@ UNSCHEDULABLE = [
     {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: insufficient GPU"}
 ]
 FULL = "Usage of EmptyDir volume models exceeds the limit 20Gi."
+LOW = (
+    "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 9Gi. Container fetch was "
+    "using 52Gi, request is 0, has larger consumption of ephemeral-storage. "
+)
 LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
 """What the Deployment's controller says after its deadline; it counts waits for a node too."""
 
@@ -275,9 +279,29 @@ CANDIDATES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], tuple[Reason, 
     "a server that was ready until now has time to come back": (deployment(), [on_node(9 * LIMIT, since=5)], None),
     "its node does not answer": (deployment(), [silent("x")], (Reason.NODE_LOST, WAIT)),
     "it was evicted": (deployment(), [evicted("x", 60), pod("y")], (Reason.PREEMPTED, WAIT)),
-    "it was evicted many times": (
+    "its nodes lack memory twice": (
         deployment(),
-        [evicted(f"x{number}", 60) for number in range(9)],
+        [*(evicted(f"x{number}", 60) for number in range(2)), pod("y")],
+        (Reason.PREEMPTED, WAIT),
+    ),
+    "its nodes lack memory each time": (
+        deployment(),
+        [*(evicted(f"x{number}", 60) for number in range(3)), pod("y")],
+        (Reason.PREEMPTED, GIVE_BACK),
+    ),
+    "its nodes lack disk, and the next pod keeps away from them": (
+        deployment(),
+        [*(evicted(f"x{number}", 60, LOW) for number in range(3)), pod("y", conditions=UNSCHEDULABLE)],
+        (Reason.PREEMPTED, GIVE_BACK),
+    ),
+    "its nodes lack disk, but one of its pods stays": (
+        deployment(),
+        [*(evicted(f"x{number}", 60, LOW) for number in range(3)), on_node(90, "y", ready=True)],
+        (Reason.PREEMPTED, WAIT),
+    ),
+    "it makes room for others many times": (
+        deployment(),
+        [evicted(f"x{number}", 60, "Preempted in order to admit critical pod") for number in range(9)],
         (Reason.PREEMPTED, WAIT),
     ),
     "it fills its disk once": (deployment(), [evicted("x", 60, FULL)], (Reason.SCRATCH_FULL, WAIT)),
@@ -302,6 +326,14 @@ def test_root_cause_of_a_candidate(case: str) -> None:
     found, pods, expected = CANDIDATES[case]
     problem = candidate_problem(found, pods, NOW)
     assert (None if problem is None else (problem.reason, problem.outlook)) == expected
+
+
+def test_who_is_crowded_out_of_its_nodes_is_told_of_what_they_lacked() -> None:
+    pods = [*(evicted(f"x{number}", 60, LOW) for number in range(3)), evicted("newest", 5), pod("y")]
+    problem = candidate_problem(deployment(), pods, NOW)
+    assert problem is not None
+    assert_says(problem.message, "Nodes that were low on ephemeral-storage and memory have evicted 4 of its pods.")
+    assert_says(problem.message, "Pod newest was evicted: The node was low on resource: memory.")
 
 
 def test_a_deadline_names_what_was_waited_for() -> None:

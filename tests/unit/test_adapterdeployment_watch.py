@@ -15,8 +15,11 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
 from tests.support.played_cluster import START
 from tests.support.played_pods import UNSCHEDULABLE, server_pod
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
+
+FULL = 'Usage of EmptyDir volume "scratch" exceeds the limit "20Gi". '
 
 
 def _ended(code: int, times: int = 1) -> Object:
@@ -27,6 +30,10 @@ def _ended(code: int, times: int = 1) -> Object:
 def _rebooted(reason: str, code: int, restarts: int = 1) -> Object:
     """A server that was lost with its node, and loads again."""
     return {"restartCount": restarts, "lastState": {"terminated": {"exitCode": code, "reason": reason}}}
+
+
+def _since(seconds: int) -> Object:
+    return {"lastTransitionTime": timestamp(START + timedelta(seconds=seconds))}
 
 
 class TestWatch:
@@ -121,6 +128,30 @@ class TestWatch:
         seen = watch([self.pod(ready=True), self.pod(**ended)], START, START + timedelta(seconds=1000))
         assert seen.problem is not None
         assert (seen.problem.reason, seen.problem.outlook) == (Reason.CANDIDATE_FAILED, Outlook.FAIL)
+
+    @pytest.mark.parametrize(
+        ("ends", "message", "falls"),
+        [
+            ([600, 700, 800], FULL, True),
+            ([600, 700], FULL, False),
+            ([100, 600, 700], FULL, False),  # one before it took over
+            ([600, 700, 800], "The node was low on resource: ephemeral-storage.", False),  # its node's matter
+        ],
+    )
+    def test_pods_that_fill_their_disk_again_and_again_are_a_crash_loop(
+        self, ends: list[int], message: str, falls: bool
+    ) -> None:
+        """Each is replaced by another one, which answers until its disk is full too."""
+        pods = [self.pod(ready=True)]
+        for number, end in enumerate(ends):
+            status: Object = {"phase": "Failed", "reason": "Evicted", "message": message}
+            status["conditions"] = [_since(end) | {"type": "DisruptionTarget", "status": "True"}]
+            pods.append(server_pod("demo-1", f"demo-1-{number}", {}, status))
+        seen = watch(pods, START + timedelta(seconds=500), START + timedelta(seconds=1000))
+        assert (seen.problem is not None) is falls
+        if seen.problem is not None:
+            assert (seen.problem.reason, seen.problem.outlook) == (Reason.SCRATCH_FULL, Outlook.FAIL)
+            assert_says(seen.problem.message, "3 of its pods were evicted", "Pod demo-1-2", "volume", "the limit")
 
     def test_a_node_that_restarts_is_no_crash(self) -> None:
         pod = self.pod(ready=True, **_rebooted("ContainerStatusUnknown", 137, restarts=3))

@@ -29,7 +29,7 @@ from finetune_operator.adapterdeployment.pod_problems import (
 )
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
-from finetune_operator.outcome.pod import find_condition, parse_result, refusal
+from finetune_operator.outcome.pod import find_condition, parse_result, refusal, what_its_node_lacked
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
 
@@ -76,7 +76,7 @@ def candidate_problem(deployment: Object | None, pods: Sequence[Object], now: da
     worst = max([*problems, *_refused(deployment), *ended], key=lambda problem: problem.outlook, default=None)
     if worst is not None and worst.outlook is Outlook.WAIT:
         own = [each for each in ended if each.reason not in (Reason.PREEMPTED, Reason.NODE_LOST)]
-        return replace(own[-1], outlook=Outlook.FAIL) if len(own) >= CRASHES else worst
+        return replace(own[-1], outlook=Outlook.FAIL) if len(own) >= CRASHES else _crowded_out(pods) or worst
     return worst
 
 
@@ -117,6 +117,8 @@ class Sighting(NamedTuple):
 def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
     """Whether the pods of a revision stand the traffic, which they have had since a time. A pod that is new and loads
     its model says nothing."""
+    if full := _fills_its_disk(pods, since):
+        return Sighting(full)
     present = [pod for pod in pods if not ending(pod)]
     for pod in present:
         if crashed := _crash_loop(pod, since):
@@ -153,6 +155,29 @@ def disproved(pods: Iterable[Object]) -> list[ServerProblem]:
         if ended is not None and failed and not ending(pod):
             found.append(container_problem(pod["metadata"]["name"], check, ended))
     return found
+
+
+def _crowded_out(pods: Sequence[Object]) -> ServerProblem | None:
+    """That nodes have evicted pod after pod because they had too little disk or memory for it, and none is ready: the
+    next one would download as much, and go the same way. None if they have not."""
+    lacked = {str(pod["metadata"]["name"]): lack for pod in pods if (lack := what_its_node_lacked(pod))}
+    if len(lacked) < CRASHES or any(map(is_ready, pods)):
+        return None
+    last = max((pod for pod in pods if pod["metadata"]["name"] in lacked), key=_ended_at)
+    resources = " and ".join(sorted(set(lacked.values())))
+    said = f"Nodes that were low on {resources} have evicted {len(lacked)} of its pods."
+    cause = ending(last)
+    return ServerProblem(Reason.PREEMPTED, f"{said} {cause.message if cause else ''}".strip(), Outlook.GIVE_BACK)
+
+
+def _fills_its_disk(pods: Iterable[Object], since: datetime) -> ServerProblem | None:
+    """Why pods were evicted for the third time since a revision took over, each for more than it may write."""
+    ended = [(pod, found) for pod in sorted(pods, key=_ended_at) if (found := ending(pod))]
+    ours = [(pod, found) for pod, found in ended if found.reason is Reason.SCRATCH_FULL]
+    full = [found for pod, found in ours if parse_timestamp(_ended_at(pod)) >= since]
+    if len(full) < CRASHES:
+        return None
+    return replace(full[-1], message=f"{len(full)} of its pods were evicted. {full[-1].message}", outlook=Outlook.FAIL)
 
 
 def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:

@@ -20,6 +20,8 @@ _OWN_LIMIT: Final = re.compile(
     r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
 )
 """The kubelet's message for a pod that it evicts because of the pod's own limits, not because its node lacks space."""
+_LOW: Final = re.compile(r"^The node was low on resource: ([\w./-]+)\.")
+"""And for one that it evicts because its node lacks something."""
 _NEW_POD: Final = re.compile(r'^pods "[^"]*" is forbidden: ')
 """How the API server begins when it refuses a pod. A controller tries again with another name, and the status would
 change with each try."""
@@ -154,6 +156,14 @@ def _last_words(pods: Sequence[Object]) -> str:
 def is_late(pod: Object) -> bool:
     """Whether a pod ran for as long as it may: another attempt would take as long."""
     return (pod["status"].get("phase"), pod["status"].get("reason")) == ("Failed", TOO_LATE)
+
+
+def what_its_node_lacked(pod: Object) -> str:
+    """The resource, e.g. ephemeral-storage, of which a pod's node had so little that it evicted the pod; empty for any
+    other pod."""
+    status = pod.get("status") or {}
+    low = _LOW.match(status.get("message") or "") if status.get("reason") == "Evicted" else None
+    return low[1] if low else ""
 
 
 def is_disrupted(pod: Object) -> bool:
