@@ -194,6 +194,8 @@ class ArtifactStatus(WireModel):
     """Architecture of the weights, the model_type of their config.json, e.g. llama; absent if unknown."""
     size_bytes: Count = None
     """Size of the weights."""
+    base_size_bytes: Count = None
+    """Format Adapter: size of the model that it was trained on, which a server loads too."""
     base_digest: Annotated[str | None, Field(max_length=64)] = None
     """Format Adapter: content address of the model that it was trained on; adapters with the same one share a
     server."""

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.artifact_source import LONGEST_ADAPTER, MAX_ADAPTERS, Channel
-from finetune_api.base import Condition, Message, OpenEnum, Timestamp, WireModel, Word, as_map
+from finetune_api.base import Condition, Count, Message, OpenEnum, Timestamp, WireModel, Word, as_map
 from finetune_api.storage import Storage
 from finetune_api.verification import Verification
 
@@ -260,6 +260,8 @@ class ChannelStatus(WireModel):
     artifact_digest: Annotated[str, Field(max_length=64)] = ""
     """Content address of the artifact that it points to; that of the last one that may be served, if the newest look
     found none. Absent: none has been found yet."""
+    size_bytes: Count = None
+    """Size of its weights; absent if the Job could not tell."""
     published_at: Timestamp | None = None
     """When the channel was moved there."""
     looked_at: Timestamp | None = None

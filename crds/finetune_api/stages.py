@@ -317,7 +317,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.PUBLISH: frozenset(
         {
             *("channel", "goals", "prompting", "review", "judge", "format", "architecture", "signedBy", "sizeBytes"),
-            *("goldenPromptTokens", "answerTokens", "baseDigest", "rank"),
+            *("goldenPromptTokens", "answerTokens", "baseDigest", "baseSizeBytes", "rank"),
         }
     ),
 }

@@ -31,6 +31,8 @@ class PlayedJobs(PlayedCluster):
     """By whom artifacts are marked as withdrawn in the store, by digest."""
     channel: str | Reason = ""
     """The digest to which the followed channel points, or why a look at it fails; empty: its Job does not end."""
+    channel_scalars: dict[str, str] = field(default_factory=dict)
+    """What a look at it tells besides."""
     looks: list[FollowParams] = field(default_factory=list)
     """What the looks at the channel that ended were told."""
     asked_of: list[tuple[list[str], list[str]]] = field(default_factory=list)
@@ -134,7 +136,7 @@ class PlayedJobs(PlayedCluster):
             reason=fails or Reason.STAGE_SUCCEEDED,
             message="s3://m/team/channels/demo/stable.json: nothing there." if fails else "It points there.",
             output_digest="" if fails else self.channel,
-            scalars={} if fails else {PUBLISHED_AT: timestamp(START)},
+            scalars={} if fails else {PUBLISHED_AT: timestamp(START), **self.channel_scalars},
         )
         self.pods[name] = [job_pod(job, result)]
 

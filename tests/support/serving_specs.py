@@ -45,6 +45,7 @@ def published(
     endpoint: str = "http://s3.storage.svc:8333",
     tokens: ArtifactTokens | None = None,
     architecture: str = "",
+    size_bytes: int | None = None,
 ) -> Source:
     """A FineTuneJob that has published an artifact to a store."""
     storage = Storage(endpoint=endpoint)
@@ -55,6 +56,7 @@ def published(
         architecture=architecture or None,
         storage=storage,
         tokens=tokens,
+        size_bytes=size_bytes,
     )
     return Source("Succeeded", artifact, storage)
 

@@ -16,7 +16,7 @@ from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, JOBS
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.copies import copied
 from tests.support.played_pods import BETTER, GOOD, UNSCHEDULABLE, job_pod
@@ -66,6 +66,19 @@ def test_what_the_channel_points_to_is_verified_and_served() -> None:
     assert (known.name, known.channel, known.artifact_digest, known.reason) == ("intents", "stable", GOOD, "")
     assert known.looked_at is not None
     assert [each.uri for each in cluster.looks] == [OUTPUT["uri"]]
+
+
+def test_what_does_not_fit_the_runtime_is_known_before_a_pod_starts() -> None:
+    """And is forgotten with the artifact: another one may fit."""
+    cluster = ServingCluster(spec=following(), channel=GOOD, channel_scalars={"sizeBytes": str(50 << 30)})
+    settle(cluster)
+    assert (cluster.status.phase, cluster.objects.get(DEPLOYMENTS)) == (ServingPhase.FAILED, None)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.RUNTIME_UNSUITABLE)
+    cluster.channel, cluster.channel_scalars = BETTER, {"sizeBytes": "many"}
+    later(cluster, minutes=6)
+    assert cluster.status.phase is ServingPhase.READY
+    assert cluster.status.channel is not None
+    assert cluster.status.channel.size_bytes is None
 
 
 def test_before_the_first_look_it_waits() -> None:

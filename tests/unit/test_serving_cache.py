@@ -79,9 +79,10 @@ def test_fetch_fills_it_and_the_self_check_holds_it(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_cache_pods_know_nothing_of_one(kind: str) -> None:
-    said = str(pod(PLAIN, kind))
-    assert "model-cache" not in said
-    assert "models-room" not in said
+    spec = pod(PLAIN, kind)
+    assert "model-cache" not in str(spec)
+    fetch = spec["initContainers"][0]
+    assert parse(Stage.FETCH, fetch["command"][3:]).models_room == 40 << 30, "which the model has to fit"
 
 
 def test_no_limit_is_told_where_there_is_none() -> None:

@@ -19,7 +19,7 @@ from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.once import once
 from finetune_operator.resources.deployment import Adapter, Serving
-from finetune_operator.resources.drift import quantity
+from finetune_operator.resources.pod import scratch_bytes
 from finetune_operator.settings import Runtime
 
 
@@ -39,14 +39,13 @@ class Artifact:
     adapters: tuple[Adapter, ...] = ()
     """Several of format Adapter, in place of one artifact."""
     size_bytes: int = 0
-    """Size of its weights; 0: unknown, as of a pinned artifact, and of the base of adapters."""
+    """Size of its weights, of adapters with their base; 0: unknown, as of a pinned artifact."""
 
     def serving(self, spec: AdapterDeploymentSpec, runtime: Runtime) -> Serving:
         """How a runtime serves the artifact. What is downloaded fits the volume, whatever its size."""
         place = (self.uri, self.digest, self.storage)
         keys = (accepted_keys(spec), api_keys_secret(spec))
-        room = int(quantity(runtime.pod.scratch_size) or 0)
-        size = self.size_bytes or room
+        size = self.size_bytes or scratch_bytes(runtime.pod)
         return Serving(*place, spec.runtime, runtime, *keys, self.adapters, size, tls_secret(spec))
 
 
@@ -102,19 +101,22 @@ def _find_in_channel(observed: ObservedDeployment, asked: OutputRef) -> Artifact
     if known is None or not known.artifact_digest:
         return _last_known(observed, blocker or not_looked_yet(asked))
     uri = asked.artifact_uri(known.artifact_digest)
-    return Artifact(uri, known.artifact_digest, asked.storage.for_reading, source_blocker=blocker)
+    size = known.size_bytes or 0
+    return Artifact(uri, known.artifact_digest, asked.storage.for_reading, source_blocker=blocker, size_bytes=size)
 
 
 def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource]) -> Artifact | Blocker:
     """All of them together. If the FineTuneJob of one has no artifact, the last known ones stay."""
     found: list[Found] = []
     tokens: list[ArtifactTokens | None] = []
+    sizes: list[tuple[int, int]] = []
     architecture = ""
     for each in sorted(asked, key=lambda each: each.name):
         if each.artifact is not None:
             pinned = each.artifact
             found.append(Found(Adapter(each.name, pinned.uri, pinned.digest), pinned.storage.for_reading, ""))
             tokens.append(None)
+            sizes.append((0, 0))
             continue
         name = each.fine_tune_job.name if each.fine_tune_job else ""
         job = observed.sources.get(name)
@@ -124,6 +126,7 @@ def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource])
         adapter = Adapter(each.name, published.uri, published.digest, published.base_digest or "", published.rank or 0)
         found.append(Found(adapter, published.storage or job.storage.for_reading, published.format))
         tokens.append(published.tokens)
+        sizes.append((published.size_bytes or 0, published.base_size_bytes or 0))
         architecture = published.architecture or architecture
     adapters = tuple(each.adapter for each in found)
     return misfit(found) or Artifact(
@@ -134,7 +137,14 @@ def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource])
         format=ADAPTER,
         architecture=architecture,
         adapters=adapters,
+        size_bytes=_together(sizes),
     )
+
+
+def _together(sizes: Sequence[tuple[int, int]]) -> int:
+    """Size of adapters and of the base that they share, from that of each and of its base; 0: one is not known."""
+    own, base = sum(size for size, _ in sizes), max(base for _, base in sizes)
+    return own + base if base and all(size for size, _ in sizes) else 0
 
 
 def _last_known(observed: ObservedDeployment, source_blocker: Blocker) -> Artifact | Blocker:

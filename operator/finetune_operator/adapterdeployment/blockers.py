@@ -13,6 +13,7 @@ from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, a
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import accepted_keys, is_as_the_spec_protects
 from finetune_operator.adapterdeployment.route_claims import route_claims
+from finetune_operator.adapterdeployment.size_limits import memory_violation, volume_violation
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.blockers import (
@@ -23,7 +24,6 @@ from finetune_operator.blockers import (
     name_conflict,
     tenancy_blocker,
 )
-from finetune_operator.resources.drift import quantity
 from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
 from finetune_operator.tenancy.floor import floor_violation
@@ -107,20 +107,18 @@ def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
 
 
 def artifact_too_large(observed: ObservedDeployment) -> Blocker | None:
-    """The artifact does not fit the volume into which its pods would download it: they would ask for a GPU, fill the
-    volume, be evicted, and start over. With a cache it has to fit that, if there is a limit. A revision that serves
-    already keeps serving."""
+    """The artifact does not fit the volume into which its pods would download it, or their memory: they would ask for a
+    GPU, download it, be evicted or killed, and start over. With a cache it has to fit that, if there is a limit. A
+    revision that serves already keeps serving."""
     artifact, name = find_artifact(observed), observed.resource.spec.runtime
     if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to:
         return None
     runtime = observed.settings.runtimes[name]
-    room, where = runtime.pod.scratch_size, "pods of runtime {!r} have {} (scratchSize)"
-    if runtime.model_cache:
-        room, where = runtime.model_cache.size_limit, "the cache of runtime {!r} may hold {} (modelCache.sizeLimit)"
-    if not room or artifact.size_bytes <= (quantity(room) or 0) or _serves(observed):
+    given = (artifact.size_bytes, name, runtime)
+    violation = volume_violation(*given) or memory_violation(*given)
+    if not violation or _serves(observed):
         return None
-    message = f"The artifact has {artifact.size_bytes / 2**30:.1f} GiB; {where.format(name, room)}."
-    return Blocker(Reason.RUNTIME_UNSUITABLE, message, watched=True)
+    return Blocker(Reason.RUNTIME_UNSUITABLE, violation, watched=True)
 
 
 def adapters_unsuitable(observed: ObservedDeployment) -> Blocker | None:

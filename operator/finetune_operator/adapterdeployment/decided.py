@@ -19,8 +19,9 @@ _OF_POD: Final = (
     *("imagePullSecrets", "terminationGracePeriodSeconds"),
 )
 _OF_SERVER: Final = ("image", "imagePullPolicy", "resources")
-_SIZED: Final = ("models", "scratch")
-"""Volumes whose size the values decide."""
+_SIZED: Final = ("scratch",)
+"""Volumes whose size the values decide. That of the models follows from the same value, and from the artifact, which
+earlier releases did not look at."""
 
 
 def is_as_decided(live: Object, fresh: Object, runtime: Runtime) -> bool:

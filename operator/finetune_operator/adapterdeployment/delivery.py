@@ -42,7 +42,8 @@ from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.outcome.pod import find_condition
 from finetune_operator.resources.deployment import Adapter, Serving, fetch_and_prove_seconds
-from finetune_operator.resources.drift import ensure_exists, quantity
+from finetune_operator.resources.drift import ensure_exists
+from finetune_operator.resources.pod import scratch_bytes
 from finetune_operator.resources.self_check import loads_adapters
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref
@@ -304,7 +305,7 @@ def _request(
     owner, settings, serving = observed.owner, observed.settings, record.serving
     spec = observed.resource.spec
     asked = [each.adapter for each in pending]
-    room = int(quantity(serving.runtime.pod.scratch_size) or 0)
+    room = scratch_bytes(serving.runtime.pod)
     seconds = delivery_seconds([_size(observed, each) or room for each in asked])
     identity = [
         record.revision,

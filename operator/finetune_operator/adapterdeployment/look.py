@@ -26,7 +26,7 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
-from finetune_operator.outcome.pod import refusal
+from finetune_operator.outcome.pod import count_of, refusal
 from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref
@@ -132,7 +132,8 @@ def _found(known: ChannelStatus, verdict: Verdict) -> ChannelStatus:
     result = verdict.result
     if verdict.state is State.SUCCEEDED and result is not None:
         published = result.scalars.get(PUBLISHED_AT)
-        update = {"artifact_digest": result.output_digest, "published_at": _moment(published)}
+        size = count_of(result.scalars, "sizeBytes")
+        update = {"artifact_digest": result.output_digest, "published_at": _moment(published), "size_bytes": size}
         return known.model_copy(update=update | {"reason": "", "message": ""})
     reason = verdict.reason if verdict.state is State.FAILED else Reason.RESULT_LOST
     message = verdict.message if verdict.state is State.FAILED else "The result of the channel lookup is lost."

@@ -13,6 +13,7 @@ from finetune_operator.adapterdeployment.delivery import taken_at_run_time
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import recorded
 from finetune_operator.adapterdeployment.revision import asked_hash
+from finetune_operator.adapterdeployment.size_limits import memory_warning
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.token_limits import example_warning
 from finetune_operator.blockers import Blocker, first_blocker
@@ -86,6 +87,7 @@ def _warnings(artifact: Artifact, name: str, runtime: Runtime) -> Iterator[str]:
     yield example_warning(artifact.tokens, name, runtime)
     found = serving_verdict(serving_facts(name, runtime), artifact.architecture, artifact.format)
     yield f"Runtime {name!r}: {found.message}" if found.level is Level.CAVEAT else ""
+    yield memory_warning(artifact.size_bytes, name, runtime)
 
 
 def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Target | None:

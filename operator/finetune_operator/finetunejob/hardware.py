@@ -11,6 +11,7 @@ from finetune_api.budget import FitStatus, HardwareFacts
 from finetune_api.evaluation import Generator
 from finetune_api.stages import Stage
 from finetune_operator.resources.drift import quantity
+from finetune_operator.resources.pod import scratch_bytes
 from finetune_operator.settings import PodShape, Profile, Settings
 
 _GIB: Final = 1 << 30
@@ -40,9 +41,8 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
 
 
 def _scratch_gib(shape: PodShape) -> float:
-    """What a pod may write: its scratch volume, which counts as ephemeral storage too; 0: unknown."""
-    limits = (quantity(size) for size in (shape.scratch_size, shape.limits.get("ephemeral-storage", "")) if size)
-    return min((float(limit) / _GIB for limit in limits if limit), default=0.0)
+    """What a pod may write; 0: unknown."""
+    return scratch_bytes(shape) / _GIB
 
 
 def processes(profile: Profile) -> int:

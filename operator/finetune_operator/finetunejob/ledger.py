@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.artifact_source import Channel
-from finetune_api.base import MAX_INTEGER
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import FineTuneJobSpec
@@ -33,6 +32,7 @@ from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.outcome.job import State
+from finetune_operator.outcome.pod import count_of
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
 _COPY_DIGEST: Final = re.compile(COPY_DIGEST)
@@ -217,29 +217,29 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
         answer_seconds=_number(scalars, "fitAnswerSeconds"),
         beside_seconds=_number(scalars, "fitBesideSeconds"),
         transfer_seconds=_number(scalars, "fitTransferSeconds"),
-        evaluation_gpus=_count(scalars, "fitEvaluationGpus"),
+        evaluation_gpus=count_of(scalars, "fitEvaluationGpus"),
         warning=scalars.get("fitWarning", "")[:1024],
     )
 
 
 def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus:
     rows = Rows(
-        read=_count(scalars, "rowsRead") or 0,
-        invalid=_count(scalars, "rowsInvalid") or 0,
-        duplicates=_count(scalars, "rowsDuplicates") or 0,
-        dropped=_count(scalars, "rowsDropped") or 0,
-        train=_count(scalars, "rowsTrain") or 0,
-        validation=_count(scalars, "rowsValidation") or 0,
-        test=_count(scalars, "rowsTest") or 0,
+        read=count_of(scalars, "rowsRead") or 0,
+        invalid=count_of(scalars, "rowsInvalid") or 0,
+        duplicates=count_of(scalars, "rowsDuplicates") or 0,
+        dropped=count_of(scalars, "rowsDropped") or 0,
+        train=count_of(scalars, "rowsTrain") or 0,
+        validation=count_of(scalars, "rowsValidation") or 0,
+        test=count_of(scalars, "rowsTest") or 0,
     )
     return DatasetStatus(
         digest=digest,
         rows=rows,
-        labels=_count(scalars, "labels"),
-        tokens=_count(scalars, "tokens"),
-        longest=_count(scalars, "longest"),
-        test_masked=_count(scalars, "rowsTestMasked"),
-        answers_masked=_count(scalars, "answersMasked"),
+        labels=count_of(scalars, "labels"),
+        tokens=count_of(scalars, "tokens"),
+        longest=count_of(scalars, "longest"),
+        test_masked=count_of(scalars, "rowsTestMasked"),
+        answers_masked=count_of(scalars, "answersMasked"),
         readiness=scalars.get("readiness", "")[:MAX_SUMMARY],
         report_uri=f"{uri}/{READINESS_PAGE}",
     )
@@ -251,13 +251,13 @@ def _with_baseline(dataset: DatasetStatus | None, task: TaskType, scalars: Mappi
     score = _number(scalars, name)
     if dataset is None or not score:
         return dataset
-    readiness = completed(dataset.readiness, measure, float(score), _count(scalars, "samples") or 0)
+    readiness = completed(dataset.readiness, measure, float(score), count_of(scalars, "samples") or 0)
     return dataset.model_copy(update={"readiness": readiness[:MAX_SUMMARY]})
 
 
 def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
     return EvaluationStatus(
-        samples=_count(scalars, "samples") or 0,
+        samples=count_of(scalars, "samples") or 0,
         accuracy=_scores(scalars, "accuracy"),
         f1=_scores(scalars, "f1"),
         chrf=_scores_of_text(scalars, "chrf"),
@@ -270,8 +270,8 @@ def _artifact(
     spec: FineTuneJobSpec, digest: str, uri: str, longest: int | None, scalars: Mapping[str, str]
 ) -> ArtifactStatus:
     tokens = ArtifactTokens(
-        golden_prompt=_count(scalars, "goldenPromptTokens"),
-        answer=_count(scalars, "answerTokens"),
+        golden_prompt=count_of(scalars, "goldenPromptTokens"),
+        answer=count_of(scalars, "answerTokens"),
         example=min(longest, spec.training.max_length) if longest else None,
     )
     return ArtifactStatus(
@@ -280,8 +280,9 @@ def _artifact(
         format=scalars.get("format", spec.export.format)[:16],
         architecture=scalars.get("architecture", "")[:64] or None,
         base_digest=scalars.get("baseDigest", "")[:64] or None,
-        rank=_count(scalars, "rank"),
-        size_bytes=_count(scalars, "sizeBytes"),
+        rank=count_of(scalars, "rank"),
+        size_bytes=count_of(scalars, "sizeBytes"),
+        base_size_bytes=count_of(scalars, "baseSizeBytes"),
         storage=spec.output_storage.for_reading,
         tokens=tokens if tokens != ArtifactTokens() else None,
         signed_by=scalars.get("signedBy", "")[:64] or None,
@@ -343,10 +344,3 @@ def _number(scalars: Mapping[str, str], name: str) -> str:
     """A decimal number as text; a pod's report is not trusted to be one."""
     text = scalars.get(name, "")
     return text if _NUMBER.fullmatch(text) else ""
-
-
-def _count(scalars: Mapping[str, str], name: str) -> int | None:
-    """A number of things; None if the pod reports none. A pod's report is not trusted to be one that can be stored."""
-    text = scalars.get(name, "")
-    count = int(text) if text.isdecimal() else None
-    return count if count is None or count <= MAX_INTEGER else None

@@ -1,12 +1,13 @@
 """The outcome of one pod: the result that it left, why it failed, what keeps it from running. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
 from finetune_api import meta
+from finetune_api.base import MAX_INTEGER
 from finetune_api.reasons import Reason, remedy
 from finetune_api.stages import PIPELINE, Outcome, Stage, StageResult, kind_of
 from finetune_operator.framework.objects import Object
@@ -63,6 +64,14 @@ def parse_result(message: str | None) -> StageResult | None:
     except ValidationError:
         return None
     return _without_remedy(result) if result.outcome is Outcome.FAILED else result
+
+
+def count_of(scalars: Mapping[str, str], name: str) -> int | None:
+    """A number of things that a result has; None if the pod reports none. It is not trusted to be one that can be
+    stored."""
+    text = scalars.get(name, "")
+    count = int(text) if text.isdecimal() else None
+    return count if count is None or count <= MAX_INTEGER else None
 
 
 def _without_remedy(result: StageResult) -> StageResult:

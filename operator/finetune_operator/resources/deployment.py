@@ -13,11 +13,11 @@ from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of
 from finetune_operator.resources.client_proxy import Door, behind_proxy, host_of, proxy_container, proxy_volumes
-from finetune_operator.resources.drift import quantity
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.model_cache import model_cache_mounts, model_cache_volumes
-from finetune_operator.resources.pod import container, pod_spec
+from finetune_operator.resources.model_volume import ModelVolume, model_volume
+from finetune_operator.resources.pod import EPHEMERAL_STORAGE, container, pod_spec
 from finetune_operator.resources.self_check import (
     Proved,
     loading_container,
@@ -95,7 +95,8 @@ class Serving:
     adapters: tuple[Adapter, ...] = ()
     """Served on their base, by the order of their names; none: the artifact is a whole model."""
     fetched_bytes: int = 0
-    """The most that a pod downloads; 0: a release recorded it that did not know."""
+    """The most that a pod downloads: all that its volume may hold, if that is not known; 0: a release recorded it that
+    did not know."""
     tls_secret: str = ""
     """Secret with the servers' certificate; empty: clients do not speak TLS."""
 
@@ -116,6 +117,11 @@ class Serving:
         times = 2 if self.runtime.model_cache else 1
         more = fetch_and_prove_seconds(times * self.fetched_bytes, len(self.adapters))
         return self.runtime.startup_timeout_seconds + FETCH_SECONDS + more
+
+    @property
+    def model_volume(self) -> ModelVolume:
+        """Into which its pods download it."""
+        return model_volume(self.runtime, self.fetched_bytes, grows=self.run_time_rank > 0)
 
     @property
     def model_path(self) -> str:
@@ -253,10 +259,10 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         [behind_proxy(server, door) if door.is_there else server], runtime.pod, images, runtime.service_account_name
     )
     if serving.run_time_rank:
-        first, check = _fetch_wanted(fetch, runtime), loading_container(fetch, runtime.engine)
+        first, check = _fetch_wanted(fetch, serving.model_volume), loading_container(fetch, runtime.engine)
     else:
         proofs = serving.proofs(owner.name)
-        first = _fetch(fetch, runtime)
+        first = _fetch(fetch, serving.model_volume)
         check = self_check_container(proofs, runtime.engine, images, runtime.model_cache)
     pod["initContainers"] = [first, check, *([proxy_container(door, plan, images)] if door.is_there else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
@@ -265,7 +271,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         {"name": "input", "configMap": {"name": fetch.name}},
         self_check_volume(deployment_name(owner, revision)),
         *ca_volumes(access_of(fetch.input).authorities),
-        {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
+        {"name": "models", "emptyDir": {"sizeLimit": serving.model_volume.limit}},
         *model_cache_volumes(runtime.model_cache),
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
         *shared_memory_volumes(plan.shared_memory),
@@ -301,18 +307,20 @@ def _spread(labels: dict[str, str]) -> list[Object]:
     ]
 
 
-def _fetch(request: StageRequest, runtime: Runtime) -> Object:
+def _fetch(request: StageRequest, volume: ModelVolume) -> Object:
+    """The container that fills the volume, and so asks for its room: what one of these asks for, its pod keeps."""
     body = stage_container(request)
     body["name"] = FETCH
     body["volumeMounts"].append({"name": "models", "mountPath": meta.MODELS_DIR})
-    if runtime.model_cache:
-        body["command"] += ["--models-room", str(int(quantity(runtime.pod.scratch_size) or 0))]
+    body["command"] += ["--models-room", str(volume.room)]
+    if volume.request:
+        body["resources"]["requests"][EPHEMERAL_STORAGE] = volume.request
     return body
 
 
-def _fetch_wanted(request: StageRequest, runtime: Runtime) -> Object:
+def _fetch_wanted(request: StageRequest, volume: ModelVolume) -> Object:
     """The same, of what is wanted when the pod starts."""
-    body = _fetch(request, runtime)
+    body = _fetch(request, volume)
     body["volumeMounts"].append(self_check_mount())
     return body
 

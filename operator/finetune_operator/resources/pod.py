@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from finetune_api import meta
 from finetune_operator.framework.objects import Object
+from finetune_operator.resources.drift import quantity
 from finetune_operator.settings import Images, PodShape
 
+EPHEMERAL_STORAGE: Final = "ephemeral-storage"
 USER: Final = 65532
 """Numeric, so that the kubelet can check runAsNonRoot; the group owns the writable volumes."""
 
@@ -18,6 +20,18 @@ def repository(image: str) -> str:
     """Registry and path of an image, without tag and digest."""
     path, slash, name = image.partition("@")[0].rpartition("/")
     return f"{path}{slash}{name.partition(':')[0]}"
+
+
+def scratch_limit(shape: PodShape) -> str:
+    """The most that a pod may write: the size of its scratch volume, or its limit of ephemeral storage, if that is
+    less: volumes count towards it."""
+    sizes = [size for size in (shape.scratch_size, shape.limits.get(EPHEMERAL_STORAGE, "")) if quantity(size)]
+    return min(sizes, key=lambda size: float(quantity(size) or 0), default=shape.scratch_size)
+
+
+def scratch_bytes(shape: PodShape) -> int:
+    """The same in bytes; 0: not known."""
+    return int(quantity(scratch_limit(shape)) or 0)
 
 
 def container(

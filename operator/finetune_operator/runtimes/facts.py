@@ -4,10 +4,9 @@ from typing import Final
 
 from finetune_api.suitability import ServingFacts
 from finetune_operator.runtimes import ENGINES
+from finetune_operator.runtimes.plan import has_gpu
 from finetune_operator.settings import Runtime, Settings
 
-_GPUS: Final = "nvidia.com/"
-"""Resources of NVIDIA's device plugin: whole GPUs (gpu) and slices (mig-1g.5gb)."""
 _PRODUCT_LABELS: Final = (
     "nvidia.com/gpu.product",
     "cloud.google.com/gke-accelerator",
@@ -19,11 +18,11 @@ _PRODUCT_LABELS: Final = (
 
 def serving_facts(name: str, runtime: Runtime) -> ServingFacts:
     """A runtime: its engine, and the GPU of its pods as far as their node selector names it."""
-    limits, nodes = runtime.pod.limits, runtime.pod.node_selector
+    nodes = runtime.pod.node_selector
     return ServingFacts(
         name=name,
         engine=runtime.engine.value,
-        gpu=any(resource.startswith(_GPUS) and amount != "0" for resource, amount in limits.items()),
+        gpu=has_gpu(runtime),
         card=next((nodes[label] for label in _PRODUCT_LABELS if nodes.get(label)), ""),
         dtype=ENGINES[runtime.engine].dtype(runtime),
     )

@@ -15,6 +15,7 @@ from finetune_operator.settings import Runtime
 LOOPBACK: Final = "127.0.0.1"
 """Where a server listens that has a proxy before it."""
 _STARTUP_PERIOD_SECONDS: Final = 5
+_GPUS: Final = "nvidia.com/"
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,21 @@ class EngineModule(Protocol):
     def dtype(self, runtime: Runtime) -> str:
         """What the runtime's settings force the server to compute in, e.g. float16; empty: the server decides."""
 
+    def held_in_memory(self, runtime: Runtime, weights: int) -> int:
+        """Bytes of its node's memory that the server needs at least, for weights of so many: those that no GPU holds,
+        and what the settings take besides. What passes through it to a GPU needs no room: those are pages of files."""
+
     def highest_rank(self, runtime: Runtime) -> int:
         """That of the adapters that it can serve; 0: it serves none."""
 
     def run_time_rank(self, runtime: Runtime, rank: int) -> int:
         """That of the adapters that a server which was started for this rank takes while it runs, behind a proxy that
         closes the paths that load them; 0: it takes none, and other adapters need other pods."""
+
+
+def has_gpu(runtime: Runtime) -> bool:
+    """Whether its pods get a GPU of NVIDIA's device plugin, whole (gpu) or a slice (mig-1g.5gb)."""
+    return any(name.startswith(_GPUS) and amount != "0" for name, amount in runtime.pod.limits.items())
 
 
 def health_probe(period: int, failures: int, timeout: int) -> Object:

@@ -11,6 +11,7 @@ from finetune_operator.runtimes.plan import (
     LOOPBACK,
     ServedModel,
     ServingPlan,
+    has_gpu,
     health_probe,
     seconds_after_drain,
     startup_probe,
@@ -67,6 +68,11 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         writable=("/usr/src/out",),
         shared_memory="1Gi" if runtime.num_shard > 1 else "",
     )
+
+
+def held_in_memory(runtime: Runtime, weights: int) -> int:
+    """Without a GPU all of them: the stand-in, and TGI's build for CPUs."""
+    return 0 if has_gpu(runtime) else weights
 
 
 def highest_rank(runtime: Runtime) -> int:

@@ -5,6 +5,7 @@ docker/Dockerfile) and run with the CPU build of that version (the image ``vllm-
 serve`` and ``vllm.entrypoints.openai.api_server``, take the same arguments.
 """
 
+import re
 from typing import Final
 
 from finetune_api.artifact_source import MAX_ADAPTERS
@@ -13,6 +14,7 @@ from finetune_operator.runtimes.plan import (
     LOOPBACK,
     ServedModel,
     ServingPlan,
+    has_gpu,
     health_probe,
     seconds_after_drain,
     startup_probe,
@@ -28,6 +30,10 @@ _DTYPES: Final = {"auto": "", "half": "float16", "float": "float32"}
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be (MaxLoRARanks in vllm/config/lora.py); 1 would save nothing."""
 _MAX_RANK: Final = "--max-lora-rank"
+_OFFLOADED: Final = "--cpu-offload-gb"
+_OFFLOADED_CACHE: Final = "--kv-offloading-size"
+_CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
+_NUMBER: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 _ALONE: Final = {"VLLM_HOST_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """All its processes are in one pod, so what they tell each other over TCP stays on loopback. Without these they take
 the pod's own address, and whoever reaches it could connect (vLLM's page on security). vLLM 0.32 itself meets in a
@@ -111,6 +117,17 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
     )
 
 
+def held_in_memory(runtime: Runtime, weights: int) -> int:
+    """Without a GPU all weights, and the KV cache, if its size is given; with GPUs, what the admin moves from them into
+    pinned memory: of the weights so many GiB a GPU, of the KV cache so many of all GPUs (vllm/config/offload.py and
+    cache.py)."""
+    if not has_gpu(runtime):
+        return weights + _gib(runtime.env.get(_CPU_CACHE))
+    options = _options(runtime)
+    offloaded = min(weights, _gib(options.get(_OFFLOADED)) * runtime.num_shard)
+    return offloaded + _gib(options.get(_OFFLOADED_CACHE))
+
+
 def highest_rank(runtime: Runtime) -> int:
     """The admin's limit, or the engine's; what is no number, vLLM refuses when it starts."""
     given = _options(runtime).get(_MAX_RANK) or ""
@@ -154,6 +171,11 @@ def dtype(runtime: Runtime) -> str:
     """From the argument, in torch's words."""
     given = _options(runtime).get(_DTYPE) or "auto"
     return _DTYPES.get(given, given)
+
+
+def _gib(given: str | None) -> int:
+    """A setting in GiB, in bytes; 0 for none. What is no number, vLLM refuses when it starts."""
+    return int(float(given) * (1 << 30)) if given and _NUMBER.fullmatch(given) else 0
 
 
 def _options(runtime: Runtime) -> dict[str, str | None]:
