@@ -69,6 +69,7 @@ class Bench:
     tiny: bool = True
     """Whether a rehearsal does with the smallest model that there is."""
     _runs: int = field(default=0, init=False)
+    _ended: dict[str, Ended] = field(default_factory=dict, init=False)
 
     @classmethod
     @contextmanager
@@ -203,6 +204,12 @@ class Bench:
     def run(self, given: StageInput, *arguments: str, **how: Any) -> Ended:
         """A stage from its start to its end; arguments as of ``start``."""
         return self.wait(given, *self.start(given, *arguments, **how))
+
+    def once(self, given: StageInput) -> Ended:
+        """The same for a run that several parts look at: whichever comes first runs it, known by its name."""
+        if given.run.name not in self._ended:
+            self._ended[given.run.name] = self.run(given)
+        return self._ended[given.run.name]
 
     def weights(self, ended: Ended) -> str:
         """The hashes of the weights that a training has left; empty if it left none."""

@@ -19,8 +19,8 @@ from finetune_api.layout import MANIFEST, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.training import Packing, Training
 from finetune_jobs.fit.kernels import FAMILIES, listed
-from finetune_jobs.fit.memory import GIB, gpu_step, peak_memory
-from finetune_jobs.fit.steps import ON_GPU
+from finetune_jobs.fit.memory import FRAGMENTATION, GIB, gpu_step, peak_memory
+from finetune_jobs.fit.shapes import Shape
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, skipped
 from hack.gpu.machine import VISIBLE
@@ -40,8 +40,11 @@ MEASURED: Mapping[str, Any] = {"batch_size": 128, "max_steps": 4}
 RATIO = (0.75, 1.02)
 """Peak memory of the tensors, as a multiple of the estimate, which is that of the model without fused kernels. What the
 process has beside them is estimated too high on purpose, and must only be no more."""
-LARGE, SMALL = 512, 128
+LARGE, SMALL = 512, 64
 """Examples of a pass that must not fit, and of one that will."""
+OVERFULL = ("QLoRA NF4", "LoRA", "Full")
+"""Methods that run out of memory: a rounded base, whose matrices are unpacked in each pass, one in 16 bits, and a whole
+model. INT8 and DoRA would show the same of the trainer, and each takes the time of up to five starts."""
 APART = 0.02
 """By how much losses of the same training may differ, in the middle, where a GPU adds up in another order each time."""
 PEAK = re.compile(r"GPU's memory: at most ([0-9.]+) GiB of [0-9.]+ were taken, ([0-9.]+) by tensors")
@@ -52,9 +55,8 @@ RESUMED = ("QLoRA NF4", "QLoRA INT8", "DoRA", "Full")
 
 def methods(bench: Bench) -> Iterator[Check]:
     """Every method trains, with all kernels of the model's family."""
-    for name, changes in METHODS.items():
-        training = bench.training(**{"learning_rate": "1e-3", **changes})
-        ended = bench.run(bench.input_of(training, _named(name)))
+    for name in METHODS:
+        ended = _usual(bench, name)
         yield _learnt(bench, name, ended)
         if bench.on_gpu:
             yield _fused(name, ended)
@@ -98,8 +100,7 @@ def resuming(bench: Bench) -> Iterator[Check]:
 
 
 def _resumed(bench: Bench, name: str) -> Check:
-    training = bench.training(**{"learning_rate": "1e-3", **METHODS[name], "checkpoint_steps": 4})
-    whole = bench.run(bench.input_of(training, f"whole-{_named(name)}"))
+    training, whole = _training(bench, name), _usual(bench, name)
     given = bench.input_of(training, f"stopped-{_named(name)}")
     place = bench.store.below(run_folder(given.run))
     process, folder = bench.start(given)
@@ -127,19 +128,40 @@ def _resumed(bench: Bench, name: str) -> Check:
 def out_of_memory(bench: Bench) -> Iterator[Check]:
     """A pass that does not fit the GPU's real memory, even if all activations are computed again, is halved, and the
     training ends as planned."""
-    if not bench.on_gpu:
-        yield skipped("oom", "needs a GPU")
-        return
-    training = bench.training(learning_rate="1e-3", method="LoRA", batch_size=LARGE, max_steps=4)
-    # So much is estimated for the small pass, with the driver's share, which is on the safe side: it fits for certain,
-    # and the large one, with four times the activations, does not.
-    short = training.model_copy(update={"batch_size": SMALL, "max_length": bench.longest})
-    room = peak_memory(bench.shape, short, ON_GPU).gib
+    for name in OVERFULL:
+        yield _halved(bench, name) if bench.on_gpu else skipped("oom", "needs a GPU", name)
+
+
+def _halved(bench: Bench, name: str) -> Check:
+    usual = _usual(bench, name)
+    if not (said := _peak(usual)):
+        return Check("oom", name, usual.result.message or "the stage did not say", "", False)
+    taken, tensors = said
+    training = _training(bench, name).model_copy(update={"batch_size": LARGE, "max_steps": 4})
+    room = (small_pass(bench.shape, training, bench.longest, bench.cards[0].gib) + taken - tensors) / GIB
     with _ballast(room, bench.numbers[0]):
-        ended = bench.run(bench.input_of(training, "out-of-memory"))
+        ended = bench.run(bench.input_of(training, f"out-of-memory-{_named(name)}"))
     size = int(ended.result.scalars.get("batchSize", "0"))
     found = f"{size} examples at a time instead of {LARGE}" if size else ended.result.message
-    yield Check("oom", f"{room:.1f} GiB free", found, f"fewer than {LARGE}, and an end", 0 < size < LARGE)
+    return Check("oom", f"{name}, {room:.1f} GiB free", found, f"fewer than {LARGE}, and an end", 0 < size < LARGE)
+
+
+def small_pass(shape: Shape, training: Training, longest: int, gib: float) -> float:
+    """Bytes in which tensors of a pass of ``SMALL`` examples fit for certain, padded to so many tokens, and those of a
+    pass of ``training`` do not. What a process takes beside them was measured: estimated on the safe side, it would
+    hold a larger pass."""
+    step = gpu_step(shape, training.model_copy(update={"max_length": longest}), gib).with_least()
+    small = training.model_copy(update={"batch_size": SMALL, "max_length": longest})
+    return (1 + FRAGMENTATION) * RATIO[1] * peak_memory(shape, small, step).tensors
+
+
+def _training(bench: Bench, name: str) -> Training:
+    return bench.training(**{"learning_rate": "1e-3", **METHODS[name], "checkpoint_steps": 4})
+
+
+def _usual(bench: Bench, name: str) -> Ended:
+    """The end of a method's training that nothing disturbs; several parts look at it."""
+    return bench.once(bench.input_of(_training(bench, name), _named(name)))
 
 
 def apart(losses: Sequence[float], others: Sequence[float]) -> float:
@@ -168,8 +190,7 @@ def _fused(name: str, ended: Ended) -> Check:
 
 
 def _memory(bench: Bench, name: str, training: Training, ended: Ended) -> Check:
-    said = [match for line in ended.log if (match := PEAK.search(line["message"]))]
-    if not said:
+    if not (said := _peak(ended)):
         return Check("memory", name, ended.result.message or "the stage did not say", "", False)
     # The rows are short: the estimate is for passes of the length that they have, not of the longest allowed, and where
     # they are packed for their tokens, without padding and its mask.
@@ -178,11 +199,18 @@ def _memory(bench: Bench, name: str, training: Training, ended: Ended) -> Check:
     step = replace(gpu_step(bench.shape, longest, bench.cards[0].gib), padded=padded)
     passed = longest if padded else training.model_copy(update={"max_length": bench.mean})
     estimate = peak_memory(bench.shape, passed, step)
-    taken, tensors = (float(each) * GIB for each in said[-1].groups())
+    taken, tensors = said
     ratio, whole = tensors / estimate.tensors, taken / estimate.total
     found = f"tensors {tensors / GIB:.2f} GiB, {ratio:.2f} × the estimate; all {taken / GIB:.2f} GiB, {whole:.2f} ×"
     wanted = f"tensors {RATIO[0]} to {RATIO[1]} ×, all at most {RATIO[1]} ×"
     return Check("memory", name, found, wanted, RATIO[0] <= ratio <= RATIO[1] and whole <= RATIO[1])
+
+
+def _peak(ended: Ended) -> tuple[float, float] | None:
+    """Bytes that a training took of its GPU at most, and those of its tensors; None if it did not say."""
+    said = [match for line in ended.log if (match := PEAK.search(line["message"]))]
+    taken, tensors = (float(each) * GIB for each in said[-1].groups()) if said else (0.0, 0.0)
+    return (taken, tensors) if said else None
 
 
 _HOLD = """

@@ -20,7 +20,9 @@ import yaml
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs.fit.memory import GIB, peak_memory
+from finetune_api.training import Training
+from finetune_jobs.fit.memory import GIB, gpu_step, peak_memory
+from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import KEPT
 from finetune_jobs.modelling.device import log_peak
 from finetune_jobs.runtime.commandline import example_input
@@ -32,6 +34,7 @@ from hack.gpu.__main__ import PARTS, checks_of, main, part
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
 from hack.gpu.machine import GpuCard, allocator, numbers
+from hack.gpu.model import SIZES, WORDS
 from hack.gpu.setting import other_versions
 from tests.support.fit import SMOLLM, shape_of
 from tests.support.seaweedfs import ADMIN, SeaweedFS
@@ -59,7 +62,24 @@ def test_a_stopped_training_ends_with_the_same_bytes_in_a_rehearsal(
     assert code == 0, said
     assert "resumed, the same bytes" in said
     found = json.loads((REPOSITORY / "build" / "gpu-rehearsal.json").read_text())
-    assert [(each["part"], each["passed"]) for each in found["checks"]] == [("resume", True), ("oom", None)]
+    assert [(each["part"], each["passed"]) for each in found["checks"]] == [
+        ("resume", True),
+        *[("oom", None)] * len(training.OVERFULL),
+    ]
+
+
+@pytest.mark.parametrize("gib", [15.0, 23.0, 79.2])
+@pytest.mark.parametrize("name", training.OVERFULL)
+def test_the_memory_that_is_left_holds_the_small_pass_and_not_the_large_one(name: str, gib: float) -> None:
+    """Of tensors, packed as on a GPU; also where fused kernels keep a third less than is estimated."""
+    shape = read_shape({"model_type": "qwen3", "vocab_size": WORDS, "tie_word_embeddings": True, **SIZES})
+    large = Training(batch_size=training.LARGE, max_length=256, dropout="0", **training.METHODS[name])
+    room, mean = training.small_pass(shape, large, longest=34, gib=gib), {"max_length": 30}
+    step = replace(gpu_step(shape, large.model_copy(update={"max_length": 34}), gib).with_least(), padded=False)
+    needs = peak_memory(shape, large.model_copy(update=mean), step)
+    assert room < needs.weights + needs.state + 2 / 3 * needs.activations
+    small = large.model_copy(update={**mean, "batch_size": training.SMALL})
+    assert peak_memory(shape, small, step).tensors < room
 
 
 @pytest.fixture
