@@ -76,6 +76,7 @@ def train(context: Context) -> StageOutput:
                 files,
                 params.training,
                 trained.batch,
+                trained.step,
                 place,
                 context.stopping,
                 time_budget,

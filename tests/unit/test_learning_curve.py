@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,8 @@ class Trainings:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         """Examples of each."""
+        self.checkpointing: list[bool] = []
+        """Whether each computes its activations again."""
         self.act: Callable[[int], object] = lambda _examples: None
         """Told the examples of a training that begins."""
 
@@ -273,6 +276,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
 
     def train(self: Any, **options: Any) -> Any:
         seen.sizes.append(len(self.train_dataset))
+        seen.checkpointing.append(self.model.is_activation_checkpointing or self.args.activation_checkpointing)
         seen.act(len(self.train_dataset))
         return original(self, **options)
 
@@ -294,7 +298,7 @@ class Attempt:
     def measure(self, whole: Trained, limit: TimeBudget | None = None) -> Forecast:
         """The curve alone, after a training of which this is known."""
         self.files.out.mkdir(parents=True, exist_ok=True)
-        parts = Parts(self.files, CURVED, whole.batch, self.store.below("curve"), self.stopping, limit)
+        parts = Parts(self.files, CURVED, whole.batch, whole.step, self.store.below("curve"), self.stopping, limit)
         return measure_curve(parts, whole, Progress("train"))
 
 
@@ -387,3 +391,19 @@ def test_a_part_that_cannot_be_trained_costs_the_part_only(
     assert trainings.sizes == [4, 10]
     assert [point.examples for point in made.points] == [10, 20]
     assert made.sentence().startswith("No forecast for more examples: only 2 sizes")
+
+
+def test_parts_are_computed_as_the_training_was(
+    plain: Callable[[], tuple[Trained, Path]],
+    trainings: Trainings,
+    base: Path,
+    dataset: Path,
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    """A GPU without room for the training's activations has none for a part's either."""
+    whole, _ = plain()
+    trainings.checkpointing.clear()
+    made = Attempt(base, dataset, tmp_path, store).measure(replace(whole, step=whole.step.with_least()))
+    assert trainings.checkpointing == [True, True]
+    assert [point.examples for point in made.points] == [4, 10, 20]

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,7 +142,7 @@ def test_activations_are_given_up_before_passes_get_smaller(
     sparing = run_training(base, dataset, tmp_path / "sparing", training, store.below("sparing"))
 
     assert passes.sizes == [4] * 4 + [4] * 4
-    assert sparing == whole
+    assert sparing == replace(whole, step=whole.step.with_least())
     assert_same_weights(tmp_path / "sparing", tmp_path / "whole")
     assert state_of(store.below("sparing")).checkpointing
     passes.sizes.clear()

@@ -36,6 +36,7 @@ from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.fit.steps import Step
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.canaries import read_canaries
 from finetune_jobs.modelling.device import is_out_of_memory
@@ -78,6 +79,8 @@ class Parts:
     training: Training
     batch: Batch
     """As it fitted the memory."""
+    step: Step
+    """The same: how the training computed, as its parts do."""
     place: Store
     """Keeps the finished parts."""
     stopping: threading.Event
@@ -153,10 +156,11 @@ class Parts:
     def _train(
         self, training: Training, part: Dataset, validation: Dataset, tokens: int, work: Path, progress: Progress
     ) -> Measured:
-        model = load_trainable(self.files.base, training)
+        model = load_trainable(self.files.base, training, step=self.step)
         suit_attention(model, training, tokens)
         tokenizer = load_tokenizer(self.files.base)
-        trainer = build_trainer(model, Examples(part, validation, tokenizer), training, work, self.batch)
+        examples = Examples(part, validation, tokenizer)
+        trainer = build_trainer(model, examples, training, work, self.batch, step=self.step)
         trainer.add_callback(Reporting(progress))
         trainer.add_callback(_Stopping(self.stopping))
         run_steps(trainer, None, progress)

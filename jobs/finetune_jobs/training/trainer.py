@@ -80,6 +80,8 @@ class Trained:
     """At its peak."""
     batch: Batch
     """As it fitted the memory."""
+    step: Step
+    """The same."""
     ending: Ending
     kernels: tuple[Kernel, ...] | None = None
     """The fused ones that were used; None: none can run here, as on a CPU."""
@@ -179,7 +181,7 @@ def _attempt(
     weights = trainer.weights(DTYPE if whole else None) if whole or divided else {}
     if team.first:
         _save(trainer, weights, training, files)
-    summary = _summary(trainer, training, batch)
+    summary = _summary(trainer, training, batch, step)
     budget = context.time_budget
     return replace(summary, ending=budget.ending(summary.ending)) if budget else summary
 
@@ -235,7 +237,7 @@ def _save_adapter(model: Any, weights: dict[str, torch.Tensor], files: TrainingF
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch) -> Trained:
+def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch, step: Step) -> Trained:
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-trainer.args.eval_steps :]
     return Trained(
@@ -246,6 +248,7 @@ def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch) -> Tra
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         learning_rate=trainer.args.learning_rate,
         batch=batch,
+        step=step,
         ending=ending(
             state.log_history, state.global_step, state.max_steps, (state.best_global_step, state.best_metric)
         ),
