@@ -106,6 +106,8 @@ class FitStatus(WireModel):
     """Estimated time of what the evaluation asks however many examples there are, e.g. about forgetting and safety."""
     transfer_seconds: Number = ""
     """Estimated time to write and send the exported model, or to fetch it."""
+    validation_tokens: Count = None
+    """Tokens that a pass of a validation has at most: as many as take no more memory than a pass of training."""
     evaluation_gpus: Count = None
     """GPUs of a pod that evaluation needs, where its largest model fits no single one. Absent: one."""
     warning: Message = ""

@@ -69,7 +69,7 @@ def kind_of(stage: Stage) -> str:
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 13,
-    Stage.TRAIN: 5,
+    Stage.TRAIN: 6,
     Stage.EXPORT: 3,
     Stage.EVALUATE: 14,
     Stage.PUBLISH: 8,

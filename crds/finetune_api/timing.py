@@ -48,6 +48,8 @@ class Pace:
     """What the evaluation asks however many examples there are: about forgetting and safety, and reference texts."""
     transfer_seconds: float = 0.0
     """Writing the exported model and sending it to the store, or fetching it."""
+    validation_tokens: int = 0
+    """Tokens of a validation's pass at most; 0: as many as a pass of training has."""
 
     @classmethod
     def of(cls, fit: FitStatus | None, training: Training, processes: int) -> Self | None:
@@ -63,6 +65,7 @@ class Pace:
             answer_seconds=answer if fit.beside_seconds else _ONCE * answer,
             beside_seconds=float(fit.beside_seconds or 0),
             transfer_seconds=float(fit.transfer_seconds or 0),
+            validation_tokens=fit.validation_tokens or 0,
         )
 
 
@@ -119,11 +122,12 @@ def training_seconds(training: Training, examples: Examples, pace: Pace, process
     tokens = size * examples.tokens * padding(training, examples, processes)
     each = math.hypot(pace.pass_seconds, tokens * processes / pace.tokens_per_second)
     trained = seen / (size * processes) * each
-    return training.work * (trained + _validation_seconds(training, examples, trained, each / (size * processes)))
+    return training.work * (trained + _validation_seconds(training, examples, pace, processes, trained))
 
 
-def _validation_seconds(training: Training, examples: Examples, trained: float, each: float) -> float:
-    """``trained``: seconds of all steps; ``each``: of one of their examples."""
+def _validation_seconds(training: Training, examples: Examples, pace: Pace, processes: int, trained: float) -> float:
+    """Of all validations, each in passes that the processes share, without padding to speak of: examples of like length
+    stand together. ``trained``: seconds of all steps."""
     if examples.validated is None:
         return VALIDATION_SHARE * trained
     steps = planned_steps(examples.count, training)
@@ -131,7 +135,10 @@ def _validation_seconds(training: Training, examples: Examples, trained: float, 
         return 0.0
     validated = min(examples.validated, training.validation.max_examples, VALIDATION_TOKENS / max(1, examples.tokens))
     times = math.ceil(steps / validation_interval(training, steps, math.ceil(validated)))
-    return times * validated * each * FORWARD_SHARE
+    tokens = validated * examples.tokens / processes
+    passes = math.ceil(tokens / (pace.validation_tokens or training.batch_size * max(1.0, examples.tokens)))
+    each = math.hypot(passes * pace.pass_seconds, tokens * processes / pace.tokens_per_second)
+    return times * each * FORWARD_SHARE
 
 
 def padding(training: Training, examples: Examples, processes: int = 1) -> float:

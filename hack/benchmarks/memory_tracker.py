@@ -1,4 +1,5 @@
-"""A training step in PyTorch's memory tracker, with fake tensors: real operators and sizes, no memory, no GPU.
+"""A training step, or a validation's pass, in PyTorch's memory tracker, with fake tensors: real operators and sizes, no
+memory, no GPU.
 
 It runs transformers' model, PEFT's adapters, the loss in tiles, bitsandbytes' 4-bit and 8-bit products and AdamW, under
 autocast with accumulated gradients, like the training on a GPU. A CPU build of PyTorch cannot run autograd for fake
@@ -52,6 +53,19 @@ def tracked_peak(config: dict[str, Any], training: Training, step: Step) -> int:
                 optimiser.step()
                 optimiser.zero_grad()
         return int(tracker.get_tracker_snapshot("peak")[torch.device(DEVICE)]["Total"])
+
+
+def tracked_validation(config: dict[str, Any], training: Training, step: Step) -> int:
+    """Peak bytes of a forward pass without gradients, beside the model: over ``training``'s examples of a pass."""
+    with _as_on_cuda(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(DEVICE):
+        model = _model(config, training, rounded=step.rounded).eval()
+        base = model if training.method is Method.FULL else model.get_base_model()
+        tracker = _Tracker()
+        tracker.track_external(model)
+        with disable_input_dtype_casting(model), tracker, torch.no_grad():
+            before = tracker.get_tracker_snapshot("current")[torch.device(DEVICE)]["Total"]
+            _pass(base, training, backward=False)
+        return int(tracker.get_tracker_snapshot("peak")[torch.device(DEVICE)]["Total"] - before)
 
 
 class _Tracker(MemTracker):  # type: ignore[misc] # torch is not typed here
@@ -152,7 +166,7 @@ class _EightBit(nn.Module):  # type: ignore[misc] # torch is not typed here
 _ROUNDED = {Quantization.NF4: _FourBit, Quantization.INT8: _EightBit}
 
 
-def _pass(base: Any, training: Training) -> None:
+def _pass(base: Any, training: Training, *, backward: bool = True) -> None:
     """Forward and backward of a micro-batch of examples of ``max_length``, every position with a label."""
     examples, length = training.batch_size, training.max_length
     tokens = torch.zeros((examples, length), dtype=torch.long)
@@ -162,7 +176,8 @@ def _pass(base: Any, training: Training) -> None:
         head = base.get_output_embeddings()
         labelled = hidden.flatten(0, 1).index_select(0, torch.arange(examples * length))
         loss = tiled_loss(labelled, head.weight, head.bias, tokens.flatten(), Logits())
-    loss.backward()
+    if backward:
+        loss.backward()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ A backward pass needs a real one; the loss has its gradients from the forward pa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,11 +86,13 @@ def loss_of(model: Any, *, training: bool = True) -> torch.Tensor:
     trainer: Any = SimpleNamespace(
         aux_loss_enabled=False,
         team=ALONE,
-        labels_per_example=2.0,
         autocast=lambda: torch.autocast("cuda", torch.bfloat16),
     )
-    count = torch.empty((), dtype=torch.int64, device=CUDA) if training else None
+    trainer._summed = partial(LabelLossTrainer._summed, trainer)
     model.train(training)
+    if not training:
+        return trainer._summed(model, batch())
+    count = torch.empty((), dtype=torch.int64, device=CUDA)
     found: torch.Tensor = LabelLossTrainer.compute_loss(trainer, model, batch(), num_items_in_batch=count)
     return found
 

@@ -88,6 +88,16 @@ def test_validations_take_a_small_share(rows: int, validated: int, tokens: int, 
     assert whole <= plain * (1 + VALIDATION_SHARE) * 1.02 + 5 * looked_at * tokens / 3 / 1000
 
 
+@pytest.mark.parametrize(("tokens", "passes"), [(0, 13), (800, 13), (4_000, 3), (32_768, 1)])
+def test_a_validation_launches_as_many_passes_as_its_tokens_fill(tokens: int, passes: int) -> None:
+    """A hundred examples of 100 tokens, where launching is all that counts; unknown, passes are as large as
+    training's."""
+    training, pace = Training(epochs=1), Pace(1e12, 0, pass_seconds=0.3, validation_tokens=tokens)
+    plain, whole = (training_seconds(training, Examples(100, 100, 100, count), pace) for count in (0, 100))
+    times = math.ceil(planned_steps(100, training) / validation_interval(training, planned_steps(100, training), 100))
+    assert whole - plain == pytest.approx(times * passes * 0.1)
+
+
 def test_only_what_is_padded_costs_more() -> None:
     """Packed examples, single ones and equal ones have no padding; a sharded model pads."""
     examples = Examples(1000, 150, 1024, 0)

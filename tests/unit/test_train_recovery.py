@@ -21,7 +21,6 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.collator import examples_in
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
@@ -82,7 +81,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
         if model.training:
-            watched.seen(examples_in(inputs), checkpointing=self.model.is_activation_checkpointing)
+            ends = inputs.get("cu_seq_lens_q")
+            size = len(inputs["input_ids"]) if ends is None else len(ends) - 1
+            watched.seen(size, checkpointing=self.model.is_activation_checkpointing)
         return original(self, model, inputs, *rest, **options)
 
     monkeypatch.setattr(LabelLossTrainer, "compute_loss", compute_loss)

@@ -41,7 +41,7 @@ def activations(shape: Shape, training: Training, step: Step) -> float:
     examples, length = training.batch_size, training.max_length
     tokens, masked = examples * length, step.padded and examples > 1
     mask = 2 * BF16 * examples * length * length if masked else 0
-    head = _head(shape, training, tokens, step) + output_gradient(shape, training)
+    head = head_bytes(shape, training, tokens, step) + output_gradient(shape, training)
     layers = [_layer(shape, kind, training, step, masked=masked) for kind in shape.kinds]
     if not step.checkpointing:
         kept = sum(layer.count * layer.kept for layer in layers)
@@ -60,14 +60,14 @@ def _layer(shape: Shape, kind: LayerKind, training: Training, step: Step, *, mas
     return _Layer(
         count=kind.count,
         kept=tokens * _layer_bytes(shape, kind, training, step, masked=masked) + _dora_kept(kind, training),
-        backward=tokens * _backward_bytes(shape, kind) + _dora_passing(kind, training) + waiting,
+        backward=tokens * _backward_bytes(shape, kind) + dora_passing(kind, training) + waiting,
         selected=tokens * _selected_bytes(kind, training) if step.selective else 0,
     )
 
 
 def _layer_bytes(shape: Shape, kind: LayerKind, training: Training, step: Step, *, masked: bool) -> float:
     """What one layer keeps for its backward pass, per token."""
-    mixing = _delta_bytes(kind) if kind.key_dim else _attention_bytes(kind, masked=masked)
+    mixing = delta_bytes(kind) if kind.key_dim else _attention_bytes(kind, masked=masked)
     norms = FP32 * kind.norms * shape.hidden
     return norms + mixing + _feed_forward_bytes(kind) + _input_bytes(shape, kind, training, step)
 
@@ -84,7 +84,7 @@ def _attention_bytes(kind: LayerKind, *, masked: bool) -> float:
     return BF16 * (2 * query + 2 * keys + gate) + FP32 * kind.heads
 
 
-def _delta_bytes(kind: LayerKind) -> float:
+def delta_bytes(kind: LayerKind) -> float:
     """The gated delta rule as transformers computes it without a kernel of its own: in pieces of so many tokens, each
     of whose states is kept, in float32 with 16-bit copies for each product (counted, ``saved_tensors_hooks``)."""
     keys, values = kind.heads * kind.key_dim, kind.heads * kind.head_dim  # keys are repeated for each head of values
@@ -136,7 +136,7 @@ def _dora_kept(kind: LayerKind, training: Training) -> float:
     return BF16 * _dora_parameters(kind, training) if training.base_quantization else 0
 
 
-def _dora_passing(kind: LayerKind, training: Training) -> float:
+def dora_passing(kind: LayerKind, training: Training) -> float:
     """What DoRA computes the lengths of a layer's weights from."""
     return DORA_PER_WEIGHT * _dora_parameters(kind, training)
 
@@ -162,7 +162,7 @@ def output_gradient(shape: Shape, training: Training) -> float:
     return FP32 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
 
 
-def _head(shape: Shape, training: Training, tokens: int, step: Step) -> float:
+def head_bytes(shape: Shape, training: Training, tokens: int, step: Step) -> float:
     """From the last hidden state to its gradient, with the last normalisation; every token has a label."""
     hidden = (3 * FP32 + 3 * BF16) * tokens * shape.hidden
     if step.head is Head.LOGITS:  # probabilities, the gradient of the loss by them, and that by the logits

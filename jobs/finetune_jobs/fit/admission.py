@@ -83,7 +83,7 @@ def admit(
     chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else on_cpu
     memory = peak_memory(shape, part, chosen, hardware.processes)
     asked = asking(after.task, after.evaluation, training) if after.evaluation else None
-    speed = pace(shape, training, chosen, hardware, asked=asked, exported=after.exported)
+    speed = pace(shape, part, chosen, hardware, asked=asked, exported=after.exported)
     evaluating = max(1, evaluation_gpus(shape, training, hardware, max(after.exported)))
     samples = after.evaluation.max_samples if after.evaluation else 0
     expected = forecast(speed, training, hardware, samples, evaluating)

@@ -21,6 +21,7 @@ from finetune_jobs.fit.cards import card_of, unknown
 from finetune_jobs.fit.memory import INT8, NF4
 from finetune_jobs.fit.shapes import LayerKind, Shape
 from finetune_jobs.fit.steps import BF16, Step
+from finetune_jobs.fit.validating import validation_tokens
 
 SCALING: Final = 0.9
 """Share of their speed that several processes keep while they exchange gradients, mostly during the backward pass
@@ -108,6 +109,7 @@ def pace(
         answer_seconds=sum(model.example_seconds for model in models),
         beside_seconds=sum(model.beside_seconds for model in models),
         transfer_seconds=sum(exported) * shape.parameters * (1 / NETWORK_BYTES + 1 / DISK_BYTES),
+        validation_tokens=validation_tokens(shape, training, step),
     )
 
 

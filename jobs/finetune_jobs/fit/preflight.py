@@ -76,6 +76,7 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitAnswerSeconds"] = f"{pace.answer_seconds:.3f}"
         found["fitBesideSeconds"] = f"{pace.beside_seconds:.1f}"
         found["fitTransferSeconds"] = f"{pace.transfer_seconds:.0f}"
+        found["fitValidationTokens"] = str(pace.validation_tokens)
     return {name: value for name, value in found.items() if value}
 
 

@@ -6,17 +6,17 @@ stochastically.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow.compute as compute
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig
 
 from finetune_api.training import EarlyStopping, Method, Packing, Training
+from finetune_jobs.fit.fields import UnknownShapeError
 from finetune_jobs.fit.recipe import (
     MAX_GRAD_NORM,
     WARM_UP,
@@ -24,8 +24,9 @@ from finetune_jobs.fit.recipe import (
     Schedule,
     schedule,
 )
+from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import ON_CPU, Step
-from finetune_jobs.modelling import chat
+from finetune_jobs.fit.validating import validation_tokens
 from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.loading import DTYPE, build_base, load_base
 from finetune_jobs.training import packing
@@ -42,6 +43,7 @@ from finetune_jobs.training.selective import use_selective
 from finetune_jobs.training.sharding import ShardedTrainer
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tiled_loss import add_tiled_loss
+from finetune_jobs.training.validation import Validation
 
 PLAIN_ATTENTION_TOKENS: Final = 128
 """On CPUs, plain attention of padded examples is faster up to here; its memory grows as the square."""
@@ -80,7 +82,6 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     if team.size > 1:
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
-        validation = with_blanks(validation, missing(len(validation), together), blank)
     checkpointing = step.checkpointing and model.supports_gradient_checkpointing  # a few architectures do not
     arguments = configuration(training, work, batch, plan, packed=packed, checkpointing=checkpointing)
     trainer = (ShardedTrainer if divided else LabelLossTrainer)(
@@ -98,9 +99,10 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     use_sparse_dropout(trainer.model)
     release_inputs(trainer.model)
     trainer.model.create_or_update_model_card = _no_card  # PEFT's, of each checkpoint
-    trainer.labels_per_example = _labelled(validation) / len(validation)
     blanks, examples_a_step = len(train) - len(lengths), together * batch.passes
     trainer.team = team
+    tokens = _validation_tokens(model, training, batch, replace(step, padded=not packed), longest(train, validation))
+    trainer.validation = Validation(validation, tokens, packed, team)
     trainer.order = StepOrder(lengths, examples_a_step, training.seed, blanks=blanks, by_length=not packed)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and not step.rounded:
@@ -159,10 +161,15 @@ def longest(*splits: Dataset) -> int:
     return max(max(token_counts(split)) for split in splits)
 
 
-def _labelled(split: Dataset) -> int:
-    """Tokens that carry loss."""
-    labels = compute.list_flatten(split.data.column("labels"))
-    return int(compute.sum(compute.not_equal(labels, chat.IGNORED)).as_py())
+def _validation_tokens(model: Any, training: Training, batch: Batch, step: Step, tokens: int) -> int:
+    """Of a validation's pass; ``tokens`` are those of the longest example. Those of a pass of training, where the
+    model's shape is unknown."""
+    part = training.model_copy(update={"batch_size": batch.size, "max_length": tokens})
+    whole = model.config.to_dict() | {"quantization_config": None}  # ``part`` says how it is rounded
+    try:
+        return validation_tokens(read_shape(whole), part, step)
+    except UnknownShapeError:
+        return batch.size * tokens
 
 
 def configuration(
@@ -174,7 +181,6 @@ def configuration(
         output_dir=str(work),
         max_steps=plan.steps,
         per_device_train_batch_size=batch.size,
-        per_device_eval_batch_size=batch.size,
         gradient_accumulation_steps=batch.passes,
         learning_rate=plan.rate,
         lr_scheduler_type="cosine",

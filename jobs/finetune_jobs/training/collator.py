@@ -30,9 +30,3 @@ def labelled(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     following = labels[:, 1:]
     rows, columns = (following != IGNORED).nonzero(as_tuple=True)
     return {"positions": rows * labels.shape[1] + columns, "targets": following[rows, columns]}
-
-
-def examples_in(batch: dict[str, Any]) -> int:
-    """How many examples a batch holds, packed or not."""
-    ends = batch.get("cu_seq_lens_q")
-    return len(batch["input_ids"]) if ends is None else len(ends) - 1

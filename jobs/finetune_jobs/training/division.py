@@ -1,8 +1,8 @@
 """The data of a training, divided among the processes that train together: the same steps however many they are.
 
-An epoch's last step, and a validation's last batch, rarely have an example for every process. Accelerate would fill
-them up with examples that were seen already. Here blanks take these places: a token without a label, which adds nothing
-to the loss, to its gradient, or to the number of tokens by which both are divided.
+An epoch's last step rarely has an example for every process. Accelerate would fill it up with examples that were seen
+already. Here blanks take these places: a token without a label, which adds nothing to the loss, to its gradient, or to
+the number of tokens by which both are divided.
 """
 
 from bisect import bisect_right

@@ -1,12 +1,13 @@
-"""TRL's SFTTrainer, changed in five places.
+"""TRL's SFTTrainer, changed in six places.
 
 Why it is subclassed at all (TRL 1.16): its loss is another one on CPUs than on GPUs, sends every position through the
 output layer on the former, computes logits twice on the latter and waits for the GPU in every pass to keep statistics;
-and with several processes its checkpoints hold no pod's random states but its own, and the middle of an epoch resumes
-in the order of another one; and it makes a model card for each. What the loss costs is described in
-docs/concepts/training.md.
+its validation takes passes of training's size and the mean of their means; with several processes its checkpoints hold
+no pod's random states but its own, and the middle of an epoch resumes in the order of another one; and it makes a model
+card for each. What the loss costs is described in docs/concepts/training.md.
 """
 
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,19 @@ import torch
 from trl import SFTTrainer
 
 from finetune_jobs.fit.kernels import Kernel
-from finetune_jobs.training.collator import examples_in
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.team import ALONE
+from finetune_jobs.training.validation import Validation
 
 
 class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
     """SFTTrainer whose loss takes the labelled positions only, of a model with ``tiled_loss`` and in batches of a
-    ``Collator``.
+    ``Collator``."""
 
-    In a validation, the loss is per token of the whole split, however it is divided: a mean of batch means would change
-    with the batch size, and with it which weights are the best.
-    """
-
-    labels_per_example = 0.0
-    """Of the validation split, on average."""
+    validation: Validation
+    """What ``evaluate`` takes."""
+    control: Any
+    """What the callbacks want next, as transformers hands it around."""
     team = ALONE
     selective = False
     """Whether checkpointing of activations is to keep a part of them (``training.selective``)."""
@@ -44,19 +43,37 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy per labelled token, over ``num_items_in_batch`` tokens or those of this batch."""
-        others = {name: value for name, value in inputs.items() if name not in ("positions", "targets")}
         if return_outputs or self.aux_loss_enabled:  # what a mixture of experts adds for its balance is TRL's
+            others = {name: value for name, value in inputs.items() if name not in ("positions", "targets")}
             return super().compute_loss(model, others, return_outputs, num_items_in_batch)
-        del others["labels"]
-        positions, targets = inputs["positions"], inputs["targets"]
-        with self.autocast():  # accelerate puts it around the model only once it trains
-            loss = model(**others, positions=positions, targets=targets, use_cache=False)
+        loss = self._summed(model, inputs)
         if num_items_in_batch is not None:  # of all processes, over which gradients are averaged
             return loss * self.team.size / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        if model.training:
-            return loss / max(1, len(targets))
-        # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
-        return loss / (self.labels_per_example * examples_in(inputs))
+        return loss / max(1, len(inputs["targets"]))
+
+    def _summed(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The sum of the cross entropies of a batch's labelled tokens."""
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        with self.autocast():  # accelerate puts it around the model only once it trains
+            return model(**given, use_cache=False)
+
+    def evaluate(self, *_given: Any, **_named: Any) -> dict[str, float]:
+        """The loss per labelled token of the validation split, as ``eval_loss``. All processes call this together."""
+        begun = time.monotonic()
+        self.model.eval()
+        with torch.no_grad():
+            total = self.validation.summed(self._validated)
+        loss = self.accelerator.gather(total).sum() / self.validation.labelled
+        found = {"eval_loss": float(loss), "eval_runtime": round(time.monotonic() - begun, 4)}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _validated(self, examples: list[dict[str, Any]]) -> Any:
+        """The sum of the losses of a validation's pass."""
+        found = self._summed(self.model, self._prepare_inputs(self.data_collator(examples)))
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        return found
 
     def autocast(self) -> AbstractContextManager[None]:
         """Around the loss."""

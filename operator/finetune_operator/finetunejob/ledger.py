@@ -217,6 +217,7 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
         answer_seconds=_number(scalars, "fitAnswerSeconds"),
         beside_seconds=_number(scalars, "fitBesideSeconds"),
         transfer_seconds=_number(scalars, "fitTransferSeconds"),
+        validation_tokens=count_of(scalars, "fitValidationTokens"),
         evaluation_gpus=count_of(scalars, "fitEvaluationGpus"),
         warning=scalars.get("fitWarning", "")[:1024],
     )
