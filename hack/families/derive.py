@@ -118,6 +118,7 @@ def _layer(
         kv_heads=asked.kv_heads,
         head_dim=asked.head_dim,
         output_gate=asked.output_gate,
+        qk_norm=not asked.key_dim and models[0][0].qk_norm,
         key_dim=asked.key_dim,
         linear=tuple(
             Linear(name=_last(path), reads=read[path], inputs=sides[path][0], outputs=sides[path][1], when=item.when)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,10 @@ from hack.families.sizes import small
 
 _ROUNDED: Final = (nn.Linear, Conv1D)
 """What bitsandbytes rounds: these classes, not their subclasses (transformers.integrations.bitsandbytes)."""
+
+_OF_QUERIES: Final = ("q_norm", "q_layernorm", "query_norm", "query_layernorm")
+_OF_KEYS: Final = ("k_norm", "k_layernorm", "key_norm", "key_layernorm")
+"""How the names of the modules begin that normalise queries and keys."""
 
 
 class LeftOutError(ValueError):
@@ -33,6 +37,8 @@ class Parts:
     """Further parameters."""
     norms: tuple[str, ...]
     """The normalisations outside attention."""
+    qk_norm: bool = False
+    """Whether attention normalises queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +139,16 @@ def _parts(layer: nn.Module) -> Parts:
     linear: dict[str, Dimensions] = {name: _sides(module) for name, module in modules.items()}
     weights = {f"{name}.weight" for name in linear}
     rest = {name: tuple(each.shape) for name, each in layer.named_parameters() if name not in weights}
-    norms = tuple(
-        name
-        for name, each in layer.named_modules()
-        if "norm" in type(each).__name__.lower() and name and not in_attention(name)
-    )
-    return Parts(linear, rest, norms)
+    norms = [name for name, each in layer.named_modules() if name and "norm" in type(each).__name__.lower()]
+    outside = tuple(name for name in norms if not in_attention(name))
+    return Parts(linear, rest, outside, _normalise_both(name for name in norms if in_attention(name)))
+
+
+def _normalise_both(norms: Iterable[str]) -> bool:
+    """Whether queries and keys are among what attention's own normalisations are for, by their names. Latent attention
+    has others, of what queries and keys are computed from (``q_a_layernorm``)."""
+    names = [name.rpartition(".")[2] for name in norms]
+    return all(any(name.startswith(begin) for name in names) for begin in (_OF_QUERIES, _OF_KEYS))
 
 
 def _linear_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:

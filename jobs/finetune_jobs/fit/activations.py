@@ -81,7 +81,8 @@ def _attention_bytes(kind: LayerKind, *, masked: bool) -> float:
     # With a mask, PyTorch's kernels want as many key heads as query heads: transformers repeats them.
     keys = query if masked else key
     gate = 2 * query if kind.output_gate else 0  # itself, and what it makes of attention's result
-    return BF16 * (2 * query + 2 * keys + gate) + FP32 * kind.heads
+    before_norms = FP32 * (query + key) if kind.qk_norm else 0
+    return BF16 * (2 * query + 2 * keys + gate) + FP32 * kind.heads + before_norms
 
 
 def delta_bytes(kind: LayerKind) -> float:

@@ -92,6 +92,8 @@ class Layer(_Data):
     head_dim: str
     output_gate: bool = False
     """Whether what attention gives is multiplied by a gate, a number for each of its."""
+    qk_norm: bool = False
+    """Whether attention normalises queries and keys, each head by itself or all together."""
     key_dim: str = ""
     """Of a layer with the gated delta rule in place of attention, the width of a key; heads are then those of values,
     and there is a key head for some of them each. Empty for attention."""

@@ -71,6 +71,8 @@ class LayerKind:
     """Normalisations over the hidden state."""
     output_gate: bool
     """Whether what attention gives is multiplied by a gate."""
+    qk_norm: bool
+    """Whether attention normalises queries and keys."""
     key_dim: int
     """Width of a key of the gated delta rule, of which heads are those of values; 0 for attention."""
     matrices: tuple[Matrix, ...]
@@ -270,6 +272,7 @@ def _kind(layer: Layer, count: int, sizes: Mapping[str, int], switches: Mapping[
         gated=layer.gated,
         norms=layer.norms,
         output_gate=layer.output_gate,
+        qk_norm=layer.qk_norm,
         key_dim=evaluate(layer.key_dim, sizes) if layer.key_dim else 0,
         matrices=matrices,
         vectors=_counted(layer.vectors, sizes, switches),
