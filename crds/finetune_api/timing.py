@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import Final, Self
 
 from finetune_api.budget import FitStatus
-from finetune_api.training import Method, Packing, Training
+from finetune_api.training import Method, Packing, Quantization, Training
 
 VALIDATION_SHARE: Final = 0.05
 """Share of the steps' time that validations may take."""
@@ -144,11 +144,14 @@ def _validation_seconds(training: Training, examples: Examples, pace: Pace, proc
 def padding(training: Training, examples: Examples, processes: int = 1) -> float:
     """Tokens that go through the model for each token of the data: 1 where a pass's examples share a row.
 
+    They do not in divided models, nor in most models in LLM.int8 on a GPU (docs/concepts/training.md), which are all
+    counted as such.
+
     Otherwise each pass is padded to its longest example, those of a step in the order of their lengths. The lengths are
     taken to be log-normal, as those of chats are, with the mean and the longest that the data have.
     """
-    packed = training.packing is Packing.AUTO and not (training.method is Method.FULL and processes > 1)
-    size = training.batch_size
+    kept_apart = training.base_quantization is Quantization.INT8 or (training.method is Method.FULL and processes > 1)
+    packed, size = training.packing is Packing.AUTO and not kept_apart, training.batch_size
     if packed or size == 1 or examples.longest <= examples.tokens or examples.count < 2:
         return 1.0
     ratio = examples.longest / max(1.0, examples.tokens)

@@ -130,7 +130,8 @@ class Training(ApiModel):
     job fails."""
     packing: Packing = Packing.AUTO
     """Auto: join the examples of a forward pass without padding, each attending to itself only, where the model allows
-    it; the training is the same, and faster. Off: pad them."""
+    it; the training is the same, and faster. On GPUs most models do not with quantization INT8, nor do models that are
+    divided among several: they are padded, as with Off."""
     kernels: Kernels = Kernels.AUTO
     """Auto: on a GPU, compute RMSNorm, rotary embeddings and SwiGLU or GeGLU in one kernel each, for model families
     that are known and where a check on that GPU finds the same numbers; faster. Off: as PyTorch does."""

@@ -22,7 +22,7 @@ from finetune_api.timing import (
     training_seconds,
     validation_interval,
 )
-from finetune_api.training import Method, Packing, Training, Validation
+from finetune_api.training import Method, Packing, Quantization, Training, Validation
 
 pytestmark = pytest.mark.unit
 
@@ -99,7 +99,7 @@ def test_a_validation_launches_as_many_passes_as_its_tokens_fill(tokens: int, pa
 
 
 def test_only_what_is_padded_costs_more() -> None:
-    """Packed examples, single ones and equal ones have no padding; a sharded model pads."""
+    """Packed examples, single ones and equal ones have no padding; a sharded model pads, and LLM.int8."""
     examples = Examples(1000, 150, 1024, 0)
     off = Training(packing=Packing.OFF)
     assert padding(Training(), examples) == 1
@@ -109,6 +109,7 @@ def test_only_what_is_padded_costs_more() -> None:
     full = Training(method=Method.FULL)
     assert padding(full, examples) == 1
     assert padding(full, examples, processes=2) == padding(off, examples)
+    assert padding(Training(quantization=Quantization.INT8), examples) == padding(off, examples)
 
 
 @pytest.mark.parametrize(("median", "sigma"), [(120, 0.8), (300, 0.4), (60, 1.1)])
