@@ -13,12 +13,19 @@ from finetune_api.endpoint_stages import MODEL_CACHE, MODEL_CACHE_PROBLEM, Adapt
 from finetune_api.layout import Manifest, Withdrawal
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs.artifacts.folders import Fetched, fetch_folder, fetch_folder_through, require_manifest
+from finetune_jobs.artifacts.folders import (
+    Fetched,
+    fetch_folder,
+    fetch_folder_through,
+    partial_of,
+    require_manifest,
+)
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
+from finetune_jobs.base.wording import sized
 from finetune_jobs.modelling.base_model import WEIGHTS
 from finetune_jobs.runtime.adapters import AdapterSource, fetch_artifact, require_no_code
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
@@ -46,8 +53,8 @@ def fetch(context: Context) -> StageOutput:
     manifest = require_manifest(context.store, model.folder)
     _require_safetensors(context.store.uri(model.folder), manifest)
     report = context.progress.part(0.05, 1, "downloading the model")
-    found = _fetch_model(context, context.store, model.folder, home / "model", report)
     size = sum(file.size for file in manifest.files)
+    found = _fetch_model(context, context.store, model.folder, size, home / "model", report)
     signed = f", signed by key {signed_by[:12]}" if signed_by else ""
     mark = _mark(context.store, digest)
     return StageOutput(
@@ -84,8 +91,8 @@ def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     address = set_address({each.name: each.digest for each in asked.adapters})
     (context.models / address).mkdir(parents=True, exist_ok=True)
     report = context.progress.part(0.05, 1, "downloading the base model")
-    shared = _fetch_model(context, first.store, first.base.folder, context.models / address / "model", report)
     size = sum(file.size for file in manifest.files)
+    shared = _fetch_model(context, first.store, first.base.folder, size, context.models / address / "model", report)
     marks = [(each.ref.name, _mark(each.store, each.ref.digest)) for each in places]
     withdrawn = "; ".join(f"{in_words(mark)} (adapter {name!r})" for name, mark in marks if mark)
     return StageOutput(
@@ -96,15 +103,32 @@ def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     )
 
 
-def _fetch_model(context: Context, store: Store, folder: str, target: Path, report: Report) -> Fetched | None:
+def _fetch_model(
+    context: Context, store: Store, folder: str, size: int, target: Path, report: Report
+) -> Fetched | None:
     """What is large: through the cache, where there is one. Returns what came of that. Raises StageError as
-    fetch_folder_through."""
+    fetch_folder_through, and ScratchFull before the download where it does not fit."""
     if context.cache is None:
+        _require_room(context, store.uri(folder), size, target)
         fetch_folder(store, folder, target, report=report)
         return None
     found = fetch_folder_through(context.cache, store, folder, target, room=context.models_room, report=report)
     log.info("%s: %s", store.uri(folder), found.how)
     return found
+
+
+def _require_room(context: Context, uri: str, size: int, target: Path) -> None:
+    """The operator knows no size of what is pinned, or follows a channel. Here the manifest tells it: a pod that fills
+    its volume would be evicted, and so would the next one. Raises StageError (ScratchFull)."""
+    begun = (target, partial_of(target))
+    kept = (each for each in context.models.rglob("*") if not any(map(each.is_relative_to, begun)))
+    beside = sum(each.stat().st_size for each in kept if each.is_file())
+    if 0 < context.models_room < size + beside:
+        others = f", beside {sized(beside)} that are there" if beside else ""
+        raise StageError(
+            Reason.SCRATCH_FULL,
+            f"{uri} has {sized(size)}{others}; the pod's volume has {sized(context.models_room)} (scratchSize).",
+        )
 
 
 def _use(found: Fetched | None) -> dict[str, str]:

@@ -4,17 +4,24 @@ It reads what the store says and writes nothing: the pointer, whose the name is,
 stands. The operator holds no keys; this runs with those of its own namespace.
 """
 
+import logging
+
 from finetune_api.endpoint_stages import PUBLISHED_AT
 from finetune_api.layout import MANIFEST, channel_object, output_folder
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_api.verification import WithdrawnPolicy
+from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.channel import owner_of, read_channel
+from finetune_jobs.artifacts.folders import get_listed, require_manifest
 from finetune_jobs.artifacts.withdrawal import require_standing
+from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
+
+log = logging.getLogger(__name__)
 
 
 def follow(context: Context) -> StageOutput:
@@ -38,9 +45,23 @@ def follow(context: Context) -> StageOutput:
         require_standing(store, pointer.artifact_digest)
     return StageOutput(
         output_digest=pointer.artifact_digest,
-        scalars={PUBLISHED_AT: pointer.updated_at},
+        scalars={PUBLISHED_AT: pointer.updated_at, **_size(store, folder)},
         message=f"{place} points to {pointer.artifact_digest[:12]}, since {pointer.updated_at}.",
     )
+
+
+def _size(store: Store, folder: str) -> dict[str, str]:
+    """Size of the model's weights, so that a runtime without room for them is refused before a pod starts; empty if
+    that cannot be read. What is wrong with the artifact, its download says."""
+    try:
+        found = get_listed(store, folder, require_manifest(store, folder), MODEL_REF)
+        model = parse_json(found, ModelRef, store.uri(f"{folder}/{MODEL_REF}"))
+    except StageError as error:
+        if error.retriable:
+            raise
+        log.warning("the size of the artifact is not known: %s", error.message)
+        return {}
+    return {"sizeBytes": str(model.size_bytes)}
 
 
 def require_own(store: Store, name: str, namespace: str) -> None:

@@ -130,7 +130,7 @@ def _publish(context: Context) -> StageOutput:
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
-            **({"baseDigest": model.base.digest, "rank": str(model.base.rank)} if model.base else {}),
+            **(_base(context.store, model.base) if model.base else {}),
             **({"signedBy": signer.public_key.keyid} if signer else {}),
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
@@ -373,6 +373,12 @@ def _model_ref(context: Context, served: ExportedFormat, export: Manifest, task:
         task=task,
         base=parse_json(found, BaseRef, context.store.uri(f"{folder}/{artifact.BASE_REF}")) if is_adapter else None,
     )
+
+
+def _base(store: Store, base: artifact.BaseRef) -> dict[str, str]:
+    """What an adapter's server needs besides it."""
+    size = sum(file.size for file in require_manifest(store, base.folder).files)
+    return {"baseDigest": base.digest, "baseSizeBytes": str(size), "rank": str(base.rank)}
 
 
 def _architecture(store: Store, folder: str) -> str:

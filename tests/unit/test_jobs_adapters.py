@@ -164,6 +164,8 @@ def published(s3: SeaweedFS, source: str, base: Path, tmp_path_factory: pytest.T
     assert [each.scalars["format"] for each in made] == ["Adapter"] * 2
     assert len({each.scalars["baseDigest"] for each in made}) == 1
     assert [each.scalars["rank"] for each in made] == ["4", "8"]
+    written = [each.stat().st_size for each in (folder / NAMES[0] / "under").rglob("*") if each.is_file()]
+    assert {each.scalars["baseSizeBytes"] for each in made} == {str(sum(written))}
     assert {each.scalars["architecture"] for each in made} == {"llama"}
     return made
 

@@ -140,6 +140,27 @@ def test_without_a_usable_cache_the_model_goes_to_the_pods_own_volume_if_it_has_
     assert pods.model("pod").is_symlink(), "the next attempt finds the cache again"
 
 
+def test_a_model_that_does_not_fit_is_not_downloaded(
+    s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
+) -> None:
+    """For good: the next pod would have the same volume. What an interrupted attempt has downloaded counts once."""
+    asked = context(deployment_input(s3, published.scalars["artifactUri"], Stage.FETCH), tmp_path)
+    size, home = len(WEIGHTS) + len(CONFIG), tmp_path / "models" / published.output_digest
+    with pytest.raises(StageError) as error:
+        execute(replace(asked, models_room=size), fetch)
+    beside = sum(each.stat().st_size for each in home.rglob("*") if each.is_file())
+    assert (error.value.reason, error.value.retriable) == (Reason.SCRATCH_FULL, False)
+    model = store.uri(output_folder(Stage.EXPORT, upstream.export))
+    assert_says(error.value.message, model, "has 128.0 KiB, beside", "the pod's volume has 128.0 KiB (scratchSize)")
+    assert {each.name for each in home.iterdir()} == {"artifact"}
+    begun = home / ".model.partial"
+    begun.mkdir()
+    (begun / "model.safetensors").write_bytes(WEIGHTS[:1000])
+    execute(replace(asked, models_room=size + beside), fetch)
+    assert (home / "model" / "model.safetensors").read_bytes() == WEIGHTS
+    execute(replace(asked, models_room=size + beside), fetch)
+
+
 def test_the_cache_serves_nobody_whom_the_store_would_not(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     pods.fetch("first")
     for name, value in STRANGER.environment().items():

@@ -79,6 +79,20 @@ def test_where_each_channel_points(s3: SeaweedFS, store: Store, tmp_path: Path) 
     assert listed(store) == before, "nothing is written"
 
 
+def test_the_size_of_what_it_points_to(s3: SeaweedFS, store: Store, published: StageResult, tmp_path: Path) -> None:
+    """As publish has recorded it; of an artifact that cannot be read it is not known, which is no failure here."""
+    digest, path = published.output_digest, f"{output_folder(Stage.PUBLISH, published.output_digest)}/model.json"
+    pointer = ChannelPointer(artifact_digest=digest, owner=RUN, updated_at=MOMENT)
+    store.put(channel_object("transactions", Channel.STABLE), canonical_json(pointer))
+    found = look(store, tmp_path, s3.storage)
+    assert isinstance(found, StageResult)
+    assert found.scalars == {PUBLISHED_AT: MOMENT, "sizeBytes": published.scalars["sizeBytes"]}
+    store.put(path, b"{}")
+    damaged = look(store, tmp_path, s3.storage)
+    assert isinstance(damaged, StageResult)
+    assert (damaged.output_digest, damaged.scalars) == (digest, {PUBLISHED_AT: MOMENT})
+
+
 ELSEWHERE = RUN.model_copy(update={"namespace": "team-b"})
 
 

@@ -134,7 +134,7 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
     _require_all_inside(store.below(folder), manifest)
     if not _damaged(manifest, target):
         return manifest
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_of(target)
     lacking = _damaged(manifest, partial)  # what an attempt that was cut short has completed is kept
     _remove_others(partial, {file.path for file in manifest.files} - {file.path for file in lacking})
     _download(store.below(folder), manifest, lacking, partial, report)
@@ -143,6 +143,11 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     return manifest
+
+
+def partial_of(target: Path) -> Path:
+    """Where a folder is until all of it is there."""
+    return target.with_name(f".{target.name}.partial")
 
 
 @dataclass(frozen=True)

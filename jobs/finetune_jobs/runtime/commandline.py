@@ -175,7 +175,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="BYTES",
-        help="that fetch may put there if the cache cannot be used (default: not known)",
+        help="that fetch may put there (default: not known)",
     )
     parser.add_argument(
         "--metrics",
