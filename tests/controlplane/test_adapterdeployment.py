@@ -284,6 +284,11 @@ def test_the_source_is_followed(serving: Serving) -> None:
     artifact = serving.team.status("intents").artifact
     assert artifact is not None
     assert first.artifact_digest == artifact.digest
+    live = serving.children(DEPLOYMENTS)[first.deployment]
+    pod = live["spec"]["template"]["spec"]
+    assert pod["initContainers"][0]["resources"]["requests"]["ephemeral-storage"] == "1Mi", "1000 bytes were published"
+    assert {"name": "models", "emptyDir": {"sizeLimit": "1025Mi"}} in pod["volumes"]
+    assert live["metadata"]["generation"] == 1, "what the API server makes of it is as desired"
     serving.team.change("intents", training={"epochs": 5})
 
     def followed() -> bool:

@@ -13,7 +13,7 @@ from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.played_pods import BETTER, GOOD
+from tests.support.played_pods import BETTER, GOOD, served
 from tests.support.sentences import assert_says
 from tests.support.serving_specs import SETTINGS, pinned
 
@@ -76,6 +76,36 @@ def test_a_candidate_without_a_node_waits_and_starts_once_there_is_one(serving: 
     serving.servers.homeless.clear()
     wait(lambda: serving.traffic() != old, "the promotion")
     serving.until(ServingPhase.READY)
+
+
+def test_a_candidate_that_its_nodes_evict_again_and_again_gives_its_hardware_back(serving: Serving) -> None:
+    """The next pod would download as much, and go the same way."""
+    serving.servers.loading.add(BETTER)
+    serving.start()
+    old = serving.serve(GOOD)
+    serving.update(BETTER)
+    message = "The node was low on resource: ephemeral-storage. Container fetch was using 52Gi, request is 0. "
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": message, "conditions": [_not_ready()]}
+    gone: set[str] = set()
+
+    def given_back() -> bool:
+        pods = {name: each for name, each in serving.children(PODS).items() if _serves(each)}
+        new = {name for name, each in pods.items() if served(each["spec"]) == BETTER} - gone
+        for name in new:
+            serving.team.api.patch_status(PODS, serving.team.namespace, name, {"status": evicted})
+        gone.update(new)
+        candidate = serving.status().candidate
+        return candidate is not None and candidate.state is RevisionState.WAITING
+
+    wait(given_back, "the end of its try", describe=lambda: str(serving.status()))
+    candidate = serving.status().candidate
+    assert candidate is not None
+    assert candidate.reason == Reason.PREEMPTED
+    assert_says(candidate.message, "Nodes that were low on ephemeral-storage have evicted", "was using 52Gi")
+    assert_says(candidate.message, "so that others can use the hardware; it is tried again at")
+    wait(lambda: not serving.others(old), "its pods to go", describe=lambda: str(serving.others(old)))
+    assert 3 <= len(gone) < 9
+    assert serving.traffic() == old
 
 
 def test_a_verification_for_whose_pod_a_quota_has_no_room(serving: Serving) -> None:
