@@ -62,7 +62,8 @@ def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     result = execute(context(asked(s3, store, LLAMA_8B, hardware=L4), tmp_path), resolve)
     found = {name: value for name, value in result.scalars.items() if name.startswith("fit")}
     times = ("TokensPerSecond", "PassSeconds", "LoadSeconds", "AnswerSeconds", "BesideSeconds", "TransferSeconds")
-    assert found.keys() == {"fitVerdict", "fitGib", "fitAvailableGib"} | {f"fit{name}" for name in times}
+    others = {"fitVerdict", "fitGib", "fitAvailableGib", "fitValidationTokens"}
+    assert found.keys() == others | {f"fit{name}" for name in times}
     assert (found["fitVerdict"], found["fitAvailableGib"]) == ("Fits", "22.00")
     assert 8 < float(found["fitGib"]) < 22
     assert " GiB of the 22 GiB of NVIDIA L4." in result.message
