@@ -11,10 +11,18 @@ from finetune_jobs.base.errors import StageError
 STORE_ERRORS: Final = (boto.BotoCoreError, boto.ClientError, Boto3Error)
 """Everything that boto3 raises."""
 
-_NO_IDENTITY: Final = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
+_NO_IDENTITY: Final = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
+_PASSING: Final = frozenset(
+    {"RequestTimeout", "RequestTimeoutException", "IncompleteBody", "BadDigest", "NoSuchUpload", "SlowDown"}
+    | {"Throttling", "ThrottlingException", "RequestThrottled", "TooManyRequestsException", "RequestLimitExceeded"}
+    | {"IDPCommunicationError"}
+)
+"""Codes that ask for another attempt whatever the status, which is often 400; of S3, its key management (after the
+prefix) and the service that gives a pod its identity."""
 _DENIED: Final = frozenset(
     {"403", "Forbidden", "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId"}
     | {"SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
+    | {"ExpiredTokenException", "InvalidIdentityToken"}
 )
 _ELSEWHERE: Final = frozenset({"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
 _KMS: Final = "KMS."
@@ -38,9 +46,15 @@ def store_error(error: BaseException, action: str, uri: str) -> StageError:
     failed = f"{action} {uri} failed"
     if isinstance(error, _NO_IDENTITY):
         return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the pod has no S3 credentials, or they are incomplete.")
+    if isinstance(error, boto.CredentialRetrievalError):  # an agent that is not ready yet, or a busy service
+        provider = error.kwargs.get("provider", "its provider")
+        cause = f"the pod's identity could not be read ({provider})"
+        return StageError(Reason.S3_UNREACHABLE, f"{failed}: {cause}.", retriable=True)
     if isinstance(error, boto.HTTPClientError) and _UNSENDABLE in str(error.kwargs.get("error")):
         problem = "the S3 access key contains a line break, which is not allowed in a request"
         return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: {problem}.")
+    if code.removeprefix(_KMS) in _PASSING:
+        return StageError(Reason.S3_UNREACHABLE, f"{failed}: the store answered {status} {code}.", retriable=True)
     if code.startswith(_KMS):
         return StageError(Reason.S3_ENCRYPTION_REFUSED, f"{failed}: the encryption key cannot be used ({code}).")
     if code in _DENIED or status in (401, 403):

@@ -95,7 +95,8 @@ class Store:
         """A place reached as ``storage`` says: with the keys of its Secret, which are in the environment, and with no
         others; without a Secret, with the machine's or pod's own identity.
 
-        Raises StageError: SecretMissing if a key is empty, SpecInvalid if its certificate authorities are missing.
+        Raises StageError: SecretMissing if a key is empty, SpecInvalid if its certificate authorities are missing,
+        S3Unreachable if the pod's identity cannot be read, which is retriable.
         """
         config = Config(
             connect_timeout=10,
@@ -107,14 +108,17 @@ class Store:
         )
         session = Session()  # one for each place: it would keep the first credentials of the process
         session.register_component("data_loader", _api_models())
-        client = session.create_client(
-            "s3",
-            region_name=storage.region,
-            endpoint_url=storage.endpoint,
-            verify=authorities_file(storage.ca_bundle, "storage.caBundle"),
-            config=config,
-            **_keys(storage.secret_ref, os.environ),
-        )
+        try:
+            client = session.create_client(
+                "s3",
+                region_name=storage.region,
+                endpoint_url=storage.endpoint,
+                verify=authorities_file(storage.ca_bundle, "storage.caBundle"),
+                config=config,
+                **_keys(storage.secret_ref, os.environ),
+            )
+        except STORE_ERRORS as error:
+            raise store_error(error, "connecting to", uri) from error
         return cls(client, uri, storage.encryption if isinstance(storage, Storage) else None)
 
     def at(self, uri: str) -> "Store":
