@@ -309,8 +309,15 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
     else:
         standing, etag = found
         moved = standing.artifact_digest == digest or store.replace(path, content, etag)
-    if not moved:
+    if not moved and not _points_to(store, name, channel, digest):
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
+
+
+def _points_to(store: Store, name: str, channel: Channel, digest: str) -> bool:
+    """Whether an output name points to an artifact. The write that did it may have arrived without an answer: then the
+    client has made it again, and the store refused that."""
+    found = read_channel(store, name, channel)
+    return found is not None and found[0].artifact_digest == digest
 
 
 def sign_move_and_push(context: Context, result: StageResult) -> StageResult:

@@ -1,5 +1,5 @@
 """A proxy before a real S3 server that drops headers, as stores do that do not know them, or fails writes, as one does
-that has no room left.
+that has no room left, or answers them as a test wants.
 
 A signature covers those headers, so each request is signed again with the server's own keys.
 """
@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from botocore.auth import S3SigV4Auth
@@ -21,7 +22,23 @@ CONDITIONS = ("if-none-match", "if-match")
 _OF_THE_CONNECTION = frozenset({"authorization", "host", "connection", "x-amz-date", "content-length"})
 
 
-_FULL = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>no free volumes left</Message></Error>"
+@dataclass(frozen=True)
+class Refusal:
+    """What a write that fails is answered."""
+
+    status: int = 500
+    code: str = "InternalError"
+    arrives: bool = False
+    """Whether it is made all the same."""
+
+    @property
+    def body(self) -> bytes:
+        """As S3 says it."""
+        return f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>a test's</Message></Error>".encode()
+
+
+FULL = Refusal()
+"""Of a store that has no room left."""
 
 
 def _nothing(_path: str) -> bool:
@@ -30,10 +47,14 @@ def _nothing(_path: str) -> bool:
 
 @contextmanager
 def forgetful(
-    endpoint: str, user: User, ignores: Sequence[str] = CONDITIONS, fails: Callable[[str], bool] = _nothing
+    endpoint: str,
+    user: User,
+    ignores: Sequence[str] = CONDITIONS,
+    fails: Callable[[str], bool] = _nothing,
+    refusal: Refusal = FULL,
 ) -> Iterator[str]:
-    """Endpoint of a store that ignores some headers, in lower case, in front of the one at ``endpoint``; and fails the
-    writes of the paths for which ``fails`` is true."""
+    """Endpoint of a store that ignores some headers, in lower case, in front of the one at ``endpoint``; and answers
+    the writes of the paths for which ``fails`` is true with a refusal."""
     dropped = _OF_THE_CONNECTION | set(ignores)
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,8 +62,9 @@ def forgetful(
 
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.command == "PUT" and fails(self.path):
-                self._answer(500, {"Content-Type": "application/xml"}, _FULL)
+            refused = self.command == "PUT" and fails(self.path)
+            if refused and not refusal.arrives:
+                self._refuse()
                 return
             headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
             signed = AWSRequest(self.command, endpoint + self.path, headers, body)
@@ -50,9 +72,15 @@ def forgetful(
             request = urllib.request.Request(signed.url, body or None, dict(signed.headers), method=self.command)
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
-                    self._answer(answer.status, dict(answer.headers), answer.read())
+                    if refused:
+                        self._refuse()
+                    else:
+                        self._answer(answer.status, dict(answer.headers), answer.read())
             except urllib.error.HTTPError as error:
                 self._answer(error.code, dict(error.headers), error.read())
+
+        def _refuse(self) -> None:
+            self._answer(refusal.status, {"Content-Type": "application/xml"}, refusal.body)
 
         def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response(status)

@@ -4,6 +4,7 @@ boto3's "classic" transfer client is chosen on purpose: the CRT one ignores ``en
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ _TRANSFER: Final = TransferConfig(
     io_chunksize=_MIB,
 )
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
-_LOST: Final = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"})
+_LOST: Final = frozenset({"412", "PreconditionFailed"})
+_UNDECIDED: Final = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
+"""Answers to a conditional write that meets another one: it was not made, and is to be tried again."""
+_PAUSES: Final = (0.2, 0.5, 1.0, 2.0)
+"""Seconds between such tries."""
 _OTHER_VERSION: Final = {
     "412": "it was replaced",
     "PreconditionFailed": "it was replaced",
@@ -256,14 +261,29 @@ class Store:
             self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
 
     def _put_on_condition(self, path: str, content: bytes, condition: dict[str, str]) -> bool:
-        try:
-            with self._errors(PUT_CONDITIONAL, path):
-                self._client.put_object(
-                    Bucket=self.bucket, Key=self._key(path), Body=content, **condition, **self._encryption
-                )
-        except (_LostError, _MissingError):  # If-Match on an object that is gone answers 404
-            return False
-        return True
+        for pause in (*_PAUSES, None):
+            try:
+                with self._errors(PUT_CONDITIONAL, path):
+                    self._client.put_object(
+                        Bucket=self.bucket, Key=self._key(path), Body=content, **condition, **self._encryption
+                    )
+                return True
+            except (_LostError, _MissingError):  # If-Match on an object that is gone answers 404
+                return False
+            except _UndecidedError as conflict:
+                if not self._holds(path, condition):
+                    return False
+                if pause is None:
+                    raise conflict.failure from None
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _holds(self, path: str, condition: dict[str, str]) -> bool:
+        """Whether the condition of a write holds now."""
+        standing = self.head(path)
+        if "IfMatch" not in condition:
+            return standing is None
+        return standing is not None and standing.etag == condition["IfMatch"].strip('"')
 
     def _described(self, path: str) -> Mapping[str, str]:
         """As ``_encryption``; of a page for people also the type, so that a browser shows it."""
@@ -290,6 +310,8 @@ class Store:
                 raise _MissingError from None
             if action == PUT_CONDITIONAL and code in _LOST:
                 raise _LostError from None
+            if action == PUT_CONDITIONAL and code in _UNDECIDED:
+                raise _UndecidedError(store_error(error, action, self.uri(path))) from error
             if isinstance(error, ClientError) and code in _OTHER_VERSION:
                 raise OtherVersionError(_OTHER_VERSION[code]) from None
             raise store_error(error, action, self.uri(path)) from error
@@ -305,6 +327,14 @@ class _MissingError(Exception):
 
 class _LostError(Exception):
     """The condition of a conditional write does not hold."""
+
+
+class _UndecidedError(Exception):
+    """A conditional write met another one."""
+
+    def __init__(self, failure: StageError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 @cache
