@@ -14,7 +14,7 @@ from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.resolve import find_results
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
-from tests.support.published import publish_input
+from tests.support.published import BASE, publish_input
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN, context
 
@@ -24,11 +24,11 @@ class PublishJob:
 
     def __init__(self, s3: SeaweedFS, store: Store, chain: Upstream, folder: Path) -> None:
         self._s3, self._store, self._chain, self._folder = s3, store, chain, folder
-        self.run, self.name = RUN, "transactions"
+        self.run, self.name, self.base, self.signed = RUN, "transactions", BASE, False
 
     def context(self, *targets: PushTarget) -> Any:
         """Of its publish, with these places to push to."""
-        given = publish_input(self._s3, self._store, self._chain)
+        given = publish_input(self._s3, self._store, self._chain, signed=self.signed, base_model_uri=self.base)
         assert given.output
         output = given.output.model_copy(update={"push_to": list(targets), "name": self.name})
         return context(given.model_copy(update={"output": output, "run": self.run}), self._folder)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+import yaml
+
 from tests.support.fake_hub import entry, sha256
 
 TOKEN, READER = "hf_writes", "hf_reads"
 """Tokens that the hub knows: of one who may write to what is acme's, and of one who may not."""
 NAMESPACE = "acme"
+NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+"""A model's or data set's."""
+LICENCES = ("apache-2.0", "mit", "llama3.1", "gemma", "other")
+"""Some of those that it takes."""
 PART = 100
 """Bytes of a part, where large files are sent in parts."""
 
@@ -90,7 +97,8 @@ class PushedHub:
         if token not in (TOKEN, READER):
             return 401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"}
         if path == "/api/validate-yaml":
-            return _json({"errors": [], "warnings": []})
+            faults = metadata_faults(json.loads(body)["content"])
+            return _json({"errors": [{"message": each} for each in faults], "warnings": []}, 400 if faults else 200)
         if path == "/api/repos/create":
             return self._create(json.loads(body), token)
         name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2]).removesuffix(".git")
@@ -246,5 +254,23 @@ def pushed_hub() -> Iterator[PushedHub]:
         server.server_close()
 
 
-def _json(value: object) -> Answer:
-    return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
+def metadata_faults(card: str) -> list[str]:
+    """What the hub says of a model card's metadata, in its words. That it takes names alone as a base model:
+    huggingface/peft#2124; its list of licences: huggingface/huggingface_hub#4218; names of data sets:
+    huggingface/transformers#28482."""
+    data = yaml.safe_load(card.split("---")[1])
+    faults = []
+    base, licence = data.get("base_model"), data.get("license", "other")
+    if base is not None and not NAME.fullmatch(base):
+        faults.append(f'"base_model" with value "{base}" is not valid. Use a model id from https://hf.co/models.')
+    if licence not in LICENCES:
+        faults.append(f'"license" must be one of [{", ".join(LICENCES)}]')
+    for number, result in enumerate(data.get("model-index", [{"results": []}])[0]["results"]):
+        if not NAME.fullmatch(result["dataset"]["type"]):
+            place = f"model-index[0].results[{number}].dataset.type"
+            faults.append(f'"{place}" with value "{result["dataset"]["type"]}" fails to match the required pattern')
+    return faults
+
+
+def _json(value: object, status: int = 200) -> Answer:
+    return status, json.dumps(value).encode(), {"Content-Type": "application/json"}

@@ -105,6 +105,25 @@ def test_a_model_is_one_private_commit_with_a_tag(
     assert f"{reference}: is there already; nothing was sent" in caplog.text
 
 
+def test_a_model_of_a_base_in_s3_is_taken(hub: PushedHub, job: PublishJob) -> None:
+    """The hub knows base models of its own only."""
+    job.base = "s3://models/qwen3-4b"
+    job.publish(target(hub))
+    card = hub.repositories[NAME].head.files["README.md"].decode()
+    assert "base_model" not in card
+    assert_says(card, "s3://models/qwen3-4b fine-tuned with")
+
+
+def test_a_card_that_the_hub_rejects_is_known_before_anything_is_sent(hub: PushedHub, job: PublishJob) -> None:
+    job.base = "hf://acme/the base@0123abc"
+    with pytest.raises(StageError) as error:
+        job.publish(target(hub))
+    assert (error.value.reason, error.value.retriable) == (Reason.PUSH_REFUSED, False)
+    assert_says(error.value.message, 'its metadata: "base_model" with value "acme/the base" is not valid.')
+    assert hub.large == {}
+    assert len(hub.repositories[NAME].commits) == 1
+
+
 def test_the_next_artifact_is_the_next_commit(hub: PushedHub, job: PublishJob, next_job: PublishJob) -> None:
     """Main has its files alone; the artifact before stays under its tag, and is found there by a later run."""
     first = job.publish(target(hub)).scalars["pushed"]

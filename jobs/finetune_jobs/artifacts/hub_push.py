@@ -119,6 +119,10 @@ class HubPush:
                 )
             hub.upload(upload)
             done += layer.file.size
+        """Send every file. The card first, to be checked only: for its metadata the hub would refuse the commit, after
+        hours of sending."""
+        for card in (layer for layer in self.layers if layer.file.path == MODEL_CARD):
+            hub.check_card((self.store.get(f"{card.folder}/{MODEL_CARD}") or b"").decode())
             progress.report(done / total)
 
     def _is_copy(self, found: Mapping[str, HubEntry]) -> bool:

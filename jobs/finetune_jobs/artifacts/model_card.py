@@ -3,39 +3,15 @@
 Format: https://huggingface.co/docs/hub/model-cards
 """
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
-from huggingface_hub import EvalResult, ModelCardData
-
 from finetune_api.artifact_source import LONGEST_ADAPTER
-from finetune_api.dataset import TaskType
 from finetune_api.goals import Metric
 from finetune_api.stages import StageInput
 from finetune_jobs.artifacts.artifact import Metrics, ModelRef
-from finetune_jobs.artifacts.measurements import SHOWN, Figure, MeasuredMetric, Measurements
-
-_MEASURES: Final = {
-    "accuracy": "accuracy",
-    "exactMatch": "exact_match",
-    "chrf": "chrf",
-    "perplexity": "perplexity",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "f1",
-}
-"""The measures of all tasks, each with the hub's name for it."""
-
-_SHARES: Final = {
-    "validJson": "valid_json",
-    "validSchema": "valid_schema",
-    "toolUse": "tool_use",
-    "toolName": "tool_name",
-    "toolArguments": "tool_arguments",
-    "toolFields": "tool_fields_f1",
-}
-"""Those that only some data have."""
+from finetune_jobs.artifacts.card_metadata import MEASURES, SHARES, card_metadata, of_containers
+from finetune_jobs.artifacts.measurements import SHOWN, Figure, Measurements
 
 _WHO: Final = ("base", "tuned", "artifact")
 """The models of the scores' columns."""
@@ -86,13 +62,6 @@ spec:
 ```
 """
 
-_TASKS: Final = {
-    TaskType.CLASSIFICATION: "text-classification",
-    TaskType.EXTRACTION: "text-generation",
-    TaskType.TEXT: "text-generation",
-}
-"""As the hub names them."""
-_HUB_DATASET: Final = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
 _SOURCE: Final = """\
     fineTuneJob:
       name: {run}"""
@@ -157,7 +126,7 @@ def render(
     scores = metrics.scalars
     rows = [
         f"| {m} | " + " | ".join(scores.get(f"{m}{who.capitalize()}", "–") for who in _WHO) + " |"
-        for m in _MEASURES
+        for m in MEASURES
         if f"{m}Artifact" in scores
     ]
     rows += _shares(metrics)
@@ -165,7 +134,7 @@ def render(
     training = given.params.train.training if given.params.train else None
     name = given.output.name if given.output else given.run.name
     return _CARD.format(
-        metadata=_metadata(given, model, metrics, name),
+        metadata=card_metadata(given, model, metrics, name),
         name=name,
         base=model.base_model_uri,
         weights=_weights(model),
@@ -209,72 +178,11 @@ def _metric_data(given: StageInput) -> str:
 
 
 def _shares(metrics: Metrics) -> list[str]:
-    found = [it for measure in _SHARES if metrics.measurements and (it := metrics.measurements.of(measure))]
+    found = [it for measure in SHARES if metrics.measurements and (it := metrics.measurements.of(measure))]
     return [
         f"| {it.metric} | {' | '.join(f'{it.models[who].value:.4f}' if who in it.models else '–' for who in _WHO)} |"
         for it in found
     ]
-
-
-def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -> str:
-    """What the hub reads of a card, as YAML: origin, licence, and the artifact's scores (``model-index``)."""
-    sources = given.params.prepare.dataset.sources if given.params.prepare else []
-    on_hub = [match[1] for source in sources if (match := _HUB_DATASET.match(source.uri or ""))]
-    results = [
-        EvalResult(
-            task_type=_TASKS[metrics.task],
-            dataset_type=on_hub[0] if on_hub else name,
-            dataset_name=f"{name}, test part",
-            dataset_split="test",
-            dataset_revision=given.upstream.dataset,
-            metric_type=on_the_hub,
-            metric_value=round(found.value, 4),
-            metric_name=f"{measure} of the artifact",
-            metric_args={"interval95": [round(found.low, 4), round(found.high, 4)]},
-        )
-        for measure, on_the_hub in (_MEASURES | _SHARES).items()
-        if (found := _artifact(metrics, measure))
-    ]
-    results += [
-        EvalResult(
-            task_type=_TASKS[metrics.task],
-            dataset_type=each.label or name,
-            dataset_name=each.label or f"{name}, test part",
-            metric_type=each.metric,
-            metric_value=round(found.value, 4),
-            metric_name=f"{each.metric} of the artifact",
-            metric_args={"interval95": [round(found.low, 4), round(found.high, 4)], "cases": each.cases},
-        )
-        for each in _of_containers(metrics)
-        if (found := each.models.get("artifact"))
-    ]
-    data = ModelCardData(
-        base_model=_hub_name(model.base_model_uri),
-        license=metrics.base_license or None,
-        datasets=list(dict.fromkeys(on_hub)) or None,
-        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        pipeline_tag="text-generation",
-        tags=["finetune-operator", model.format],
-        model_name=name,
-        eval_results=results or None,
-    )
-    return str(data.to_yaml())
-
-
-def _hub_name(uri: str) -> str:
-    """As the hub names a model of its own; any other by its URI."""
-    return uri.removeprefix("hf://").partition("@")[0] if uri.startswith("hf://") else uri
-
-
-def _artifact(metrics: Metrics, measure: str) -> Figure | None:
-    measured = metrics.measurements.of(measure) if metrics.measurements else None
-    return measured.models.get("artifact") if measured else None
-
-
-def _of_containers(metrics: Metrics) -> list[MeasuredMetric]:
-    """What metric containers measured: only their names have a dot."""
-    measured = metrics.measurements.measured if metrics.measurements else []
-    return [each for each in measured if "." in each.metric]
 
 
 def _custom(metrics: Metrics) -> list[str]:
@@ -283,7 +191,7 @@ def _custom(metrics: Metrics) -> list[str]:
         f"| {each.metric}{f' of {each.label}' if each.label else ''} | "
         + " | ".join(f"{each.models[who].value:.4g}" if who in each.models else "–" for who in _WHO)
         + " |"
-        for each in _of_containers(metrics)
+        for each in of_containers(metrics)
     ]
 
 

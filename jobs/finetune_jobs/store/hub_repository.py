@@ -15,6 +15,7 @@ from typing import Final
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from finetune_api.push import HubTarget
 from finetune_api.reasons import Reason
@@ -25,6 +26,8 @@ MAIN: Final = "main"
 """The branch that a repository shows."""
 _CONFLICT: Final = frozenset({409, 412})
 _PASSING: Final = frozenset({408, 425, 429})
+_LONGEST: Final = 300
+"""Characters of what the hub says that are quoted."""
 _UPLOADS: Final = "huggingface_hub._commit_api"
 """The client's logger that warns of each file which does not go by Xet."""
 
@@ -130,6 +133,21 @@ class HubRepository:
         with self._errors("reading its history"):
             return [each.title for each in self._api.list_repo_commits(self._repo, revision=commit)]
 
+    def check_card(self, content: str) -> None:
+        """Have the hub check a model card's metadata, as it does at the commit. Raises StageError (PushRefused) with
+        what it says of them."""
+        action = "checking the model card"
+        with self._errors(action):
+            answer = get_session().post(
+                f"{self._target.endpoint}/api/validate-yaml",
+                json={"content": content, "repoType": "model"},
+                headers=build_hf_headers(token=self._api.token),
+            )
+            if answer.status_code == 400:
+                faults = "; ".join(str(each["message"]) for each in answer.json()["errors"])
+                raise self.refused(action, f"the hub rejects its metadata: {_shortened(faults).rstrip('.')}")
+            hf_raise_for_status(answer)
+
     def upload(self, file: Upload) -> None:
         """Send a file for the next commit, as a stream; what the hub has is not sent again. Nobody sees it before."""
         with self._errors(f"sending {file.path}"):
@@ -210,6 +228,11 @@ class HubRepository:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return "Xet" not in record.getMessage()
+
+
+def _shortened(said: str) -> str:
+    line = " ".join(said.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
 
 
 def _entry(found: RepoFile) -> HubEntry:
