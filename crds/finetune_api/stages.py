@@ -316,7 +316,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.EVALUATE: frozenset({"samples", *(f"{score}{model}" for score in _SCORES for model in _SCORED)}),
     Stage.PUBLISH: frozenset(
         {
-            *("channel", "goals", "prompting", "review", "judge", "format", "architecture", "signedBy", "sizeBytes"),
+            *("channel", "goals", "prompting", "review", "judge", "format", "architecture", "sizeBytes"),
             *("goldenPromptTokens", "answerTokens", "baseDigest", "baseSizeBytes", "rank"),
         }
     ),

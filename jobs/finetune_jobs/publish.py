@@ -72,7 +72,7 @@ def publish(context: Context) -> StageOutput:
 
 def _publish(context: Context) -> StageOutput:
     upstream = context.input.upstream
-    signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
+    signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
     params = require(context.input.params.publish, "params.publish")
     # Servers render tools each in their own way: such a prompt is sent as text, which an evaluation of an earlier
@@ -131,7 +131,6 @@ def _publish(context: Context) -> StageOutput:
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
             **(_base(context.store, model.base) if model.base else {}),
-            **({"signedBy": signer.public_key.keyid} if signer else {}),
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
             "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
@@ -331,11 +330,13 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
         require_standing_base(context.store.at, given.base_model_uri)
     output, channel = require(given.output, "output"), channel_of(result.scalars)
     record_gates(context.store, require(given.params.publish, "params.publish"), result)
-    attest(context.store, given, digest, signer_of(output))
+    signer = signer_of(output)
+    attest(context.store, given, digest, signer)
     move_channel(context, digest, channel)
     _report(context, RunVerdict(result.scalars, digest))
+    scalars = result.scalars | ({"signedBy": signer.public_key.keyid} if signer else {})  # the result's may be older
     pushed = Copies(context.store, output, digest, channel).make(given.run, now(), context.progress)
-    return result.model_copy(update={"scalars": result.scalars | pushed})
+    return result.model_copy(update={"scalars": scalars | pushed})
 
 
 def _report(context: Context, said: RunVerdict) -> None:

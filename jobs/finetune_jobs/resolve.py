@@ -9,7 +9,7 @@ import logging
 import uuid
 from typing import Final
 
-from finetune_api.layout import run_folder
+from finetune_api.layout import UNSIGNED, gates_folder, provenance_object, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Params, Stage, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption
@@ -177,15 +177,18 @@ def _index(context: Context, found: list[Found]) -> None:
 
 
 def _stands(context: Context, published: StageResult) -> bool:
-    """Whether nothing is left to do for this artifact: its output name points to it, it stands, and it goes to no
-    registry. If not, publish runs again, which moves the pointer and pushes only, or says that the artifact is
-    withdrawn. Whether registries still have their copies, only publish can ask: it has their logins."""
-    output, digest = require(context.input.output, "output"), published.output_digest
+    """Whether nothing is left to do for this artifact: its output name points to it, it stands, what is said of it lies
+    beside it, no key is to sign it, and it goes to no registry. If not, publish runs again, which does these only, or
+    says that the artifact is withdrawn. Whether the key is the one that has signed, and whether registries still have
+    their copies, only publish can tell: it has the key and the logins."""
+    output, digest, store = require(context.input.output, "output"), published.output_digest, context.store
     channel = channel_of(published.scalars)
-    found = read_channel(context.store, output.name, channel)
-    if found is None or found[0].artifact_digest != digest or read_withdrawal(context.store, digest):
+    if output.signing or Copies(store, output, digest, channel).wanted:
         return False
-    return not Copies(context.store, output, digest, channel).wanted
+    found = read_channel(store, output.name, channel)
+    if found is None or found[0].artifact_digest != digest or read_withdrawal(store, digest):
+        return False
+    return store.exists(provenance_object(digest, UNSIGNED)) and any(store.list(gates_folder(digest)))
 
 
 def _message(found: list[Found]) -> str:

@@ -15,10 +15,13 @@ from finetune_api.layout import (
     MANIFEST,
     READINESS_PAGE,
     REPORTS_INDEX,
+    UNSIGNED,
     ChannelPointer,
     StageRecord,
     channel_object,
+    gates_folder,
     output_folder,
+    provenance_object,
     run_folder,
 )
 from finetune_api.meta import ExitCode
@@ -89,7 +92,6 @@ def longest_scalars() -> dict[Stage, dict[str, str]]:
         "prompting": "p" * MAX_PROMPTING,
         "format": "Merged",
         "architecture": "a" * 64,
-        "signedBy": "5" * 64,
     }
     found = {stage: {name: words.get(name, "1234567890") for name in FOUND_SCALARS[stage]} for stage in PIPELINE}
     found[Stage.EVALUATE] = {
@@ -100,7 +102,7 @@ def longest_scalars() -> dict[Stage, dict[str, str]]:
     found[Stage.TRAIN] |= dict.fromkeys(
         ("steps", "trainLoss", "validationLoss", "tokens", "learningRate"), "1234567890"
     )
-    found[Stage.PUBLISH] |= {"artifactUri": f"s3://{'u' * 520}/artifacts/{'5' * 64}"}
+    found[Stage.PUBLISH] |= {"artifactUri": f"s3://{'u' * 520}/artifacts/{'5' * 64}", "signedBy": "5" * 64}
     return found
 
 
@@ -121,6 +123,8 @@ def test_all_results_of_a_run_fit_a_termination_message(s3: SeaweedFS, stocked: 
         chain = chain.with_output(stage, output)
     pointer = ChannelPointer(artifact_digest="5" * 64, owner=asked.run, updated_at="2026-01-01T00:00:00Z")
     results.put(channel_object("transactions", Channel.CANDIDATE), canonical_json(pointer))
+    results.put(provenance_object("5" * 64, UNSIGNED), b"{}")
+    results.put(f"{gates_folder('5' * 64)}/1.json", b"{}")
     result = execute(context(asked, tmp_path), resolve)
     write_result(str(tmp_path / "result"), result)
     text = (tmp_path / "result").read_bytes()
