@@ -322,7 +322,11 @@ def _points_to(store: Store, name: str, channel: Channel, digest: str) -> bool:
 def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     """What follows the artifact. First what its gates said, so that whoever finds it finds that too. Its name points to
     it only once it is signed, and never once it is withdrawn; in the channel to which it belongs. Copies follow last:
-    only who owns the name makes any."""
+    only who owns the name makes any.
+
+    Raises StageError, also as attest, move_channel and Copies.make: if a copy fails, it says that the artifact is
+    published, and has its scalars.
+    """
     given, digest = context.input, result.output_digest
     require_standing(context.store, digest)
     if given.base_model_storage is None and given.storage == given.results_storage:
@@ -335,7 +339,13 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     move_channel(context, digest, channel)
     _report(context, RunVerdict(result.scalars, digest))
     scalars = result.scalars | ({"signedBy": signer.public_key.keyid} if signer else {})  # the result's may be older
-    pushed = Copies(context.store, output, digest, channel).make(given.run, now(), context.progress)
+    try:
+        pushed = Copies(context.store, output, digest, channel).make(given.run, now(), context.progress)
+    except StageError as error:
+        text = (
+            f"Published {context.store.uri(output_folder(Stage.PUBLISH, digest))}, but a copy failed. {error.message}"
+        )
+        raise StageError(error.reason, text, retriable=error.retriable, scalars=scalars) from error
     return result.model_copy(update={"scalars": scalars | pushed})
 
 

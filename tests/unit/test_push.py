@@ -291,6 +291,20 @@ def test_a_manifest_that_names_no_blobs(config: Any) -> None:
 
 
 @slow
+def test_a_copy_that_fails_does_not_hide_what_was_published(
+    store: Store, job: PublishJob, memory: MemoryRegistry
+) -> None:
+    published = job.publish()
+    job.rerun()
+    memory.tags[published.output_digest[:12]] = b'{"layers": []}'
+    with pytest.raises(StageError) as error:
+        job.publish(PushTarget(oci=OCI))
+    place = store.uri(output_folder(Stage.PUBLISH, published.output_digest))
+    assert_says(error.value.message, f"Published {place}, but a copy failed.", "already points to")
+    assert error.value.scalars == published.scalars
+
+
+@slow
 def test_a_tag_that_stands_for_something_else_is_kept(job: PublishJob, memory: MemoryRegistry) -> None:
     memory.tags["v1"] = b'{"layers": []}'
     with pytest.raises(StageError) as error:
