@@ -25,11 +25,6 @@ PARAMETER_PATTERN: Final = r"^[A-Za-z]([A-Za-z0-9_-]{0,62}[A-Za-z0-9])?$"
 MAX_REPORT_BYTES: Final = 64 * 1024 * 1024
 """Longest ``metrics.json``: a score of each model for each of 100,000 answers has room."""
 
-MAX_DATA_FILES: Final = 10_000
-"""Most files of a container's data: past it, the requests take longer than the measuring."""
-MAX_DATA_BYTES: Final = 4 << 30
-"""Most bytes of them: they lie beside the models in the pod's volume."""
-
 MAX_FIGURE: Final = 1e100
 """Largest number of a report: squares and sums of more could not be computed."""
 MAX_CASES: Final = 10**12

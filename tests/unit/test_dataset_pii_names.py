@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import spacy
 
 from finetune_api.dataset import Pii
+from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.reading.inputs import find_names_model
+from finetune_jobs.store.s3 import Store, StoredObject
 from finetune_jobs.text.pii import Recognition
 from finetune_jobs.text.pii.masking import Pseudonyms
 from finetune_jobs.text.pii.ner import package_folder
 from tests.support.personal_texts import found
+from tests.support.sentences import assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -66,3 +71,24 @@ def test_a_pipeline_may_be_an_installed_package(
 def test_long_texts_are_read_to_their_end(pipeline: Path) -> None:
     text = "filler words " * 8000 + "Jane Miller"
     assert found(text, Recognition(Pii(entities=["PERSON"]), ner=pipeline)) == [("PERSON", "Jane Miller")]
+
+
+class Listed(Store):
+    """A place with these keys. S3 takes any; the server of the tests makes paths of them."""
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__(None, "s3://models/names")
+        self._keys = keys
+
+    def list(self, path: str = "") -> Iterator[StoredObject]:
+        """Each with a byte."""
+        return (StoredObject(self.uri(key), key, 1, "e") for key in self._keys)
+
+
+def test_a_pipeline_is_copied_to_its_own_folder_only() -> None:
+    """Another file would be written over the sources, which lie beside it."""
+    assert [each.key for each in find_names_model(Listed("config.cfg", "ner/model"))] == ["config.cfg", "ner/model"]
+    with pytest.raises(StageError) as error:
+        find_names_model(Listed("config.cfg", "../source-0"))
+    assert error.value.reason is Reason.SPEC_INVALID
+    assert_says(error.value.message, "spec.dataset.pii.ner.uri", "'../source-0', which cannot be a file's path")

@@ -52,7 +52,7 @@ TABLES: Final = {
     "test_review": ["evaluation.review.votes", "evaluation.review.verdict"],
     "test_cards": ["modelling.cards"],
     "test_custom_metrics": ["evaluation.custom.figures", "evaluation.custom.exchange"],
-    "test_metric_data": ["evaluation.custom.data"],
+    "test_metric_data": ["evaluation.custom.data", "store.copyable"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
     "test_dataset_prepare": [
         *("prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"),

@@ -6,21 +6,17 @@ them into the pod's volume, as they were then: it has the keys of their store, t
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
-from typing import Final
+from pathlib import Path
 
-from finetune_api.custom_metrics import MAX_DATA_BYTES, MAX_DATA_FILES, DataFolder, MetricData, MetricRun
+from finetune_api.custom_metrics import DataFolder, MetricData, MetricRun
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.base.wording import shorten
 from finetune_jobs.runtime.runner import Context
+from finetune_jobs.store.copyable import MAX_FILES, require_copyable
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import StoredObject
 from finetune_jobs.store.transfers import TransferError, Wanted, download_files
-
-_LONGEST_NAME: Final = 255
-"""Bytes of a file's name on the file systems of nodes."""
 
 
 def data_digest(places: Places, runs: Sequence[MetricRun]) -> str:
@@ -44,40 +40,10 @@ def fetch_data(context: Context, runs: Sequence[MetricRun], target: Path) -> dic
     return {run.name: _fetch(context, run.data, found[run.name], target / run.name) for run in runs if run.data}
 
 
-def require_copyable(uri: str, entries: Sequence[StoredObject], field: str) -> None:
-    """Raises StageError (SpecInvalid) for files that are too many or too large, and for keys that are no paths of
-    files: they would be written elsewhere, or in each other's place."""
-    size = sum(entry.size for entry in entries)
-    if len(entries) > MAX_DATA_FILES:
-        raise StageError(
-            Reason.SPEC_INVALID,
-            f"{field}: {uri} has more than {MAX_DATA_FILES:,} files. Merge them into fewer, larger files.",
-        )
-    if size > MAX_DATA_BYTES:
-        raise StageError(
-            Reason.SPEC_INVALID,
-            f"{field}: the files below {uri} have {size / 2**30:.1f} GiB; at most {MAX_DATA_BYTES >> 30} GiB are "
-            "copied into the pod. Name a smaller folder.",
-        )
-    keys = {entry.key for entry in entries}
-    for key in sorted(keys):
-        parents = {str(parent) for parent in PurePosixPath(key).parents}
-        if not _is_path(key) or parents & keys:
-            raise StageError(
-                Reason.SPEC_INVALID, f"{field}: {uri} has {shorten(key)!r}, which cannot be a file's path. Rename it."
-            )
-
-
-def _is_path(key: str) -> bool:
-    parts = key.split("/")
-    plain = all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_NAME for part in parts)
-    return plain and "\\" not in key and key.isprintable()
-
-
 def _find(places: Places, metric: str, data: MetricData) -> list[StoredObject]:
     place, field = places.open(data.uri, data.storage), f"spec.evaluation.metrics, {metric!r}, data.uri"
     listed = (entry for entry in place.list() if not entry.key.endswith("/"))  # consoles of stores make folders of them
-    entries = sorted(islice(listed, MAX_DATA_FILES + 1), key=lambda entry: entry.key)
+    entries = sorted(islice(listed, MAX_FILES + 1), key=lambda entry: entry.key)
     if not entries:
         place.require_bucket()
         raise StageError(Reason.METRIC_DATA_NOT_FOUND, f"{field}: {data.uri} contains no files.")
