@@ -331,7 +331,7 @@ def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     require_standing(context.store, digest)
     if given.base_model_storage is None and given.storage == given.results_storage:
         # Again, since hours have passed; a base in another store has its keys in the pod of resolve only.
-        require_standing_base(context.store.at, given.base_model_uri)
+        require_standing_base(context.store.at, context.store, given.base_model_uri)
     output, channel = require(given.output, "output"), channel_of(result.scalars)
     record_gates(context.store, require(given.params.publish, "params.publish"), result)
     signer = signer_of(output)

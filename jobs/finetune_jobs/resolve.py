@@ -51,8 +51,10 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(0.3, "checking the sources")
     sources = inputs_digest(context.places, prepare.dataset)
     context.progress.report(0.6, "checking the base model")
-    require_standing_base(lambda uri: context.places.open(uri, given.base_model_storage), given.base_model_uri)
+    _require_standing(context, given.base_model_uri)  # before it is looked for: its files may have been erased
     model = model_of(context)
+    if model.pinned != given.base_model_uri:
+        _require_standing(context, model.pinned)
     metrics = data_digest(context.places, given.params.evaluate.metrics) if given.params.evaluate else ""
     context.progress.report(0.9, "looking for results to reuse")
     known = Upstream(source=sources, model=model.digest, metrics=metrics)
@@ -64,6 +66,11 @@ def resolve(context: Context) -> StageOutput:
     scalars = {"sourceDigest": sources, "modelDigest": model.digest, **({"metricsDigest": metrics} if metrics else {})}
     scalars |= facts(admission, given.hardware)
     return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
+
+
+def _require_standing(context: Context, base: str) -> None:
+    storage = context.input.base_model_storage
+    require_standing_base(lambda uri: context.places.open(uri, storage), context.store, base)
 
 
 def _require_goals(params: Params) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, PushRecord, output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
-from finetune_jobs.artifacts.ancestry import is_copy, published_model
+from finetune_jobs.artifacts.ancestry import may_be_copy, published_model
 from finetune_jobs.artifacts.folders import is_address, read_manifest
 from finetune_jobs.artifacts.push import read_pushes
 from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
@@ -158,9 +158,10 @@ def _containing(manifests: Manifests, asked: str, pushed: Pushed) -> Iterator[tu
 
 
 def _bases(uri: str, pushed: Pushed) -> set[str]:
-    """The addresses of a base model that FineTuneJobs have made: that in its URI, or of what was pushed there."""
+    """The addresses of a base model that FineTuneJobs have made: that in its URI, or of all that it may have been on
+    the hub."""
     known = published_model(uri)
-    return {known[2]} if known else {digest for record, digest in pushed if is_copy(uri, record)}
+    return {known[2]} if known else {digest for record, digest in pushed if may_be_copy(uri, record)}
 
 
 def _pushed(store: Store, manifests: Manifests) -> Pushed:

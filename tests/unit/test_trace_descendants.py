@@ -92,10 +92,13 @@ def test_copies_are_named_and_those_on_a_hub_may_be_base_models(s3: SeaweedFS, s
     pushed(store, first.digest, "ghcr.io/acme/support:v1", "sha256:" + "7" * 64)
     by_tag = make(s3, store, tmp_path, "bb", "hf://acme/support@v1")
     by_commit = make(s3, store, tmp_path, "ccc", f"hf://acme/support@{COMMIT}")
+    by_branch = make(s3, store, tmp_path, "eeeee", "hf://acme/support@main")  # which each push moves
     make(s3, store, tmp_path, "dddd", "hf://acme/support@v2")
+    make(s3, store, tmp_path, "ffffff", "hf://acme/other@main")
 
     answer = trace(store, first.chain.dataset).as_json()
-    assert {each["digest"] for each in answer["artifacts"]} == {first.digest, by_tag.digest, by_commit.digest}
+    copies = (by_tag, by_commit, by_branch)
+    assert {each["digest"] for each in answer["artifacts"]} == {first.digest, *(each.digest for each in copies)}
     [own] = [each for each in answer["artifacts"] if each["digest"] == first.digest]
     assert [each["to"] for each in own["copies"]] == ["ghcr.io/acme/support:v1", "huggingface.co/acme/support@v1"]
     assert_says(as_table(trace(store, first.chain.dataset)), f"Copy of {first.digest[:12]}: ghcr.io/acme/support:v1")
@@ -138,11 +141,36 @@ def test_a_base_of_the_base_may_be_out_of_reach(
     folder = tmp_path / "second"
     chain = put_upstream(store, folder, base=far)
     base = store.uri(output_folder(Stage.EXPORT, chain.export))
-    require_standing_base(store.at, base)
+    require_standing_base(store.at, store, base)
     assert_says(caplog.text, f"whether {far}, on which {base} was trained, was withdrawn is unknown", "does not exist")
     with pytest.raises(StageError) as error:
-        require_standing_base(store.at, far)
+        require_standing_base(store.at, store, far)
     assert error.value.reason is Reason.BUCKET_NOT_FOUND
+
+
+@pytest.mark.parametrize("revision", ["v1", COMMIT])
+def test_a_copy_of_a_withdrawn_artifact_ends_what_is_trained_on_it(
+    s3: SeaweedFS, store: Store, tmp_path: Path, revision: str
+) -> None:
+    """And what was trained on that. Main stands for another copy by now."""
+    first, beside = make(s3, store, tmp_path, "a"), make(s3, store, tmp_path, "dddd")
+    pushed(store, first.digest, "huggingface.co/acme/support@v1", COMMIT)
+    pushed(store, beside.digest, "huggingface.co/acme/support@v2", COMMIT[::-1])
+    second = make(s3, store, tmp_path, "bb", f"hf://acme/support@{revision}")
+    pushed(store, second.digest, "huggingface.co/acme/next@v1", COMMIT)
+    third = make(s3, store, tmp_path, "ccc", "hf://acme/next@v1")
+    others = [make(s3, store, tmp_path, f"{n}ab", f"hf://acme/support@{n}") for n in ("v2", COMMIT[::-1], "main")]
+    withdraw(store, first.digest, MARK)
+    for job, parts in (
+        (second, (f"The base model hf://acme/support@{revision} is that of", first.digest, "was withdrawn by dpo")),
+        (third, ("on which the base model hf://acme/next@v1 was trained", first.digest, "was withdrawn by dpo")),
+    ):
+        with pytest.raises(StageError) as error:
+            execute(context(job.given, tmp_path), publish, after=sign_move_and_push)
+        assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
+        assert_says(error.value.message, *parts)
+    for job in others:
+        execute(context(job.given, tmp_path), publish, after=sign_move_and_push)
 
 
 def test_resolve_notices_before_anything_is_spent(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:

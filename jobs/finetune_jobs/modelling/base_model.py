@@ -44,6 +44,11 @@ class BaseModel:
     size: int = 0
     """Bytes of the files; 0: not known."""
 
+    @property
+    def pinned(self) -> str:
+        """Its URI; of a model of the hub, at the commit for which its branch or tag stands now."""
+        return f"{self.uri.partition('@')[0]}@{self.revision}" if self.revision else self.uri
+
 
 def find_base_model(
     places: Places, uri: str, storage: InputStorage | None = None, secret: SecretKeyRef | None = None
