@@ -40,6 +40,8 @@ OF_EXPORT: Final = ("finetune_jobs.exporting.merge", "finetune_jobs.exporting.qu
 """What that of another Python imports: the one of the stage export, whose pins exclude those of the tests."""
 OF_WITHIN: Final = ("finetune_jobs.runtime.runner", "safetensors.torch")
 """What that of another place imports, which few programs need."""
+NEW_MOUNTS: Final = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
+"""A view of the mounts of its own, so that nothing is left behind."""
 HASH_SEED: Final = "1"
 """``PYTHONHASHSEED`` of all that is forked: Python has read it by then."""
 _POLL_SECONDS: Final = 0.02

@@ -14,6 +14,7 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult
 from tests.support import forked
+from tests.support.forked import NEW_MOUNTS
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT
 
@@ -40,8 +41,6 @@ BODIES: Final = {
         "(context.scratch / 'rest').write_bytes(b'x' * (250 << 10)); raise RuntimeError('basic_ios::clear')"
     ),
 }
-NEW_MOUNTS: Final = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
-"""A view of the mounts of its own, so that nothing is left behind."""
 
 
 def run(folder: Path, body: str, bits: int, size: int) -> tuple[int, StageResult]:

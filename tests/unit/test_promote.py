@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 import finetune_jobs.promote as promoting
 from finetune_api.endpoint_stages import FetchParams
 from finetune_api.layout import MANIFEST, Withdrawal, output_folder
+from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.withdrawal import withdraw
@@ -22,6 +24,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import trace
 from tests.support import forked
+from tests.support.forked import NEW_MOUNTS
 from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input, put_upstream
 from tests.support.seaweedfs import READER, WRITER, SeaweedFS
 from tests.support.sentences import assert_says
@@ -162,3 +165,29 @@ def test_the_command_has_keys_for_each_store(
     done = run({f"TO_{name}": value for name, value in WRITER.environment().items()})
     assert (done.returncode, done.stderr) == (0, "")
     assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is complete: 5 of its parts were copied")
+
+
+PROGRAM: Final = """
+import subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", sys.argv.pop(1)], check=True)
+from finetune_jobs.promote import main
+main()
+"""
+
+
+def test_a_disk_that_is_too_small_is_said(
+    s3: SeaweedFS, source: Store, target: Store, digest: str, tmp_path: Path
+) -> None:
+    """On a volume with room for one page of a file."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (volume := tmp_path / "volume").mkdir()
+    asked = ["--artifact", source.uri(output_folder(Stage.PUBLISH, digest)), "--to", target.uri()]
+    asked += ["--endpoint", s3.endpoint, "--to-endpoint", s3.endpoint]
+    command = [str(tmp_path / "program.py"), str(volume), *asked]
+    environment = os.environ | WRITER.environment() | {"TMPDIR": str(volume)}
+    process = forked.start(command, environment, within=NEW_MOUNTS)
+    _, said = process.communicate(timeout=120)
+    assert process.wait() == ExitCode.FATAL
+    assert said.decode() == (
+        f"ScratchFull: The disk that holds {volume} is full. Set TMPDIR to a folder on a larger one.\n"
+    )

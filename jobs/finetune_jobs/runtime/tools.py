@@ -6,6 +6,7 @@ python -m finetune_jobs.trace --uri s3://models/team-a --dataset 0f3c…
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from finetune_api.stages import Stage
 from finetune_api.storage import STORE_SECRET_KEYS, STORE_SESSION_KEY, Addressing, Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime import logs
+from finetune_jobs.runtime.full_disk import is_said
 from finetune_jobs.store.s3 import Store
 
 _EPILOG = """\
@@ -98,4 +100,10 @@ def run_command(work: Callable[[], None]) -> NoReturn:
     except StageError as error:
         sys.stderr.write(f"{error.reason}: {error.message}\n")
         sys.exit(ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL)
+    except OSError as error:
+        if not is_said(error):
+            raise
+        text = f"The disk that holds {tempfile.gettempdir()} is full. Set TMPDIR to a folder on a larger one."
+        sys.stderr.write(f"{Reason.SCRATCH_FULL}: {text}\n")
+        sys.exit(ExitCode.FATAL)
     sys.exit(ExitCode.OK)
