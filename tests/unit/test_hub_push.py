@@ -125,7 +125,7 @@ def test_a_card_that_the_hub_rejects_is_known_before_anything_is_sent(hub: Pushe
 
 
 def test_the_next_artifact_is_the_next_commit(hub: PushedHub, job: PublishJob, next_job: PublishJob) -> None:
-    """Main has its files alone; the artifact before stays under its tag, and is found there by a later run."""
+    """Main has its files alone; the artifact before stays under its tag."""
     first = job.publish(target(hub)).scalars["pushed"]
     repository = hub.repositories[NAME]
     repository.commits.append(Commit("a hand", repository.head.files | {"pytorch_model.bin": b"x"}, repository.head.id))
@@ -133,10 +133,24 @@ def test_the_next_artifact_is_the_next_commit(hub: PushedHub, job: PublishJob, n
     assert list(repository.tags.values()) == [first, second]
     assert second == repository.head.id
     assert repository.head.files.keys() == FILES
+
+
+def test_main_shows_what_was_published_last(hub: PushedHub, job: PublishJob, next_job: PublishJob) -> None:
+    """Also if that is an artifact of before, whose tag stays: nothing large is sent again, and once is enough."""
+    first = job.publish(target(hub)).scalars["pushed"]
+    repository = hub.repositories[NAME]
+    model = repository.head.files
+    next_job.publish(target(hub))
+    sent = dict(hub.large)
+    job.rerun()
+    assert job.publish(target(hub)).scalars["pushed"] == first
+    assert (repository.head.files, hub.large) == (model, sent)
+    assert first in repository.tags.values()
     job.rerun()
     hub.asked.clear()
+    repository.commits.append(Commit("a hand", model | {"README.md": b"better"}, repository.head.id))
     assert job.publish(target(hub)).scalars["pushed"] == first
-    assert hub.written == []
+    assert hub.written == [], "what people add to its own commit stays until the next artifact"
 
 
 Fault = Callable[[PushedHub], Callable[[str, str], int | None]]

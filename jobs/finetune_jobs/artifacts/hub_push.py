@@ -47,7 +47,8 @@ class HubPush:
         return self.target.reference(self.artifact)
 
     def make(self, progress: Progress) -> tuple[str, bool]:
-        """Send what is missing; the commit for which the tag stands, and whether anything was missing.
+        """Send what is missing, and let main show it; the commit for which the tag stands, and whether there was
+        anything to do.
 
         Raises StageError: TagTaken, PushRefused, ArtifactCorrupt, as HubRepository and Store.
         """
@@ -57,7 +58,7 @@ class HubPush:
         refs = self._opened(hub)
         standing = refs.tags.get(tag)
         if standing or tag in refs.branches:
-            return self._require_copy(hub, tag, standing), False
+            return self._require_copy(hub, tag, standing), self._brought_back(hub, refs, progress)
         commit = self._on_main(hub, refs, progress)
         hub.tag(tag, commit)
         return self._require_copy(hub, tag, hub.refs().tags.get(tag)), True
@@ -89,6 +90,15 @@ class HubPush:
             Reason.TAG_TAKEN, f"{self._to} already points to {what}, not to this model: nothing was overwritten."
         )
 
+    def _brought_back(self, hub: HubRepository, refs: Refs, progress: Progress) -> bool:
+        """Whether main, to which another artifact was pushed since, had to be given this one again."""
+        head = refs.branches.get(MAIN)
+        pushed = [title for title in hub.titles(head) if title.startswith(_TITLE)] if head else []
+        if not pushed or pushed[0] == f"{_TITLE}{self.artifact}":
+            return False
+        self._on_main(hub, refs, progress)
+        return True
+
     def _on_main(self, hub: HubRepository, refs: Refs, progress: Progress) -> str:
         """A commit on main that is a copy: what a push left that was cut off before the tag, or a new one."""
         head = refs.branches.get(MAIN)
@@ -109,6 +119,10 @@ class HubPush:
         return commit
 
     def _upload(self, hub: HubRepository, progress: Progress) -> None:
+        """Send every file. The card first, to be checked only: for its metadata the hub would refuse the commit, after
+        hours of sending."""
+        for card in (layer for layer in self.layers if layer.file.path == MODEL_CARD):
+            hub.check_card((self.store.get(f"{card.folder}/{MODEL_CARD}") or b"").decode())
         done, total = 0, sum(layer.file.size for layer in self.layers)
         for layer in self.layers:
             path = f"{layer.folder}/{layer.file.path}"
@@ -119,10 +133,6 @@ class HubPush:
                 )
             hub.upload(upload)
             done += layer.file.size
-        """Send every file. The card first, to be checked only: for its metadata the hub would refuse the commit, after
-        hours of sending."""
-        for card in (layer for layer in self.layers if layer.file.path == MODEL_CARD):
-            hub.check_card((self.store.get(f"{card.folder}/{MODEL_CARD}") or b"").decode())
             progress.report(done / total)
 
     def _is_copy(self, found: Mapping[str, HubEntry]) -> bool:
