@@ -274,6 +274,25 @@ def test_another_key_signs_the_same_artifact(
     assert len(list(store.list(f"artifacts/{digest}/provenance"))) == 3
 
 
+def test_one_signature_that_proves_it_is_enough(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a damaged one of another key that counts; two damaged ones are none."""
+    keys = [new_key(), new_key()]
+    for key in keys:
+        monkeypatch.setenv(KEY.variable, private_pem(key))
+        digest = run(publish_input(s3, store, chain, signed=True), tmp_path).output_digest
+    damaged, whole = (load_public_key(public_pem(key), "a key").keyid for key in keys)
+    accepted = [public_pem(key) for key in keys]
+    store.put(provenance_object(digest, damaged), b"{}")
+    assert require_signature(store, digest, accepted) == whole
+    store.put(provenance_object(digest, whole), b"{}")
+    with pytest.raises(StageError) as error:
+        require_signature(store, digest, accepted)
+    assert error.value.reason is Reason.SIGNATURE_INVALID
+    assert damaged in error.value.message
+
+
 def test_another_reference_is_another_input(s3: SeaweedFS, store: Store, chain: Upstream) -> None:
     params = publish_input(s3, store, chain, signed=True).params
     other = json.loads(params.model_dump_json(by_alias=True).replace(f'"name":"{KEY.name}"', '"name":"other"'))

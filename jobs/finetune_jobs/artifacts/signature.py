@@ -31,16 +31,24 @@ class Statement(BaseModel):
 
 
 def require_signature(store: Store, digest: str, public_keys: list[str]) -> str:
-    """The id of the key, one of those in PEM, that has signed where this artifact comes from.
+    """The id of the key, one of those in PEM, that has signed where this artifact comes from. One signature that proves
+    it is enough, whatever lies in the places of the other keys.
 
     Raises StageError: KeyUnusable, SignatureMissing, SignatureInvalid.
     """
     keys = [load_public_key(pem, f"spec.policy.signature.publicKeys[{n}]") for n, pem in enumerate(public_keys)]
+    faults: list[StageError] = []
     for key in keys:
         place = provenance_object(digest, key.keyid)
         if content := store.get(place):
-            _require_subject(content, key, digest, store.uri(place))
-            return key.keyid
+            try:
+                _require_subject(content, key, digest, store.uri(place))
+            except StageError as fault:
+                faults.append(fault)
+            else:
+                return key.keyid
+    if faults:
+        raise faults[0]
     known = ", ".join(key.keyid[:12] for key in keys)
     raise StageError(
         Reason.SIGNATURE_MISSING,
