@@ -94,9 +94,11 @@ def card_metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: st
         for each in of_containers(metrics)
         if (found := each.models.get("artifact"))
     ]
+    licence, licence_name = _licence(metrics.base_license)
     data = ModelCardData(
         base_model=_hub_name(model.base_model_uri),
-        **_licence(metrics.base_license),
+        license=licence,
+        license_name=licence_name,
         datasets=list(dict.fromkeys(on_hub)) or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         pipeline_tag="text-generation",
@@ -112,12 +114,11 @@ def _hub_name(uri: str) -> str | None:
     return uri.removeprefix(_HUB).partition("@")[0] if uri.startswith(_HUB) else None
 
 
-def _licence(named: str) -> dict[str, str]:
-    """The licence that the base model's card names."""
+def _licence(named: str) -> tuple[str | None, str | None]:
+    """The licence that the base model's card names, and its name where the hub does not list it."""
     if not named or named.lower() in _LICENCES:
-        return {"license": named.lower()} if named else {}
-    name = _nameable(named).lower()
-    return {"license": "other", **({"license_name": name} if name else {})}
+        return named.lower() or None, None
+    return "other", _nameable(named).lower() or None
 
 
 def _nameable(text: str) -> str:

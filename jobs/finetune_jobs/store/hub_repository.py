@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from finetune_api.push import HubTarget
 from finetune_api.reasons import Reason
@@ -141,7 +140,7 @@ class HubRepository:
             answer = get_session().post(
                 f"{self._target.endpoint}/api/validate-yaml",
                 json={"content": content, "repoType": "model"},
-                headers=build_hf_headers(token=self._api.token),
+                headers={"Authorization": f"Bearer {self._api.token}"} if self._api.token else {},
             )
             if answer.status_code == 400:
                 faults = "; ".join(str(each["message"]) for each in answer.json()["errors"])
