@@ -28,6 +28,7 @@ UNAVAILABLE = ApiError(503, "ServiceUnavailable", "the server is currently unabl
 CONFLICT = ApiError(409, "Conflict", "the object has been modified")
 BUSY = ApiError(429, "TooManyRequests", "wait")
 NO_ANSWER = ApiError(0, "", "timed out")
+FORGETS = ApiError(403, "Forbidden", "create not allowed while custom resource definition is terminating")
 DENIED = ApiError(403, "Forbidden", "denied by a webhook")
 ALL_BACK = [Backend("demo", 100)]
 
@@ -59,7 +60,7 @@ def state(cluster: ServingCluster) -> RevisionState | None:
 
 
 @pytest.mark.parametrize(
-    "error", [UNAVAILABLE, CONFLICT, ApiError(429, "TooManyRequests", "wait"), ApiError(0, "", "timed out")]
+    "error", [UNAVAILABLE, CONFLICT, BUSY, NO_ANSWER, FORGETS], ids=lambda error: error.reason or "no answer"
 )
 def test_requests_are_taken_back_by_the_very_next_try_after_an_error_that_passes(error: ApiError) -> None:
     operator, _, new = crashed()

@@ -27,6 +27,7 @@ SILENCE: Final = 150.0
 
 MERGE_PATCH: Final = "application/merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
+_FORGETS: Final = "custom resource definition is terminating"
 
 
 class ApiError(Exception):
@@ -52,8 +53,9 @@ class ApiError(Exception):
 
     @property
     def passes(self) -> bool:
-        """The API server was busy, was not there, or had yet to prepare for a kind that it has just learned of."""
-        return self.status in (0, 429) or self.status >= 500
+        """The API server was busy, was not there, had yet to prepare for a kind that it has just learned of, or was
+        about to forget one."""
+        return self.status in (0, 429) or self.status >= 500 or _FORGETS in self.message
 
     @property
     def expired(self) -> bool:
