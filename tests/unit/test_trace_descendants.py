@@ -159,7 +159,8 @@ def test_a_copy_of_a_withdrawn_artifact_ends_what_is_trained_on_it(
     second = make(s3, store, tmp_path, "bb", f"hf://acme/support@{revision}")
     pushed(store, second.digest, "huggingface.co/acme/next@v1", COMMIT)
     third = make(s3, store, tmp_path, "ccc", "hf://acme/next@v1")
-    others = [make(s3, store, tmp_path, f"{n}ab", f"hf://acme/support@{n}") for n in ("v2", COMMIT[::-1], "main")]
+    standing = {"e" * 5: "v2", "f" * 6: COMMIT[::-1], "g" * 7: "main"}
+    others = [make(s3, store, tmp_path, name, f"hf://acme/support@{at}") for name, at in standing.items()]
     withdraw(store, first.digest, MARK)
     for job, parts in (
         (second, (f"The base model hf://acme/support@{revision} is that of", first.digest, "was withdrawn by dpo")),
