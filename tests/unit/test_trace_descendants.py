@@ -164,7 +164,7 @@ def test_a_copy_of_a_withdrawn_artifact_ends_what_is_trained_on_it(
     withdraw(store, first.digest, MARK)
     for job, parts in (
         (second, (f"The base model hf://acme/support@{revision} is that of", first.digest, "was withdrawn by dpo")),
-        (third, ("on which the base model hf://acme/next@v1 was trained", first.digest, "was withdrawn by dpo")),
+        (third, (first.digest, "on which the base model hf://acme/next@v1 was trained", "was withdrawn by dpo")),
     ):
         with pytest.raises(StageError) as error:
             execute(context(job.given, tmp_path), publish, after=sign_move_and_push)
