@@ -410,7 +410,8 @@ class Read(dict[str, str]):
 
 @pytest.mark.parametrize("task", [TaskType.CLASSIFICATION, TaskType.TEXT])
 def test_resolve_tells_of_what_it_finds_all_that_is_read(task: TaskType) -> None:
-    """And no more: its result is short. Of an artifact the URI need not be told, since it follows from the digest."""
+    """And no more: its result is short. Of an artifact the URI need not be told, since it follows from the digest; nor
+    who signed it or where its copies are, since publish itself runs where that is asked for."""
     spec = SPEC.model_copy(update={"task": Task(type=task)})
     seen = observed(spec=spec)
     ledger = RunLedger(spec, FineTuneJobStatus(), current_run(seen, NOW), NOW)
@@ -418,7 +419,7 @@ def test_resolve_tells_of_what_it_finds_all_that_is_read(task: TaskType) -> None
         scalars = Read({"channel": "stable", "accuracyBase": "0.5", "f1Base": "0.5"})
         found = Found.model_construct(stage=stage, output_digest=str(number) * 64, scalars=scalars)
         ledger.reuse(found, "key", None)
-        assert scalars.names - FOUND_SCALARS[stage] <= {"artifactUri", "ended", "pushed"}
+        assert scalars.names - FOUND_SCALARS[stage] <= {"artifactUri", "ended", "pushed", "signedBy"}
         assert FOUND_SCALARS[stage] <= scalars.names
     assert ledger.artifact is not None
     assert ledger.artifact.uri == f"{spec.output.uri}/artifacts/{'5' * 64}"

@@ -169,6 +169,7 @@ def test_the_page_says_tried_again_of_what_the_stages_call_retriable() -> None:
     assert mixed == {
         *(Reason.MODEL_NOT_FOUND, Reason.DATASET_NOT_FOUND),  # the meaning says it
         Reason.CUDA_OUT_OF_MEMORY,  # all begin again with smaller passes, as the meaning says
+        Reason.SCRATCH_FULL,  # final for a command of people, and for a model that is larger than its volume
         Reason.CANDIDATE_FAILED,  # of verify, at an AdapterDeployment
         Reason.INTERNAL_ERROR,  # what nobody expected; but an answer of the store that no retry changes is final
     }

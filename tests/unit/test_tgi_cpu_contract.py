@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, ValidationError
 
 from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.verification import tgi as tgi_client
-from finetune_jobs.verification.engine import Refusal
+from finetune_jobs.verification.engine import RefusedForm
 from finetune_jobs.verification.forms import PROBE
 from tests.support.tgi_client import TgiServer, eventually, long_answer, parse_event
 from tests.support.tgi_process import TgiProcess, tgi_cpu
@@ -283,7 +283,7 @@ def test_the_verification_is_told_that_there_are_no_grammars(base: TgiServer) ->
     """So the check is skipped, in TGI's own words."""
     asked = Answer(messages=MESSAGES, label="", base="", tuned="", artifact="")
     refused = tgi_client.TgiServer(base.url, key=API_KEY).hold_to(asked, PROBE)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, RefusedForm)
     assert "grammar is not supported" in refused.why
 
 

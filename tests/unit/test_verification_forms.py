@@ -14,8 +14,8 @@ from finetune_jobs.artifacts.artifact import Answer, Marks
 from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import make_checks
-from finetune_jobs.verification.engine import Refusal, Reply
-from finetune_jobs.verification.forms import PROBE, Choice, Formed, choose_calls, choose_held, form_checks
+from finetune_jobs.verification.engine import RefusedForm, Reply
+from finetune_jobs.verification.forms import PROBE, FormChoice, Formed, choose_calls, choose_held, form_checks
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.vllm import VllmServer
@@ -51,7 +51,7 @@ def calling(number: int, artifact: str = CALL, **fields: Any) -> Answer:
     return asked(number, artifact, **{"tools": TOOLS, "calls": HERMES, "prompt": prompt, **fields})
 
 
-def numbers(choice: Choice | None) -> list[int]:
+def numbers(choice: FormChoice | None) -> list[int]:
     assert choice
     assert not choice.why_none
     return list(choice.numbers)
@@ -319,7 +319,7 @@ def test_a_server_has_time_to_compile_a_grammar(monkeypatch: pytest.MonkeyPatch)
 def test_tgi_makes_calls_of_its_own() -> None:
     """It is not asked: what it would answer proves nothing of what was recorded."""
     found = TgiServer("http://127.0.0.1:1").call_tools(CALLING[0])
-    assert isinstance(found, Refusal)
+    assert isinstance(found, RefusedForm)
     assert_says(found.why, "TGI makes calls in a form of its own", "vLLM")
 
 

@@ -41,7 +41,7 @@ from finetune_jobs.verification.engine import (
     FIRST_TOKEN_SECONDS,
     REQUEST_SECONDS,
     Limits,
-    Refusal,
+    RefusedForm,
     Reply,
 )
 from finetune_jobs.verification.observation import Promise, observe
@@ -235,7 +235,7 @@ def test_tools_are_refused_where_no_parser_is_set(served: VllmProcess) -> None:
         artifact="",
     )
     refused = client.call_tools(asked)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, RefusedForm)
     assert_says(refused.why, "args lack --tool-call-parser")
 
 
@@ -361,7 +361,7 @@ def test_chats_with_tools_and_with_a_schema_are_proved(work: Path) -> None:
         "toolCalls": (CheckOutcome.PASSED, "1 of 1"),
         "answerSchema": (CheckOutcome.PASSED, "1 of 1 match; 1 of 1 with the same fields"),
     }, asked
-    assert isinstance(refused, Refusal), refused
+    assert isinstance(refused, RefusedForm), refused
 
 
 def _answered(reply: Reply) -> dict[str, object]:

@@ -21,7 +21,7 @@ from finetune_jobs.artifacts.calls import Call
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.hub import CLIENT_ERROR
-from finetune_jobs.verification.engine import Limits, Refusal, Reply, Streamed
+from finetune_jobs.verification.engine import Limits, RefusedForm, Reply, Streamed
 from finetune_jobs.verification.pace import COMPILE_SECONDS, REQUEST_SECONDS, Pace, request_seconds
 from finetune_jobs.verification.stream import error_text, read_stream
 
@@ -177,7 +177,7 @@ class Connection:
             prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
         )
 
-    def chat_in_form(self, asked: Answer, form: dict[str, Any], model: str | None, said: str) -> Reply | Refusal:
+    def chat_in_form(self, asked: Answer, form: dict[str, Any], model: str | None, said: str) -> Reply | RefusedForm:
         """The most likely answer to a chat with further fields; ``said``: what was asked, for messages. The first such
         request may have a grammar compiled."""
         chat = asked.model_copy(update={"prompt": "", "messages": _for_api(asked.messages)})
@@ -186,7 +186,7 @@ class Connection:
         try:
             response = self._post(path, body | form, seconds)
             if response.status_code in _REFUSED and not self.too_long.search(refused := _said(response.text)):
-                return Refusal(refused or f"it answered {response.status_code}")
+                return RefusedForm(refused or f"it answered {response.status_code}")
             hf_raise_for_status(response)
             found = response.json()
             choice = found["choices"][0]

@@ -64,7 +64,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedForm:
     """A server does not answer in the form that it was asked for, and tells its clients so."""
 
     why: str
@@ -127,10 +127,10 @@ class ModelServer(Protocol):
     def answer(self, asked: Answer) -> Reply:
         """The most likely answer to a chat."""
 
-    def call_tools(self, asked: Answer) -> Reply | Refusal:
+    def call_tools(self, asked: Answer) -> Reply | RefusedForm:
         """The same, of a chat that is sent with its tools: the server renders them, and reads calls from the answer."""
 
-    def hold_to(self, asked: Answer, schema: str) -> Reply | Refusal:
+    def hold_to(self, asked: Answer, schema: str) -> Reply | RefusedForm:
         """The same, of a chat whose answer the server holds to a JSON schema."""
 
     def stream(self, asked: Answer) -> Streamed:

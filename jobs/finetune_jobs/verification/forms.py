@@ -35,7 +35,7 @@ _HELD: Final = '{"held":"yes"}'
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormChoice:
     """Which of the artifact's answers are asked for in a form."""
 
     numbers: Sequence[int] = ()
@@ -58,30 +58,30 @@ class Formed:
     """What it answered when it was held to PROBE."""
 
 
-def choose_calls(answers: Sequence[Answer]) -> Choice | None:
+def choose_calls(answers: Sequence[Answer]) -> FormChoice | None:
     """Those in which the artifact called a tool; None: the data have no tools."""
     allowed = [number for number in _distinct(answers) if answers[number].tools]
     if not allowed:
         return None
     if not any(answers[number].calls for number in allowed):
-        return Choice(why_none="how the chat template writes calls is not known")
+        return FormChoice(why_none="how the chat template writes calls is not known")
     calling = [number for number in allowed if _recorded_calls(answers[number])]
-    return Choice(calling[:MOST], "" if calling else "no recorded answer calls a tool")
+    return FormChoice(calling[:MOST], "" if calling else "no recorded answer calls a tool")
 
 
-def choose_held(answers: Sequence[Answer], schema: str, task: TaskType) -> Choice | None:
+def choose_held(answers: Sequence[Answer], schema: str, task: TaskType) -> FormChoice | None:
     """Those in which the artifact's own answer matches a schema, first those whose fields can be compared; None: there
     is no schema."""
     if not schema:
         return None
     plain = [number for number in _distinct(answers) if not answers[number].tools]
     if plain and all(answers[number].thoughts for number in plain):
-        return Choice(why_none="the model thinks before it answers, which a schema forbids")
+        return FormChoice(why_none="the model thinks before it answers, which a schema forbids")
     problem_of = schema_check(schema, artifact.SCHEMA)
     ended = [number for number in plain if answers[number].stopped and not answers[number].thoughts]
     matching = [number for number in ended if not _problem(answers[number].artifact, problem_of)]
     matching.sort(key=lambda number: not _comparable(answers[number], schema, task))
-    return Choice(matching[:MOST], "" if matching else "no recorded answer matches the schema")
+    return FormChoice(matching[:MOST], "" if matching else "no recorded answer matches the schema")
 
 
 def form_checks(

@@ -12,8 +12,8 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits, ModelServer, Refusal, Reply, Streamed
-from finetune_jobs.verification.forms import PROBE, PROBE_TOKENS, Choice, Formed, choose_calls, choose_held
+from finetune_jobs.verification.engine import Limits, ModelServer, RefusedForm, Reply, Streamed
+from finetune_jobs.verification.forms import PROBE, PROBE_TOKENS, FormChoice, Formed, choose_calls, choose_held
 from finetune_jobs.verification.pace import SILENT_SECONDS
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
@@ -65,12 +65,12 @@ class Promise:
         return [*self.golden, *self.sample]
 
     @property
-    def calling(self) -> Choice | None:
+    def calling(self) -> FormChoice | None:
         """Those of them that are asked for with tools; None: there are no tools."""
         return choose_calls(self.answers) if self.as_clients else None
 
     @property
-    def held(self) -> Choice | None:
+    def held(self) -> FormChoice | None:
         """Those of them that are held to the schema; None: there is none."""
         return choose_held(self.answers, self.answer_schema, self.task) if self.as_clients else None
 
@@ -135,21 +135,21 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         _require_answers(came)
         return came
 
-    def ask_in_form(question: Callable[[A], Reply | Refusal], asked: Sequence[A]) -> tuple[list[Reply], str]:
+    def ask_in_form(question: Callable[[A], Reply | RefusedForm], asked: Sequence[A]) -> tuple[list[Reply], str]:
         """The replies; or none, and the words of a server that refuses one."""
         replies: list[Reply] = []
         for each in ask(question, asked):
-            if isinstance(each, Refusal):
+            if isinstance(each, RefusedForm):
                 return [], each.why
             replies.append(each)
         return replies, ""
 
-    def call_all(choice: Choice) -> Formed:
+    def call_all(choice: FormChoice) -> Formed:
         asked = [promise.answers[number] for number in choice.numbers]
         made, refused = ask_in_form(server.call_tools, asked)
         return Formed(asked, [replies[number] for number in choice.numbers], made, choice.why_none or refused)
 
-    def hold_all(choice: Choice) -> Formed:
+    def hold_all(choice: FormChoice) -> Formed:
         """First to a schema that says whether the server holds its answers to any."""
         asked = [promise.answers[number] for number in choice.numbers]
         probes = [(each.model_copy(update={"max_tokens": PROBE_TOKENS}), PROBE) for each in asked[:1]]

@@ -17,7 +17,7 @@ from finetune_jobs.verification.engine import (
     REQUEST_SECONDS,
     Forced,
     Limits,
-    Refusal,
+    RefusedForm,
     Reply,
     Served,
     ServerCounts,
@@ -59,12 +59,12 @@ class TgiServer:
         """From ``/v1/chat/completions``."""
         return self._connection.chat(asked)
 
-    def call_tools(self, asked: Answer) -> Refusal:
+    def call_tools(self, asked: Answer) -> RefusedForm:
         """TGI adds words of its own to a prompt with tools and makes the model write calls in a form of TGI's
         (router/src/infer/tool_grammar.rs): nothing that was recorded says what they are to be."""
-        return Refusal("TGI makes calls in a form of its own; vLLM reads those that were learnt")
+        return RefusedForm("TGI makes calls in a form of its own; vLLM reads those that were learnt")
 
-    def hold_to(self, asked: Answer, schema: str) -> Reply | Refusal:
+    def hold_to(self, asked: Answer, schema: str) -> Reply | RefusedForm:
         """From the same, in a form that only TGI has (``GrammarType`` in router/src/lib.rs)."""
         form = {"response_format": {"type": "json", "value": json.loads(schema)}}
         return self._connection.chat_in_form(asked, form, None, "a chat that is held to a schema")

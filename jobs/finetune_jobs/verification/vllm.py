@@ -19,7 +19,7 @@ from finetune_jobs.verification.engine import (
     REQUEST_SECONDS,
     Forced,
     Limits,
-    Refusal,
+    RefusedForm,
     Reply,
     Served,
     ServerCounts,
@@ -73,13 +73,13 @@ class VllmServer:
         """From ``/v1/chat/completions``."""
         return self._connection.chat(asked, self._name)
 
-    def call_tools(self, asked: Answer) -> Reply | Refusal:
+    def call_tools(self, asked: Answer) -> Reply | RefusedForm:
         """From the same. vLLM needs to be told how the model writes calls."""
         form = {"tools": asked.tools, "tool_choice": "auto"}
         found = self._connection.chat_in_form(asked, form, self._name, "a chat with tools")
-        return Refusal(_NO_PARSER) if isinstance(found, Refusal) and _PARSER in found.why else found
+        return RefusedForm(_NO_PARSER) if isinstance(found, RefusedForm) and _PARSER in found.why else found
 
-    def hold_to(self, asked: Answer, schema: str) -> Reply | Refusal:
+    def hold_to(self, asked: Answer, schema: str) -> Reply | RefusedForm:
         """From the same, as OpenAI's API has it."""
         held = {"name": "answer", "schema": json.loads(schema), "strict": True}
         form = {"response_format": {"type": "json_schema", "json_schema": held}}
