@@ -199,6 +199,7 @@ CALLING: Final = [calling(number) for number in range(3)]
 PROMISED_CALLS: Final = Promise(CALLING[:2], CALLING, [], TaskType.TEXT, "INT8")
 
 
+@pytest.mark.slow
 def test_a_chat_is_sent_with_its_tools_as_clients_send_it() -> None:
     server = VllmContract(ROOT, answers=CALLING, parser=HERMES)
     check = seen_by(server, PROMISED_CALLS)["toolCalls"]
@@ -209,12 +210,14 @@ def test_a_chat_is_sent_with_its_tools_as_clients_send_it() -> None:
     assert all((each["temperature"], each["max_tokens"]) == (0.0, 64) for each in chats)
 
 
+@pytest.mark.slow
 def test_a_parser_of_another_form_leaves_calls_in_the_text() -> None:
     check = seen_by(VllmContract(ROOT, answers=CALLING, parser=LLAMA), PROMISED_CALLS)["toolCalls"]
     assert check.outcome is CheckOutcome.FAILED
     assert_says(check.seen, "0 of 3", "3 came as text", "parser did not read")
 
 
+@pytest.mark.slow
 def test_a_runtime_without_a_parser_is_asked_once_and_proves_no_calls() -> None:
     server = VllmContract(ROOT, answers=CALLING)
     check = seen_by(server, PROMISED_CALLS)["toolCalls"]
@@ -223,6 +226,7 @@ def test_a_runtime_without_a_parser_is_asked_once_and_proves_no_calls() -> None:
     assert sum(bool(each.get("tools")) for each in server.seen) == 1
 
 
+@pytest.mark.slow
 def test_earlier_calls_of_a_conversation_are_sent_as_the_api_has_them() -> None:
     """With an id, and the arguments as text. A template is given them as an object, as the artifact keeps them."""
 
@@ -247,6 +251,7 @@ HELD: Final = [asked(number, RECORD) for number in range(3)]
 PROMISED_RECORDS: Final = Promise(HELD[:2], HELD, [], TaskType.EXTRACTION, "INT8", answer_schema=SCHEMA)
 
 
+@pytest.mark.slow
 def test_answers_are_held_to_the_schema_as_openais_api_has_it() -> None:
     server = VllmContract(ROOT, answers=HELD)
     check = seen_by(server, PROMISED_RECORDS)["answerSchema"]
@@ -258,17 +263,20 @@ def test_answers_are_held_to_the_schema_as_openais_api_has_it() -> None:
     assert [list(each["json_schema"]["schema"]["properties"]) for each in formats[1:]] == [["number", "lines"]] * 3
 
 
+@pytest.mark.slow
 def test_a_server_that_ignores_the_schema_fails_although_the_model_meets_it() -> None:
     check = seen_by(VllmContract(ROOT, answers=HELD, holds=False), PROMISED_RECORDS)["answerSchema"]
     assert (check.outcome, check.seen) == (CheckOutcome.FAILED, "the server ignores the schema of a request")
 
 
+@pytest.mark.slow
 def test_a_schema_that_the_server_refuses_is_not_proved() -> None:
     said = "The provided JSON schema contains features not supported by xgrammar."
     check = seen_by(VllmContract(ROOT, answers=HELD, refuses_schema=said), PROMISED_RECORDS)["answerSchema"]
     assert (check.outcome, check.seen) == (CheckOutcome.SKIPPED, said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "reason", "retriable"),
     [
@@ -300,6 +308,7 @@ class Slow(VllmContract):
         return super().post(path, body)
 
 
+@pytest.mark.slow
 def test_a_server_has_time_to_compile_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_jobs.verification.connection._seconds", lambda _asked: 0.2)
     with running(Slow(ROOT, answers=HELD)) as server:
