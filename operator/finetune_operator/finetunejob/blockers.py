@@ -54,7 +54,7 @@ def output_conflict(observed: ObservedJob) -> Blocker | None:
     if not observed.conflicting_job:
         return None
     output, older = observed.spec.output, observed.conflicting_job
-    message = f"The older FineTuneJob {older!r} publishes {output.name!r} under {output.uri}, or will."
+    message = f"The older FineTuneJob {older!r} publishes, or will publish, {output.name!r} under {output.uri}."
     return Blocker(Reason.OUTPUT_NAME_CONFLICT, message)
 
 
