@@ -41,6 +41,7 @@ def places() -> Places:
             "the working directory": Path.cwd(),
             "the default type of tensors": _of_torch("get_default_dtype"),
             "the threads of torch": _of_torch("get_num_threads"),
+            "the HTTP client of huggingface_hub": _client_factory(),
             "the level of the root logger": logging.getLogger().level,
             "the handler of SIGTERM": signal.getsignal(signal.SIGTERM),
             "the handler of SIGINT": signal.getsignal(signal.SIGINT),
@@ -76,6 +77,11 @@ def _replaced(module: str, before: Places, after: Places) -> Iterator[str]:
 
 def _is_another(before: Any, after: Any) -> bool:
     return before is not after and before != after
+
+
+def _client_factory() -> Any:
+    """What makes it, if the library was imported; it has no public name."""
+    return getattr(sys.modules.get("huggingface_hub.utils._http"), "_GLOBAL_CLIENT_FACTORY", None)
 
 
 def _of_torch(name: str) -> Any:

@@ -43,6 +43,17 @@ def own_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def own_client() -> Iterator[None]:
+    """For a test that lets the product change how huggingface_hub connects, as a verification does: in its pod nothing
+    else runs. A server that is gone would be asked for three seconds by every test that follows."""
+    from huggingface_hub.utils import _http
+
+    factory = _http._GLOBAL_CLIENT_FACTORY
+    yield
+    _http.set_client_factory(factory)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """A real S3 server with the bucket ``data``."""

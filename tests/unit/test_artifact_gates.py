@@ -27,7 +27,7 @@ from tests.support.sentences import assert_says
 from tests.support.stages import context
 from tests.unit.test_jobs_artifact import BETTER_BY_A_QUARTER, UNTRAINED, gated
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("own_client")]
 
 MET = GoalStatus(goal="recall of 'a' at least 0.9", value="0.95", low="0.92", high="0.97", outcome=GateOutcome.PASS)
 MISSED = GoalStatus(goal="accuracy at least 0.95", value="0.91", low="0.89", high="0.93", outcome=GateOutcome.FAIL)

@@ -28,7 +28,7 @@ from tests.support.seaweedfs import READER, WRITER, SeaweedFS, User
 from tests.support.sentences import assert_says
 from tests.support.stages import DEPLOYMENT, context
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 MARK = Withdrawal(reason="erasure request 4711", by="dpo", withdrawn_at="2026-03-01T12:00:00Z")
 SAID = "withdrawn by dpo on 2026-03-01: erasure request 4711"

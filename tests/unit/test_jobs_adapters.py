@@ -55,7 +55,7 @@ from tests.support.stages import DEPLOYMENT, context
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.vllm_server import Lora, VllmContract, running
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 NAMES = ("de", "fr")
 

@@ -28,7 +28,7 @@ from tests.support.stages import DEPLOYMENT, context
 from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import build_tiny_llama
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 
 @pytest.fixture(autouse=True)

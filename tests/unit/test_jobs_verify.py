@@ -26,7 +26,7 @@ from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import context
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("own_client")]
 
 
 THINKING = Marks(begin="<think>", end="</think>")

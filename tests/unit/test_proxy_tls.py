@@ -221,16 +221,6 @@ def speaks(door: Door, version: ssl.TLSVersion) -> bool:
             return False
 
 
-@pytest.fixture
-def own_client() -> Iterator[None]:
-    """Whatever a test does to the hub's HTTP client, the next one does not see."""
-    from huggingface_hub.utils import _http
-
-    factory = _http._GLOBAL_CLIENT_FACTORY
-    yield
-    _http.set_client_factory(factory)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_client")
 def test_the_verifier_connects_again_to_a_server_that_refuses_for_a_moment() -> None:
