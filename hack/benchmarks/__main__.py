@@ -24,6 +24,7 @@ NAMES = (
     "transfers",
     "fit_estimate",
     "planted_artifacts",
+    "planted_adapters",
     "planted_models",
     "artifact_ledger",
     "export_memory",

@@ -1,10 +1,11 @@
-"""Artifacts in whose place wrong ones are served (``planted_artifacts``): one that the benchmark makes, or one that a
-FineTuneJob of the local cluster has published.
+"""Artifacts in whose place wrong ones are served (``planted_artifacts``, ``planted_adapters``): one that the benchmark
+makes, or one that a FineTuneJob of the local cluster has published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from hack.models import ensure_smollm2
 from hack.platform import local, object_store
 
 if TYPE_CHECKING:
+    from finetune_jobs.artifacts.artifact import ModelRef
     from finetune_jobs.verification.observation import Promise
 
 GOLDEN, SAMPLE = 8, 50
@@ -71,40 +73,65 @@ def published(job: str, work: Path, samples: int) -> Plantable:
 
     Raises ClusterError: it has published nothing, or in a format of which no wrong artifacts are made.
     """
-    from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
-    from finetune_jobs.artifacts.folders import fetch_folder
-    from finetune_jobs.base.documents import read_json
     from finetune_jobs.modelling.tuning import read_tuning
-    from finetune_jobs.store.s3 import Store
-    from finetune_jobs.verification.promise import read_promise
 
-    kubectl = local.kubectl().within(NAMESPACE)
-    status = FineTuneJob.model_validate(kubectl.get("ftj", job)).status
-    if status.artifact is None:
-        raise ClusterError(f"FineTuneJob {job} has published nothing")
-    digest, base = status.artifact.digest, ensure_smollm2(cache_directory())
-    trained = next(each.output_digest for each in status.stages if each.name == Stage.TRAIN)
-    with object_store.from_here(kubectl) as storage:
-        store = Store.connect(storage, status.artifact.uri.removesuffix(f"/{output_folder(Stage.PUBLISH, digest)}"))
-
-        def fetched(folder: str, name: str) -> Path:
-            return once(work / name, f"fetch {folder}", lambda out: fetch_folder(store, folder, out))
-
-        record = fetched(output_folder(Stage.PUBLISH, digest), f"{job}-record")
-        model = read_json(record / MODEL_REF, ModelRef)
-        good = fetched(model.folder, f"{job}-artifact")
-        adapter = fetched(output_folder(Stage.TRAIN, trained), f"{job}-adapter")
-    if model.format not in ROUNDED:
-        raise ClusterError(
-            f"FineTuneJob {job} has published {model.format}: wrong ones are made in {', '.join(ROUNDED)}"
-        )
+    base = ensure_smollm2(cache_directory())
+    with outputs(job, work) as published:
+        model, good = published.model, published.fetch(published.model.folder, "artifact")
+        if model.format not in ROUNDED:
+            raise ClusterError(
+                f"FineTuneJob {job} has published {model.format}: wrong ones are made in {', '.join(ROUNDED)}"
+            )
+        trained = next(each.output_digest for each in published.job.status.stages if each.name == Stage.TRAIN)
+        adapter = published.fetch(output_folder(Stage.TRAIN, trained), "adapter")
 
     def merge(out: Path) -> None:
         write_merged(base, adapter, out, read_tuning(adapter, Method.QLORA))
 
     tuned = _weights(once(work / f"{job}-merged", "merge the adapter", merge))
-    promise = read_promise(record, job)
-    return Plantable(base, tuned, good, replace(promise, sample=promise.sample[:samples]))
+    return Plantable(base, tuned, good, published.promise(samples))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a FineTuneJob has published, while its store can be reached."""
+
+    job: FineTuneJob
+    record: Path
+    """The artifact's own files."""
+    model: ModelRef
+    fetch: Callable[[str, str], Path]
+    """Downloads a folder of the store, once, under the job's name and this one."""
+
+    def promise(self, samples: int) -> Promise:
+        """What was recorded, with so many test examples."""
+        from finetune_jobs.verification.promise import read_promise
+
+        found = read_promise(self.record, self.job.metadata.name)
+        return replace(found, sample=found.sample[:samples])
+
+
+@contextmanager
+def outputs(name: str, work: Path) -> Iterator[Outputs]:
+    """Those of a FineTuneJob of the local cluster. Raises ClusterError: it has published nothing."""
+    from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
+    from finetune_jobs.artifacts.folders import fetch_folder
+    from finetune_jobs.base.documents import read_json
+    from finetune_jobs.store.s3 import Store
+
+    kubectl = local.kubectl().within(NAMESPACE)
+    job = FineTuneJob.model_validate(kubectl.get("ftj", name))
+    artifact = job.status.artifact
+    if artifact is None:
+        raise ClusterError(f"FineTuneJob {name} has published nothing")
+    with object_store.from_here(kubectl) as storage:
+        store = Store.connect(storage, artifact.uri.removesuffix(f"/{output_folder(Stage.PUBLISH, artifact.digest)}"))
+
+        def fetch(folder: str, what: str) -> Path:
+            return once(work / f"{name}-{what}", f"fetch {folder}", lambda out: fetch_folder(store, folder, out))
+
+        record = fetch(output_folder(Stage.PUBLISH, artifact.digest), "record")
+        yield Outputs(job, record, read_json(record / MODEL_REF, ModelRef), fetch)
 
 
 def _weights(folder: Path) -> Weights:

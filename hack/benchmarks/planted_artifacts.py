@@ -14,22 +14,18 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from finetune_api.compatibility import TGI, VLLM
 from finetune_api.export import ExportFormat
-from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from hack.benchmarks.gated import once
+from finetune_api.serving_status import VerificationCheck
 from hack.benchmarks.plantable import ROUNDED, SAMPLE, made, published
+from hack.benchmarks.proofs import failed, kept, seen
 from hack.benchmarks.result import Result
 from hack.cluster.console import say
 
 TRIES = 10
 """How often the good artifact is verified."""
-_CHECKS = TypeAdapter(list[VerificationCheck])
 
 
 def run(
@@ -47,7 +43,7 @@ def run(
     subject = published(job, work, samples) if job else made(work, served / GOOD.name)
     rounded = ROUNDED[ExportFormat(subject.promise.format)]
     plants = [plant for plant in PLANTS if (subject.previous or not plant.is_previous) and (rounded or not plant.noise)]
-    kept = "-".join([*filter(None, [job]), *([engine] if engine != TGI else [])])
+    prefix = "-".join([*filter(None, [job]), *([engine] if engine != TGI else [])])
 
     def checked(plant: Plant, number: int = 1) -> list[VerificationCheck]:
         def serve() -> list[VerificationCheck]:
@@ -60,15 +56,15 @@ def run(
             finally:
                 shutil.rmtree(folder)
 
-        name = "-".join(filter(None, [kept, plant.name.replace(" ", "-"), str(number)]))
-        return _kept(work / f"{name}.checks.json", plant.name, serve)
+        name = "-".join(filter(None, [prefix, plant.name.replace(" ", "-"), str(number)]))
+        return kept(work / f"{name}.checks.json", plant.name, serve)
 
     first = checked(GOOD)
     planted = {plant.name: checked(plant) for plant in plants}
     good = [first, *(checked(GOOD, number) for number in range(2, tries + 1))]
     shutil.rmtree(served, ignore_errors=True)
-    refused = sum(bool(_failed(checks)) for checks in planted.values())
-    by_answers = sum(bool({"goldenTexts", "testSample"} & set(_failed(checks))) for checks in planted.values())
+    refused = sum(bool(failed(checks)) for checks in planted.values())
+    by_answers = sum(bool({"goldenTexts", "testSample"} & set(failed(checks))) for checks in planted.values())
     return Result(
         name="planted_artifacts",
         value=refused,
@@ -77,30 +73,11 @@ def run(
         goal=f"all refused, and the good one passes in {tries} of {tries} tries",
         details={
             "engine": engine,
-            "good passed": f"{sum(not _failed(checks) for checks in good)} of {tries}",
-            GOOD.name: _seen(first),
-            **{name: _seen(checks) for name, checks in planted.items()},
+            "good passed": f"{sum(not failed(checks) for checks in good)} of {tries}",
+            GOOD.name: seen(first),
+            **{name: seen(checks) for name, checks in planted.items()},
         },
     )
-
-
-def _kept(path: Path, name: str, serve: Callable[[], list[VerificationCheck]]) -> list[VerificationCheck]:
-    """What the checks found, unless an earlier run in the same folder has asked."""
-
-    def make(out: Path) -> None:
-        out.write_bytes(_CHECKS.dump_json(serve()))
-
-    found = _CHECKS.validate_json(once(path, f"serve and verify: {name}", make).read_bytes())
-    say(f"    {name}: {', '.join(_failed(found)) or 'takes traffic'}")
-    return found
-
-
-def _failed(checks: list[VerificationCheck]) -> list[str]:
-    return [check.name for check in checks if check.outcome is CheckOutcome.FAILED]
-
-
-def _seen(checks: list[VerificationCheck]) -> dict[str, str]:
-    return {check.name: f"{check.outcome}: {check.seen}" for check in checks}
 
 
 if __name__ == "__main__":
