@@ -157,6 +157,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         **{("proxy", each): proxy[each] for each in ("httpProxy", "httpsProxy")},
         ("tenancy", "rules"): tenancy["rules"],
         ("serving", "ingressFrom"): {"type": "array", "items": _PEER},
+        ("serving", "metricsFrom"): {"type": "array", "items": _PEER},
         ("serving", "verificationFloors"): {"type": "array", "items": {"$ref": "#/$defs/VerificationFloor"}},
         ("serving", "longestWatchInterval"): {"type": "string", "pattern": WATCH_INTERVAL},
         ("serving", "formerRoutes"): {"$ref": "#/$defs/FormerRoutes"},

@@ -111,6 +111,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
         "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
         "serving": {
             "ingressFrom": [{"namespaceSelector": {"matchLabels": {"gateway": "true"}}}],
+            "metricsFrom": [{"namespaceSelector": {"matchLabels": {"gateway": "true"}}}],
             "longestWatchInterval": "15m",
         },
         "operator": {
@@ -135,7 +136,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     team = TenancyRule(namespaces=["team-*"], outputs=["s3://models/{namespace}"], max_usd_per_run=1e8)
     assert rendered.tenancy.rules == [team]
     peer = {"namespaceSelector": {"matchLabels": {"gateway": "true"}}}
-    assert rendered.serving == ServingAccess(ingress_from=[peer], longest_watch_interval="15m")
+    assert rendered.serving == ServingAccess(ingress_from=[peer], metrics_from=[peer], longest_watch_interval="15m")
     assert "gpu-l4" not in rendered.profiles
     assert rendered.runtimes.keys() == {"tgi-cpu", "vllm"}
     assert rendered.runtimes["vllm"].args == ["--max-num-seqs=8"]
@@ -280,6 +281,7 @@ def test_the_defaults_of_the_chart_are_the_operators() -> None:
         ("serving.longestWatchInterval=5s", "/serving/longestWatchInterval", "does not match pattern"),
         ("serving.formerRoutes=delete", "/serving/formerRoutes", "value must be one of 'Delete', 'Keep'"),
         ("serving.ingressFrom[0].pods=all", "/serving/ingressFrom/0", "'pods' not allowed"),
+        ("serving.metricsFrom[0].pods=all", "/serving/metricsFrom/0", "'pods' not allowed"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
         ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),
         ("replicas=2", "", "additional properties 'replicas' not allowed"),
