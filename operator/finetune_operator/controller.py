@@ -7,7 +7,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -100,10 +101,12 @@ class Controller:
         """Set by ``lead``. Before, the cache is kept up to date and the queue stays empty."""
 
     def start(self) -> None:
-        """Read everything once and keep up to date; raises ApiError if a LIST fails. Nothing is written yet."""
+        """Read everything once and keep up to date; raises ApiError if a LIST fails. Nothing is written yet.
+
+        A namespace that may not be read at all, because it was deleted and its roles with it, costs the others nothing.
+        """
         period, began = self._settings.resync_seconds, time.monotonic()
-        for informer in self._informers:
-            informer.first_list(period)
+        _read_all(self._informers, period)
         self._wakers = [informer for informer in self._wakers if _may_list(informer, period)]
         count = sum(len(self._cache.names(resource)) for resource in CUSTOM_RESOURCES)
         logger.info("read %d resources and their children in %.1f s", count, time.monotonic() - began)
@@ -161,9 +164,12 @@ class Controller:
     def sync_ages(self) -> dict[str, float]:
         """By kind, as plural: seconds since the API server last said something about it."""
         ages: dict[str, float] = {}
-        for informer in (*self._informers, *self._wakers):
-            plural = informer.selection.resource.plural
-            ages[plural] = max(ages.get(plural, 0.0), informer.age())
+        informers = (*self._informers, *self._wakers)
+        readable = {informer.selection.resource for informer in informers if not informer.refused}
+        for informer in informers:
+            resource = informer.selection.resource
+            if not informer.refused or resource not in readable:  # refused in some namespaces: no restart helps these
+                ages[resource.plural] = max(ages.get(resource.plural, 0.0), informer.age())
         return ages
 
     def resync_delay(self) -> float:
@@ -293,6 +299,28 @@ class _FirstTurns:
             self._missing.discard(key)
             if not self._missing:
                 logger.info("%s: %d resources in %.1f s", FIRST_TURNS, self._count, time.monotonic() - self._began)
+
+
+def _read_all(informers: Sequence[Informer], period: float) -> None:
+    """The first LIST of each. Raises ApiError, but where a namespace refuses all kinds, and another one does not."""
+    refusals: defaultdict[str | None, list[ApiError]] = defaultdict(list)
+    for informer in informers:
+        try:
+            informer.first_list(period)
+        except ApiError as error:
+            if not informer.refused:
+                raise
+            refusals[informer.selection.namespace].append(error)
+    asked = Counter(informer.selection.namespace for informer in informers)
+    for namespace, errors in refusals.items():
+        if len(errors) < asked[namespace] or len(refusals) == len(asked):
+            raise errors[0]
+        logger.warning(
+            "namespace %s of watchNamespaces cannot be read, so nothing in it is handled until its Role and RoleBinding"
+            " are there: %s. If it was deleted, remove it from the chart's values",
+            namespace,
+            errors[0],
+        )
 
 
 def _may_list(informer: Informer, period: float) -> bool:

@@ -73,6 +73,9 @@ class Informer:
         self._turn = turn
         self._absent_seconds = absent_seconds
         self._optional = selection.resource in ROUTES
+        self.refused = False
+        """Whether the API server has said, since the last LIST, that this may not be read in its namespace: the roles
+        there are gone, as they are when the namespace was deleted."""
         self._version = 0
         """From which a watch goes on; 0: from a LIST."""
         self._list_due = 0.0
@@ -91,6 +94,7 @@ class Informer:
             except ApiError as error:
                 if self._is_absent(error):
                     return None
+                self.refused = self.refused or self._is_refused(error)
                 wait = error.retry_after or 1.0
                 if not error.passes or time.monotonic() + wait > deadline:
                     raise
@@ -116,6 +120,7 @@ class Informer:
             self._changed(resource, gone)
         if self._optional:
             self._cache.record_kind(resource, exists=True)
+        self.refused = False
         self._version = version
         self._list_due = time.monotonic() + again_after
 
@@ -135,7 +140,9 @@ class Informer:
                     continue
                 if error.expired:
                     self._version = 0
-                logger.info("%s: the watch broke, resuming: %s", self._name, error)
+                if not self.refused:
+                    logger.info("%s: the watch broke, resuming: %s", self._name, error)
+                self.refused = self.refused or self._is_refused(error)
             except Exception:  # a defect, or an answer that is not the API's: this thread is the only one that watches
                 self._version = 0
                 logger.exception("%s: the watch failed, listing everything again", self._name)
@@ -174,6 +181,11 @@ class Informer:
         for gone in self._cache.sweep(resource, namespace, self._cache.moment()):
             self._changed(resource, gone)
         return True
+
+    def _is_refused(self, error: ApiError) -> bool:
+        """Whether the roles of its namespace do not let the operator read this kind. Of all namespaces it is no more
+        than an error: then nothing can be read."""
+        return error.status == 403 and self.selection.namespace is not None
 
     def _is_restored(self) -> bool:
         """Whether the API server's versions have become lower: a watch would then wait in silence, perhaps for ever."""
