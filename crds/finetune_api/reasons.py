@@ -286,6 +286,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.UNSCHEDULABLE: "Free or add a node that fits the profile, or choose another profile.",
     Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values.",
     Reason.POD_REJECTED: "Ask the admin which admission policy refused the pod.",
+    Reason.NODE_LOST: "Check the node named here. Kubernetes starts no other pod for the stage until it answers again or is deleted (kubectl delete node); then the stage starts again, a training from its newest checkpoint.",
     Reason.JOB_SUSPENDED: "Set spec.suspend of the Job named here to false. If Kueue suspends it, give this FineTuneJob the label kueue.x-k8s.io/queue-name and delete the Job.",
     Reason.NAME_TAKEN: "Delete or rename the conflicting object, or rename this resource.",
     Reason.OUTPUT_NAME_CONFLICT: "Give one of the two jobs a different spec.output.name or spec.output.uri.",

@@ -28,7 +28,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.METRIC_UNKNOWN, Reason.GENERATOR_UNKNOWN),
         *(Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED),
         *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
-        Reason.JOB_SUSPENDED,
+        *(Reason.JOB_SUSPENDED, Reason.NODE_LOST),
     ),
     Then.WAITS_FOR_PEOPLE: (Reason.AWAITING_REVIEW,),
     Then.FAILS: (

@@ -118,6 +118,20 @@ def test_a_run_that_waits_for_a_place_may_be_changed(state: State, reason: Reaso
         assert plan(after, NOW).actions == (Delete(JOBS, waiting.name, waiting.uid),)
 
 
+@pytest.mark.parametrize(
+    ("state", "phase", "stalled"), [(State.RUNNING, Phase.RUNNING, "False"), (State.WAITING, Phase.PENDING, "True")]
+)
+def test_a_lost_node_is_told_and_needs_somebody_once_its_pod_is_given_up(
+    state: State, phase: Phase, stalled: str
+) -> None:
+    lost = job(Stage.RESOLVE, state, verdict=Verdict(state, Reason.NODE_LOST, "Node gpu-7 of pod x does not answer."))
+    made = plan(observed(jobs=(lost,)), NOW)
+    assert (made.status.phase, conditions(made)["Stalled"], made.blocked) == (phase, stalled, stalled == "True")
+    ready = next(each for each in made.status.conditions if each.type == "Ready")
+    assert_says(ready.message, "resolve: Node gpu-7", "Check the node", "kubectl delete node")
+    assert [(event.type, event.reason) for event in made.events][-1] == ("Warning", Reason.NODE_LOST)
+
+
 @pytest.mark.parametrize(("minutes", "stalled"), [(0, "False"), (9.9, "False"), (10, "True"), (600, "True")])
 def test_a_pod_without_a_node_is_stalled_after_a_while(minutes: float, stalled: str) -> None:
     since = timestamp(NOW - timedelta(minutes=minutes))

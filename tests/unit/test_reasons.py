@@ -42,7 +42,7 @@ RUN_WAITS = {
     ),
     *(Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED, Reason.NAME_TAKEN),
     *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
-    *(Reason.JOB_SUSPENDED, Reason.AWAITING_REVIEW),
+    *(Reason.JOB_SUSPENDED, Reason.AWAITING_REVIEW, Reason.NODE_LOST),
 }
 """What a FineTuneJob waits for: the run goes on by itself."""
 SPEC_CHANGES = {

@@ -42,6 +42,7 @@ _NEEDS_SOMEBODY: Final = frozenset(
         Reason.QUOTA_EXCEEDED,
         Reason.POD_REJECTED,
         Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+        Reason.NODE_LOST,
     }
 )
 """Causes of waiting that do not pass without somebody's help; no node may pass by itself, for a while."""
@@ -205,7 +206,7 @@ def _running(stage: Stage, job: StageJob, now: datetime) -> Headline:
     message = f"{stage}: {verdict.message}" if verdict.message else f"{stage} is running."
     if verdict.reason is Reason.UNSCHEDULABLE:
         return Headline(Phase.PENDING, verdict.reason, message, stalled=_patience_left(verdict, now) <= timedelta())
-    stalled = verdict.reason in _NEEDS_SOMEBODY
+    stalled = verdict.state is State.WAITING and verdict.reason in _NEEDS_SOMEBODY
     return Headline(Phase.PENDING if stalled else Phase.RUNNING, verdict.reason, message, stalled)
 
 

@@ -17,12 +17,14 @@ from finetune_operator.outcome.pod import (
     is_alive,
     is_first,
     is_late,
+    is_silent,
     is_working,
     late_message,
     pod_blocker,
     pod_failure,
     read_result,
     refusal,
+    refused_by_node,
     terminated,
     unscheduled_since,
 )
@@ -106,7 +108,7 @@ def _attempts(job: Object, pods: Sequence[Object]) -> int:
 
 def _cause(pods: Sequence[Object]) -> Failure | None:
     """Why the newest pod failed that did not fail because it lost a peer; if all did, why the newest failed."""
-    failures = [found for pod in reversed(pods) if (found := pod_failure(pod))]
+    failures = [found for pod in reversed(pods) if (found := pod_failure(pod) or refused_by_node(pod))]
     return min(failures, key=lambda failure: failure.reason is Reason.PEER_LOST, default=None)
 
 
@@ -182,11 +184,21 @@ def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], f
         return Verdict(State.WAITING, reason, message, unschedulable_since=since, **facts)
     if starting := next((pod for pod in newest if not is_working(pod)), None):
         return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
+    if silent := next(filter(is_silent, newest), None):
+        return _on_lost_node(silent, facts)
     message = ""
     if earlier := _cause(pods):
         message = _while_retrying("An earlier attempt failed", job, earlier)
     address = next((pod["status"].get("podIP", "") for pod in newest if is_first(pod)), "")
     return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
+
+
+def _on_lost_node(pod: Object, facts: dict[str, Any]) -> Verdict:
+    """It may come back. Once its pods are being deleted, it has been away for minutes, and the Job starts no other pod
+    before that one has ended for certain."""
+    name, node = pod["metadata"]["name"], (pod.get("spec") or {}).get("nodeName", "")
+    state = State.WAITING if "deletionTimestamp" in pod["metadata"] else State.RUNNING
+    return Verdict(state, Reason.NODE_LOST, f"Node {node} of pod {name} does not answer.", **facts)
 
 
 def _newest_of_each(pods: Sequence[Object]) -> list[Object]:

@@ -17,6 +17,8 @@ from finetune_operator.resources.stage_job import STAGE_CONTAINER
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _IMAGE_PROBLEMS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+_NOT_STARTED: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""The kubelet's reasons for a container whose program never ran: the runtime on the node could not start it."""
 _OWN_LIMIT: Final = re.compile(
     r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
 )
@@ -27,7 +29,7 @@ _NEW_POD: Final = re.compile(r'^pods "[^"]*" is forbidden: ')
 """How the API server begins when it refuses a pod. A controller tries again with another name, and the status would
 change with each try."""
 _LONGEST_WORDS: Final = 300
-"""How much of a metric container's own message is shown, in characters."""
+"""How much is shown of a message that a metric container, or the node's container runtime, leaves; in characters."""
 TOO_LATE: Final = "DeadlineExceeded"
 """The reason of a pod that ran for as long as it may, and of a Job that reached its own deadline."""
 
@@ -109,7 +111,28 @@ def pod_failure(pod: Object) -> Failure | None:
         return Failure(Reason.METRIC_FAILED, _of_metric(name, metric, ended))
     if ended.get("reason") == "OOMKilled":
         return Failure(Reason.OUT_OF_MEMORY, f"Pod {name} was killed for using more memory than its limit.")
+    if ended.get("reason") in _NOT_STARTED:
+        return Failure(Reason.STAGE_CRASHED, f"Its node could not start pod {name}: {_shown(ended)}")
     return Failure(Reason.STAGE_CRASHED, f"Pod {name} exited with code {ended.get('exitCode')} and left no result.")
+
+
+def refused_by_node(pod: Object) -> Failure | None:
+    """Why a pod failed before it had a container: its node refused it, for a GPU that is not healthy for example. None
+    for any other."""
+    status = pod["status"]
+    if status.get("phase") != "Failed" or terminated(pod) or not status.get("reason"):
+        return None
+    said = " ".join(filter(None, [f"{status['reason']}.", status.get("message", "")]))
+    return Failure(Reason.STAGE_CRASHED, f"Pod {pod['metadata']['name']} was refused by its node: {said}")
+
+
+def is_silent(pod: Object) -> bool:
+    """Whether the node of a running pod does not answer: the control plane took the pod's readiness away, while the
+    node last said that all its containers are ready."""
+    status = pod["status"]
+    taken = find_condition(status, "Ready", "False") or find_condition(status, "Ready", "Unknown")
+    gated = taken is not None and taken.get("reason") == "ReadinessGatesNotReady"
+    return bool(taken and not gated and status.get("phase") == "Running" and find_condition(status, "ContainersReady"))
 
 
 def pod_blocker(pod: Object) -> tuple[Reason, str] | None:
@@ -231,9 +254,14 @@ def _of_metric(pod: str, metric: str, ended: Object) -> str:
     """How a metric container ended, with what it says itself."""
     killed = ended.get("reason") == "OOMKilled"
     how = "was killed for using more memory than its limit" if killed else f"exited with code {ended.get('exitCode')}"
-    said = " ".join((ended.get("message") or "").split())[:_LONGEST_WORDS]
+    said = _shown(ended)
     log = f"kubectl logs {pod} -c {METRIC_PREFIX}{metric} shows its log."
     return f"Metric {metric!r} {how}{f': {said}' if said else ''}. {log}"
+
+
+def _shown(ended: Object) -> str:
+    """What was said of a container's end, on one line and cut."""
+    return " ".join((ended.get("message") or "").split())[:_LONGEST_WORDS]
 
 
 def find_condition(status: Object, kind: str, value: str = "True") -> Object | None:
