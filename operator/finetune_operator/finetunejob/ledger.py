@@ -33,7 +33,12 @@ from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.pod import count_of
+from finetune_operator.tenancy.places import lies_below
 
+MAX_IDENTITY: Final = 64
+"""Characters of a digest in ``status.run``."""
+MAX_URI: Final = 1024
+"""Characters of an artifact's URI."""
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
 _COPY_DIGEST: Final = re.compile(COPY_DIGEST)
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
@@ -112,7 +117,7 @@ class RunLedger:
 
     def resolved(self, scalars: Mapping[str, str]) -> None:
         """Record the digests of sources, model and metrics' data, and whether the training fits."""
-        identity = {f"{name}_digest": scalars.get(f"{name}Digest", "") for name in ("source", "model", "metrics")}
+        identity = {f"{name}_digest": _identity(scalars, f"{name}Digest") for name in ("source", "model", "metrics")}
         self.run = self.run.model_copy(update=identity)
         self.fit = _fit(scalars)
 
@@ -277,7 +282,7 @@ def _artifact(
     )
     return ArtifactStatus(
         digest=digest,
-        uri=scalars.get("artifactUri", uri),
+        uri=_where(spec, uri, scalars),
         format=scalars.get("format", spec.export.format)[:16],
         architecture=scalars.get("architecture", "")[:64] or None,
         base_digest=scalars.get("baseDigest", "")[:64] or None,
@@ -289,6 +294,18 @@ def _artifact(
         signed_by=scalars.get("signedBy", "")[:64] or None,
         pushed=_pushed(spec, digest, scalars) or None,
     )
+
+
+def _identity(scalars: Mapping[str, str], name: str) -> str:
+    """A digest that resolve reports; a pod's report is not trusted to be one that the status can hold."""
+    text = scalars.get(name, "")
+    return text if len(text) <= MAX_IDENTITY else ""
+
+
+def _where(spec: FineTuneJobSpec, uri: str, scalars: Mapping[str, str]) -> str:
+    """The artifact's folder as publish reports it; a pod's report is not trusted to be below the spec's output."""
+    told = scalars.get("artifactUri", "")
+    return told if len(told) <= MAX_URI and lies_below(told, spec.output.uri) else uri
 
 
 def _pushed(spec: FineTuneJobSpec, artifact: str, scalars: Mapping[str, str]) -> list[PushStatus]:

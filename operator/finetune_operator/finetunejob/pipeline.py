@@ -138,7 +138,7 @@ def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str 
         ledger.finish(stage, result.output_digest, result.scalars)
         return None
     ledger.resolved(result.scalars)
-    if not all(1 <= len(identity) <= 64 for identity in (ledger.run.source_digest, ledger.run.model_digest)):
+    if not (ledger.run.source_digest and ledger.run.model_digest):
         return Fail(stage, Reason.INTERNAL_ERROR, "resolve reported no digest of the sources or of the model.")
     if bool(ledger.run.metrics_digest) != any(each.data for each in context.spec.evaluation.metrics):
         return Fail(stage, Reason.INTERNAL_ERROR, "resolve reported no digest of the data of metric containers.")
