@@ -1,19 +1,19 @@
 {{- define "finetune.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimAll "-." -}}
 {{- end -}}
 
 {{- define "finetune.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 40 | trimAll "-." -}}
 {{- else -}}
 {{- $name := include "finetune.name" . -}}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimAll "-." -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "finetune.selector" -}}
-app.kubernetes.io/name: {{ include "finetune.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "finetune.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* Name of the operator's roles. It follows from the instance, not from the release: Helm then refuses a second release
@@ -27,8 +27,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "finetune.selector" . }}
 app.kubernetes.io/component: operator
 app.kubernetes.io/part-of: finetune-operator
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+app.kubernetes.io/version: {{ include "finetune.label" .Chart.AppVersion }}
+helm.sh/chart: {{ include "finetune.label" (printf "%s-%s" .Chart.Name .Chart.Version) }}
+{{- end -}}
+
+{{/* A version as a label's value, which may not hold the "+" of a build's metadata. */}}
+{{- define "finetune.label" -}}
+{{- . | replace "+" "_" | trunc 63 | trimAll "-._" | quote -}}
 {{- end -}}
 
 {{/* Reference of an image: list of the root context and {registry, repository, tag, digest}. */}}
@@ -57,19 +62,19 @@ images:
 {{- $account := dict "serviceAccountName" .Values.runner.serviceAccountName }}
 profiles:
   {{- range $name, $profile := .Values.profiles }}
-  {{ $name }}:
+  {{ $name | quote }}:
     {{- merge (deepCopy $profile) $account | toYaml | nindent 4 }}
   {{- end }}
 runtimes:
   {{- range $name, $runtime := .Values.runtimes }}
-  {{ $name }}:
+  {{ $name | quote }}:
     image: {{ include "finetune.image" (list $ $runtime.image) }}
     {{- merge (omit $runtime "image") $account | toYaml | nindent 4 }}
   {{- else }} {}
   {{- end }}
 metricContainers:
   {{- range $name, $metric := .Values.metricContainers }}
-  {{ $name }}:
+  {{ $name | quote }}:
     image: {{ include "finetune.image" (list $ $metric.image) }}
     {{- omit $metric "image" | toYaml | nindent 4 }}
   {{- else }} {}
