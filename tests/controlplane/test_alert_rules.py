@@ -18,6 +18,11 @@ pytestmark = pytest.mark.controlplane
 
 CHART_FILES = REPOSITORY / "charts" / "finetune-operator" / "files"
 RELEASE = {"namespace": "finetune-system"}
+NAME = "finetune-operator"
+A, B = (f"{NAME}-7c9d8b6f5-{end}" for end in ("x2x7k", "q8s4w"))
+"""The replicas of the release."""
+OTHER = f"{NAME}-canary-5d4f6c7b8-t6v9z"
+"""One of another release in the same namespace."""
 ENDPOINT = {"namespace": "team-a", "adapterdeployment": "transactions"}
 TGI = {**ENDPOINT, "revision": "r1", "pod": "p1"}
 VLLM = {**TGI, "model_name": "transactions", "engine": "0"}
@@ -64,26 +69,39 @@ def endpoint(what: str, minute: int, found: tuple[tuple[str, str], ...], *, aler
 ENDPOINTS = "AdapterDeployment"
 ERRORS = "finetune_operator_api_requests_total"
 CASES = (
-    Case("FinetuneOperatorWithoutLeader", "nobody leads", 5, (operator("leader", "0x9", pod="a"),), {}),
-    Case("FinetuneOperatorWithoutLeader", "nobody is scraped", 5, (operator("leader", "_x9", pod="a"),), {}),
+    Case("FinetuneOperatorWithoutLeader", "nobody leads", 5, (operator("leader", "0x9", pod=A),), {}),
+    Case("FinetuneOperatorWithoutLeader", "nobody is scraped", 5, (operator("leader", "_x9", pod=A),), {}),
     Case(
         "FinetuneOperatorWithoutLeader",
         "the other replica took over at once",
         5,
-        (operator("leader", "1x2 0x9", pod="a"), operator("leader", "0x2 1x9", pod="b")),
+        (operator("leader", "1x2 0x9", pod=A), operator("leader", "0x2 1x9", pod=B)),
     ),
     Case(
         "FinetuneOperatorSeveralLeaders",
         "two lead",
         5,
-        (operator("leader", "1x9", pod="a"), operator("leader", "1x9", pod="b")),
+        (operator("leader", "1x9", pod=A), operator("leader", "1x9", pod=B)),
         RELEASE,
     ),
     Case(
         "FinetuneOperatorSeveralLeaders",
         "a scrape sees both while they change",
         5,
-        (operator("leader", "1x9", pod="a"), operator("leader", "0 1 0x7", pod="b")),
+        (operator("leader", "1x9", pod=A), operator("leader", "0 1 0x7", pod=B)),
+    ),
+    Case(
+        "FinetuneOperatorWithoutLeader",
+        "another release in the namespace has one",
+        5,
+        (operator("leader", "0x9", pod=A), operator("leader", "1x9", pod=OTHER)),
+        {},
+    ),
+    Case(
+        "FinetuneOperatorSeveralLeaders",
+        "two releases in one namespace have one each",
+        5,
+        (operator("leader", "1x9", pod=A), operator("leader", "1x9", pod=OTHER)),
     ),
     Case(
         "FinetuneOperatorLagsBehind",
@@ -227,6 +245,7 @@ def test_every_alert_is_tried() -> None:
 def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
     for name in ("alerts.yaml", "endpoints.yaml"):
         rules = (CHART_FILES / name).read_text().replace("RELEASE_NAMESPACE", RELEASE["namespace"])
+        rules = rules.replace("RELEASE_NAME-", f"{NAME}-")
         (tmp_path / name).write_text(rules)
     stated = {
         "rule_files": ["alerts.yaml", "endpoints.yaml"],

@@ -21,7 +21,9 @@ def test_prometheus_reads_the_metrics_and_evaluates_the_alerts(team: Team, tmp_p
     operator.wait_ready()
     target = urllib.parse.urlsplit(operator.metrics).netloc
     alerts = (CHART_FILES / "alerts.yaml").read_text().replace("RELEASE_NAMESPACE", "finetune-system")
-    with prometheus(tmp_path, alerts, [Target(target, {"namespace": "finetune-system"})]) as server:
+    alerts = alerts.replace("RELEASE_NAME-", "finetune-operator-")
+    labels = {"namespace": "finetune-system", "pod": "finetune-operator-7c9d8b6f5-x2x7k"}
+    with prometheus(tmp_path, alerts, [Target(target, labels)]) as server:
         wait(lambda: server.value("up == 1"), "a scrape", 60)
         team.create("counted")
         team.until("counted", Phase.SUCCEEDED)

@@ -70,6 +70,12 @@ def test_monitoring_is_there_if_it_is_asked_for(tmp_path: Path) -> None:
     known = re.findall(r"^\| `(finetune_operator_\w+)", guide.read_text(), re.MULTILINE)
     assert {name.removesuffix("_count") for name in asked} <= set(known)
     assert all(f'namespace="{NAMESPACE}"' in each["expr"] for each in group["rules"])
+    leaders = [each["expr"] for each in group["rules"] if "finetune_operator_leader" in each["expr"]]
+    pods = {re.search(r'pod=~"([^"]+)"', each)[1] for each in leaders}  # type: ignore[index]
+    replica, other = (
+        f"{name}-7c9d8b6f5-x2x7k" for name in (deployment["metadata"]["name"], "finetune-operator-canary")
+    )
+    assert [(bool(re.fullmatch(each, replica)), re.fullmatch(each, other)) for each in pods] == [(True, None)]
     alerts = re.findall(r"^\| `(Finetune\w+)`", guide.read_text(), re.MULTILINE)
     assert [each["alert"] for each in group["rules"]] == alerts
 

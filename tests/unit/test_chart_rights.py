@@ -104,6 +104,20 @@ def test_roles_are_named_after_the_instance_whatever_the_release_is_called(argum
     assert settings(render("--set", "operator.instance=canary")).instance == "canary"
 
 
+def test_two_releases_of_one_name_share_the_roles_of_users_only() -> None:
+    """By namespace, as the guide separates them; without these roles, no object has two owners."""
+
+    def identities(namespace: str, *values: str) -> set[tuple[str, str, str]]:
+        chosen = f"crds.enabled=false,watchNamespaces={{{namespace}-jobs}},runner.namespaces={{{namespace}-jobs}}"
+        found = render("--namespace", namespace, "--set", chosen, *values)
+        return {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in found}
+
+    users = {("ClusterRole", "", f"finetune-operator-{each}") for each in ("view", "edit")}
+    assert identities("team-a") & identities("team-b") == users
+    without = ("--set", "rbac.aggregateToDefaultRoles=false")
+    assert identities("team-a") & identities("team-b", *without) == set()
+
+
 @pytest.mark.parametrize("arguments", [(), NAMESPACED, RUNNERS])
 def test_no_role_reaches_secrets_shells_or_rights(arguments: tuple[str, ...]) -> None:
     for role in of_kind(render(*arguments), "Role", "ClusterRole"):
