@@ -12,7 +12,9 @@ import pytest
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
+from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
+from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
@@ -240,6 +242,33 @@ class TestByItself:
         assert cluster.traffic() == old
         assert cluster.status.candidate is not None
         assert cluster.status.candidate.state is RevisionState.FAILED
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("meanwhile", "stalled"),
+        [
+            (None, Reason.SOURCE_NOT_FOUND),
+            (Source("Running", None, Storage()), Reason.OUT_OF_MEMORY),
+            (Source("Failed", None, Storage()), Reason.SOURCE_NOT_READY),
+        ],
+    )
+    def test_a_source_that_goes_and_comes_back_does_not_either(self, meanwhile: Source | None, stalled: Reason) -> None:
+        """The FineTuneJob is applied anew, and publishes what fell. What to do meanwhile is told of the job."""
+        cluster = ServingCluster(spec=following(keepLastGood="10m"), source=published(GOOD))
+        cluster.settle()
+        old, cluster.source = cluster.traffic(), published(BETTER)
+        until(cluster, lambda: cluster.traffic() != old)
+        crash(cluster, cluster.traffic())
+        cluster.settle()
+        told, cluster.source = len(cluster.events), meanwhile
+        cluster.settle()
+        assert condition(cluster.status, "Stalled") == ("True", stalled)
+        assert condition(cluster.status, "RolledBack")[0] == "True"
+        cluster.source = published(BETTER)
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert Reason.CANDIDATE_STARTING not in {event.reason for event in cluster.events[told:]}
+        assert condition(cluster.status, "Stalled") == ("True", Reason.OUT_OF_MEMORY)
 
     @pytest.mark.slow
     def test_one_that_is_to_be_tried_again_and_is_blocked_holds_nobody_up(self) -> None:

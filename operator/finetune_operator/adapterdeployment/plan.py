@@ -90,11 +90,11 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = _hold(context, target)
     elif stable is not None and stable.revision == target.revision:
         replicas = stable_replicas(observed, stable, None, now)
-        # Without its source, what serves is the target. What failed in place is remembered for when the source is back.
-        failed = failed_in_place(observed) if target.source_blocker else None
+        # Without its source, what serves is the target. What failed of that is remembered for when the source is back.
+        tried = _remembered(observed) if target.source_blocker else None
         brought = deliver(observed, target.record, target.adapters, recorded(stable, target), now)
         actions = (*serve(observed, target, replicas), *brought.actions)
-        step = RolloutStep(brought.stable, failed, actions, brought.events, brought.due_after, brought.blocked)
+        step = RolloutStep(brought.stable, tried, actions, brought.events, brought.due_after, brought.blocked)
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
         step = go_back(observed, target, stable, previous, now)
     else:
@@ -181,21 +181,28 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 
 def _hold(context: RolloutContext, blocker: Blocker) -> RolloutStep:
-    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. In a gap,
-    it has failed if somebody else has a name that it needs: that is known only in the pass that meets it. One that was
-    rolled back, or failed in place, is remembered: it must not be tried again when the target is back. It is forgotten
-    if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
+    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted, unless it
+    is to be remembered. In a gap, it has failed if somebody else has a name that it needs: that is known only in the
+    pass that meets it."""
     observed, actions = context.observed, keep_serving(context, None)
-    status = observed.resource.status
-    known = status.candidate
-    fallen = known if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known) else None
+    known = observed.resource.status.candidate
     if known is not None and has_begun(known, context.now) and (observed.conflicts or observed.pending_deletion):
         # The next pass knows nothing of it, and would begin another gap.
         problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
         step = fail(context, known, problem, actions)
         return replace(step, requeue_after=RETURN_SECONDS)
-    tried = fallen or failed_in_place(observed)
+    tried = _remembered(observed)
     return RolloutStep(context.stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
+
+
+def _remembered(observed: ObservedDeployment) -> RevisionStatus | None:
+    """The candidate that was rolled back, or failed in place: it must not be tried again when the target is back. It is
+    forgotten if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
+    status = observed.resource.status
+    known = status.candidate
+    if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known):
+        return known
+    return failed_in_place(observed)
 
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:

@@ -152,9 +152,10 @@ def _problem(status: AdapterDeploymentStatus) -> Condition | None:
 
 def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
     """A problem that somebody has to act on."""
-    blocker = rollout.blocker
-    # A blocker ends a candidate, except for a refusal by the API server, which is then what to report.
-    blocks = isinstance(rollout.target, Blocker) or not rollout.candidate
+    blocker, target, candidate = rollout.blocker, rollout.target, rollout.candidate
+    # A blocker ends a candidate, except for a refusal by the API server, which is then what to report. One that has
+    # failed may be remembered until its source is back.
+    blocks = isinstance(target, Blocker) or candidate is None or candidate.revision != target.revision
     if blocker and not blocker.waiting and blocks:
         return blocker.reason, blocker.message
     if failed := rollout.failed:
