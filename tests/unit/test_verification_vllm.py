@@ -163,14 +163,19 @@ def test_a_server_that_does_not_say_what_it_serves_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "retriable"),
-    [(401, False), (404, False), (408, True), (425, True), (429, True), (500, True)],
+    ("status", "key", "retriable"),
+    [
+        *((status, "", status not in (401, 404)) for status in (401, 404, 408, 425, 429, 500)),
+        # The key was replaced while adapter after adapter was verified. The next attempt reads the newest one.
+        (401, "replaced-0123456789abc", True),
+        (404, "replaced-0123456789abc", False),
+    ],
 )
-def test_a_server_that_says_that_it_never_will_is_no_candidate(status: int, retriable: bool) -> None:
+def test_a_server_that_says_that_it_never_will_is_no_candidate(status: int, key: str, retriable: bool) -> None:
     unwell = Unwell(ROOT)
     unwell.status = status
     with running(unwell) as server, pytest.raises(StageError, match=f"answered {status} to GET") as error:
-        VllmServer(server.url).served()
+        VllmServer(server.url, key=key).served()
     assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, retriable)
 
 

@@ -77,14 +77,15 @@ class Connection:
 
     def get(self, path: str) -> Any:
         """A JSON document that a healthy server always has. What is no JSON is final, and so is an answer that the
-        server has none (401, 404); no answer, or one that it cannot answer now, is not."""
+        server has none (401, 404); no answer, or one that it cannot answer now, is not. Nor is it that the server
+        does not know the key: it was replaced meanwhile, and the next attempt reads the newest one."""
         try:
             response = get_session().get(f"{self.endpoint}{path}", timeout=10, headers=with_key(self.key))
             hf_raise_for_status(response)
             return response.json()
         except CLIENT_ERROR as error:
             failed = self._failed(error, f"GET {path}")
-            failed.retriable = failed.retriable and not _is_refusal(error)
+            failed.retriable = failed.retriable and not _is_refusal(error, self.key)
             raise failed from None
         except ValueError as error:
             raise self.wordless(path, error) from None
@@ -282,10 +283,10 @@ def _kind(error: Exception) -> str:
     return f"{name}: {shorten(str(error), 120)}" if isinstance(error, httpx2.ConnectError) else name
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether a server says that it never will have what was asked for."""
+def _is_refusal(error: Exception, key: str) -> bool:
+    """Whether a server says that it never will have what was asked for, with a key or none."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    return 400 <= status < 500 and status not in _PASSING
+    return 400 <= status < 500 and status not in _PASSING and not (status == 401 and key)
 
 
 def _for_api(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
