@@ -198,7 +198,7 @@ def _loader(options: Options, gate: Gate) -> Loader | None:
     source = AdapterSource(Places(given.storage), given.storage, given.params.fetch or FetchParams(), options.models)
     return Loader(
         HOSTS[options.engine](options.endpoint),
-        source.download,
+        source.take,
         lambda name: client_of(options.engine, options.endpoint, adapter=name),
         _require,
         options.models,

@@ -318,7 +318,7 @@ class Pod:
         self.source = AdapterSource(Places(storage), storage, asked, endpoint.models)
         self.loader = Loader(
             VllmAdapters(server.url),
-            self.source.download,
+            self.source.take,
             lambda name: VllmServer(server.url, adapter=name),
             checks.require_all,
             endpoint.models,
@@ -342,6 +342,27 @@ class Pod:
 
     def states(self) -> dict[str, AdapterState]:
         return {each.name: each.state for each in self.loader.reports().adapters}
+
+
+def test_a_server_that_starts_again_needs_no_store(endpoint: Endpoint) -> None:
+    """What it serves is on the pod's volume, whole and proved. The store is down."""
+    endpoint.run(Stage.FETCH)
+    down = endpoint.storage.model_copy(update={"endpoint": "http://127.0.0.1:9"})
+    asked = FetchParams(adapters=endpoint.refs, max_rank=8, public_keys=[public_pem(new_key())])
+    source = AdapterSource(Places(down), down, asked, endpoint.models)
+    with mock.patch.object(AdapterSource, "download", side_effect=StageError(Reason.S3_UNREACHABLE, "down")):
+        de, fr = (WantedAdapter(**each.model_dump(), required=True) for each in endpoint.refs)
+        taken = [source.take(each) for each in (de, fr)]
+        assert [each.base.rank for each in taken] == [4, 8]
+        with pytest.raises(StageError, match="down"):  # what is new is asked what the policy says of it
+            source.take(de.model_copy(update={"required": False}))
+        weights = endpoint.models / fr.digest / "model" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        with pytest.raises(StageError, match="down"):
+            source.take(fr)
+        shutil.rmtree(endpoint.models / de.digest / "artifact")
+        with pytest.raises(StageError, match="down"):
+            source.take(de)
 
 
 def test_adapters_come_and_go_on_a_server_that_runs(endpoint: Endpoint, tmp_path: Path) -> None:

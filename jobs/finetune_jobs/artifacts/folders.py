@@ -30,7 +30,7 @@ from finetune_api.layout import (
 )
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs.base.documents import M, parse_json
+from finetune_jobs.base.documents import M, parse_json, read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.base.wording import sized
@@ -143,6 +143,17 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     return manifest
+
+
+def is_kept(folder: str, target: Path) -> bool:
+    """Whether ``target`` is a whole copy that ``fetch_folder`` made of a published folder, of which the store need not
+    be asked: its manifest matches the folder's address, and every file the manifest."""
+    address = _ADDRESS.search(folder)
+    try:
+        manifest = read_json(target / MANIFEST, Manifest)
+    except StageError:
+        return False
+    return address is not None and manifest.content_digest() == address[0] and not _damaged(manifest, target)
 
 
 def partial_of(target: Path) -> Path:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_api.endpoint_stages import AdapterRef, FetchParams
+from finetune_api.endpoint_stages import AdapterRef, FetchParams, WantedAdapter
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.storage import Storage
 from finetune_jobs.artifacts import artifact
-from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, is_kept, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
@@ -49,6 +49,22 @@ class AdapterSource:
             return _download(self, ref, report)
         except StageError as error:
             raise error.of(f"Adapter {ref.name!r}") from error
+
+    def take(self, wanted: WantedAdapter) -> Adapter:
+        """The same for a server that runs. The store is not asked for one that was proved before and is all there: a
+        server that starts again while the store is down goes on without it."""
+        return (_kept(self, wanted) if wanted.required else None) or self.download(wanted)
+
+
+def _kept(source: AdapterSource, ref: AdapterRef) -> Adapter | None:
+    """One that an earlier download has left, and so found to bear what is asked: the model comes last."""
+    home = source.models / ref.digest
+    if not is_kept(output_folder(Stage.PUBLISH, ref.digest), home / "artifact"):
+        return None
+    model = read_json(home / "artifact" / artifact.MODEL_REF, artifact.ModelRef)
+    if model.base is None or not is_kept(model.folder, home / "model"):
+        return None
+    return Adapter(ref, model.base, source.places.open(artifact_root(ref.uri, ref.digest), source.storage))
 
 
 def _download(source: AdapterSource, ref: AdapterRef, report: Report | None) -> Adapter:

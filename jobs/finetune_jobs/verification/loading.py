@@ -56,7 +56,7 @@ class Loader:
     host: AdapterHost
     """The server, as what loads adapters."""
     fetch: Callable[[WantedAdapter], Adapter]
-    """Downloads an adapter to ``models``, verified. Raises StageError."""
+    """Has an adapter in ``models``, verified. Raises StageError."""
     client: Callable[[str], ModelServer]
     """The server, as what answers under a name."""
     require: Callable[[Sequence[VerificationCheck], str], None]
