@@ -26,7 +26,8 @@ class PlayedJobs(PlayedCluster):
     analysed: list[AnalyseParams] = field(default_factory=list)
     """What the analyses that ended were told."""
     setbacks: list[Reason] = field(default_factory=list)
-    """Why the next verifications fail for a cause outside of the revision, one after the other."""
+    """Why the next verifications, and Jobs that wait for adapters on running pods, fail for a cause outside of the
+    revision, one after the other."""
     withdrawn: dict[str, str] = field(default_factory=dict)
     """By whom artifacts are marked as withdrawn in the store, by digest."""
     channel: str | Reason = ""
@@ -106,6 +107,10 @@ class PlayedJobs(PlayedCluster):
         assert asked is not None
         self.asked_of.append((list(asked.pods), [each.name for each in asked.adapters]))
         if any(each.digest in self.loading for each in asked.adapters):
+            return
+        setback = self.setbacks.pop(0) if self.setbacks else None
+        if setback is not None:
+            self._set_back(name, job, setback)
             return
         fates = {each.name: FATES[each.digest] for each in asked.adapters}
         made = [VerificationCheck(name=each, outcome=outcome_of(fate)) for each, fate in fates.items()]

@@ -163,6 +163,25 @@ def test_one_that_fails_is_taken_from_all_pods_and_the_others_are_not_touched() 
     assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (before, {before})
 
 
+def test_a_store_that_is_down_for_longer_is_no_fault_of_an_adapter() -> None:
+    """The pods go on trying, so they are asked again, and the cause is told meanwhile."""
+    cluster = endpoint(fr=GOOD)
+    cluster.setbacks = [Reason.S3_UNREACHABLE] * 2
+    asked(cluster, fr=GOOD, de=BETTER)
+    for _ in range(2):
+        passes(cluster, count=2, seconds=1)
+        assert condition(cluster.status, "Stalled") == ("True", Reason.S3_UNREACHABLE)
+        assert states(cluster) == {"de": (AdapterState.LOADING, ""), "fr": LOADED}
+        assert told(cluster) == {"de": False, "fr": True}
+    [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+    assert_says(stalled.message, "Adapter 'de'", "Not served yet", "tried again", "does not answer")
+    cluster.settle()
+    assert len(cluster.asked_of) == 3
+    assert states(cluster) == {"de": LOADED, "fr": LOADED}
+    assert condition(cluster.status, "Stalled") == ("False", Reason.SERVING)
+    assert [each.reason for each in cluster.events].count(Reason.S3_UNREACHABLE) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -32,11 +32,12 @@ from finetune_api.serving_status import (
 )
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.adapters import read_back, shown
+from finetune_operator.adapterdeployment.health import PASSING
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import asked_hash, choice_of
 from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again
 from finetune_operator.adapterdeployment.stored_record import Record
-from finetune_operator.framework.actions import Action, Event
+from finetune_operator.framework.actions import Action, Delete, Event
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
@@ -162,6 +163,9 @@ def deliver(
             *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
             *ensure_exists(JOBS, job, lambda: stage_job(request)),
         )
+        if job is not None and verdict is not None and _says_nothing(verdict) and not _passed(verdict):
+            # The pods go on trying. Another Job of the name asks them again.
+            actions, due_after = (Delete(JOBS, request.name, job["metadata"]["uid"]),), _RECORD_SECONDS
     counted = f"{len(pods)}/{observed.resource.spec.replicas}"
     waits = _waits_for(bool(pods), verdict, now)
     rows = [_row(each, counted, waits, verdict) for each in found]
@@ -243,6 +247,16 @@ def _counts(each: Standing) -> bool:
     return each.outcome is not CheckOutcome.FAILED
 
 
+def _says_nothing(verdict: Verdict) -> bool:
+    """Whether a Job has failed for a cause outside of the adapters, such as a store that does not answer."""
+    return verdict.state is State.FAILED and verdict.reason in PASSING
+
+
+def _passed(verdict: Verdict) -> bool:
+    """Whether a Job has found any that is loaded: then the others are asked for by a Job of another name."""
+    return verdict.result is not None and any(each.outcome is CheckOutcome.PASSED for each in verdict.result.checks)
+
+
 def _waits_for(answers: bool, verdict: Verdict | None, now: datetime) -> tuple[Reason, str]:
     """What an adapter waits for that is being loaded. The pods do their part whether or not the Job runs that asks them
     what came of it."""
@@ -258,6 +272,10 @@ def _row(each: Standing, pods: str, waits: tuple[Reason, str], verdict: Verdict 
     outcome, message, reason = each.outcome, each.known.message, each.known.reason
     if outcome is None and verdict is not None and verdict.state not in UNFINISHED:
         outcome, message, reason = _found(each.adapter.name, verdict)
+        if outcome is CheckOutcome.FAILED and _says_nothing(verdict):
+            outcome, waits = None, (verdict.reason, f"Not served yet, and tried again. {message}")
+    elif reason in PASSING and waits[0] is Reason.VERIFYING:  # it stands until the pods have said anything else
+        waits = (Reason(reason), message)
     if outcome is CheckOutcome.PASSED:
         update: dict[str, Any] = {"state": AdapterState.LOADED, "pods": pods, "message": "", "reason": ""}
     elif outcome is CheckOutcome.FAILED:
