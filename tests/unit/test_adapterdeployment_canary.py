@@ -115,6 +115,7 @@ def test_it_gets_its_shares_one_after_the_other_and_then_takes_over() -> None:
     assert cluster.status.stable is not None
     assert cluster.status.stable.canary is None
     assert cluster.status.stable.accuracy == "0.9000"
+    assert cluster.status.stable.message == "It passed every step of its canary."
     assert len(cluster.objects[JOBS]) == 1
 
 
@@ -302,6 +303,8 @@ def test_the_steps_that_are_left_are_left_out(how: dict[str, Any]) -> None:
     cluster.settle()
     assert cluster.traffic() == new
     assert not cluster.shared()
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.message == "The rest of its canary was skipped at step 1 of 2."
 
 
 def test_in_place_from_a_step_on() -> None:

@@ -12,6 +12,7 @@ from finetune_operator.adapterdeployment.canary import (
     Silence,
     beside_silence,
     canary_sighting,
+    end_of_steps,
     has_proved_itself,
     is_routed,
     is_shared,
@@ -139,7 +140,7 @@ def advance(context: RolloutContext, target: Target) -> RolloutStep:
     gap_left = seconds_left(candidate, pods, may_start, begun, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verified and enough and not closed:
-        said = verification.verdict.message if verification is not None else "It passed every step of its canary."
+        said = verification.verdict.message if verification is not None else end_of_steps(candidate, now)
         return replace(promote(context, target, candidate, said), left=stable)
     rejected = refused_for_long(observed, candidate, STALE_SECONDS if in_gap else may_start, pods, now)
     late = held_too_long(problem) or rejected or (verification.overdue if verification else None)

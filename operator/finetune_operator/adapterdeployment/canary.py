@@ -96,6 +96,14 @@ def has_proved_itself(candidate: RevisionStatus) -> bool:
     return candidate.state in states and candidate.canary is not None and candidate.canary.step > 0
 
 
+def end_of_steps(candidate: RevisionStatus, now: datetime) -> str:
+    """For messages: how a candidate that takes over has come to the end of its steps."""
+    canary = candidate.canary or CanaryStatus()
+    if canary.step == canary.steps and canary.until is not None and parse_timestamp(canary.until) <= now:
+        return "It passed every step of its canary."
+    return f"The rest of its canary was skipped at step {canary.step} of {canary.steps}."
+
+
 def takes_steps(context: RolloutContext, target: Target, candidate: RevisionStatus) -> bool:
     """Whether a verified candidate is to have a share of the traffic before it takes over: not if nobody answers
     otherwise, nor on the way back that ``spec.rollbackTo`` asks for, nor if one of the two speaks TLS: no client can
