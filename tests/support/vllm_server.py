@@ -62,6 +62,8 @@ class VllmContract:
     """A field that its completions lack."""
     parser: CallFormat | None = None
     """The form of calls that it was told to read; None: it was told none, and refuses tools."""
+    loses_end: bool = False
+    """Its parser loses the last characters of a call in a stream."""
     holds: bool = True
     """It holds answers to the schema of a request; if not, it ignores that, as a server that does not know the field
     does."""
@@ -135,10 +137,21 @@ class VllmContract:
                 yield head | {"choices": [choice | {"text": ""}]}
                 yield head | {"choices": [], "usage": answer["usage"]}
                 return
-            for part in ({"role": "assistant", "content": ""}, {"content": choice["message"]["content"]}):
+            calls = choice["message"]["tool_calls"]
+            told = self._parts(calls) if calls else [{"content": choice["message"]["content"]}]
+            for part in ({"role": "assistant", "content": ""}, *told):
                 yield head | {"choices": [{"index": 0, "delta": part, "finish_reason": None}]}
             yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
             yield head | {"choices": [], "usage": answer["usage"]}
+
+    def _parts(self, calls: Sequence[Json]) -> Iterator[Json]:
+        """The parts of calls in a stream: of each the name first, and then the arguments in pieces."""
+        for number, call in enumerate(calls):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            yield {"tool_calls": [{**call, "index": number, "function": {"name": name, "arguments": ""}}]}
+            for begin in range(0, len(arguments), 5):
+                piece = arguments[begin : begin + 5] if begin + 5 < len(arguments) or not self.loses_end else ""
+                yield {"tool_calls": [{"index": number, "function": {"arguments": piece}}]}
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

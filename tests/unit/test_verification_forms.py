@@ -14,7 +14,7 @@ from finetune_jobs.artifacts.artifact import Answer, Marks
 from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import make_checks
-from finetune_jobs.verification.engine import RefusedForm, Reply
+from finetune_jobs.verification.engine import RefusedForm, Reply, Streamed
 from finetune_jobs.verification.forms import PROBE, FormChoice, Formed, choose_calls, choose_held, form_checks
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.tgi import TgiServer
@@ -203,11 +203,44 @@ PROMISED_CALLS: Final = Promise(CALLING[:2], CALLING, [], TaskType.TEXT, "INT8")
 def test_a_chat_is_sent_with_its_tools_as_clients_send_it() -> None:
     server = VllmContract(ROOT, answers=CALLING, parser=HERMES)
     check = seen_by(server, PROMISED_CALLS)["toolCalls"]
-    assert (check.outcome, check.seen) == (CheckOutcome.PASSED, "3 of 3")
+    assert (check.outcome, check.seen) == (CheckOutcome.PASSED, "3 of 3, as streams 3")
     chats = [each for each in server.seen if each["path"] == "/v1/chat/completions"]
-    assert [each["messages"] for each in chats] == [each.messages for each in CALLING]
+    assert [each["messages"] for each in chats] == 2 * [each.messages for each in CALLING]
+    assert [bool(each.get("stream")) for each in chats] == 3 * [False] + 3 * [True]
     assert all((each["model"], each["tools"], each["tool_choice"]) == ("demo", TOOLS, "auto") for each in chats)
     assert all((each["temperature"], each["max_tokens"]) == (0.0, 64) for each in chats)
+
+
+@pytest.mark.slow
+def test_a_parser_that_breaks_calls_in_streams_only_is_found() -> None:
+    check = seen_by(VllmContract(ROOT, answers=CALLING, parser=HERMES, loses_end=True), PROMISED_CALLS)["toolCalls"]
+    assert (check.outcome, check.seen) == (CheckOutcome.FAILED, "3 of 3, as streams 0")
+    assert_says(check.expected, "75 % of 3 chats with tools", "recorded calls", "streamed too")
+
+
+def streamed(*calls: Any, fault: str = "") -> Streamed:
+    return Streamed("", fault, calls=calls)
+
+
+@pytest.mark.parametrize(
+    ("streams", "outcome", "seen"),
+    [
+        ([streamed(REFUND)] * 4, CheckOutcome.PASSED, "4 of 4, as streams 4"),
+        ([streamed(REFUND)] * 3 + [streamed(OTHER)], CheckOutcome.PASSED, "4 of 4, as streams 3"),
+        ([streamed(REFUND)] * 2 + [streamed(REFUND, REFUND), streamed()], CheckOutcome.FAILED, "4 of 4, as streams 2"),
+        (
+            [streamed(REFUND)] * 3 + [streamed(REFUND, fault="a stream ends without [DONE]")],
+            CheckOutcome.FAILED,
+            "4 of 4, as streams 4: a stream ends without [DONE]",
+        ),
+        # A server may refuse streams with tools: its clients know.
+        ([], CheckOutcome.PASSED, "4 of 4"),
+    ],
+)
+def test_what_streams_of_calls_prove(streams: list[Streamed], outcome: CheckOutcome, seen: str) -> None:
+    formed = Formed([calling(n) for n in range(4)], [Reply(CALL, True, 30)] * 4, [RIGHT] * 4, streams=streams)
+    [check] = form_checks(formed, None, TaskType.TEXT, 75)
+    assert (check.outcome, check.seen) == (outcome, seen)
 
 
 @pytest.mark.slow
@@ -291,6 +324,7 @@ def test_a_failure_is_no_refusal(failure: tuple[int, str], reason: Reason, retri
         client.served()
         asked: list[tuple[Callable[[], object], str]] = [
             (lambda: client.call_tools(CALLING[0]), "a chat with tools"),
+            (lambda: client.stream_calls(CALLING[0]), "a chat with tools"),
             (lambda: client.hold_to(HELD[0], SCHEMA), "a chat that is held to a schema"),
         ]
         for ask, what in asked:
@@ -327,9 +361,10 @@ def test_a_server_has_time_to_compile_a_grammar(monkeypatch: pytest.MonkeyPatch)
 
 def test_tgi_makes_calls_of_its_own() -> None:
     """It is not asked: what it would answer proves nothing of what was recorded."""
-    found = TgiServer("http://127.0.0.1:1").call_tools(CALLING[0])
-    assert isinstance(found, RefusedForm)
-    assert_says(found.why, "TGI makes calls in a form of its own", "vLLM")
+    server = TgiServer("http://127.0.0.1:1")
+    for found in (server.call_tools(CALLING[0]), server.stream_calls(CALLING[0])):
+        assert isinstance(found, RefusedForm)
+        assert_says(found.why, "TGI makes calls in a form of its own", "vLLM")
 
 
 def test_a_pod_that_starts_is_asked_for_no_form() -> None:
@@ -342,4 +377,4 @@ def test_chats_in_a_form_get_the_time_of_long_answers() -> None:
     long = [each.model_copy(update={"max_tokens": 100}) for each in CALLING]
     plain = [each.model_copy(update={"tools": [], "prompt": ""}) for each in long]
     seconds = [Promise(each, [], [], TaskType.TEXT, "INT8").long_answer_seconds for each in (plain, long)]
-    assert seconds[1] == seconds[0] * 9 / 6
+    assert seconds[1] == seconds[0] * 12 / 6

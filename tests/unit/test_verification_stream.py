@@ -105,6 +105,32 @@ def test_when_tokens_came(body: list[bytes], first: int | None, each: float | No
     assert (found.first_at, found.output_token) == (first, each)
 
 
+def call(number: Any, **function: Any) -> bytes:
+    return event(tool_calls=[{"index": number, "function": function}])
+
+
+@pytest.mark.parametrize(
+    ("parts", "functions", "fault"),
+    [
+        (
+            [call(0, name="f", arguments=""), call(0, arguments='{"a'), call(1, name="g"), call(0, arguments='": 1}')],
+            {0: {"name": "f", "arguments": '{"a": 1}'}, 1: {"name": "g", "arguments": ""}},
+            "",
+        ),
+        # Clients add up names too: a server that repeats one gives them a tool that there is not.
+        ([call(0, name="f", arguments="{}"), call(0, name="f")], {0: {"name": "ff", "arguments": "{}"}}, ""),
+        ([call(0, name="f"), event(tool_calls=None)], {0: {"name": "f", "arguments": ""}}, ""),
+        ([event(tool_calls=[{"function": {"name": "f"}}])], {}, "is not a chat completion chunk (KeyError)"),
+        ([call(0, name="f", arguments={"a": 1})], {0: {"name": "f", "arguments": ""}}, "chunk (TypeError)"),
+    ],
+)
+def test_calls_are_joined_by_their_numbers(parts: list[bytes], functions: dict[int, Any], fault: str) -> None:
+    found = read_stream([HELLO, *parts, event("tool_calls"), DONE], count().__next__)
+    assert found.functions == functions
+    assert fault in found.fault
+    assert bool(found.fault) == bool(fault)
+
+
 QUESTION = Answer(messages=[{"role": "user", "content": "?"}], label="a", base="b", tuned="a", artifact="a")
 
 

@@ -358,7 +358,7 @@ def test_chats_with_tools_and_with_a_schema_are_proved(work: Path) -> None:
         check.name: (check.outcome, check.seen) for check in checks if check.name in ("toolCalls", "answerSchema")
     }
     assert proved == {
-        "toolCalls": (CheckOutcome.PASSED, "1 of 1"),
+        "toolCalls": (CheckOutcome.PASSED, "1 of 1, as streams 1"),
         "answerSchema": (CheckOutcome.PASSED, "1 of 1 match; 1 of 1 with the same fields"),
     }, asked
     assert isinstance(refused, RefusedForm), refused

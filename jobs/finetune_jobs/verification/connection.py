@@ -4,7 +4,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -181,13 +181,12 @@ class Connection:
     def chat_in_form(self, asked: Answer, form: dict[str, Any], model: str | None, said: str) -> Reply | RefusedForm:
         """The most likely answer to a chat with further fields; ``said``: what was asked, for messages. The first such
         request may have a grammar compiled."""
-        chat = asked.model_copy(update={"prompt": "", "messages": _for_api(asked.messages)})
-        path, body = _request(chat, model)
+        path, body = _request(_as_chat(asked), model)
         seconds = _seconds(asked) + COMPILE_SECONDS
         try:
             response = self._post(path, body | form, seconds)
-            if response.status_code in _REFUSED and not self.too_long.search(refused := _said(response.text)):
-                return RefusedForm(refused or f"it answered {response.status_code}")
+            if refused := self._refusal(response):
+                return refused
             hf_raise_for_status(response)
             found = response.json()
             choice = found["choices"][0]
@@ -196,7 +195,7 @@ class Connection:
                 text=str(message.get("content") or ""),
                 stopped=reason != "length" if reason else None,
                 prompt_tokens=int((found.get("usage") or {}).get("prompt_tokens") or 0),
-                calls=_calls_of(message),
+                calls=_calls_of(each["function"] for each in message.get("tool_calls") or []),
             )
         except CLIENT_ERROR as error:
             raise self._failed(error, said, seconds) from None
@@ -221,21 +220,49 @@ class Connection:
     def stream(self, asked: Answer, model: str | None = None) -> Streamed:
         """The same as a stream. What goes wrong in it after the status 200 is no error but part of the result."""
         path, body = _request(asked, model)
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        url, seconds, started = f"{self.endpoint}{path}", _seconds(asked), time.perf_counter()
-        post = partial(get_session().stream, "POST", url, json=body, timeout=seconds, headers=with_key(self.key))
+        seconds = _seconds(asked)
         try:
-            with self.pace.stream() as part, post() as response:
-                if response.is_error:
-                    response.read()
-                hf_raise_for_status(response)
-                found = read_stream(self._in_time(response.iter_bytes(), started, seconds), part)
+            with self.pace.stream() as part:
+                return self._streamed(path, body, asked, seconds, part)
         except CLIENT_ERROR as error:
             raise self._failed(error, _AS_STREAM, seconds) from None
+
+    def stream_in_form(
+        self, asked: Answer, form: dict[str, Any], model: str | None, said: str
+    ) -> Streamed | RefusedForm:
+        """``chat_in_form`` as a stream. A server may hold it back until it knows what it is, so silence is no sign."""
+        path, body = _request(_as_chat(asked), model)
+        seconds = _seconds(asked) + COMPILE_SECONDS
+        try:
+            return self._streamed(path, body | form, asked, seconds, time.perf_counter)
+        except CLIENT_ERROR as error:
+            if isinstance(error, HfHubHTTPError) and (refused := self._refusal(error.response)):
+                return refused
+            raise self._failed(error, said, seconds) from None
+
+    def _streamed(
+        self, path: str, body: dict[str, Any], asked: Answer, seconds: float, part: Callable[[], float]
+    ) -> Streamed:
+        """The answer to a request as a stream; ``part``: called for each of its events. Raises CLIENT_ERROR too."""
+        url, started = f"{self.endpoint}{path}", time.perf_counter()
+        body = body | {"stream": True, "stream_options": {"include_usage": True}}
+        post = partial(get_session().stream, "POST", url, json=body, timeout=seconds, headers=with_key(self.key))
+        with post() as response:
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            found = read_stream(self._in_time(response.iter_bytes(), started, seconds), part)
         if self.too_long.search(found.fault):
             raise self._has_no_room(_PROMPT, found.fault)
         first_token = None if found.first_at is None else found.first_at - started
-        return Streamed(answer_in(found, asked), found.fault, found.failed, first_token, found.output_token)
+        text, calls = answer_in(found, asked), _calls_of(found.functions.values())
+        return Streamed(text, found.fault, found.failed, first_token, found.output_token, calls)
+
+    def _refusal(self, response: Any) -> RefusedForm | None:
+        """Why a server does not answer in a form, if that is what its answer says."""
+        if response.status_code not in _REFUSED or self.too_long.search(refused := _said(response.text)):
+            return None
+        return RefusedForm(refused or f"it answered {response.status_code}")
 
     def _post(self, path: str, body: dict[str, Any], seconds: float = REQUEST_SECONDS) -> Any:
         url = f"{self.endpoint}{path}"
@@ -289,6 +316,11 @@ def _is_refusal(error: Exception, key: str) -> bool:
     return 400 <= status < 500 and status not in _PASSING and not (status == 401 and key)
 
 
+def _as_chat(asked: Answer) -> Answer:
+    """What is asked as clients ask it, where its prompt is also known as text."""
+    return asked.model_copy(update={"prompt": "", "messages": _for_api(asked.messages)})
+
+
 def _for_api(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A conversation as clients send it: the arguments of earlier calls are text there, which templates take as
     objects; and each call has an id."""
@@ -306,11 +338,11 @@ def _call_for_api(number: int, call: dict[str, Any]) -> dict[str, Any]:
     return {"id": f"call{number:05}", **call, "function": {**function, "arguments": arguments}}
 
 
-def _calls_of(message: dict[str, Any]) -> list[Call]:
-    """The calls in a message of OpenAI's API; none if the arguments of one are no JSON object."""
-    functions = [each["function"] for each in message.get("tool_calls") or []]
+def _calls_of(functions: Iterable[Mapping[str, Any]]) -> list[Call]:
+    """The calls of OpenAI's API; none if the arguments of one are no JSON object. Where there is nothing to tell, some
+    servers leave them empty in a stream, which clients take for none."""
     try:
-        found = [(str(each["name"]), json.loads(each["arguments"])) for each in functions]
+        found = [(str(each["name"]), json.loads(each["arguments"] or "{}")) for each in functions]
     except ValueError:
         return []
     return found if all(isinstance(arguments, dict) for _, arguments in found) else []

@@ -85,6 +85,8 @@ class Streamed:
     """Seconds from the request to the first part of the answer; None: there was none."""
     output_token: float | None = None
     """Seconds between two tokens, on average; None: no two came one after the other."""
+    calls: Sequence[Call] = ()
+    """Calls of tools, joined from their parts as clients join them."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,11 @@ class ModelServer(Protocol):
     def call_tools(self, asked: Answer) -> Reply | RefusedForm:
         """The same, of a chat that is sent with its tools: the server renders them, and reads calls from the answer."""
 
+    def stream_calls(self, asked: Answer) -> Streamed | RefusedForm:
+        """The same chat with its tools, answered as a stream."""
+
     def hold_to(self, asked: Answer, schema: str) -> Reply | RefusedForm:
-        """The same, of a chat whose answer the server holds to a JSON schema."""
+        """The most likely answer to a chat whose answer the server holds to a JSON schema."""
 
     def stream(self, asked: Answer) -> Streamed:
         """The same answer as a stream. Called by several threads at once."""

@@ -16,10 +16,11 @@ from finetune_api.hashing import canonical_json
 from finetune_api.serving_status import VerificationCheck
 from finetune_jobs.artifacts import artifact, calls
 from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.artifacts.calls import Call
 from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.evaluation.tasks import right_for, same_calls
 from finetune_jobs.text.schemas import schema_check
-from finetune_jobs.verification.engine import Reply
+from finetune_jobs.verification.engine import Reply, Streamed
 from finetune_jobs.verification.outcomes import judged, skipped
 
 TOOL_CALLS: Final = "toolCalls"
@@ -44,7 +45,8 @@ class FormChoice:
 
 @dataclass(frozen=True)
 class Formed:
-    """Chats that were asked for in a form. The lists are of equal length, but for the replies where there are none."""
+    """Chats that were asked for in a form. The lists are of equal length, but for replies and streams where there are
+    none."""
 
     asked: Sequence[Answer] = ()
     plain: Sequence[Reply] = ()
@@ -56,6 +58,8 @@ class Formed:
     """What the answers were held to; empty: to none."""
     probe: str = ""
     """What it answered when it was held to PROBE."""
+    streams: Sequence[Streamed] = ()
+    """The replies as streams; none if they were not asked for, or the server refuses them."""
 
 
 def choose_calls(answers: Sequence[Answer]) -> FormChoice | None:
@@ -93,20 +97,30 @@ def form_checks(
 
 
 def _tool_calls(formed: Formed, min_percent: int) -> VerificationCheck:
-    """A client that sends tools gets calls of them, by the server's own rendering and parser."""
+    """A client that sends tools gets calls of them, by the server's own rendering and parser. From the parts of a
+    stream, which other code makes, it joins the same ones."""
     if formed.why_not:
         return skipped(TOOL_CALLS, formed.why_not)
     triples = list(zip(formed.asked, formed.plain, formed.replies, strict=True))
-    same = sum(any(_calls_as(a.read(text), r) for text in (a.artifact, p.text)) for a, p, r in triples)
+    known = [[a.read(text) for text in (a.artifact, p.text)] for a, p, _ in triples]
+    same = sum(_calls_one_of(texts, reply.calls) for texts, reply in zip(known, formed.replies, strict=True))
     unread = sum(not r.calls and calls.read(a.read(r.text)) is not None for a, _, r in triples)
     others = sum(0 < a.prompt_tokens != r.prompt_tokens > 0 for a, _, r in triples)
+    expected = f"{min_percent} % of {len(triples)} chats with tools get the recorded calls"
     seen = f"{same} of {len(triples)}"
     if unread:
         seen += f"; {unread} came as text that the server's parser did not read"
     elif others:
         seen += f"; {others} prompts have other tokens than recorded"
-    expected = f"{min_percent} % of {len(triples)} chats with tools get the recorded calls"
-    return judged(TOOL_CALLS, 100 * same >= min_percent * len(triples), expected, seen)
+    enough = 100 * same >= min_percent * len(triples)
+    if not enough or not formed.streams:
+        return judged(TOOL_CALLS, enough, expected, seen)
+    whole = [[*texts, calls.written(list(r.calls))] for texts, (*_, r) in zip(known, triples, strict=True)]
+    joined = sum(_calls_one_of(texts, each.calls) for texts, each in zip(whole, formed.streams, strict=True))
+    fault = next((f": {each.fault}" for each in formed.streams if each.fault), "")
+    enough = not fault and 100 * joined >= min_percent * len(triples)
+    seen = f"{same} of {len(triples)}, as streams {joined}{fault}"
+    return judged(TOOL_CALLS, enough, f"{expected}, streamed too", seen)
 
 
 def _answer_schema(formed: Formed, task: TaskType, min_percent: int) -> VerificationCheck:
@@ -144,9 +158,9 @@ def _recorded_calls(asked: Answer) -> bool:
     return calls.read(asked.read(asked.artifact)) is not None
 
 
-def _calls_as(recorded: str, reply: Reply) -> bool:
-    """Whether the server has read the calls of a text from its answer."""
-    return bool(reply.calls) and same_calls(recorded, calls.written(list(reply.calls)))
+def _calls_one_of(texts: Sequence[str], given: Sequence[Call]) -> bool:
+    """Whether the calls that a client was given are those of one of these texts."""
+    return bool(given) and any(same_calls(text, calls.written(list(given))) for text in texts)
 
 
 def _is_held(answer: str) -> bool:

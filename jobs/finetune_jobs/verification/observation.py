@@ -12,7 +12,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits, ModelServer, RefusedForm, Reply, Streamed
+from finetune_jobs.verification.engine import Limits, ModelServer, RefusedForm, Streamed
 from finetune_jobs.verification.forms import PROBE, PROBE_TOKENS, FormChoice, Formed, choose_calls, choose_held
 from finetune_jobs.verification.pace import SILENT_SECONDS
 from finetune_jobs.verification.power import SampleSize
@@ -77,7 +77,8 @@ class Promise:
     @property
     def long_answer_seconds(self) -> float:
         """What its long answers may take, beside the time that each gets."""
-        formed = [self.answers[number] for each in (self.calling, self.held) if each for number in each.numbers]
+        forms = (self.calling, self.calling, self.held)  # calls are asked for as streams, too
+        formed = [self.answers[number] for each in forms if each for number in each.numbers]
         return sum(long_answer_seconds(each.max_tokens) for each in [*self.streams, *self.answers, *formed])
 
 
@@ -100,7 +101,7 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     """
     references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
     streams, calling, held = promise.streams, promise.calling, promise.held
-    in_form = sum(len(choice.numbers) for choice in (calling, held) if choice) + bool(held and held.numbers)
+    in_form = sum(len(choice.numbers) for choice in (calling, calling, held) if choice) + bool(held and held.numbers)
     total = len(references) + len(streams) + len(promise.answers) + in_form
     numbers = iter(range(total))
 
@@ -135,9 +136,16 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         _require_answers(came)
         return came
 
-    def ask_in_form(question: Callable[[A], Reply | RefusedForm], asked: Sequence[A]) -> tuple[list[Reply], str]:
+    def stream_calls(asked: Answer) -> Streamed | RefusedForm:
+        """One with a fault is asked for once more, here too."""
+        came = server.stream_calls(asked)
+        came = server.stream_calls(asked) if isinstance(came, Streamed) and came.fault else came
+        _require_answers([came] if isinstance(came, Streamed) else [])
+        return came
+
+    def ask_in_form(question: Callable[[A], B | RefusedForm], asked: Sequence[A]) -> tuple[list[B], str]:
         """The replies; or none, and the words of a server that refuses one."""
-        replies: list[Reply] = []
+        replies: list[B] = []
         for each in ask(question, asked):
             if isinstance(each, RefusedForm):
                 return [], each.why
@@ -147,7 +155,9 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     def call_all(choice: FormChoice) -> Formed:
         asked = [promise.answers[number] for number in choice.numbers]
         made, refused = ask_in_form(server.call_tools, asked)
-        return Formed(asked, [replies[number] for number in choice.numbers], made, choice.why_none or refused)
+        came, _ = ask_in_form(stream_calls, asked if made else [])
+        plain = [replies[number] for number in choice.numbers]
+        return Formed(asked, plain, made, choice.why_none or refused, streams=came)
 
     def hold_all(choice: FormChoice) -> Formed:
         """First to a schema that says whether the server holds its answers to any."""

@@ -6,7 +6,7 @@ Server-sent events: each is a line ``data:`` with a JSON object that holds the n
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_jobs.base.wording import shorten
@@ -24,6 +24,8 @@ class Stream:
     content: str = ""
     reasoning: str = ""
     """Thoughts, of a server that keeps them apart."""
+    functions: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Calls of tools by their numbers: of each the name and the arguments, as text."""
     finish_reason: str = ""
     fault: str = ""
     """Why it did not end as it has to; empty if it did."""
@@ -77,15 +79,26 @@ def _add(found: Stream, event: dict[str, Any], now: float) -> None:
     for choice in event["choices"]:
         part = choice.get("delta") or _of_completion(choice)
         content, thoughts = part.get("content") or "", part.get("reasoning_content") or part.get("reasoning") or ""
+        calls = part.get("tool_calls") or []
         found.content += content
         found.reasoning += thoughts
+        for call in calls:
+            _add_call(found, call)
         found.finish_reason = choice.get("finish_reason") or found.finish_reason
         found.last_at = now
-        if content or thoughts or found.finish_reason:
+        if content or thoughts or calls or found.finish_reason:
             found.first_at = now if found.first_at is None else found.first_at
             found.tokens += 1
     if usage := event.get("usage"):
         found.tokens = int(usage["completion_tokens"])
+
+
+def _add_call(found: Stream, part: dict[str, Any]) -> None:
+    """Clients join the parts of a call by its number: its name comes at once, its arguments in pieces."""
+    known = found.functions.setdefault(int(part["index"]), {"name": "", "arguments": ""})
+    given = part.get("function") or {}
+    for name in known:
+        known[name] += given.get(name) or ""
 
 
 def _of_completion(choice: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class TgiServer:
         (router/src/infer/tool_grammar.rs): nothing that was recorded says what they are to be."""
         return RefusedForm("TGI makes calls in a form of its own; vLLM reads those that were learnt")
 
+    def stream_calls(self, asked: Answer) -> RefusedForm:
+        """As above."""
+        return self.call_tools(asked)
+
     def hold_to(self, asked: Answer, schema: str) -> Reply | RefusedForm:
         """From the same, in a form that only TGI has (``GrammarType`` in router/src/lib.rs)."""
         form = {"response_format": {"type": "json", "value": json.loads(schema)}}

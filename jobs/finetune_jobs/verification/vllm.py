@@ -75,9 +75,12 @@ class VllmServer:
 
     def call_tools(self, asked: Answer) -> Reply | RefusedForm:
         """From the same. vLLM needs to be told how the model writes calls."""
-        form = {"tools": asked.tools, "tool_choice": "auto"}
-        found = self._connection.chat_in_form(asked, form, self._name, "a chat with tools")
+        found = self._connection.chat_in_form(asked, _with_tools(asked), self._name, "a chat with tools")
         return RefusedForm(_NO_PARSER) if isinstance(found, RefusedForm) and _PARSER in found.why else found
+
+    def stream_calls(self, asked: Answer) -> Streamed | RefusedForm:
+        """From the same. Its parsers have other code for streams than for whole answers."""
+        return self._connection.stream_in_form(asked, _with_tools(asked), self._name, "a chat with tools, as a stream")
 
     def hold_to(self, asked: Answer, schema: str) -> Reply | RefusedForm:
         """From the same, as OpenAI's API has it."""
@@ -132,6 +135,10 @@ class VllmServer:
 
     def _completion(self, model: str, prompt: str) -> dict[str, Any]:
         return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
+
+
+def _with_tools(asked: Answer) -> dict[str, Any]:
+    return {"tools": asked.tools, "tool_choice": "auto"}
 
 
 class VllmAdapters:

@@ -37,9 +37,9 @@ from finetune_operator.resources.stage_job import says_proved
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape
 
-_MORE_ANSWERS: Final = 32 + 20 + 8
-"""Golden prompts, streams, chats with tools and with a schema, at most: a verification asks for them beside the
-sample."""
+_MORE_ANSWERS: Final = 32 + 20 + 12
+"""Golden prompts, streams, chats with tools, whole and streamed, and with a schema, at most: a verification asks for
+them beside the sample."""
 _PATIENCE: Final = timedelta(seconds=LONG_WAIT_SECONDS)
 """For how long its pod may wait for a node, while the candidate's holds a GPU."""
 _VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
