@@ -20,7 +20,7 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.resources.deployment import SERVER
 from tests.support.played_kubelet import PlayedKubelet
-from tests.support.played_pods import UNSCHEDULABLE, pod_status, served
+from tests.support.played_pods import NEVER_READY, UNSCHEDULABLE, pod_status, served
 
 NODE = "servers"
 """Where the pods run. The controller of endpoints wants a Node of the name to exist."""
@@ -84,7 +84,7 @@ def _binding(namespace: str, pod: str) -> Object:
 def _complete(fate: Reason | None) -> Object:
     """``pod_status`` with all that the API server insists on."""
     status = pod_status(fate)
-    ready = fate not in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED)
+    ready = fate not in NEVER_READY
     containers: dict[str, Any] = {
         kind: [_REPORTED | {"ready": ready} | each for each in status.get(kind, [])]
         for kind in ("initContainerStatuses", "containerStatuses")

@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_api.reasons import Reason
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Patch
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
 from tests.support.copies import copied
-from tests.support.played_pods import FATES, UNSCHEDULABLE, is_ready, pod_status, served, server_pod
+from tests.support.played_pods import FATES, NEVER_READY, UNSCHEDULABLE, is_ready, pod_status, served, server_pod
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -117,7 +116,7 @@ class PlayedCluster:
     def _started(self, digest: str) -> Object:
         """The status of a pod that has a node."""
         fate = FATES[digest]
-        ready = fate not in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED) and digest not in self.loading
+        ready = fate not in NEVER_READY and digest not in self.loading
         condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": timestamp(self.now)}
         self._sequence += 1
         running = {"phase": "Running", "podIP": f"10.0.0.{self._sequence}", "startTime": timestamp(self.now)}

@@ -9,7 +9,7 @@ from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.self_check import loads_adapters
 
-GOOD, BETTER, INACTIVE, CORRUPT, CRASHING = (character * 64 for character in "abcde")
+GOOD, BETTER, INACTIVE, CORRUPT, CRASHING, MISSING = (character * 64 for character in "abcdef")
 """Digests of artifacts, by their fate in a pod."""
 FATES: Mapping[str, Reason | None] = {
     GOOD: None,
@@ -17,8 +17,11 @@ FATES: Mapping[str, Reason | None] = {
     INACTIVE: Reason.ADAPTER_INACTIVE,
     CORRUPT: Reason.ARTIFACT_CORRUPT,
     CRASHING: Reason.CANDIDATE_FAILED,
+    MISSING: Reason.ARTIFACT_NOT_FOUND,
 }
 """Why a revision with the artifact fails; None: it serves."""
+NEVER_READY = frozenset({Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND, Reason.CANDIDATE_FAILED})
+"""Of these: its pods tell by themselves."""
 UNSCHEDULABLE: Object = {
     "phase": "Pending",
     "conditions": [
@@ -39,6 +42,7 @@ def checks(fate: Reason | None) -> list[VerificationCheck]:
 
 _NOT_FETCHED = {
     Reason.ARTIFACT_CORRUPT: (meta.ExitCode.FATAL, "model.safetensors has another hash."),
+    Reason.ARTIFACT_NOT_FOUND: (meta.ExitCode.FATAL, "s3://m/x contains no manifest.json: nothing is published there."),
     Reason.S3_UNREACHABLE: (meta.ExitCode.RETRIABLE, "The store does not answer."),
 }
 
