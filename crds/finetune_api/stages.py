@@ -68,7 +68,7 @@ def kind_of(stage: Stage) -> str:
 
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 13,
+    Stage.PREPARE: 14,
     Stage.TRAIN: 6,
     Stage.EXPORT: 3,
     Stage.EVALUATE: 14,

@@ -4,7 +4,7 @@ Pure: one row after the other, nothing is kept but counts.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,15 +18,13 @@ from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.preparation.guard import CONTROL_TOKEN, Guard
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.cleaning import Cleaner
+from finetune_jobs.text.escapes import Find, finding_in_escaped, is_document, map_strings
 from finetune_jobs.text.language import LanguageFilter
 from finetune_jobs.text.pii.findings import Finding
 from finetune_jobs.text.pii.masking import Pseudonyms, map_texts
 from finetune_jobs.text.pii.recognition import Recognition
 from finetune_jobs.text.placeholders import placeholders
 from finetune_jobs.text.secrets import find_secrets
-
-Find = Callable[[str, str], list[Finding]]
-"""Findings in a text (first argument), given the text before it (second)."""
 
 _SHORT: Final = 256
 """Characters of a text whose findings are remembered."""
@@ -111,7 +109,7 @@ class Intake:
     def text(self, text: str) -> str | Dropped:
         """A prompt, cleaned and masked (possibly empty), or why it is dropped. What is only reported is counted in the
         examples that are made of it."""
-        masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
+        masked = self._scan([{"role": "user", "content": self._cleaned(text).strip()}], whole=True)
         if isinstance(masked, Dropped):
             return masked
         said = str(masked.messages[0]["content"])
@@ -119,11 +117,19 @@ class Intake:
 
     def _clean(self, message: Message) -> Message:
         """The message with cleaned texts; only an answer in free text (code) is indented."""
-        text = self._cleaner.text(message["content"]).rstrip()
+        text = self._cleaned(message["content"]).rstrip()
         indented = message["role"] == "assistant" and not (self._classes or self._records)
         cleaned = message | {"content": text if indented else text.lstrip()}
         thoughts = self._cleaner.text(cleaned.pop(REASONING, "")).strip()
         return cleaned | ({REASONING: thoughts} if thoughts else {})
+
+    def _cleaned(self, text: str) -> str:
+        """The text cleaned; what is JSON stays JSON: in it, a character or an entity may become one that ends a string
+        or that no string may hold."""
+        cleaned = self._cleaner.text(text)
+        if cleaned == text or not is_document(text) or is_document(cleaned):
+            return cleaned
+        return map_strings(text, self._cleaner.text)
 
     def _left_out(self, messages: Sequence[Message]) -> str:
         last = messages[-1]
@@ -197,8 +203,9 @@ class _Scan:
 
 def _remembering(find: Find) -> Find:
     """As ``find``, which is not asked again for short texts: names and tools are the same in many rows."""
-    known = lru_cache(maxsize=_REMEMBERED)(find)
-    return lambda text, before: known(text, before) if len(text) + len(before) <= _SHORT else find(text, before)
+    anywhere = finding_in_escaped(find)
+    known = lru_cache(maxsize=_REMEMBERED)(anywhere)
+    return lambda text, before: known(text, before) if len(text) + len(before) <= _SHORT else anywhere(text, before)
 
 
 def _secrets(text: str, _before: str) -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from typing import Any, Final
 
+from finetune_jobs.text.escapes import unescaped
 from finetune_jobs.text.pii.findings import Finding
 from finetune_jobs.text.placeholders import placeholder
 
@@ -50,7 +51,8 @@ class Pseudonyms:
 
 
 def _normalised(entity: str, value: str) -> str:
-    """A value without what people write differently: letter case, separators, a trunk prefix."""
+    """A value without what people and programs write differently: escapes, letter case, separators, a trunk prefix."""
+    value = unescaped(value)
     if entity == "PHONE_NUMBER":
         return _PREFIX.sub("", re.sub(r"\D", "", _EXTENSION.sub("", value.replace("(0)", ""))))
     if entity in ("PERSON", "LOCATION", "ORGANIZATION", "NRP", "EMAIL_ADDRESS", "URL"):
