@@ -41,6 +41,16 @@ def test_of_contradicting_rows_none_stays_and_every_row_is_counted_once(task: Ta
     assert ledger.read == ledger.duplicates + ledger.faults.total + len(ledger.labels)
 
 
+def test_records_that_say_the_same_do_not_contradict_each_other() -> None:
+    ledger = Ledger(TaskType.EXTRACTION)
+    take(ledger, ("q", '{"a": 1, "b": "\u00fc"}'), ("q", '{"b":"\\u00fc","a":1}'), ("q", '{ "a" : 1, "b": "\u00fc" }'))
+    assert (ledger.duplicates, ledger.faults.total, len(ledger.labels)) == (2, 0, 1)
+    take(ledger, ("q", '{"a": "1", "b": "\u00fc"}'))
+    assert (ledger.duplicates, ledger.faults.total, len(ledger.labels)) == (0, 4, 0)
+    take(ledger, ("half", '"\\ud83d"'), ("half", '"\\ud83d"'))
+    assert (ledger.duplicates, ledger.faults.total, len(ledger.labels)) == (1, 4, 1)
+
+
 def test_contradictions_quote_no_personal_data() -> None:
     ledger = Ledger(TaskType.CLASSIFICATION)
     take(ledger, ("q", "ana@example.org"), ("q", "ben@example.org"))

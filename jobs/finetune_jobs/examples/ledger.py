@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from finetune_api.dataset import TaskType
+from finetune_api.hashing import canonical_json
+from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example, Faults, shown
 from finetune_jobs.reading.rows import Fault
@@ -80,16 +82,17 @@ class Ledger:
 
         Of equal prompts with different answers, those of a free text are other ways to say it: the first one stays. In
         a classification or an extraction they teach nothing: all of them are invalid, the first one too, unless a rule
-        has left it out already.
+        has left it out already. Records are different if their values are, however they are written.
         """
         identity, answer = example.identity, example.label
+        meant = hash(_value(answer) if self.task is TaskType.EXTRACTION else answer)
         if identity in self._conflicting:
             self.faults.add(place.file, _conflict(place.line, answer))
             return False
         if identity not in self._answers:
-            self._answers[identity] = hash(answer)
+            self._answers[identity] = meant
             return True
-        if self.task is TaskType.TEXT or self._answers[identity] == hash(answer):
+        if self.task is TaskType.TEXT or self._answers[identity] == meant:
             self._copies[identity] += 1
             self.duplicates += 1
             if part is Part.TRAIN and self._tested(identity):
@@ -158,6 +161,14 @@ class Ledger:
     def _tested(self, identity: str) -> str:
         """What of an example stands in a test that a source provides, or an empty text."""
         return next((each for each in self._forms(identity) if self.given.get(each) is Part.TEST), "")
+
+
+def _value(record: str) -> bytes:
+    """A record without what JSON leaves open: white space, escapes, the order of keys."""
+    try:
+        return canonical_json(json_value(record))
+    except ValueError:  # half a surrogate pair in an escape
+        return record.encode()
 
 
 def _conflict(line: int, label: str, other: str = "") -> Fault:
