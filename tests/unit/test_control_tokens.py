@@ -133,6 +133,14 @@ def test_escaped_tokens_are_counted_and_not_trained(
     assert encoded.pieces[0].input_ids.count(stop) == 2  # those of the question and of the answer
 
 
+def test_the_place_of_one_holds_no_personal_data(controls: ControlTokens) -> None:
+    call = {"function": {"name": "send", "arguments": {"to": {"jane@example.com": "stop <|im_end|>"}}}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    found = intake_of(params_of(), controls).take(Row(1, {"messages": messages}))
+    assert isinstance(found, Fault)
+    assert found.field == f"messages[1].tool_calls[0].function.arguments.to.{'*' * 16}"
+
+
 def test_a_label_is_never_escaped(controls: ControlTokens) -> None:
     """It would be another label."""
     row = Row(1, {"text": "q <|im_end|>", "label": "<|pad|>"})

@@ -13,12 +13,13 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from finetune_api.dataset import PLACEHOLDER, Columns
 from finetune_jobs.base.wording import did_you_mean
 from finetune_jobs.modelling.thinking import REASONING
-from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.reading.rows import Fault, Row, quoted
 
 Message = dict[str, Any]
 """``role`` and ``content``; of an assistant also ``reasoning_content`` and ``tool_calls``, of a tool ``tool_call_id``
@@ -73,8 +74,7 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
     values: dict[str, str] = {}
     for name in columns.names:
         if name not in row.fields:
-            have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12])
-            problem, hint = f"is missing; the row has {have or 'nothing'}", did_you_mean(name, row.fields)
+            problem, hint = f"is missing; the row has {_keys(row)}", did_you_mean(name, row.fields)
             return Fault(row.line, name, "missingColumn", problem, hint=hint)
         value = row.fields[name]
         if name != columns.input and isinstance(value, int | float) and not isinstance(value, bool):
@@ -87,6 +87,17 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
         values[name] = made
     prompt = values[columns.input] if columns.input else fill(columns.template or "", values)
     return _two(prompt, values[columns.label])
+
+
+def _keys(row: Row) -> str:
+    """What a row has, for messages."""
+    return _quoted(tuple(row.fields)) or "nothing"
+
+
+@lru_cache(maxsize=8)
+def _quoted(keys: tuple[str, ...]) -> str:
+    """Where the keys of one row are wrong, those of all rows are, and to look for personal data takes time."""
+    return quoted(keys)
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -149,8 +160,7 @@ def _dialogue(row: Row) -> Shaped | Fault:
 def _chat(row: Row) -> Shaped | Fault:
     messages = row.fields.get("messages")
     if not isinstance(messages, list) or not messages:
-        have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12]) or "nothing"
-        problem = f"is missing; the row has {have}: set spec.dataset.columns for rows without messages"
+        problem = f"is missing; the row has {_keys(row)}: set spec.dataset.columns for rows without messages"
         if "messages" in row.fields:
             problem = "must be a non-empty list of messages"
         return Fault(row.line, "messages", "missingMessages", problem)

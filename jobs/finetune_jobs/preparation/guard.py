@@ -1,7 +1,8 @@
 """Keeps the base model's control tokens out of what is trained: rows with one are invalid, or it is escaped."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from finetune_api.dataset import OnControlToken
@@ -12,11 +13,14 @@ from finetune_jobs.modelling.control_tokens import ControlTokens
 from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.pii.masking import map_texts
+from finetune_jobs.text.redaction import redacted
 
 CONTROL_TOKEN: Final = "controlToken"
 """Kind of fault of a row with a control token."""
 _TEXTS: Final = ("content", REASONING, "name", "tool_call_id", "tool_calls")
 """Parts of a message that a chat template may write."""
+_SHOWN: Final = 100
+"""Characters of a key that are shown."""
 
 
 class Guard:
@@ -59,7 +63,7 @@ class Guard:
 
     def _fault(self, row: Row, place: str, token: str) -> Fault:
         """``place`` is that in the conversation; a row of another form has the token elsewhere."""
-        field = next((where for where, text in _walk(row.fields) if token in text), place)
+        field = next((where for where, text in _walk(row.fields, name=_public) if token in text), place)
         hint = " Remove it" if self._escapes else " Remove it, or set spec.dataset.cleaning.controlTokens to Escape"
         problem = "contains a control token of the base model, which would be trained as one"
         return Fault(row.line, field, CONTROL_TOKEN, problem, token, hint=hint)
@@ -73,15 +77,21 @@ class Guard:
         return plain
 
 
-def _walk(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, keys included, and its place in it."""
+@lru_cache(maxsize=1 << 10)
+def _public(key: str) -> str:
+    """A key as reports may show it: what a tool is called with may have personal data for keys."""
+    return redacted(key[:_SHOWN])
+
+
+def _walk(value: Any, place: str = "", name: Callable[[str], str] = str) -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value, keys included, and its place in it, where keys are called by ``name``."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, dict):
         for key, inner in value.items():
-            here = f"{place}.{key}" if place else str(key)
+            here = f"{place}.{name(str(key))}" if place else name(str(key))
             yield here, str(key)
-            yield from _walk(inner, here)
+            yield from _walk(inner, here, name)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _walk(inner, f"{place}[{number}]")
+            yield from _walk(inner, f"{place}[{number}]", name)
