@@ -155,6 +155,15 @@ def test_a_cell_that_python_cannot_hold_costs_no_conversation(tmp_path: Path, co
     assert read(tmp_path, raw, []) == [Row(1, {"messages": messages, "at": None})]
 
 
+def test_a_column_may_be_asked_for_twice(tmp_path: Path) -> None:
+    """spec.dataset.groupBy may name the column of the label."""
+    raw = parquet_bytes(pa.table({"text": ["a", "b"], "label": ["x", "y"]}))
+    assert read(tmp_path, raw, ["text", "label", "label"]) == [
+        Row(1, {"text": "a", "label": "x"}),
+        Row(2, {"text": "b", "label": "y"}),
+    ]
+
+
 def test_any_columns_will_do_where_none_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "source"
     path.write_bytes(parquet_bytes({"question": ["a"], "choices": [["b", "c"]], "when": pa.array([0], pa.date32())}))

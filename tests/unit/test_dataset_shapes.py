@@ -156,6 +156,39 @@ def test_a_group_is_taken_from_its_column() -> None:
     assert found.group == "12"
 
 
+@pytest.mark.parametrize("same", [12, 12.0, "12", " 12", "12\t", "\n12\u00a0"])
+def test_a_group_is_the_same_however_a_table_writes_it(same: Any) -> None:
+    rules = Rules(Columns(input="text", label="label"), group_by="ticket")
+    found = rules.example(Row(1, {"text": "q", "label": "a", "ticket": same}))
+    assert isinstance(found, Example)
+    assert found.group == "12"
+
+
+def test_a_group_is_the_same_in_both_forms_of_unicode() -> None:
+    rules = Rules(Columns(input="text", label="label"), group_by="who")
+    both = [rules.example(Row(1, {"text": "q", "label": "a", "who": who})) for who in ("M\u00fcller", "Mu\u0308ller")]
+    assert [each.group for each in both if isinstance(each, Example)] == ["M\u00fcller"] * 2
+
+
+@pytest.mark.parametrize("blank", [None, "", " ", "\n\n"])
+def test_what_says_nothing_beside_a_call_or_an_instruction_may_be_missing(blank: str | None) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": blank, "tool_calls": [call]}]
+    found = shape(Row(1, {"messages": messages}), None)
+    assert isinstance(found, Shaped)
+    assert found.messages[1]["content"] == ""
+    found = shape(Row(1, {"instruction": "q", "input": blank, "output": "a"}), None)
+    assert isinstance(found, Shaped)
+    assert found.messages[0]["content"] == "q"
+
+
+@pytest.mark.parametrize("columns", [None, Columns(input="text", label="label")])
+def test_the_keys_of_a_row_are_shown_without_personal_data(columns: Columns | None) -> None:
+    found = shape(Row(1, {"jane@example.com": 1, "other": 2}), columns)
+    assert isinstance(found, Fault)
+    assert_says(found.problem, "missing", "'****************', 'other'")
+
+
 @pytest.mark.parametrize(
     ("group", "kind"),
     [

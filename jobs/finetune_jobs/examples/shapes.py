@@ -116,7 +116,7 @@ def _pair(row: Row, first: str, second: str) -> Shaped | Fault:
 def _instruction(row: Row) -> Shaped | Fault:
     made = _pair(row, "instruction", "output")
     context = row.fields.get("input")
-    if isinstance(made, Fault) or not context:
+    if isinstance(made, Fault) or _is_blank(context):
         return made
     text = text_or_fault(row.line, "input", context)
     if isinstance(text, Fault):
@@ -201,7 +201,7 @@ def _message(line: int, place: str, message: Any) -> Message | Fault:
     for key in ("name", "tool_call_id"):
         if given.get(key) and isinstance(wrong := text_or_fault(line, f"{place}.{key}", given[key]), Fault):
             return wrong
-    if calls and not given.get("content"):
+    if calls and _is_blank(given.get("content")):
         given["content"] = ""
         return given
     content = text_or_fault(line, f"{place}.content", given.get("content"), answer=role == "assistant")
@@ -276,6 +276,11 @@ def text_or_fault(line: int, place: str, value: Any, *, answer: bool = False) ->
         return Fault(line, place, "empty", "is empty")
     kind, problem = _character_problem(text)
     return Fault(line, place, kind, problem) if problem else text
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether there is no value, or nothing but white space."""
+    return not value or (isinstance(value, str) and not value.strip())
 
 
 def kind_of(value: Any) -> str:

@@ -105,8 +105,8 @@ class Rules:
         if isinstance(value, dict | list | bytes):
             problem = f"is {kind_of(value)}, but spec.dataset.groupBy needs a single value"
             return Fault(row.line, self.group_by, "notText", problem)
-        wrong = text_or_fault(row.line, self.group_by, str(value))
-        return wrong if isinstance(wrong, Fault) else str(value)
+        is_whole = isinstance(value, float) and value.is_integer()  # as tables have whole numbers beside missing ones
+        return text_or_fault(row.line, self.group_by, str(int(value) if is_whole else value))
 
     def _answer_fault(self, row: Row, example: Example) -> Fault | None:
         where, label, labels = self.answer_field, example.label, self.task.labels
