@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Cleaning, Markup
+from finetune_api.dataset import Cleaning, Markup, Task
+from finetune_jobs.examples.validation import Example
+from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.cleaning import Cleaner
 from tests.support.fast import share
+from tests.support.preparing import intake_of, params_of
 
 pytestmark = pytest.mark.unit
 
@@ -182,3 +185,27 @@ def test_cost_grows_with_the_length_only(piece: str) -> None:
 )
 def test_answers_that_teach_nothing(answer: str, least: int, problem: str) -> None:
     assert Cleaner(Cleaning(min_answer_words=least)).problem(answer) == problem
+
+
+@pytest.mark.parametrize(
+    ("given", "markup", "clean"),
+    [
+        ("Credit\u00a0card\u200b", Markup.KEEP, "Credit card"),
+        ("Caf\u00e9", Markup.KEEP, "Caf\u00e9"),
+        ("R&amp;D", Markup.KEEP, "R&amp;D"),
+        ("R&amp;D", Markup.STRIP, "R&D"),
+        ("R&D", Markup.STRIP, "R&D"),
+        ("R&D", Markup.KEEP, None),
+        ("Credit", Markup.STRIP, None),
+    ],
+)
+def test_labels_are_compared_when_they_are_clean(given: str, markup: Markup, clean: str | None) -> None:
+    task = Task(labels=["Credit card", "Cafe\u0301", "R&amp;D"])
+    intake = intake_of(params_of(task=task, cleaning=Cleaning(markup=markup)))
+    found = intake.take(Row(1, {"prompt": "q", "completion": given}))
+    if clean is None:
+        assert isinstance(found, Fault)
+        assert found.kind == "unknownLabel"
+    else:
+        assert isinstance(found, Example)
+        assert found.label == clean

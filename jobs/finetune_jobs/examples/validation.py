@@ -10,7 +10,7 @@ from typing import Any, Final
 from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.hashing import canonical_json
 from finetune_jobs.base.strict_json import json_value
-from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault, texts
 from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.reading.rows import Fault, Row
@@ -109,12 +109,8 @@ class Rules:
         return text_or_fault(row.line, self.group_by, str(int(value) if is_whole else value))
 
     def _answer_fault(self, row: Row, example: Example) -> Fault | None:
-        where, label, labels = self.answer_field, example.label, self.task.labels
-        if self.task.type is TaskType.CLASSIFICATION and labels and label not in labels:
-            hint = did_you_mean(label, labels)
-            return Fault(row.line, where, "unknownLabel", "is not one of spec.task.labels", label, hint=hint)
-        if self.task.type is TaskType.EXTRACTION and (problem := json_problem(label)):
-            return Fault(row.line, where, "answerNotJson", problem, label)
+        if self.task.type is TaskType.EXTRACTION and (problem := json_problem(example.label)):
+            return Fault(row.line, self.answer_field, "answerNotJson", problem, example.label)
         return None
 
 

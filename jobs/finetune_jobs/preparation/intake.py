@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import Dataset, OnFinding, Task, TaskType
+from finetune_jobs.base.wording import did_you_mean
 from finetune_jobs.examples.shapes import Message, Shaped, texts
 from finetune_jobs.examples.validation import Dropped, Example, Rules, json_problem
 from finetune_jobs.modelling.control_tokens import NO_CONTROL_TOKENS, ControlTokens
@@ -46,6 +47,7 @@ class Intake:
         self._classes = task.type is TaskType.CLASSIFICATION
         self._records = task.type is TaskType.EXTRACTION
         self._cleaner = Cleaner(dataset.cleaning)
+        self._labels = [self._cleaner.text(label).strip() for label in task.labels] if self._classes else []
         self._guard = Guard(controls, dataset.cleaning.control_tokens)
         self._guard.require_plain("spec.dataset.instruction", dataset.instruction)
         self.looks_for_names = ner is not None
@@ -84,6 +86,10 @@ class Intake:
         empty = next((n for n, m in enumerate(messages) if not m["content"] and not m.get("tool_calls")), None)
         if empty is not None:
             return Fault(row.line, f"messages[{empty}]", "empty", "is empty after cleaning")
+        label = Example(messages).label
+        if self._labels and label not in self._labels:
+            hint, where = did_you_mean(label, self._labels), self._rules.answer_field
+            return Fault(row.line, where, "unknownLabel", "is not one of spec.task.labels", label, hint=hint)
         if problem := self._left_out(messages):
             return Dropped(problem)
         masked = self._scan(messages, found.tools)
