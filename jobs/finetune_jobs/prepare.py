@@ -64,7 +64,7 @@ def prepare(context: Context) -> StageOutput:
     """The stage. Raises StageError: DatasetInvalid, DatasetTooSmall, DatasetNotFound, ModelUnsupported, as Store."""
     params = require(context.input.params.prepare, "params.prepare")
     copies = download(context, params.dataset)
-    benchmarks = read_benchmarks(of_role(copies, SourceRole.BENCHMARK))
+    benchmarks = read_benchmarks(of_role(copies, SourceRole.BENCHMARK), params.dataset.cleaning)
     own, distilled = _collect(context, params, own_parts_first(of_role(copies, SourceRole.OWN)), benchmarks)
     require_valid(own.ledger, params.dataset)
     own.encoder.require_short()

@@ -1,12 +1,20 @@
 """Contamination: 13 words in a row of a benchmark."""
 
+import json
 import random
+import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.dataset import Cleaning, DatasetSource, Markup, Source, SourceRole
+from finetune_jobs.examples.validation import Example
+from finetune_jobs.preparation.benchmarks import read_benchmarks
+from finetune_jobs.preparation.collect import Copy
 from finetune_jobs.splitting.contamination import GRAM, SHORTEST, Reference
+from tests.support.preparing import source_file
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +44,33 @@ def test_a_short_text_of_the_benchmark_counts_as_a_whole() -> None:
     assert reference.overlaps("Tell me: what is the capital of France and of Spain")
     assert not reference.overlaps("What is the capital of France?")
     assert not reference.overlaps("What is the capital of France and of Italy?")
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "tool", "call"])
+def test_a_benchmark_is_found_wherever_it_is_said(role: str) -> None:
+    """What a tool is called with is learned as an answer is."""
+    said = dict.fromkeys(("user", "assistant", "tool", "call"), "Fine.") | {role: f"So: {QUESTION}"}
+    call = {"type": "function", "function": {"name": "run", "arguments": {"deep": [{"code": said["call"]}]}}}
+    example = Example(
+        [
+            {"role": "system", "content": "Answer."},
+            {"role": "user", "content": said["user"]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": said["tool"]},
+            {"role": "assistant", "content": said["assistant"]},
+        ]
+    )
+    assert Reference([QUESTION]).overlaps(example.said)
+
+
+def test_texts_of_a_benchmark_are_cleaned_as_those_of_the_examples_are(tmp_path: Path) -> None:
+    text = "Le caf\u00e9 est ferm\u00e9 et la for\u00eat est d\u00e9j\u00e0 l\u00e0 o\u00f9 je la vois encore."
+    written = unicodedata.normalize("NFD", text).replace(" ", " <b>\u00ad", 3)
+    (tmp_path / "rows").write_text(json.dumps({"question": written}), encoding="utf-8")
+    origin = DatasetSource(SourceRole.BENCHMARK, 0, Source(uri="s3://data/rows.jsonl"))
+    found = read_benchmarks([Copy(source_file(origin), tmp_path / "rows")], Cleaning(markup=Markup.STRIP))
+    assert found
+    assert found.reference.overlaps(text)
 
 
 def test_an_empty_benchmark_overlaps_nothing() -> None:

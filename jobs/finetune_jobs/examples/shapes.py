@@ -11,7 +11,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -303,6 +303,15 @@ def kind_of(value: Any) -> str:
 def texts(message: Mapping[str, Any]) -> list[str]:
     """What a message says, in the order in which a model reads it: thoughts, then the answer."""
     return [message[part] for part in (REASONING, "content") if message.get(part)]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value; the keys of objects are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
 
 
 def _character_problem(text: str) -> tuple[str, str]:

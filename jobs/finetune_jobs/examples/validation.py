@@ -11,12 +11,11 @@ from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.hashing import canonical_json
 from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.base.wording import shorten
-from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault, texts
+from finetune_jobs.examples.shapes import Message, kind_of, shape, strings, text_or_fault, texts
 from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.redaction import redacted
 
-_SPEAKING: Final = ("user", "assistant")
 _SHOWN: Final = 5
 _STORED: Final = 100
 _LOOKED_AT: Final = 500
@@ -48,8 +47,12 @@ class Example:
 
     @property
     def said(self) -> str:
-        """What user and assistant say, thoughts included."""
-        return "\n".join(each for message in self.messages if message["role"] in _SPEAKING for each in texts(message))
+        """What is said after a system message: by user and assistant, with thoughts and what tools are called with, and
+        what these answer."""
+        spoken = [message for message in self.messages if message["role"] != "system"]
+        called = [[call["function"]["arguments"] for call in message.get("tool_calls", ())] for message in spoken]
+        said = zip(map(texts, spoken), called, strict=True)
+        return "\n".join(each for plain, arguments in said for each in (*plain, *strings(arguments)))
 
     @cached_property
     def identity(self) -> str:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from finetune_api.dataset import Cleaning
 from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.shapes import strings
 from finetune_jobs.preparation.collect import Copy
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.reading.rows import Fault
 from finetune_jobs.splitting.contamination import Reference
+from finetune_jobs.text.cleaning import Cleaner
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,13 @@ class Benchmarks:
     ledger: Ledger
 
 
-def read_benchmarks(copies: list[Copy]) -> Benchmarks | None:
-    """The texts of all files of benchmarks; None where there is no file. Raises StageError as ``read_rows``."""
+def read_benchmarks(copies: list[Copy], cleaning: Cleaning) -> Benchmarks | None:
+    """The texts of all files of benchmarks, cleaned as those that they are compared with; None where there is no file.
+    Raises StageError as ``read_rows``."""
     if not copies:
         return None
     ledger = Ledger()
-    return Benchmarks(Reference(_texts(copies, ledger)), ledger)
+    return Benchmarks(Reference(map(Cleaner(cleaning).text, _texts(copies, ledger))), ledger)
 
 
 def _texts(copies: list[Copy], ledger: Ledger) -> Iterator[str]:
@@ -35,12 +38,4 @@ def _texts(copies: list[Copy], ledger: Ledger) -> Iterator[str]:
             if isinstance(row, Fault):
                 ledger.faults.add(copy.file.uri, row)
             else:
-                yield from _strings(row.fields)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+                yield from strings(row.fields)
