@@ -51,6 +51,14 @@ def test_general_data_is_mixed_in_unless_it_is_in_the_test(prepared: Prepared) -
     assert_says(message, "100 of 103", "general data", "dropped", dropped, "40 mixed in")
 
 
+def test_general_data_is_a_share_of_what_is_trained_repetitions_included(prepared: Prepared) -> None:
+    general = [{"prompt": f"Say {text(n)}", "completion": f"{text(n)}!"} for n in range(5000, 5100)]
+    replay = Replay(source=prepared.put("general.jsonl", general), percent=20)
+    scalars = prepared.run(prepared.put("own.jsonl", rows(100), weight="2"), replay=replay).scalars
+    assert scalars["rowsTrain"] == "200"
+    assert prepared.report["replay"]["chosen"] == 40
+
+
 def test_what_a_benchmark_asks_is_not_trained(prepared: Prepared) -> None:
     question = " ".join(f"{word}q" for word in WORDS)
     benchmark = prepared.put("benchmark.jsonl", [{"question": question, "answer": "42"}])

@@ -63,6 +63,6 @@ def choose(general: Collected, own: Collected, division: Division, boilerplate: 
     texts = general.texts(set(general.ledger.labels))
     leaks = leakage.find(texts, own.texts(held_out), dataset.duplicates.sought_percent, boilerplate)
     usable = general.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
-    trained = sum(part is Part.TRAIN for part in division.parts.values())
+    trained = sum(division.repeats.get(each, 1) for each, part in division.parts.items() if part is Part.TRAIN)
     percent = dataset.replay.percent if dataset.replay else 0
     return Replayed(general, len(usable), sampling.replay(usable, trained, percent, dataset.split.seed))
