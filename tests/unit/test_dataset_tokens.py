@@ -113,6 +113,19 @@ def test_an_answer_that_does_not_fit_is_left_out_rather_than_cut(tokenizer: tupl
         assert encoder(tokenizer, rule).encode(conversation("why?", LONG), "") == []
 
 
+def test_exchanges_that_do_not_fit_are_left_out_of_a_split_and_counted(tokenizer: tuple[Any, int]) -> None:
+    found = encoder(tokenizer, TooLong.SPLIT)
+    turns = ["first?", "one", LONG, "two", "third?", "three", "fourth?", LONG]
+    pieces = found.encode(conversation(*turns), "")
+    assert [[m["content"] for m in piece.example.messages] for piece in pieces] == [
+        ["first?", "one"],
+        ["third?", "three"],
+    ]
+    assert found.left_out == 2
+    assert found.encode(conversation(LONG, "yes"), "") == []
+    assert found.left_out == 2
+
+
 def test_a_conversation_is_split_between_questions_and_keeps_its_system_message(tokenizer: tuple[Any, int]) -> None:
     turns = [text for n in range(6) for text in (f"question number {n}", f"answer number {n}")]
     found = encoder(tokenizer, TooLong.SPLIT)

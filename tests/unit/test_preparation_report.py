@@ -148,6 +148,14 @@ def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
     assert report_of(made, params).facts.rows.distinct == 4
 
 
+def test_exchanges_that_are_left_out_of_a_split_are_told(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
+    params = params_of(cleaning=Cleaning(too_long=TooLong.SPLIT))
+    turns = (words("first", 5), "yes", words("long", 90), "no")
+    found = report_of(collect(tokenizer, tmp_path / "spool.arrow", params, [chat(*turns)]), params)
+    assert found.report()["tokens"]["exchangesLeftOut"] == 1
+    assert "left out of conversations that were split: 1 exchange." in found.message()
+
+
 def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
     params = params_of()
     with Collector(intake_of(params), Encoder(*tokenizer, params), tmp_path / "spool.arrow") as collector:

@@ -129,6 +129,12 @@ CASES: Sequence[tuple[str, Facts, State, str]] = [
     ("lengths", lengths(over=10, longest=900, rule=TooLong.DROP), State.PASS, "dropped"),
     ("lengths", lengths(over=11, longest=900, rule=TooLong.DROP), State.WARN, "11 longer examples (1.1 %)"),
     ("lengths", lengths(over=50, longest=900, rule=TooLong.SPLIT), State.PASS, "were split"),
+    (
+        "lengths",
+        lengths(over=9, longest=900, left_out=3, rule=TooLong.SPLIT),
+        State.WARN,
+        "left out of those: 3 exchanges.",
+    ),
     ("versioned", replace(GOOD, source_digest=""), State.WARN, "unknown"),
     ("versioned", replace(GOOD, dataset_digest=""), State.WARN, "unknown"),
     ("baseline", replace(GOOD, baseline=None), State.WARN, "most frequent label: accuracy 60.0 %"),

@@ -62,6 +62,8 @@ class Encoder:
     """Examples that were too long."""
     longest: int = 0
     """Tokens of the longest one, before anything was done about it."""
+    left_out: int = 0
+    """Exchanges of conversations that were split which were too long by themselves."""
     named: list[str] = field(default_factory=list)
     """The first ones that were too long, for the message."""
     _checked: bool = False
@@ -93,7 +95,7 @@ class Encoder:
                 shorter = self._truncate(example)
                 return [shorter] if shorter else []
             case TooLong.SPLIT:
-                return list(self._split(example))
+                return self._split(example)
             case _:
                 return []
 
@@ -134,24 +136,28 @@ class Encoder:
             room -= max(1, made.tokens - self.params.max_length)
         return None
 
-    def _split(self, example: Example) -> Iterator[EncodedExample]:
+    def _split(self, example: Example) -> list[EncodedExample]:
         """The conversation in pieces of whole exchanges, each with the system message; an exchange that is too long by
         itself is left out. The pieces are a group: what one says, the others often say again."""
         example = replace(example, group=example.group or f"conversation {example.identity}")
         system, rest = _system(example.messages)
+        pieces: list[EncodedExample] = []
         piece: list[Message] = []
         best: EncodedExample | None = None
+        left_out = 0
         for exchange in _exchanges(rest):
             longer = self._encode(replace(example, messages=[*system, *piece, *exchange]))
             if longer.tokens > self.params.max_length and piece:
-                if best:
-                    yield best
+                pieces += [best] if best else []
                 piece, best = [], None
                 longer = self._encode(replace(example, messages=[*system, *exchange]))
             if longer.tokens <= self.params.max_length:
                 piece, best = [*piece, *exchange], longer
-        if best:
-            yield best
+            else:
+                left_out += 1
+        pieces += [best] if best else []
+        self.left_out += left_out if pieces else 0
+        return pieces
 
     def _ids(self, message: Message) -> list[int]:
         return list(self.tokenizer(message["content"], add_special_tokens=False)["input_ids"])

@@ -321,6 +321,9 @@ def _lengths(facts: Facts) -> Item:
             return Item("lengths", State.FAIL, evidence, remedy)
         case TooLong.TRUNCATE:
             return Item("lengths", State.WARN, f"{evidence} Truncated texts teach the model to stop early.", remedy)
+        case TooLong.SPLIT if lengths.left_out:
+            lost = count_of(lengths.left_out, "exchange")
+            return Item("lengths", State.WARN, f"{evidence} Too long, and left out of those: {lost}.", remedy)
         case TooLong.DROP if lengths.over > whole * MAX_OVER_LENGTH:
             return Item("lengths", State.WARN, evidence, remedy)
         case _:

@@ -90,6 +90,8 @@ class Lengths:
     """Examples that were longer than ``max_length``."""
     longest: int = 0
     """Tokens of the longest one, before anything was done about it."""
+    left_out: int = 0
+    """Exchanges that were too long by themselves and left out of conversations that were split."""
 
     def histogram(self, part: Part | None = None) -> Counter[int]:
         """Examples by number of tokens, of one part or of all."""

@@ -21,7 +21,7 @@ from finetune_jobs.preparation.benchmarks import Benchmarks
 from finetune_jobs.preparation.collect import Collected
 from finetune_jobs.preparation.planting import NOTHING, Planted
 from finetune_jobs.preparation.replay import Replayed
-from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
+from finetune_jobs.readiness.checklist import MIN_PART, Item, check, count_of, summary
 from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
 from finetune_jobs.splitting.division import Division
 
@@ -137,6 +137,7 @@ class PreparationReport:
                 by_part=_lengths(ledger.tokens, trained),
                 over=own.encoder.over,
                 longest=own.encoder.longest,
+                left_out=own.encoder.left_out,
             ),
             pii=Findings(
                 dataset.pii.mode,
@@ -203,7 +204,7 @@ class PreparationReport:
     def report(self) -> dict[str, Any]:
         """``report.json``. It names files, lines and fields, and never holds a value of a row."""
         facts, rows = self.facts, self.facts.rows
-        report = {
+        report: dict[str, Any] = {
             "rows": {"read": rows.read, "invalid": sum(rows.invalid.values()), "duplicates": rows.duplicates}
             | {"nearDuplicates": rows.near_duplicates, "nearDropped": rows.near_dropped}
             | {"outsidePilot": rows.outside_pilot, "added": rows.added}
@@ -221,6 +222,8 @@ class PreparationReport:
             "errors": self.errors,
             "warnings": self._warnings(),
         }
+        if facts.lengths.left_out:
+            report["tokens"] |= {"exchangesLeftOut": facts.lengths.left_out}
         if facts.thoughts is not None:
             counts = {part.value: count for part, count in facts.thoughts.items()}
             report[REASONING] = counts | {"longestAnswer": facts.longest_answer}
@@ -254,6 +257,8 @@ class PreparationReport:
         if self.across:
             test, train = self.across[0]
             text += f" inTest: training rows that (nearly) repeat your test, such as {train} ({test})."
+        if lost := self.facts.lengths.left_out:
+            text += f" Too long, and left out of conversations that were split: {count_of(lost, 'exchange')}."
         if masked := self.facts.placeholders:
             text += f" {masked} test examples contain placeholders; the evaluation scores them separately."
         if self.facts.thoughts is not None:
