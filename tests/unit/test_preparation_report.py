@@ -7,9 +7,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Cleaning, Duplicates, OnFinding, OnNear, Pii, Pilot, Source, Task, TaskType, TooLong
+from finetune_api.dataset import (
+    AcrossParts,
+    Cleaning,
+    Duplicates,
+    OnFinding,
+    OnNear,
+    Pii,
+    Pilot,
+    Source,
+    Task,
+    TaskType,
+    TooLong,
+)
 from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.examples.ledger import Ledger, Place
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import Example
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.collect import Collected, Collector
 from finetune_jobs.preparation.tokens import Encoder
@@ -17,6 +32,7 @@ from finetune_jobs.readiness.preparation_report import PreparationReport, requir
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import divide
+from finetune_jobs.splitting.near_duplicates import Near
 from tests.support.fast import share
 from tests.support.preparing import intake_of, source_file
 from tests.support.sentences import assert_says
@@ -162,6 +178,27 @@ def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], t
         file = source_file(params.dataset.all_sources[0])
         collector.take(file, Fault(3, "", "malformedCsv", "opens a quotation mark", rows=51))
     assert (collector.made.ledger.read, collector.made.ledger.faults.total) == (51, 51)
+
+
+def test_a_near_duplicate_of_your_test_is_told_as_such_where_others_are_dropped() -> None:
+    """``near: Drop`` says what becomes of near duplicates, ``acrossParts`` of those between training and test."""
+    params = params_of(duplicates=Duplicates(near=OnNear.DROP))
+    parts = (Part.TEST, Part.TRAIN, Part.TRAIN, Part.TRAIN)
+    ledger, names = Ledger(TaskType.TEXT), []
+    for line, part in enumerate(parts, start=1):
+        found = Example([{"role": "user", "content": words(f"row{line}")}, {"role": "assistant", "content": "yes"}])
+        ledger.keep(found, Place(0, f"{part}.csv", line), 9, part)
+        names.append(found.identity)
+    near = Near({names[0]: "one", names[1]: "one", names[2]: "two", names[3]: "two"})
+    failing = params.dataset.model_copy(
+        update={"duplicates": Duplicates(near=OnNear.DROP, across_parts=AcrossParts.FAIL)}
+    )
+    with pytest.raises(StageError) as caught:
+        divide(ledger, near, lambda _: iter(()), failing)
+    assert_says(caught.value.message, "test.csv line 1 (test) and train.csv line 2 (training)")
+    division = divide(ledger, near, lambda _: iter(()), params.dataset)
+    assert (division.near, division.near_dropped, dict(ledger.dropped)) == (2, 1, {"inTest": 1})
+    assert ledger.across == [("test.csv line 1", "train.csv line 2")]
 
 
 def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, int], tmp_path: Path) -> None:

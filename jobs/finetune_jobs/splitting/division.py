@@ -54,11 +54,11 @@ def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Divisi
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
     if dataset.duplicates.near is OnNear.DROP:
-        dropped = {identity for members in clusters for identity in members[1:]}
+        _settle(ledger, unite(_links(clusters)), dataset)
+        dropped = {identity for members in _clusters(near.clusters, ledger) for identity in members[1:]}
         ledger.leave_out(dropped)
         clusters = []
-    links = [(members[0], identity) for members in clusters for identity in members[1:]]
-    parts, units = _without_leaks(ledger, links, near.boilerplate, texts, dataset)
+    parts, units = _without_leaks(ledger, _links(clusters), near.boilerplate, texts, dataset)
     trained = {identity: ledger.labels[identity] for identity, part in parts.items() if part is Part.TRAIN}
     pilot = dataset.pilot
     chosen = sampling.pilot(trained, pilot.examples, dataset.split.seed) if pilot else set(trained)
@@ -102,16 +102,11 @@ def _without_leaks(
         update={f"{part}_percent": 0 for part in (Part.VALIDATION, Part.TEST) if part in provided}
     )
     leaks: list[leakage.Leak] = []
-    drop = dataset.duplicates.across_parts is AcrossParts.DROP_FROM_TRAINING
-    for _ in range(_ROUNDS if drop else 2):
+    fails = dataset.duplicates.across_parts is AcrossParts.FAIL
+    for _ in range(2 if fails else _ROUNDS):
         links = [*links, *((leak.train, leak.test) for leak in leaks)]
         units = unite(links, ledger.groups.items())
-        if drop:
-            shared = leakage.trained_beside_tests(units, ledger.given)
-            ledger.leave_out_of_training(_places(ledger, shared))
-            ledger.leave_out({leak.train for leak in shared})
-        elif conflicts := leakage.across(units, ledger.given):
-            raise leakage.refusal(_places(ledger, conflicts))
+        _settle(ledger, units, dataset)
         parts = assign(ledger.labels, split, units, ledger.given)
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
@@ -120,6 +115,22 @@ def _without_leaks(
         if not leaks:
             return parts, units
     raise leakage.refusal(_places(ledger, leaks))
+
+
+def _links(clusters: list[list[str]]) -> list[tuple[str, str]]:
+    return [(members[0], identity) for members in clusters for identity in members[1:]]
+
+
+def _settle(ledger: Ledger, units: Mapping[str, str], dataset: Dataset) -> None:
+    """Leave out of training what the sources provide for it beside something of the test, in one unit. Raises
+    StageError (DatasetInvalid) where ``acrossParts`` has it."""
+    if dataset.duplicates.across_parts is AcrossParts.FAIL:
+        if conflicts := leakage.across(units, ledger.given):
+            raise leakage.refusal(_places(ledger, conflicts))
+        return
+    shared = leakage.trained_beside_tests(units, ledger.given)
+    ledger.leave_out_of_training(_places(ledger, shared))
+    ledger.leave_out({leak.train for leak in shared})
 
 
 def _places(ledger: Ledger, leaks: list[leakage.Leak]) -> list[tuple[str, str]]:
