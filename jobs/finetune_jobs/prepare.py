@@ -72,7 +72,7 @@ def prepare(context: Context) -> StageOutput:
     context.progress.report(0.75, "finding near duplicates and splitting")
     near = own.near(params.dataset.duplicates.sought_percent)
     division = divide(own.ledger, near, own.texts, params.dataset)
-    require_enough(own.ledger, division)
+    require_enough(own.ledger, division, params.dataset.split)
     general = _collect_general(context, params, of_role(copies, SourceRole.REPLAY), own.encoder, benchmarks)
     replayed = choose(general, own, division, near.boilerplate, params.dataset) if general else None
     trained = sum(part is Part.TRAIN for part in division.parts.values())

@@ -65,7 +65,8 @@ class Reader:
         encoder.require_short()
         require_learnable(made.ledger, params)
         near = made.near(params.dataset.duplicates.sought_percent)
-        require_enough(made.ledger, divide(made.ledger, near, made.texts, params.dataset))
+        division = divide(made.ledger, near, made.texts, params.dataset)
+        require_enough(made.ledger, division, params.dataset.split)
         return made
 
 

@@ -80,6 +80,22 @@ REFUSED: Final[list[tuple[dict[str, Any], bytes, Reason, tuple[str, ...]]]] = [
         ),
     ),
     (
+        TEXTS | {"group_by": "label"},
+        labelled(["one group"] * 150),
+        Reason.DATASET_TOO_SMALL,
+        (
+            *(
+                "0 for validation, 0 for test",
+                "150 rows",
+                "150 examples remain",
+                "150 of them",
+                "one group",
+                "one part",
+            ),
+            *("smaller groups in spec.dataset.groupBy", "raise spec.dataset.duplicates.nearPercent"),
+        ),
+    ),
+    (
         TEXTS | {"max_length": 40},
         labelled(["an answer"] * 2 + ["an answer of many words " * 20] * 7),
         Reason.DATASET_INVALID,
@@ -218,6 +234,7 @@ TAKEN: Final = (
     " {} examples have thoughts, which the model learns",
     "; {} have none.",
     " {} canaries are added for training.",
+    " Too long, and left out of conversations that were split: {}.",
     " Control tokens were escaped with a space ({}).",
     " {} duplicates dropped.",
     " Rules dropped {} ({}).",

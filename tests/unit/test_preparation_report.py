@@ -207,5 +207,5 @@ def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, i
     ledger = (made := collect(tokenizer, tmp_path / "spool.arrow", params, rows)).ledger
     near = made.near(params.dataset.duplicates.sought_percent)
     with pytest.raises(StageError) as caught:
-        require_enough(ledger, divide(ledger, near, made.texts, params.dataset))
+        require_enough(ledger, divide(ledger, near, made.texts, params.dataset), params.dataset.split)
     assert_says(caught.value.message, "4 rows", "1 were invalid", "1 duplicates", "1 dropped", "rules", "1 examples")

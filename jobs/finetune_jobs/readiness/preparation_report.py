@@ -3,10 +3,11 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_api.dataset import Dataset, SourceRole, TaskType
+from finetune_api.dataset import Dataset, SourceRole, Split, TaskType
 from finetune_api.hashing import digest
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.reasons import Reason
@@ -62,18 +63,32 @@ def require_learnable(ledger: Ledger, params: PrepareParams) -> None:
         )
 
 
-def require_enough(ledger: Ledger, division: Division) -> None:
+def require_enough(ledger: Ledger, division: Division, split: Split) -> None:
     """Raises StageError (DatasetTooSmall) when a part has too few examples."""
     sizes = Counter(division.parts.values())
-    small = [f"{sizes[part]} for {part}" for part in Part if sizes[part] < MIN_PART]
+    small = {part: f"{sizes[part]} for {part}" for part in Part if sizes[part] < MIN_PART}
     by_rules = ledger.dropped.total() + division.near_dropped
     if small:
         raise StageError(
             Reason.DATASET_TOO_SMALL,
-            f"{', '.join(small)}: each part needs at least {MIN_PART} examples. Of {ledger.read} rows, "
+            f"{', '.join(small.values())}: each part needs at least {MIN_PART} examples. Of {ledger.read} rows, "
             f"{ledger.faults.total} were invalid, {ledger.duplicates} duplicates and {by_rules} dropped by rules; "
-            f"{len(ledger.labels)} examples remain.",
+            f"{len(ledger.labels)} examples remain.{_indivisible(ledger, division, split, small.keys())}",
         )
+
+
+def _indivisible(ledger: Ledger, division: Division, split: Split, small: AbstractSet[Part]) -> str:
+    """Why parts are small although their shares are not, or an empty string."""
+    wanted = {Part.VALIDATION: split.validation_percent, Part.TEST: split.test_percent}
+    divided = small - set(ledger.given.values())
+    shares = [len(ledger.labels) * percent // 100 for part, percent in wanted.items() if part in divided]
+    if not any(MIN_PART <= share < division.largest_unit for share in shares):
+        return ""
+    return (
+        f" {division.largest_unit} of them are near duplicates of each other or one group, and stay in one part: name "
+        "a column with smaller groups in spec.dataset.groupBy, if it is set, or raise "
+        "spec.dataset.duplicates.nearPercent."
+    )
 
 
 @dataclass(frozen=True)

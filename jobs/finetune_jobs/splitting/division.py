@@ -1,6 +1,6 @@
 """Which example is in which part, once all are known: near duplicates and groups stay together, leaks are refused."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,6 +37,8 @@ class Division:
     alike: dict[str, str] = field(default_factory=dict)
     """Of examples of validation and test that stand in one unit with others of their part: the unit's name, which does
     not tell what the user calls the group."""
+    largest_unit: int = 0
+    """Examples of the largest unit; 0 where none has a second example or a name."""
 
 
 def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Division:
@@ -65,7 +67,8 @@ def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Divisi
     stay = {identity: part for identity, part in parts.items() if part is not Part.TRAIN or identity in chosen}
     repeats = _repeats(ledger, chosen, dataset)
     stay = {identity: part for identity, part in stay.items() if repeats.get(identity, 1)}
-    return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen), _alike(stay, units))
+    largest = max(Counter(units[each] for each in parts if each in units).values(), default=0)
+    return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen), _alike(stay, units), largest)
 
 
 def _alike(parts: Mapping[str, Part], units: Mapping[str, str]) -> dict[str, str]:
