@@ -29,7 +29,7 @@ from finetune_jobs.training.trainer import Trained
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
-from tests.support.training import run_training, settings, write_dataset
+from tests.support.training import LABELS, rows, run_training, settings, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -360,6 +360,24 @@ def test_each_kind_of_adapter_resumes_exactly(
 
     assert resumed == whole
     assert_same_weights(tmp_path / "second", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_steps": 4, "checkpoint_steps": 2}, {"patience": 1, "checkpoint_steps": 2}],
+    ids=["in the middle of an epoch", "out of patience"],
+)
+def test_a_training_that_has_ended_is_not_trained_further(
+    changes: dict[str, Any], base: Path, store: Store, tmp_path: Path
+) -> None:
+    """Its pod is lost between the last checkpoint and the result, e.g. in a part of the learning curve. The
+    validation's answers are wrong, so that its loss rises at last."""
+    wrong = rows(3, first=30, labels=(*LABELS[1:], LABELS[0]))
+    dataset = write_dataset(tmp_path / "dataset", validation=wrong)
+    whole = run_training(base, dataset, tmp_path / "first", settings(**changes), store)
+    again = run_training(base, dataset, tmp_path / "second", settings(**changes), store)
+    assert again == whole
+    assert_same_weights(tmp_path / "second", tmp_path / "first")
 
 
 def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(

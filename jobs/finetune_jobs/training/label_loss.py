@@ -1,10 +1,11 @@
-"""TRL's SFTTrainer, changed in six places.
+"""TRL's SFTTrainer, changed in seven places.
 
 Why it is subclassed at all (TRL 1.16): its loss is another one on CPUs than on GPUs, sends every position through the
 output layer on the former, computes logits twice on the latter and waits for the GPU in every pass to keep statistics;
 its validation takes passes of training's size and the mean of their means; with several processes its checkpoints hold
-no pod's random states but its own, and the middle of an epoch resumes in the order of another one; and it makes a model
-card for each. What the loss costs is described in docs/concepts/training.md.
+no pod's random states but its own, and the middle of an epoch resumes in the order of another one; it makes a model
+card for each; and it takes another step after a checkpoint with which a training has ended. What the loss costs is
+described in docs/concepts/training.md.
 """
 
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import EarlyStoppingCallback
 from trl import SFTTrainer
 
 from finetune_jobs.fit.kernels import Kernel
@@ -102,10 +104,21 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
 
     def _run_epoch(self, **given: Any) -> Any:
         """Where several processes resume in the middle of an epoch, accelerate does not tell the order which one it is:
-        they would see the first one's again."""
+        they would see the first one's again. A training that resumes at its end has nothing left to do."""
+        if self._has_ended:
+            self.control.should_training_stop = True
+            return None
         if self.order:
             self.order.set_epoch(given["epoch"])
         return super()._run_epoch(**given)
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the steps or the patience were used up before an epoch begins, as the checkpoint says; transformers
+        forgets so when it resumes (``should_training_stop``)."""
+        stops = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        impatient = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stops)
+        return bool(impatient or self.state.global_step >= self.state.max_steps)
 
     def create_model_card(self, *_given: Any, **_named: Any) -> None:
         """A checkpoint needs none, which takes a tenth of a second to make."""
