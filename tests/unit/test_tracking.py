@@ -165,9 +165,10 @@ def test_event_files_hold_figures_settings_and_lineage(store: Store, tmp_path: P
 
 
 @PATIENT
-def test_a_second_pod_takes_back_the_steps_that_it_does_again(store: Store, tmp_path: Path) -> None:
-    """The first pod got to step 3 and was stopped; its newest checkpoint was that of step 1."""
-    for number, (first, last) in enumerate([(1, 3), (2, 4)]):
+@pytest.mark.parametrize("saved", [1, 0], ids=["saved step 1", "saved none"])
+def test_a_second_pod_takes_back_the_steps_that_it_does_again(saved: int, store: Store, tmp_path: Path) -> None:
+    """The first pod got to step 3 and was stopped."""
+    for number, (first, last) in enumerate([(1, 3), (saved + 1, 4)]):
         progress = Progress("train")
         try:
             with tracked(given(), Tracking(), store, tmp_path / str(number), progress):
@@ -247,12 +248,14 @@ def test_an_mlflow_run_holds_figures_settings_and_lineage(mlflow_url: str, store
 
 @PATIENT
 def test_a_second_pod_goes_on_with_the_same_mlflow_run(mlflow_url: str, store: Store, tmp_path: Path) -> None:
+    """Which an upgraded operator starts."""
     tracking = Tracking(mlflow=Mlflow(url=mlflow_url, experiment="restarts"))
     statuses = []
     for number, stopped in enumerate([True, False]):
         progress = Progress("train")
+        stage = given().model_copy(update={"operator_version": f"1.{number}"})
         try:
-            with tracked(given(), tracking, store, tmp_path / str(number), progress):
+            with tracked(stage, tracking, store, tmp_path / str(number), progress):
                 learn(progress, 1 + 2 * number, 2 + 2 * number)
                 if stopped:
                     raise StoppedError

@@ -55,10 +55,13 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", f"{KEY}\n")
 
 
-def follow(url: str, folder: Path, first: int = 1, last: int = 4, end: End = End.FINISHED) -> bool:
+def follow(
+    url: str, folder: Path, first: int = 1, last: int = 4, end: End = End.FINISHED, operator: str = "1.2.3"
+) -> bool:
     """Whether a training of these steps has been tracked to the last word."""
+    stage = given().model_copy(update={"operator_version": operator})
     run = WandbRun(
-        Wandb(base_url=url, secret_key_ref=SECRET), "name", hyperparameters(given()), lineage_facts(given()), folder
+        Wandb(base_url=url, secret_key_ref=SECRET), "name", hyperparameters(stage), lineage_facts(stage), folder
     )
     progress = Progress("train")
     progress.follow(run)
@@ -118,11 +121,12 @@ def test_entity_and_project_are_those_of_the_spec(server: WandbServer, tmp_path:
 
 
 def test_a_second_pod_goes_on_with_the_same_run(server: WandbServer, tmp_path: Path) -> None:
-    """The first pod got to step 3 and was stopped; its newest checkpoint was that of step 1."""
+    """The first pod got to step 3 and was stopped; its newest checkpoint was that of step 1. The operator was upgraded
+    meanwhile."""
     assert follow(server.url, tmp_path / "1", last=3, end=End.KILLED)
     (run,) = server.runs.values()
     assert (run.exit_codes, run.preempting) == ([1], 1)
-    assert follow(server.url, tmp_path / "2", first=2)
+    assert follow(server.url, tmp_path / "2", first=2, operator="1.3.0")
     (run,) = server.runs.values()
     assert run.exit_codes == [1, 0]
     assert [row["_step"] for row in run.history] == [1, 2, 3, 4]

@@ -56,7 +56,7 @@ class EventFiles:
         return self._mirroring.wait(seconds)
 
     def _open(self, step: int) -> Any:
-        writer = SummaryWriter(log_dir=str(self._folder), purge_step=step if step > 1 else None)
+        writer = SummaryWriter(log_dir=str(self._folder), purge_step=step)
         experiment, session, _ = hparams(self._settings, {"train/loss": 0.0, "validation/loss": 0.0})
         writer.file_writer.add_summary(experiment)
         writer.file_writer.add_summary(session)

@@ -4,12 +4,22 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
+from finetune_api.hashing import digest
 from finetune_jobs.base.progress import Measurement
 
 Settings = dict[str, str | float]
 """The training's hyperparameters."""
 Facts = dict[str, str]
 """What links a tracked run to its job, its data and its base model."""
+
+
+OPERATOR: Final = "finetune.operator_version"
+"""The fact that may differ from pod to pod: an upgraded operator starts those that come later."""
+
+
+def identity(facts: Facts) -> str:
+    """Equal for all pods of a training, which go on with one tracked run."""
+    return digest({name: value for name, value in facts.items() if name != OPERATOR})
 
 
 class End(StrEnum):

@@ -11,10 +11,9 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from finetune_api.hashing import digest
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.progress import Measurement
-from finetune_jobs.training.figures import End, Facts, Settings, figures
+from finetune_jobs.training.figures import End, Facts, Settings, figures, identity
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class MlflowRun:
     def __init__(self, url: str, experiment: str, name: str, settings: Settings, facts: Facts) -> None:
         self._experiment, self._name = experiment, name
         self._settings = settings
-        self._facts = facts | {_IDENTITY: digest(facts)}
+        self._facts = facts | {_IDENTITY: identity(facts)}
         self._client = _client(url)
         self._run_id = ""
         self._end: End | None = None

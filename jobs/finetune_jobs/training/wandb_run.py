@@ -15,14 +15,13 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.tracking import WANDB_KEY_VARIABLE, Wandb
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Measurement
-from finetune_jobs.training.figures import End, Facts, Settings, figures
+from finetune_jobs.training.figures import End, Facts, Settings, figures, identity
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class WandbRun:
             group=job,
             job_type="train",
             name=self._name,
-            id=digest(self._facts)[:32],
+            id=identity(self._facts)[:32],
             resume="allow",
             reinit="create_new",  # beside any other run of this process: no library takes it for its own
             config=_nested({**self._settings, **self._facts}),
