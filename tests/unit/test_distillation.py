@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from finetune_jobs.chat_api.pace import Pacer
 from finetune_jobs.reading.rows import Row
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
-from tests.support.distilling import SOURCE, config, distilled, echo, failure, prompts, run
+from tests.support.distilling import QUICK, SOURCE, config, distilled, echo, failure, prompts, run
 from tests.support.sentences import assert_says
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
 
@@ -125,6 +127,20 @@ def test_a_busy_teacher_is_left_alone_for_as_long_as_it_asks(store: Store) -> No
     assert all(gap >= 0.19 for gap in gaps)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_teacher_that_asks_for_no_wait_is_not_asked_at_once(store: Store, status: int) -> None:
+    """``Retry-After: 0`` of a limit that is over within the second. All attempts took some milliseconds."""
+
+    def behaviour(prompt: str, nth: int) -> Reply:
+        return fails(status, headers={"Retry-After": "0"}) if nth < 3 else says("at last")
+
+    with TeacherServer.running(behaviour) as server:
+        slow = replace(QUICK, first_pause=0.2, longest_pause=0.2)
+        outcome = run(store, prompts(1), config(server.url, concurrency=1), patience=slow)
+    assert outcome.answers == ["at last"]
+    assert all(b.at - a.at >= 0.09 for a, b in pairwise(server.received))
+
+
 def test_a_teacher_that_asks_for_hours_is_not_waited_for(store: Store) -> None:
     error, server = failure(store, lambda p, n: fails(429, headers={"Retry-After": "3600"}), 3, concurrency=1)
     assert (error.reason, error.retriable) == (Reason.TEACHER_UNAVAILABLE, True)
@@ -171,6 +187,13 @@ def test_a_few_prompts_that_fail_all_are_told_with_their_places(store: Store) ->
     error, server = failure(store, lambda p, n: fails(500), 2)
     places = [part for line in (1, 2) for part in (f"{SOURCE} line {line}, answer:", "the teacher answered", "500")]
     assert_says(error.message, f"{server.url}:", "none", "2", *places)
+
+
+def test_a_few_prompts_that_are_all_refused_are_not_tried_by_another_pod(store: Store) -> None:
+    refusal = fails(400, code="unsupported_value", param="temperature")
+    error, server = failure(store, lambda p, n: refusal, 2)
+    assert (error.reason, error.retriable) == (Reason.TEACHER_REFUSED, False)
+    assert_says(error.message, f"{server.url}:", "none", "2", "400 (unsupported_value)", "parameter temperature")
 
 
 @pytest.mark.parametrize(

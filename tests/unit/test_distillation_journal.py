@@ -30,7 +30,7 @@ from finetune_jobs.store.s3 import Store
 from tests.support.distilling import KEY, QUICK, config, echo, failure, kept_journal, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
-from tests.support.teacher_server import Reply, TeacherServer, says
+from tests.support.teacher_server import Reply, TeacherServer, fails, says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -199,6 +199,18 @@ def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the
             run(store, prompts(20), spec, stopping=stopping, patience=replace(QUICK, grace=3.0))
         assert kept_journal(store, spec).spent == Tokens(10 * len(server.received), 5 * len(server.received))
     assert len(server.received) <= 2
+
+
+def test_answers_that_are_on_their_way_when_the_asking_fails_are_saved(store: Store) -> None:
+    def behaviour(prompt: str, nth: int) -> Reply:
+        late = says("on its way", delay=0.4)
+        return late if prompt == "question 0" else fails(429, headers={"Retry-After": "3600"})
+
+    with TeacherServer.running(behaviour) as server:
+        spec = config(server.url, concurrency=2)
+        with pytest.raises(StageError, match="3600 s"):
+            run(store, prompts(2), spec)
+        assert kept_journal(store, spec).found == 1
 
 
 def test_a_request_that_is_cut_off_counts_as_money(store: Store) -> None:

@@ -260,6 +260,8 @@ def test_no_body_is_a_surprise(content: bytes) -> None:
         ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
         ({"retry-after": "Thu, 01 Jan 1970 00:16:45 GMT"}, 5.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:26:45 GMT", "date": "Thu, 01 Jan 1970 00:26:35 GMT"}, 10.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:16:45 GMT", "date": "now"}, 5.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "Thu, 01 Jan 99999999999999 00:00:00 GMT"}, None),
         ({"retry-after": "-3"}, None),

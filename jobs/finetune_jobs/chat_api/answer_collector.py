@@ -92,8 +92,7 @@ class AnswerCollector:
         running = set(workers)
         while running:
             done, running = await asyncio.wait(running, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
-            for worker in done:
-                worker.result()
+            await self._require_working(done)
             self._require_kept()
             if report:
                 report(self.answered + len(self.given_up), count)
@@ -101,6 +100,16 @@ class AnswerCollector:
                 self._closing = True
                 await self._arrivals()
                 raise self._interrupted(count, stopping.is_set())
+
+    async def _require_working(self, done: set[asyncio.Task[None]]) -> None:
+        """Raises what has ended one of these workers. What the others have asked for is paid, and arrives first."""
+        try:
+            for worker in done:
+                worker.result()
+        except StageError:
+            self._closing = True
+            await self._arrivals()
+            raise
 
     async def _arrivals(self) -> None:
         """Give answers that are on their way a moment to arrive."""

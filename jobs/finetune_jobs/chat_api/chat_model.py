@@ -152,7 +152,8 @@ class ChatModel:
         return [*system, *turns]
 
     def _status_problem(self, error: "openai.APIStatusError") -> AttemptError | StageError:
-        status, wait = error.status_code, retry_after(error.response.headers)
+        status = error.status_code
+        wait = retry_after(error.response.headers) or None  # 0 tells nothing: a limit is over within the second
         code = next((part for part in (error.code, error.type) if isinstance(part, str) and _CODE.fullmatch(part)), "")
         if status in _FATAL or code == _EXHAUSTED:
             problem = _FATAL.get(status, f"has no credit left ({status} {code})")
@@ -172,7 +173,7 @@ class ChatModel:
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds to wait: ``retry-after-ms`` as Azure and OpenAI send it, or Retry-After (RFC 9110, section 10.2.3).
 
-    ``now`` is the time in seconds since 1970, for dates.
+    ``now`` is the time in seconds since 1970, for a date where the server does not say what time it is by its clock.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
@@ -181,11 +182,18 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
             continue
         if math.isfinite(seconds) and seconds >= 0:
             return seconds
+    until, sent = (_timestamp(headers.get(name, "")) for name in ("retry-after", "date"))
+    if until is None:
+        return None
+    return max(0.0, until - (sent if sent is not None else time.time() if now is None else now))
+
+
+def _timestamp(text: str) -> float | None:
+    """An HTTP date in seconds since 1970; None for any other text."""
     try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        return email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
 def _connection_problem(error: Exception) -> AttemptError:

@@ -139,7 +139,8 @@ def distil(
         made.answered = collector.answered
         made.tokens, made.cost = collector.budget.spent, collector.budget.cost
         _hand_on(spool, journal, collector.given_up, rules, take, made)
-    _require_an_answer(made, config, teacher)
+    refused = all(error.refused for error in collector.given_up.values())
+    _require_an_answer(made, config, teacher, refused=refused)
     return made
 
 
@@ -228,7 +229,8 @@ def _row(prompt: Prompt, answer: str) -> Row:
     return Row(prompt.line, prompt.kept | {"messages": messages})
 
 
-def _require_an_answer(made: Distilled, config: Distillation, teacher: ChatModel) -> None:
+def _require_an_answer(made: Distilled, config: Distillation, teacher: ChatModel, *, refused: bool) -> None:
+    """``refused``: whether the teacher takes none of the requests, and will take none later."""
     if made.answered or made.reused or not made.wanted:
         return
     if made.unasked:
@@ -238,7 +240,7 @@ def _require_an_answer(made: Distilled, config: Distillation, teacher: ChatModel
             f"cover one answer of up to {config.max_answer_tokens} tokens.",
         )
     raise StageError(
-        Reason.TEACHER_UNAVAILABLE,
+        Reason.TEACHER_REFUSED if refused else Reason.TEACHER_UNAVAILABLE,
         f"{teacher.url}: none of {made.wanted} requests was answered: {shorten(made.faults.sentences(), 600)}.",
-        retriable=True,
+        retriable=not refused,
     )
