@@ -94,7 +94,7 @@ def test_the_example_works_from_prompts_to_examples(store: Store, example_prompt
         distillation = Distillation.model_validate(given_spec)
         rows = read_rows(example_prompts, SOURCE, DataFormat.JSONL, [prompt_column(distillation)])
         ledger = Ledger()
-        asked = list(read_prompts(SOURCE, rows, distillation, ledger, keep=["topic"]))
+        asked = list(read_prompts(SOURCE, rows, distillation, ledger, group_by="topic"))
         teacher = ChatModel.from_environment(terms_of(distillation), {TEACHER_KEY_VARIABLE: KEY})
         outcome = run(store, asked, distillation, teacher)
     result = outcome.result

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.crdgen import structural
+from finetune_api.dataset import Task, TaskType
 from finetune_api.distillation import Distillation, TeacherPrices
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
@@ -87,15 +88,15 @@ def test_the_models_fit_a_crd() -> None:
 # Prompts
 
 
-def read(rows: list[Row | Fault], *keep: str, **fields: Any) -> tuple[list[Prompt], Faults]:
+def read(rows: list[Row | Fault], group_by: str = "", **fields: Any) -> tuple[list[Prompt], Faults]:
     ledger = Ledger()
-    return list(read_prompts(SOURCE, rows, config(**fields), ledger, keep=keep)), ledger.faults
+    return list(read_prompts(SOURCE, rows, config(**fields), ledger, group_by=group_by)), ledger.faults
 
 
 def test_prompts_come_from_a_column_or_from_documents() -> None:
     assert read([Row(1, {"prompt": " Why? ", "other": 1})])[0] == [Prompt("Why?", SOURCE, 1)]
     assert read([Row(2, {"question": "Why?"})], column="question")[0] == [Prompt("Why?", SOURCE, 2)]
-    kept = read([Row(2, {"prompt": "Why?", "customer": 7})], "customer", "other")[0]
+    kept = read([Row(2, {"prompt": "Why?", "customer": 7, "other": 8})], "customer")[0]
     assert kept == [Prompt("Why?", SOURCE, 2, {"customer": 7})]
     template = 'Summarise as {"summary": "…"}:\n{document}\n{document}'
     made, _ = read([Row(3, {"document": "A {document} of {x}"})], question_template=template)
@@ -275,12 +276,15 @@ def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | 
 
 # Filters
 
+ANY = Task(type=TaskType.TEXT)
+RECORDS = Task(type=TaskType.EXTRACTION)
 OBJECT = '{"type": "object", "required": ["code"], "properties": {"code": {"type": "integer"}}}'
 
 
-def judge(text: str, finish: str = "stop", **fields: Any) -> str:
+def judge(text: str, finish: str = "stop", task: Task = ANY, **fields: Any) -> str:
     """The text that stays, or the fault's kind and problem."""
-    verdict = AnswerRules(config(**fields)).judge(ModelAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
+    rules = AnswerRules(config(**fields), task=task)
+    verdict = rules.judge(ModelAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
     if isinstance(verdict, str):
         return verdict
     assert (verdict.line, verdict.field, verdict.value) == (3, "answer", "")
@@ -305,9 +309,15 @@ def judge(text: str, finish: str = "stop", **fields: Any) -> str:
         ('```json\n{"code": 7}\n```', {}, '```json\n{"code": 7}\n```'),
         ("It is 7.", {"answer_schema": OBJECT}, Saying("answerNotJson:", "JSON", "answerSchema")),
         ("[" * 100_000, {"answer_schema": OBJECT}, Saying("answerNotJson:", "JSON", "answerSchema")),
+        ('{"code": 7, "rate": NaN}', {"answer_schema": OBJECT}, Saying("answerNotJson:", "JSON", "answerSchema")),
         ('{"code": "x@example.com"}', {"answer_schema": OBJECT},
          Saying("answerSchema:", "answerSchema: properties/code/type")),
         ("{}", {"answer_schema": OBJECT}, Saying("answerSchema:", "answerSchema: required")),
+        ('```json\n{"code": 7}\n```', {"task": RECORDS}, '{"code": 7}'),
+        ("It is 7.", {"task": RECORDS}, Saying("answerNotJson:", "JSON", "spec.task.type Extraction")),
+        (" refund\n", {"task": Task(labels=["refund"])}, "refund"),
+        ("Refund.", {"task": Task(labels=["refund"])}, Saying("unknownLabel:", "spec.task.labels")),
+        ("Refund.", {"task": Task()}, "Refund."),
         ('``` \n\n{"code": 7}```', {"answer_schema": OBJECT}, '{"code": 7}'),
         ("```json" + "\n" * 20_000 + "x", {"answer_schema": OBJECT},
          Saying("answerNotJson:", "JSON", "answerSchema")),

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from finetune_api.dataset import Task, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_jobs.base.errors import StageError, StoppedError
@@ -51,12 +52,15 @@ JUDGED: Final[list[tuple[dict[str, Any], Answers]]] = [
     ({"answer_schema": '{"type": "object"}'}, [("It is 7.", "stop"), ("7", "stop")]),
     ({"min_answer_words": 2, "max_answer_words": 2}, [("one", "stop"), ("one two three", "stop")]),
     ({"duplicates": "Drop"}, [("Yes.", "stop"), ("Yes.", "stop"), ("Yes!", "stop")]),
+    ({"task": Task(type=TaskType.EXTRACTION)}, [("It is 7.", "stop")]),
+    ({"task": Task(labels=["refund"])}, [("Refund.", "stop")]),
     ({"answer_schema": "{"}, []),
     ({"answer_schema": '{"type": "strin"}'}, []),
     ({"answer_schema": '{"$ref": "http://127.0.0.1/none.json"}'}, [("{}", "stop")]),
     ({"answer_schema": '{"$ref": "#"}'}, []),
 ]
-"""What the spec asks of answers, and answers of which one at least is not that, if the spec is right."""
+"""What the spec asks of answers (``task`` is its task), and answers of which one at least is not that, if the spec is
+right."""
 
 REPLIES: Final[list[tuple[Reply, dict[str, Any]]]] = [
     (fails(429), {}),
@@ -104,7 +108,8 @@ def rubbish() -> Iterator[str]:
 
 def judged(spec: dict[str, Any], answers: Answers) -> Iterator[str]:
     try:
-        rules = AnswerRules(config(**spec), near=lambda text: text.endswith("!"))
+        asked, task = {name: spec[name] for name in spec if name != "task"}, spec.get("task", Task())
+        rules = AnswerRules(config(**asked), near=lambda text: text.endswith("!"), task=task)
         for text, finish in answers:
             verdict = rules.judge(ModelAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
             yield verdict.problem if isinstance(verdict, Fault) else ""

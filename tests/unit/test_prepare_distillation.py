@@ -12,6 +12,7 @@ from finetune_api.dataset import (
     OnFinding,
     OnNear,
     Pii,
+    Source,
     SourcePart,
     Task,
     TaskType,
@@ -57,6 +58,58 @@ def test_a_prompt_for_training_that_your_test_has_too_is_not_asked_twice(prepare
     assert prepared.report["acrossParts"]["first"] == [
         {"test": f"{sources[1].uri} line 1", "training": f"{sources[0].uri} line 8"}
     ]
+
+
+def test_your_test_stays_one_where_a_folder_of_prompts_holds_it_too(prepared: Prepared) -> None:
+    test = prepared.put(
+        "prompts/test.jsonl", [{"prompt": f"What is {text(n)}?"} for n in range(12)], part=SourcePart.TEST
+    )
+    prepared.put("prompts/rest.jsonl", [{"prompt": f"What is {text(n)}?"} for n in range(100, 300)])
+    folder = Source(uri=prepared.store.uri("prompts/"))
+    with TeacherServer.running(lambda prompt, _nth: says(f"In short, {prompt.removeprefix('What is ')}")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        prepared.run(folder, test, columns=None, task=Task(type=TaskType.TEXT), distillation=config)
+        assert len(server.received) == 212
+    assert prepared.texts("test") == [f"What is {text(n)}?" for n in range(12)]
+
+
+def test_a_row_without_its_group_is_found_before_the_teacher_is_paid(prepared: Prepared) -> None:
+    prompts = [{"prompt": f"What is {text(n)}?", "tiket": n} for n in range(40)]
+    with TeacherServer.running(lambda prompt, _nth: says(f"In short, {prompt}")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        fields = {"columns": None, "task": Task(type=TaskType.TEXT), "distillation": config}
+        with pytest.raises(StageError, match=r"40 of 40 .* ticket: is empty"):
+            prepared.run(prepared.put("prompts.jsonl", prompts), group_by="ticket", **fields)
+        assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "wrong", "kind"),
+    [
+        (Task(type=TaskType.EXTRACTION), '```json\n{"about": "%s"}\n```', "I see no record in %s.", "answerNotJson"),
+        (Task(labels=["a", "b"]), "a", "It is a.", "unknownLabel"),
+    ],
+    ids=["Extraction", "Classification"],
+)
+def test_answers_that_the_task_cannot_use_are_left_out(
+    prepared: Prepared, task: Task, right: str, wrong: str, kind: str
+) -> None:
+    """Like all others that are no good, however many they are: no row is invalid because of them."""
+
+    def answer(prompt: str, _nth: int) -> Reply:
+        last = prompt[-2]
+        said = wrong if last == "7" else "b" if task.labels and last in "02468" else right
+        return says(said % prompt if "%s" in said else said)
+
+    prompts = [{"prompt": f"What is {text(n)}?"} for n in range(200)]
+    with TeacherServer.running(answer) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        source = prepared.put("prompts.jsonl", prompts)
+        scalars = prepared.run(source, columns=None, task=task, distillation=config).scalars
+    assert prepared.report["filters"] == {kind: 20}
+    assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == ("200", "0", "20")
+    answers = {json.loads(line)["messages"][-1]["content"] for line in prepared.file("train.jsonl").splitlines()}
+    assert answers == {"a", "b"} if task.labels else all(json.loads(each) for each in answers)
 
 
 def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared) -> None:

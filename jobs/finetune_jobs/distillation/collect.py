@@ -22,6 +22,7 @@ from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.readiness.preparation_report import require_valid
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.reading.sources import SourceFile
 from finetune_jobs.runtime.runner import Context
 from finetune_jobs.splitting import leakage
 from finetune_jobs.splitting.near_duplicates import shingles
@@ -41,8 +42,9 @@ def collect_distilled(
     one can be right, answers that differ contradict each other (``Ledger.is_new``). Raises StageError and StoppedError
     as ``distil``, and StageError (DatasetInvalid) before the first prompt is asked, as ``_prompts``.
     """
-    ledger, files = collector.made.ledger, {copy.file.uri: copy.file for copy in copies}
-    given = Ledger(params.task.type)
+    ledger, given, files = collector.made.ledger, Ledger(params.task.type), dict[str, SourceFile]()
+    for copy in copies:
+        files.setdefault(copy.file.uri, copy.file)  # the first one's prompts are those that stay
     several = config.samples_per_prompt > 1 and params.task.type is TaskType.TEXT
     taken: Counter[tuple[str, int]] = Counter()
 
@@ -58,7 +60,7 @@ def collect_distilled(
     near = NearAnswers(params.dataset.duplicates.sought_percent)
     terms = terms_of(config)
     journal = Journal.of(context.store, context.input.run, "distillation", terms.recipe)
-    session = TeacherSession(config, AnswerSource(terms, ChatModel.from_environment(terms), journal))
+    session = TeacherSession(config, AnswerSource(terms, ChatModel.from_environment(terms), journal), params.task)
     report = context.progress.part(0.2, 0.75, "collecting the teacher's answers")
     made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)
@@ -79,15 +81,19 @@ def _prompts(
     too many invalid rows, and for prompts that the sources provide for training and for the test: once they are paid,
     ``Ledger.train_test_conflicts`` would say so.
     """
-    keep = [params.dataset.group_by] if params.dataset.group_by else []
+    group_by = params.dataset.group_by or ""
     tested: dict[str, str] = {}
     conflicts: list[tuple[str, str]] = []
     for copy in copies:
         file, part = copy.file, provided_part(copy.file.origin)
         rows = read_rows(
-            copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
+            copy.path,
+            file.uri,
+            file.format,
+            [prompt_column(config), *([group_by] if group_by else [])],
+            may_be_empty=file.one_of_many,
         )
-        for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, keep=keep):
+        for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, group_by=group_by):
             if part is Part.TEST:
                 tested.setdefault(_identity(prompt), str(Place(file.origin.number, file.uri, prompt.line)))
             elif part is Part.TRAIN and tested and (test := tested.get(_identity(prompt), "")):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import IO, Any
 
+from finetune_api.dataset import Task
 from finetune_api.distillation import Distillation
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
@@ -42,6 +43,8 @@ class TeacherSession:
 
     config: Distillation
     source: AnswerSource
+    task: Task = field(default_factory=Task)
+    """What the answers are to be fit for."""
 
 
 @dataclass
@@ -125,7 +128,7 @@ def distil(
     answers' schema), or as Store.
     """
     config, teacher, journal = session.config, session.source.model, session.source.journal
-    rules = AnswerRules(config, near)
+    rules = AnswerRules(config, near, session.task)
     made = Distilled()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         spool = _Spool(file, config)

@@ -1,13 +1,14 @@
 """Which answers may become examples: complete, of the right form and length, no refusals, no repetitions (pure)."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
+from finetune_api.dataset import Task, TaskType
 from finetune_api.distillation import AnswerDuplicates, Distillation, Refusals
+from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.chat_api.answers import CUT, FILTERED, REFUSED, ModelAnswer, without_fence
 from finetune_jobs.distillation.prompts import Prompt
 from finetune_jobs.examples.shapes import shape
@@ -18,6 +19,7 @@ Near = Callable[[str], bool]
 """Whether an answer is nearly the same as one that it was asked about before."""
 
 _SCHEMA: Final = "spec.dataset.distillation.answerSchema"
+_ANY: Final = Task(type=TaskType.TEXT)
 ANSWER: Final = "answer"
 """Field of the faults of answers."""
 
@@ -40,9 +42,11 @@ _REFUSAL: Final = re.compile(
 class AnswerRules:
     """What the spec demands of an answer. Remembers answers, so each must be put to it once and in order."""
 
-    def __init__(self, config: Distillation, near: Near | None = None) -> None:
-        """Raises StageError (SpecInvalid) for a schema that is none."""
+    def __init__(self, config: Distillation, near: Near | None = None, task: Task = _ANY) -> None:
+        """``task``: what the answers are to be fit for. Raises StageError (SpecInvalid) for a schema that is none."""
         self._config = config
+        self._records = task.type is TaskType.EXTRACTION
+        self._labels = frozenset(task.labels) if task.type is TaskType.CLASSIFICATION else frozenset[str]()
         self._near = near
         self._schema_problem = schema_check(config.answer_schema, _SCHEMA) if config.answer_schema else None
         self._seen: set[bytes] = set()
@@ -50,8 +54,10 @@ class AnswerRules:
     def judge(self, answer: ModelAnswer, prompt: Prompt) -> str | Fault:
         """The text to learn, or why there is none (never with the text, which may hold personal data)."""
         text = self._complete(answer) or self._readable(answer, prompt.text)
-        if isinstance(text, str) and self._schema_problem:
-            text = self._json(text, self._schema_problem)
+        if isinstance(text, str) and (self._schema_problem or self._records):
+            text = self._json(text)
+        if isinstance(text, str) and self._labels and text not in self._labels:
+            text = _fault("unknownLabel", "is not one of spec.task.labels")
         if isinstance(text, str):
             text = self._wrong_length(text) or self._repetition(text, prompt.text) or text
         return replace(text, line=prompt.line, field=ANSWER) if isinstance(text, Fault) else text
@@ -71,13 +77,15 @@ class AnswerRules:
         shaped = shape(Row(0, {"messages": turns}), None)
         return shaped if isinstance(shaped, Fault) else str(shaped.messages[-1]["content"]).strip()
 
-    def _json(self, text: str, problem_of: Callable[[Any], str]) -> str | Fault:
+    def _json(self, text: str) -> str | Fault:
         """The JSON of an answer."""
         bare = without_fence(text)
         try:
-            problem = problem_of(json.loads(bare))
-        except (ValueError, RecursionError):
-            return _fault("answerNotJson", "is not valid JSON, which answerSchema requires")
+            value = json_value(bare)
+        except ValueError:
+            wanted = "answerSchema" if self._schema_problem else "spec.task.type Extraction"
+            return _fault("answerNotJson", f"is not valid JSON, which {wanted} requires")
+        problem = self._schema_problem(value) if self._schema_problem else ""
         return _fault("answerSchema", f"does not match answerSchema: {problem}") if problem else bare
 
     def _wrong_length(self, text: str) -> Fault | None:

@@ -1,17 +1,17 @@
 """From rows to prompts, and from prompts to questions: each is asked once, and known by a hash (pure)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from finetune_api.dataset import Columns
+from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.hashing import digest
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_jobs.chat_api.terms import Terms, Turns
 from finetune_jobs.examples.ledger import Ledger
-from finetune_jobs.examples.shapes import fill, shape
-from finetune_jobs.examples.validation import Dropped
+from finetune_jobs.examples.shapes import fill
+from finetune_jobs.examples.validation import Dropped, Rules
 from finetune_jobs.reading.rows import Fault, Row
 
 PROMPT: Final = "prompt"
@@ -61,14 +61,18 @@ def read_prompts(
     ledger: Ledger,
     *,
     clean: Clean | None = None,
-    keep: Sequence[str] = (),
+    group_by: str = "",
 ) -> Iterator[Prompt]:
     """The prompts of a source's rows; ``ledger`` counts the rows, those that hold none, and those left out.
 
-    ``clean`` sees every text before it leaves for the teacher; ``keep`` names other columns for ``Prompt.kept``.
+    ``clean`` sees every text before it leaves for the teacher; ``group_by`` is the column that names a row's group, for
+    ``Prompt.kept``: empty, if there are no groups.
     """
+    name = prompt_column(config)
+    columns = Columns(input=name, label=name)  # a prompt has no label yet; it must be a text all the same
+    rules = Rules(columns, Task(type=TaskType.TEXT), group_by)
     for row in rows:
-        made = row if isinstance(row, Fault) else _prompt(source, row, config, clean, keep)
+        made = row if isinstance(row, Fault) else _prompt(source, row, config, clean, rules)
         ledger.read += made.rows if isinstance(made, Fault) else 1
         if isinstance(made, Fault):
             ledger.faults.add(source, made)
@@ -78,21 +82,18 @@ def read_prompts(
             yield made
 
 
-def _prompt(
-    source: str, row: Row, config: Distillation, clean: Clean | None, keep: Sequence[str]
-) -> Prompt | Fault | Dropped:
+def _prompt(source: str, row: Row, config: Distillation, clean: Clean | None, rules: Rules) -> Prompt | Fault | Dropped:
     name, template = prompt_column(config), config.question_template
-    columns = Columns(input=name, label=name)  # a prompt has no label yet; it must be a text all the same
-    shaped = shape(row, columns)
-    if isinstance(shaped, Fault):
-        return shaped
-    text = str(shaped.messages[0]["content"])
+    found = rules.example(row)
+    if isinstance(found, Fault):
+        return found
+    text = str(found.messages[0]["content"])
     cleaned = clean(text) if clean else text
     if isinstance(cleaned, Dropped):
         return cleaned
     if not cleaned:
         return Fault(row.line, name, "empty", "is empty after cleaning")
-    kept = {column: row.fields[column] for column in keep if column in row.fields}
+    kept = {rules.group_by: row.fields[rules.group_by]} if rules.group_by else {}
     return Prompt(fill(template, {DOCUMENT: cleaned}) if template else cleaned, source, row.line, kept)
 
 
