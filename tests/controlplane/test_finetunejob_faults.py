@@ -238,16 +238,7 @@ def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict
 @pytest.mark.parametrize("found", [True, False])
 def test_a_result_that_is_lost_is_looked_up(team: Team, found: bool) -> None:
     """The pod is gone before its result was read: resolve is asked once more; what it does not find is lost."""
-    operator = team.start()
-    held = {"go": False}
-    team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held["go"] else None
-    create(team)
-    wait(lambda: team.node.started and team.node.started[-1][0] is Stage.TRAIN, "train to run")
-    operator.stop()
-    held["go"] = True
-    wait(lambda: _complete(team.jobs("storm", Stage.TRAIN)[0]), "train to end")
-    for pod in team.api.select(PODS, team.namespace, f"{meta.LABEL_STAGE}={Stage.TRAIN}"):
-        team.api.delete(PODS, team.namespace, pod["metadata"]["name"], pod["metadata"]["uid"])
+    _lose_the_result(team, Stage.TRAIN)
     if not found:
         team.node.store.made.clear()
     team.start()
@@ -257,6 +248,31 @@ def test_a_result_that_is_lost_is_looked_up(team: Team, found: bool) -> None:
     assert len(team.jobs("storm", Stage.RESOLVE)) == 2
     assert len(team.jobs("storm", Stage.TRAIN)) == 1
     assert status.stages[2].state is (StageState.SUCCEEDED if found else StageState.FAILED)
+
+
+def test_a_publish_whose_result_is_lost_runs_once_more(team: Team, undisturbed: dict[str, Any]) -> None:
+    """Only it can tell whether all is signed and copied. It finds what it has published."""
+    _lose_the_result(team, Stage.PUBLISH)
+    team.start()
+    status = team.until("storm", Phase.SUCCEEDED)
+    assert (len(team.jobs("storm", Stage.RESOLVE)), len(team.jobs("storm", Stage.PUBLISH))) == (1, 2)
+    assert team.node.store.executed == list(PIPELINE), "nothing is published twice"
+    assert status.stages[-1].state is StageState.REUSED
+    assert end_state(team, "storm")["status"]["artifact"] == undisturbed["status"]["artifact"]
+
+
+def _lose_the_result(team: Team, stage: Stage) -> None:
+    """A stage's pod ends, and is gone, while there is no operator."""
+    operator = team.start()
+    held = {"go": False}
+    team.node.scripts[stage] = lambda given: team.node.store.run(given) if held["go"] else None
+    create(team)
+    wait(lambda: team.node.started and team.node.started[-1][0] is stage, f"{stage} to run")
+    operator.stop()
+    held["go"] = True
+    wait(lambda: _complete(team.jobs("storm", stage)[0]), f"{stage} to end")
+    for pod in team.api.select(PODS, team.namespace, f"{meta.LABEL_STAGE}={stage}"):
+        team.api.delete(PODS, team.namespace, pod["metadata"]["name"], pod["metadata"]["uid"])
 
 
 def _complete(job: Object) -> bool:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec, Reuse
 from finetune_api.hashing import digest
 from finetune_api.job_status import FineTuneJobStatus, Phase, RunStatus
 from finetune_api.reasons import Reason
@@ -17,12 +17,16 @@ from finetune_operator.finetunejob.expiry import ExpiredObject, has_expired
 from finetune_operator.finetunejob.observe import StageJob, spec_hash
 from finetune_operator.finetunejob.params import params_of
 from finetune_operator.finetunejob.plan import current_run, plan
-from finetune_operator.framework.actions import Delete
+from finetune_operator.framework.actions import Delete, Plan
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS
 from finetune_operator.outcome.job import State, Verdict
 from tests.support.runs import GIVEN, NOW, RESOLVED, RUN, SPEC, THEN, done, ended, job, observed, started, told
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
+
+LOST_PUBLISH = job(Stage.PUBLISH, verdict=Verdict(State.LOST, Reason.RESULT_LOST, "gone", None, 1, THEN, THEN))
+NO_KEY = Verdict(State.FAILED, Reason.SECRET_MISSING, "no key", None, 1, THEN, THEN)
 
 
 def test_nothing_of_another_run_goes_on() -> None:
@@ -112,6 +116,37 @@ def test_a_lost_result(search: object, expected: object) -> None:
         assert started(result)[0].upstream.adapter == "8" * 64
     else:
         assert result.status.phase is expected
+
+
+@pytest.mark.parametrize("reuse", Reuse)
+def test_a_lost_result_of_publish(reuse: Reuse) -> None:
+    """Whether it has signed and copied all, only publish can tell: it runs again, once, with the same input."""
+    signing = {"secretKeyRef": {"name": "release", "key": "key.pem"}}
+    output = {"uri": "s3://artifacts/team", "name": "ft", "signing": signing}
+    spec = FineTuneJobSpec.model_validate({**GIVEN, "reuse": reuse, "output": output})
+    run = current_run(observed(spec), NOW).id
+    before = tuple(replace(each, run=run) for each in (RESOLVED, *map(done, PIPELINE[:-1])))
+    first = plan(observed(spec, jobs=before), NOW)
+    lost = replace(LOST_PUBLISH, run=run)
+    again = plan(observed(spec, jobs=(*before, lost), status=first.status), NOW)
+    assert started(again) == started(first)
+    assert again.actions[0] != first.actions[0], "under another name"
+    assert told(again) == (Phase.RUNNING, Reason.WAITING)
+
+    def after(found: StageJob) -> Plan[FineTuneJobStatus]:
+        second = replace(found, run=run, recovers="publish", name="again")
+        return plan(observed(spec, jobs=(*before, lost, second), status=again.status), NOW)
+
+    assert told(after(job(Stage.PUBLISH))) == (Phase.RUNNING, Reason.STAGE_STARTED)
+    published = after(done(Stage.PUBLISH, reused=True, scalars={"channel": "stable", "signedBy": "5" * 64}))
+    assert told(published) == (Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)
+    assert published.status.artifact is not None
+    assert (published.status.artifact.digest, published.status.artifact.signed_by) == ("4" * 64, "5" * 64)
+    assert published.status.stages[-1].job == "again"
+    assert told(after(job(Stage.PUBLISH, verdict=NO_KEY))) == (Phase.FAILED, Reason.SECRET_MISSING)
+    twice = after(LOST_PUBLISH)
+    assert (told(twice), twice.actions) == ((Phase.FAILED, Reason.RESULT_LOST), ())
+    assert_says(twice.status.stages[-1].message, "completed twice", "gone before its result was read")
 
 
 def test_history_is_capped() -> None:

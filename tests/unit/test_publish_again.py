@@ -40,6 +40,25 @@ def test_a_signature_that_was_deleted_is_made_again(
     assert require_signature(store, first.output_digest, [public_pem(key)]) == first.scalars["signedBy"]
 
 
+def test_a_pod_whose_result_was_lost_says_it_again(
+    store: Store, job: PublishJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only publish finds what is signed, as resolve has no key. Nothing is signed, moved or published twice."""
+    key, job.signed = new_key(), True
+    monkeypatch.setenv(KEY.variable, private_pem(key))
+    lost, standing = job.publish(), objects(store)
+    assert job.resolved() is None
+    said = job.publish()
+    assert (said.output_digest, said.scalars) == (lost.output_digest, lost.scalars)
+    assert objects(store) == standing
+
+
+def objects(store: Store) -> dict[str, str]:
+    """What a publish writes, with its ETags; not the index, which says when it was written."""
+    places = ("artifacts", "channels", "owners", "keys/publish")
+    return {each.uri: each.etag for place in places for each in store.list(place)}
+
+
 def test_a_new_key_in_the_same_secret_signs(store: Store, job: PublishJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only publish has it, so it runs."""
     job.signed = True

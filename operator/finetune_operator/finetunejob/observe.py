@@ -32,7 +32,8 @@ from finetune_operator.outcome.no_pod import creation_events
 from finetune_operator.settings import Settings
 
 LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"
-"""On a resolve Job that looks up the result of a stage whose pod is gone: the name of that stage."""
+"""On a Job that recovers the result of a stage whose pod is gone: the name of that stage. Of publish it is a second Job
+of publish; of the others a resolve Job, which looks the result up."""
 LABEL_SERVICE: Final = "kubernetes.io/service-name"
 """Names the Service of an EndpointSlice."""
 STARTED_GRACE: Final = timedelta(seconds=60)
@@ -48,7 +49,7 @@ class StageJob:
     run: str
     stage: str
     recovers: str
-    """Stage whose lost result this resolve Job looks up; empty for a stage of the pipeline itself."""
+    """Stage whose lost result this Job recovers; empty for the first Job of a stage."""
     suspended: bool
     queued: bool
     """Kueue decides when it runs."""

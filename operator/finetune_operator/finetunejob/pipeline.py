@@ -2,7 +2,8 @@
 
 A stage's Job is found by its labels, not by its name: a Job that another version of the operator started with another
 input belongs to this run too. If a stage completed without a readable result, one more resolve Job looks the result up
-in the store; a result that it does not find is lost.
+in the store; a result that it does not find is lost. Publish runs once more instead: it has the key and the logins
+without which nobody can tell whether all is done, and does what is left.
 """
 
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
         # It may have waited for days. It finds what it has published, or looks at the votes again.
         return _look_again(context, job, "The pod that last counted the votes is gone.", key)
     if result is None:
-        return _recover(context, stage, job)
+        return _publish_again(context, job) if stage is Stage.PUBLISH else _recover(context, stage, job)
     if stage is Stage.PUBLISH and result.reason is Reason.AWAITING_REVIEW:
         ledger.wait(stage, job, result.message, key)
         ledger.judged(result.scalars)
@@ -173,6 +174,21 @@ def _recover(context: RunContext, stage: Stage, lost: StageJob) -> Step | None:
     ledger.enter(stage, lost, StageState.SUCCEEDED, "The result was found in the store.", key)
     ledger.finish(stage, found.output_digest, found.scalars)
     return None
+
+
+def _publish_again(context: RunContext, lost: StageJob) -> Step | None:
+    """The pod of publish is gone and its result with it: run it again, once. It makes the same artifact, or finds it,
+    and what it has signed, named and copied stays as it is."""
+    stage, ledger = Stage.PUBLISH, context.ledger
+    if lost.recovers:
+        message = "The Job of publish completed twice, and each time its pod was gone before its result was read."
+        ledger.enter(stage, lost, StageState.FAILED, message)
+        return Fail(stage, Reason.RESULT_LOST, message)
+    again = _job(context, stage, recovers=stage.value)
+    if again is None:
+        ledger.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} It runs again, to say what it has done.")
+        return Start(stage, recovers=stage.value)
+    return _take(context, stage, again)
 
 
 def _found(result: StageResult, ledger: RunLedger, stage: Stage) -> Found | None:

@@ -29,7 +29,7 @@ _WITH_BASE = _ALONE | {Stage.TRAIN}
 
 def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> StageRequest:
     """What to run for a stage. A resolve that recovers another stage's result always looks at existing results, and
-    does not check again whether the training fits."""
+    does not check again whether the training fits. Publish recovers its own: it does what it did before."""
     spec, settings, owner = context.spec, context.observed.settings, context.observed.owner
     run, profile = context.ledger.run.id, settings.profiles[spec.profile]
     gpus = gpus_alone(stage, context.ledger.fit, spec.evaluation.generator)
@@ -72,7 +72,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         base_model_storage=spec.model.storage,
         base_model_secret_key_ref=spec.model.secret_key_ref,
         input_key="" if stage is Stage.RESOLVE else input_key(stage, upstream, context.params),
-        reuse=spec.reuse is Reuse.ALLOWED or bool(recovers),
+        reuse=spec.reuse is Reuse.ALLOWED or (stage is Stage.RESOLVE and bool(recovers)),
         upstream=upstream,
         params=context.params,
         tracking=spec.tracking,
