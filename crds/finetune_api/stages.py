@@ -300,6 +300,8 @@ class Found(WireModel):
     output_digest: str
     scalars: dict[str, str] = {}
     """Those of FOUND_SCALARS that the result has."""
+    run: str = ""
+    """Id of the run that made it; empty: not known."""
 
 
 _SCORED: Final = ("Base", "FewShot", "Tuned", "Artifact")

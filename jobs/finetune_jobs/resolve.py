@@ -40,6 +40,8 @@ _NEVER: Final = '"00000000000000000000000000000000"'
 def resolve(context: Context) -> StageOutput:
     """The stage. Raises StageError with a reason that a person can act on."""
     given, store = context.input, context.store
+    if given.upstream.source:
+        return _look_up(context)
     prepare = require(given.params.prepare, "params.prepare")
     _require_goals(given.params)
     context.progress.report(0, "checking the output")
@@ -66,6 +68,14 @@ def resolve(context: Context) -> StageOutput:
     scalars = {"sourceDigest": sources, "modelDigest": model.digest, **({"metricsDigest": metrics} if metrics else {})}
     scalars |= facts(admission, given.hardware)
     return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
+
+
+def _look_up(context: Context) -> StageOutput:
+    """Of a run that has begun, only its results are asked for, one of which was lost with its pod. What it was made
+    from may have changed since, or be gone."""
+    found = find_results(context, context.input.upstream)
+    _index(context, found)
+    return StageOutput(found=found, message=f"Results in the store: {_names(found)}.")
 
 
 def _require_standing(context: Context, base: str) -> None:
@@ -164,7 +174,8 @@ def find_results(context: Context, upstream: Upstream) -> list[Found]:
             break
         output, scalars = record.result.output_digest, record.result.scalars
         told = {name: value for name, value in scalars.items() if name in FOUND_SCALARS[stage]}
-        found.append(Found(stage=stage, output_digest=output, scalars=told))
+        run = record.lineage.run
+        found.append(Found(stage=stage, output_digest=output, scalars=told, run=run.id if run else ""))
         upstream = upstream.with_output(stage, output)
     return found
 
@@ -199,8 +210,11 @@ def _stands(context: Context, published: StageResult) -> bool:
 
 
 def _message(found: list[Found]) -> str:
-    names = ", ".join(entry.stage for entry in found)
-    return f"Sources and base model found. Reusing: {names or 'nothing'}."
+    return f"Sources and base model found. Reusing: {_names(found)}."
+
+
+def _names(found: list[Found]) -> str:
+    return ", ".join(entry.stage for entry in found) or "nothing"
 
 
 def main() -> None:

@@ -118,6 +118,23 @@ def test_a_lost_result(search: object, expected: object) -> None:
         assert result.status.phase is expected
 
 
+@pytest.mark.parametrize(("made_by", "taken"), [("itself", True), ("earlier", False), ("", False)])
+def test_a_run_that_reuses_nothing_recovers_its_own_result_only(made_by: str, taken: bool) -> None:
+    """The key leads to the first output that its input has given, maybe in another run."""
+    spec = SPEC.model_copy(update={"reuse": Reuse.NEVER})
+    run = current_run(observed(spec), NOW).id
+    entries = [Found(stage=stage, output_digest=digit * 64) for stage, digit in zip(PIPELINE, "08", strict=False)]
+    entries[-1] = entries[-1].model_copy(update={"run": run if made_by == "itself" else made_by})
+    lost = job(Stage.TRAIN, verdict=LOST_PUBLISH.verdict)
+    search = replace(done(Stage.RESOLVE, found=entries), recovers="train", name="search")
+    jobs = tuple(replace(each, run=run) for each in (RESOLVED, done(Stage.PREPARE), lost, search))
+    result = plan(observed(spec, jobs=jobs), NOW)
+    if taken:
+        assert started(result)[0].upstream.adapter == "8" * 64
+    else:
+        assert told(result) == (Phase.FAILED, Reason.RESULT_LOST)
+
+
 @pytest.mark.parametrize("reuse", Reuse)
 def test_a_lost_result_of_publish(reuse: Reuse) -> None:
     """Whether it has signed and copied all, only publish can tell: it runs again, once, with the same input."""

@@ -17,6 +17,7 @@ from finetune_api.layout import (
     REPORTS_INDEX,
     UNSIGNED,
     ChannelPointer,
+    Lineage,
     StageRecord,
     channel_object,
     gates_folder,
@@ -62,8 +63,8 @@ def test_resolve_finds_what_was_done(s3: SeaweedFS, stocked: Store, tmp_path: Pa
     assert (before.found, before.scalars["sourceDigest"]) == ([], source_of(stocked))
     made = execute(context(given(stocked, Stage.PREPARE, s3.storage), tmp_path), prepare)
     after = execute(context(asked, tmp_path), resolve)
-    assert [(f.stage, f.output_digest, f.scalars) for f in after.found] == [
-        (Stage.PREPARE, made.output_digest, made.scalars)
+    assert [(f.stage, f.output_digest, f.scalars, f.run) for f in after.found] == [
+        (Stage.PREPARE, made.output_digest, made.scalars, RUN.id)
     ]
     assert made.scalars.keys() == FOUND_SCALARS[Stage.PREPARE]
     assert execute(context(asked.model_copy(update={"reuse": False}), tmp_path), resolve).found == []
@@ -73,6 +74,19 @@ def test_resolve_finds_what_was_done(s3: SeaweedFS, stocked: Store, tmp_path: Pa
     assert [entry.key for entry in stocked.list("out/runs")] == [index.removeprefix("runs/")], "no probe is left"
     page = (stocked.get(f"out/{index}") or b"").decode()
     assert f"{output_folder(Stage.PREPARE, made.output_digest)}/{READINESS_PAGE}" in page, "it was reused: linked here"
+
+
+def test_a_lost_result_is_found_whatever_became_of_what_it_was_made_from(
+    s3: SeaweedFS, stocked: Store, tmp_path: Path
+) -> None:
+    """A bucket of the day may have another file by now, and the model another name."""
+    begun = Upstream(source=source_of(stocked), model=model_of(stocked))
+    made = execute(context(given(stocked, Stage.PREPARE, s3.storage), tmp_path), prepare)
+    stocked.put("rows.csv", b"text,label\nanother,a\n")
+    stocked.delete("model/config.json")
+    asked = given(stocked, Stage.RESOLVE, s3.storage).model_copy(update={"upstream": begun})
+    [found] = execute(context(asked, tmp_path), resolve).found
+    assert (found.stage, found.output_digest, found.run) == (Stage.PREPARE, made.output_digest, RUN.id)
 
 
 NOT_OF_TEXTS = {f"accuracy{model}" for model in ("Base", "FewShot", "Tuned", "Artifact")} | {"perplexityFewShot"}
@@ -117,7 +131,8 @@ def test_all_results_of_a_run_fit_a_termination_message(s3: SeaweedFS, stocked: 
     for number, stage in enumerate(PIPELINE, 1):
         output = str(number) * 64
         made = {"outcome": Outcome.SUCCEEDED, "reason": Reason.STAGE_SUCCEEDED, "output_digest": output}
-        record = StageRecord(result=StageResult(stage=stage, scalars=said[stage], **made))
+        result = StageResult(stage=stage, scalars=said[stage], **made)
+        record = StageRecord(result=result, lineage=Lineage(run=asked.run))
         results.put(f"{output_folder(stage, output)}/{MANIFEST}", b"{}")
         publish_record(results, stage, input_key(stage, chain, asked.params), record)
         chain = chain.with_output(stage, output)
@@ -125,15 +140,15 @@ def test_all_results_of_a_run_fit_a_termination_message(s3: SeaweedFS, stocked: 
     results.put(channel_object("transactions", Channel.CANDIDATE), canonical_json(pointer))
     results.put(provenance_object("5" * 64, UNSIGNED), b"{}")
     results.put(f"{gates_folder('5' * 64)}/1.json", b"{}")
-    result = execute(context(asked, tmp_path), resolve)
-    write_result(str(tmp_path / "result"), result)
+    resolved = execute(context(asked, tmp_path), resolve)
+    write_result(str(tmp_path / "result"), resolved)
     text = (tmp_path / "result").read_bytes()
     assert len(text) <= MAX_RESULT_BYTES
     read = StageResult.model_validate_json(text)
     told = {**FOUND_SCALARS, Stage.EVALUATE: FOUND_SCALARS[Stage.EVALUATE] - NOT_OF_TEXTS}
     assert {entry.stage: entry.scalars.keys() for entry in read.found} == told
-    assert read.scalars == result.scalars
-    assert read.message == result.message
+    assert read.scalars == resolved.scalars
+    assert read.message == resolved.message
 
 
 def test_what_publish_tells_fits_a_termination_message(tmp_path: Path) -> None:

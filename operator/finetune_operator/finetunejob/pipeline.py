@@ -166,6 +166,8 @@ def _recover(context: RunContext, stage: Stage, lost: StageJob) -> Step | None:
         ledger.enter(stage, search, StageState.SUCCEEDED, verdict.result.message)
         return _accept(context, stage, verdict.result, verdict.finished_at)
     found = _found(verdict.result, ledger, stage) if verdict.result else None
+    if found and context.spec.reuse is Reuse.NEVER and found.run != ledger.run.id:
+        found = None  # an earlier run's, which this one was not to use
     if found is None:
         message = f"The Job of {stage} completed, but its pod is gone and the store holds no result for its input."
         ledger.enter(stage, lost, StageState.FAILED, message)
