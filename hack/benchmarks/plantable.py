@@ -143,11 +143,11 @@ def _weights(folder: Path) -> Weights:
 def _record(base: Path, artifact: Path, examples: Sequence[Any]) -> Promise:
     """What publish would put beside the artifact."""
     from finetune_jobs.artifacts.artifact import Answer
+    from finetune_jobs.artifacts.golden import choose_golden
     from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
     from finetune_jobs.modelling import chat
     from finetune_jobs.modelling.loading import load_checkpoint
     from finetune_jobs.modelling.tokenizer import load_tokenizer
-    from finetune_jobs.publish import choose_golden
     from finetune_jobs.verification.observation import Promise
     from tests.support.artifacts import record
 

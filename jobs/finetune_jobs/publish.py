@@ -6,40 +6,37 @@ golden prompts, a sample of the test with the artifact's own answers, a record o
 model card.
 """
 
-import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_api.artifact_source import Channel
-from finetune_api.dataset import TaskType
 from finetune_api.gates import GateOutcome, GoalStatus, OnFail, blocking, packed
 from finetune_api.goals import Metric
 from finetune_api.hashing import canonical_json
 from finetune_api.judging import JudgeStatus
-from finetune_api.layout import REVIEW_PAGE, ChannelPointer, Manifest, channel_object, output_folder
+from finetune_api.layout import REVIEW_PAGE, ChannelPointer, channel_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, ReviewStatus
 from finetune_api.stages import PublishParams, Stage, StageResult
 from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
 from finetune_jobs.artifacts.ancestry import require_standing_base
-from finetune_jobs.artifacts.artifact import Answer, BaseRef, Metrics, ModelRef
+from finetune_jobs.artifacts.artifact import Answer, Metrics
 from finetune_jobs.artifacts.channel import channel_of, claim_name, read_channel
-from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, get_listed, require_manifest
+from finetune_jobs.artifacts.exported_model import architecture_of, base_facts, model_ref
+from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.gates import record_gates
+from finetune_jobs.artifacts.golden import choose_golden, in_stable_order
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.artifacts.provenance import attest
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
-from finetune_jobs.base.documents import parse_json, read_json
+from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge, lost_by_export, no_better_than_base, same_as_base
 from finetune_jobs.evaluation.judging.stored import judgement_of
@@ -98,13 +95,13 @@ def _publish(context: Context) -> StageOutput:
     export = require_manifest(context.store, output_folder(Stage.EXPORT, served.digest))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
-    model = _model_ref(context, served, export, metrics.task)
+    model = model_ref(context.store, served, export, context.input.base_model_uri, metrics.task)
     golden = choose_golden(answers, metrics.golden_prompts)
     max_tokens = max(answer.max_tokens for answer in answers)
     folder = context.scratch / "artifact"
     folder.mkdir()
     artifact.write_answers(folder / artifact.GOLDEN, golden)
-    artifact.write_answers(folder / artifact.SAMPLE, sorted(answers, key=_rank))
+    artifact.write_answers(folder / artifact.SAMPLE, in_stable_order(answers))
     if recorded.exists():  # an evaluation of an earlier version has none
         shutil.copyfile(recorded, folder / artifact.REFERENCE)
     if params.answer_schema:
@@ -115,7 +112,7 @@ def _publish(context: Context) -> StageOutput:
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
     card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics, max_tokens)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
-    architecture = _architecture(context.store, model.base.folder if model.base else model.folder)
+    architecture = architecture_of(context.store, model)
     made = {Stage.PREPARE: dataset, Stage.TRAIN: adapter, Stage.EXPORT: export}
     bill = bom.bill_of_materials(context.input, model, made, metrics, architecture)
     (folder / bom.BOM).write_text(json.dumps(bill, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -130,7 +127,7 @@ def _publish(context: Context) -> StageOutput:
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
-            **(_base(context.store, model.base) if model.base else {}),
+            **base_facts(context.store, model),
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
             "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
@@ -280,18 +277,6 @@ def _awaiting(
     )
 
 
-def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
-    """The prompts that best prove that the fine-tune is active: those where artifact and base differ come first, spread
-    over the labels; within that the order is that of a hash, so the choice is the same everywhere."""
-    turn: Counter[tuple[bool, str]] = Counter()
-    ranked: list[tuple[bool, int, int, Answer]] = []
-    for answer in sorted(answers, key=_rank):
-        group = (not answer.distinguishes_base, answer.label)
-        ranked.append((group[0], turn[group], len(ranked), answer))
-        turn[group] += 1
-    return [answer for *_, answer in sorted(ranked, key=lambda entry: entry[:3])[:count]]
-
-
 def move_channel(context: Context, digest: str, channel: Channel = Channel.STABLE) -> None:
     """Point the output name to an artifact, unless the name belongs to another FineTuneJob.
 
@@ -376,39 +361,6 @@ def _served(context: Context, metrics: Metrics) -> ExportedFormat:
     given = context.input
     only = ExportedFormat(format=require(given.params.publish, "params.publish").format, digest=given.upstream.export)
     return next((each for each in metrics.formats if each.served), only)
-
-
-def _model_ref(context: Context, served: ExportedFormat, export: Manifest, task: TaskType) -> ModelRef:
-    folder = output_folder(Stage.EXPORT, served.digest)
-    is_adapter = any(file.path == artifact.BASE_REF for file in export.files)
-    found = get_listed(context.store, folder, export, artifact.BASE_REF) if is_adapter else b""
-    return ModelRef(
-        digest=served.digest,
-        folder=folder,
-        format=served.format,
-        size_bytes=sum(file.size for file in export.files),
-        base_model_uri=context.input.base_model_uri,
-        task=task,
-        base=parse_json(found, BaseRef, context.store.uri(f"{folder}/{artifact.BASE_REF}")) if is_adapter else None,
-    )
-
-
-def _base(store: Store, base: artifact.BaseRef) -> dict[str, str]:
-    """What an adapter's server needs besides it."""
-    size = sum(file.size for file in require_manifest(store, base.folder).files)
-    return {"baseDigest": base.digest, "baseSizeBytes": str(size), "rank": str(base.rank)}
-
-
-def _architecture(store: Store, folder: str) -> str:
-    """``model_type`` of the exported model; empty if its config.json does not say: this costs a check, no run."""
-    try:
-        return artifact.ExportedConfig.model_validate_json(store.get(f"{folder}/config.json") or b"{}").model_type
-    except ValidationError:
-        return ""
-
-
-def _rank(answer: Answer) -> bytes:
-    return hashlib.sha256(canonical_json(answer.messages)).digest()
 
 
 def main() -> None:

@@ -35,13 +35,14 @@ from finetune_jobs.artifacts.artifact import (
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+from finetune_jobs.artifacts.golden import choose_golden
 from finetune_jobs.artifacts.measurements import Distances, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.estimates import METRICS, measure
 from finetune_jobs.evaluation.report import Evaluated, Probabilities
 from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.fetch import fetch
-from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_push
+from finetune_jobs.publish import move_channel, publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification.promise import read_promise
