@@ -21,6 +21,7 @@ from finetune_jobs.fetch import fetch
 from finetune_jobs.promote import promote
 from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
+from finetune_jobs.runtime.tools import add_store, open_store, parser
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import trace
 from tests.support import forked
@@ -165,6 +166,20 @@ def test_the_command_has_keys_for_each_store(
     done = run({f"TO_{name}": value for name, value in WRITER.environment().items()})
     assert (done.returncode, done.stderr) == (0, "")
     assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is complete: 5 of its parts were copied")
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"), [("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), ("SECRET_ACCESS_KEY", "ACCESS_KEY_ID")]
+)
+def test_half_a_pair_of_keys_is_none(given: str, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are those of the other store used in its place."""
+    monkeypatch.setenv(f"TO_AWS_{given}", "key")
+    options = parser("promote", "")
+    add_store(options, "to-")
+    with pytest.raises(StageError) as error:
+        open_store(options.parse_args([]), "s3://production", "to-")
+    assert error.value.reason is Reason.SECRET_MISSING
+    assert_says(error.value.message, f"TO_AWS_{lacking} is empty", f"TO_AWS_{given}", "set both, or neither")
 
 
 PROGRAM: Final = """

@@ -61,10 +61,10 @@ def add_store(made: argparse.ArgumentParser, prefix: str = "") -> None:
 
 def open_store(options: argparse.Namespace, uri: str, prefix: str = "") -> Store:
     """The place that a URI names, as the options say. A second store may have keys of its own, in variables that begin
-    with its prefix (``TO_AWS_ACCESS_KEY_ID``). Raises StageError."""
+    with its prefix (``TO_AWS_ACCESS_KEY_ID``). Raises StageError: SecretMissing, if only some of them are set."""
     name = prefix.replace("-", "_")
     secret = None
-    if prefix and f"{name.upper()}{STORE_SECRET_KEYS[0]}" in os.environ:
+    if prefix and _has_own_keys(name.upper()):
         secret = SecretRef(name=prefix.strip("-"))
         for key in (*STORE_SECRET_KEYS, STORE_SESSION_KEY):
             os.environ[secret.at(key).variable] = os.environ.get(f"{name.upper()}{key}", "")
@@ -75,6 +75,19 @@ def open_store(options: argparse.Namespace, uri: str, prefix: str = "") -> Store
         secret_ref=secret,
     )
     return Store.connect(storage, uri)
+
+
+def _has_own_keys(prefix: str) -> bool:
+    """Whether the environment has keys for the store of this prefix; then it has both, or none is used by mistake."""
+    given = {name: os.environ.get(name, "").strip() for name in (f"{prefix}{key}" for key in STORE_SECRET_KEYS)}
+    lacking = [name for name, value in given.items() if not value]
+    if lacking and len(lacking) < len(given):
+        there = next(name for name, value in given.items() if value)
+        raise StageError(
+            Reason.SECRET_MISSING,
+            f"{lacking[0]} is empty, and {there} is set: set both, or neither to use the same keys for both stores.",
+        )
+    return not lacking
 
 
 def split_artifact(uri: str) -> tuple[str, str]:
