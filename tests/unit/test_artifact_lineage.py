@@ -87,6 +87,16 @@ def test_the_bill_of_materials_is_cyclonedx(s3: SeaweedFS, store: Store, chain: 
     ]
 
 
+def test_the_bill_names_a_base_in_s3_by_its_whole_uri(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    uri = "s3://models/team@acme/base"
+    base = bill_of(store, run(publish_input(s3, store, chain, base_model_uri=uri), tmp_path).output_digest)[
+        "components"
+    ][0]
+    assert (base["name"], base["version"]) == (uri, chain.model[:12])
+
+
 def test_the_same_parts_are_the_same_artifact_wherever_made(s3: SeaweedFS, place: str, tmp_path: Path) -> None:
     """Times, places and costs are in the manifest, which is no part of the address."""
     digests = []

@@ -49,7 +49,7 @@ def bill_of_materials(
         ),
         "components": _files(made[Stage.EXPORT], "model"),
     }
-    uri, _, revision = model.base_model_uri.partition("@")
+    uri, revision = _named(model.base_model_uri)
     base = {
         **_component("machine-learning-model", "base", uri),
         "version": revision or chain.model[:12],
@@ -89,6 +89,12 @@ def bill_of_materials(
             {"ref": "adapter", "dependsOn": ["base", "dataset"]},
         ],
     }
+
+
+def _named(base_model_uri: str) -> tuple[str, str]:
+    """Name and revision; a key in S3 may have an @, and has no revision."""
+    uri, _, revision = base_model_uri.partition("@")
+    return (uri, revision) if uri.startswith("hf://") else (base_model_uri, "")
 
 
 def _component(kind: str, reference: str, name: str) -> dict[str, Any]:
