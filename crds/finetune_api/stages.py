@@ -70,7 +70,7 @@ def kind_of(stage: Stage) -> str:
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 14,
     Stage.TRAIN: 6,
-    Stage.EXPORT: 3,
+    Stage.EXPORT: 4,
     Stage.EVALUATE: 14,
     Stage.PUBLISH: 9,
 }

@@ -29,6 +29,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting import offload
 from finetune_jobs.exporting.adapter import require_plain, write_base
+from finetune_jobs.exporting.checkpoint import complete
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
@@ -144,6 +145,24 @@ def test_merging_keeps_what_every_kind_of_adapter_learnt(changes: dict[str, Any]
 
     assert divergence(trained, merged) < 2e-3
     assert divergence(trained, untrained) > 1
+
+
+def test_a_tokenizer_without_settings_gets_its_special_tokens(tmp_path: Path) -> None:
+    """transformers reads such a base, so it was trained; the export found no file to add the template to."""
+    base, out = build_tiny_llama(tmp_path / "base"), tmp_path / "out"
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    tokens = {"bos_token": settings["bos_token"], "eos_token": {"content": settings["eos_token"], "lstrip": False}}
+    (base / "special_tokens_map.json").write_text(json.dumps(tokens))
+    (base / "chat_template.jinja").write_text(settings["chat_template"])
+    (base / "tokenizer_config.json").unlink()
+    out.mkdir()
+    (out / "config.json").write_text((base / "config.json").read_text())
+    complete(base, out, tuning_of(Method.LORA))
+    written = json.loads((out / "tokenizer_config.json").read_text())
+    assert {name: written[name] for name in ("bos_token", "eos_token", "chat_template")} == {
+        name: settings[name] for name in ("bos_token", "eos_token", "chat_template")
+    }
+    assert load_tokenizer(out).eos_token == load_tokenizer(base).eos_token == settings["eos_token"]
 
 
 def test_an_older_adapter_is_read_by_the_jobs_method(tmp_path: Path) -> None:

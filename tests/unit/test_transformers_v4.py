@@ -83,14 +83,15 @@ def test_config_gets_the_names_of_version_4(config: dict[str, Any], expected: di
         ),
         (
             {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
-            "T",
+            None,
             {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
         ),
+        ({"chat_template": "of an earlier version"}, "T", {"chat_template": "T"}),
         ({"extra_special_tokens": ["<a>"]}, None, {"additional_special_tokens": ["<a>"]}),
         ({"extra_special_tokens": {"image": "<a>"}}, None, {"extra_special_tokens": {"image": "<a>"}}),
         ({"tokenizer_class": "LlamaTokenizerFast"}, None, {"tokenizer_class": "LlamaTokenizerFast"}),
     ],
-    ids=["version 5", "version 4", "token list", "token map", "no template"],
+    ids=["version 5", "version 4", "a file beside it", "token list", "token map", "no template"],
 )
 def test_tokenizer_config_gets_a_class_of_version_4(
     config: dict[str, Any], template: str | None, expected: dict[str, Any]
@@ -103,8 +104,10 @@ def test_the_dialect_of_a_folder_can_be_spoken_twice(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"rope_parameters": {"rope_theta": 3.0}, "dtype": "bfloat16"}')
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     (tmp_path / "chat_template.jinja").write_text("{{ messages }} – é")
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "which TGI would read first"}')
     write_transformers_v4(tmp_path)
     once = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(once) == {"config.json", "tokenizer_config.json", "chat_template.jinja"}
     write_transformers_v4(tmp_path)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == once
     assert json.loads(once["tokenizer_config.json"])["chat_template"] == "{{ messages }} – é"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_jobs.exporting.transformers_v4 import write_transformers_v4
+from finetune_jobs.exporting.transformers_v4 import add_tokenizer_config, write_transformers_v4
 from finetune_jobs.modelling.loading import copy_tokenizer
 from finetune_jobs.modelling.tokenizer import write_served_template
 from finetune_jobs.modelling.tuning import Tuning
@@ -20,5 +20,6 @@ def save_16_bits(model: Any, out: Path) -> None:
 def complete(base: Path, out: Path, tuning: Tuning) -> None:
     """Add the tokenizer with the template that was trained, and what readers with transformers 4 need."""
     copy_tokenizer(base, out)
+    add_tokenizer_config(out)
     write_served_template(out, thoughts=tuning.thoughts)
     write_transformers_v4(out)

@@ -3,7 +3,7 @@
 Text Generation Inference 3.3 reads checkpoints with transformers 4.51: it looks for ``rope_theta`` and its like where
 version 5 writes ``rope_parameters`` and silently takes its defaults when they are missing, it does not know the class
 ``TokenizersBackend`` nor a list of ``extra_special_tokens``, and its router reads the chat template from
-``tokenizer_config.json`` only.
+``chat_template.json``, or where there is none from ``tokenizer_config.json``, but not from ``chat_template.jinja``.
 """
 
 import json
@@ -26,9 +26,29 @@ _OF_THE_WRITER: Final = ("backend", "is_local", "local_files_only")
 """Settings about the writing machine that transformers 5 leaves in tokenizer_config.json."""
 
 
+def add_tokenizer_config(folder: Path) -> None:
+    """Write the ``tokenizer_config.json`` of a checkpoint that has none: transformers does without, and reads special
+    tokens elsewhere, but TGI's router looks for them, and for the chat template, only there."""
+    path, tokens = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    if path.exists():
+        return
+    found = json.loads(tokens.read_text(encoding="utf-8")) if tokens.exists() else {}
+    named = {name: _texts(token) for name, token in found.items()}
+    path.write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _texts(tokens: Any) -> Any:
+    """Tokens without what else is said of them, which is in ``tokenizer.json`` too."""
+    if isinstance(tokens, list):
+        return [_texts(each) for each in tokens]
+    return tokens["content"] if isinstance(tokens, dict) else tokens
+
+
 def write_transformers_v4(folder: Path) -> None:
-    """Add to a checkpoint's JSON files what readers with transformers 4 need. Idempotent."""
+    """Add to a checkpoint's JSON files what readers with transformers 4 need, and remove the template of a processor,
+    which no tokenizer reads. Idempotent."""
     _rewrite(folder / "config.json", config_v4)
+    (folder / "chat_template.json").unlink(missing_ok=True)
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.exists() else None
     _rewrite(folder / "tokenizer_config.json", lambda config: tokenizer_config_v4(config, text))
@@ -73,14 +93,15 @@ def _scaling_v4(rope: Json, family: Any) -> Json:
 
 
 def tokenizer_config_v4(config: Json, template: str | None) -> Json:
-    """``tokenizer_config.json`` with a class of version 4 and the chat template (given, if it has a file) inline."""
+    """``tokenizer_config.json`` with a class of version 4 and the chat template inline: ``template``, if it has a file,
+    which both versions of transformers read in place of what stands here."""
     result = {name: value for name, value in config.items() if name not in _OF_THE_WRITER}
     if config.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = GENERIC_TOKENIZER
     if isinstance(extra := config.get("extra_special_tokens"), list):  # version 4 expects a mapping there, and fails
         result["additional_special_tokens"] = result.get("additional_special_tokens") or extra
         del result["extra_special_tokens"]
-    if template and not config.get("chat_template"):
+    if template:
         result["chat_template"] = template
     return result
 
