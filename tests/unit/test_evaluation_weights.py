@@ -8,13 +8,15 @@ from weakref import WeakSet
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-from finetune_api.training import Quantization
+from finetune_api.training import Method, Quantization
+from finetune_jobs.exporting.merge import plain_base
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint, unpacked
 from finetune_jobs.modelling.token_files import read_split
+from finetune_jobs.modelling.tuning import Tuning
 from tests.support.evaluating import ask
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -45,6 +47,39 @@ def test_packed_weights_are_released_one_by_one(model_folder: Path, monkeypatch:
     unpacked(model)
     assert left == [left[0], *range(left[0], 0, -1)]
     assert not held
+
+
+@pytest.mark.parametrize("quantization", Quantization)
+def test_the_base_of_a_merge_is_unpacked_layer_by_layer(
+    quantization: Quantization, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fits the memory that was found to hold its 16-bit weights; rounded ones beside them would not."""
+    rounded: tuple[type[torch.nn.Module], ...] = (Linear4bit, Linear8bitLt)
+    expected = load_base(model_folder / "base", quantization, dtype=torch.bfloat16).dequantize().state_dict()
+    held, left = WeakSet[torch.nn.Module](), list[int]()
+
+    def loaded(*given: Any, **options: Any) -> Any:
+        model = load_base(*given, **options)
+        held.update(module for module in model.modules() if isinstance(module, rounded))
+        return model
+
+    def counted(*given: Any) -> None:
+        if held:  # and it is not being loaded
+            left.append(len(held))
+        set_submodule(*given)
+
+    set_submodule = torch.nn.Module.set_submodule
+    monkeypatch.setattr("finetune_jobs.exporting.merge.load_base", loaded)
+    monkeypatch.setattr(torch.nn.Module, "set_submodule", counted)
+    tuning = Tuning(method=Method.QLORA, quantization=quantization)
+    base = plain_base(model_folder / "base", tuning)
+    found = base.state_dict()
+    assert left == list(range(len(left), 0, -1))
+    assert left
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    frequencies = [each for name, each in base.named_buffers() if name.endswith("inv_freq")]
+    assert {each.dtype for each in frequencies} == {torch.float32}, "as in training: calibration asks this model"
 
 
 def test_weights_that_stay_rounded_compute_the_same(model_folder: Path) -> None:

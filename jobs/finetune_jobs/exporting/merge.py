@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_jobs.exporting.offload import device_for_16_bits
-from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint, plain
 from finetune_jobs.modelling.tuning import Tuning
 
 
@@ -24,5 +24,4 @@ def merge(base: Path, tuned: Path, tuning: Tuning) -> Any:
 
 def plain_base(base: Path, tuning: Tuning) -> Any:
     """The model that the adapter was trained on, in 16 bits: for QLoRA with the rounded values."""
-    model = load_base(base, tuning.quantization, dtype=DTYPE, where=device_for_16_bits(base))
-    return model if tuning.quantization is None else model.dequantize().to(DTYPE)
+    return plain(load_base(base, tuning.quantization, dtype=DTYPE, where=device_for_16_bits(base)))

@@ -11,9 +11,10 @@ from typing import Any, Final
 import torch
 from accelerate import init_empty_weights
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
@@ -124,11 +125,18 @@ def unpacked(base: Any) -> Any:
     Otherwise every pass does that, for one token as for a thousand. They are the same numbers.
 
     A GPU, which may be too small for more, keeps them packed, and is quick at it. Without one, pods have the memory:
-    exported models take as much. Each layer's packed weights are gone once it is unpacked; transformers' own
-    ``dequantize`` keeps all of them to its end, and unpacks each twice.
+    exported models take as much.
     """
-    names = [name for name, module in base.named_modules() if isinstance(module, Linear4bit)]
-    if not names or base.device.type != "cpu":
+    packed = any(isinstance(module, Linear4bit) for module in base.modules())
+    return plain(base) if packed and base.device.type == "cpu" else base
+
+
+def plain(base: Any) -> Any:
+    """A model of ``load_base`` with its rounded weights as numbers of 16 bits, or of what 4-bit ones compute in. Each
+    layer's packed weights are gone once it is unpacked: transformers' own ``dequantize`` keeps all of them to its end,
+    and unpacks each twice."""
+    names = [name for name, module in base.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)]
+    if not names:
         return base
     for name in names:
         base.set_submodule(name, _plain(base.get_submodule(name)))
@@ -136,16 +144,22 @@ def unpacked(base: Any) -> Any:
     return base
 
 
-def _plain(packed: Linear4bit) -> torch.nn.Linear:
-    """A layer of 4-bit weights with its weights as numbers of the type that it computes in."""
+def _plain(packed: Linear4bit | Linear8bitLt) -> torch.nn.Linear:
+    """A layer of rounded weights with its weights as numbers."""
     with torch.device("meta"):
         layer = torch.nn.Linear(packed.in_features, packed.out_features, bias=False)
+    layer.weight = torch.nn.Parameter(_numbers(packed), requires_grad=False)
+    layer.bias = packed.bias
+    packed.weight = None  # it may refer to its layer, so that both would wait for the garbage collector
+    return layer
+
+
+def _numbers(packed: Linear4bit | Linear8bitLt) -> torch.Tensor:
+    if isinstance(packed, Linear8bitLt):
+        return dequantize_bnb_weight(packed.weight, packed.state).to(DTYPE)
     state = packed.weight.quant_state
     state.dtype = packed.compute_dtype  # which a pass without gradients turns them into as well
-    layer.weight = torch.nn.Parameter(dequantize_4bit(packed.weight.data, state), requires_grad=False)
-    layer.bias = packed.bias
-    packed.weight = None  # it refers to its layer, so that both would wait for the garbage collector
-    return layer
+    return dequantize_4bit(packed.weight.data, state)
 
 
 def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, where: str | None = None) -> Any:
