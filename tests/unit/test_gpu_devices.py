@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MiniCPM3Config, PreTrainedConfig
 
 from finetune_jobs.modelling.device import is_out_of_memory
 from finetune_jobs.training import packing, tiled_loss
@@ -57,14 +57,18 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def small_model(dtype: torch.dtype, head: int = 16) -> Any:
-    """A Llama on the GPU, packed and with the loss of a training."""
+def small_llama(head: int = 16) -> PreTrainedConfig:
     sizes = {"hidden_size": 4 * head, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaConfig(vocab_size=320, num_hidden_layers=2, **sizes)
+
+
+def small_model(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """A model on the GPU, packed and with the loss of a training."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with CUDA:
-            model = LlamaForCausalLM(LlamaConfig(vocab_size=320, num_hidden_layers=2, **sizes))
+            model = AutoModelForCausalLM.from_config(config)
     finally:
         torch.set_default_dtype(before)
     model.set_attn_implementation(packing.PACKED)
@@ -113,7 +117,7 @@ def test_a_pass_stays_on_its_gpu_and_waits_for_nothing(
 
     monkeypatch.setattr(packing, "varlen_attn", noted)
 
-    loss = loss_of(small_model(dtype), training=training)
+    loss = loss_of(small_model(small_llama(), dtype), training=training)
 
     assert (loss.device, loss.dtype, loss.shape) == (CUDA, torch.float32, ())
     assert asked == [torch.bfloat16] * 2
@@ -123,7 +127,28 @@ def test_a_pass_stays_on_its_gpu_and_waits_for_nothing(
 def test_heads_that_flash_attention_does_not_take_are_computed_example_by_example() -> None:
     """Its backward pass wants multiples of eight. Where examples end is then asked of the GPU."""
     with pytest.raises(DataDependentOutputException):
-        loss_of(small_model(torch.bfloat16, head=12))
+        loss_of(small_model(small_llama(head=12)))
+
+
+@pytest.mark.usefixtures("fake")
+def test_values_that_are_narrower_than_keys_take_the_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latent attention has such ones (DeepSeek, MiniCPM 3). The kernel wants all of one width, and what it gives is as
+    wide as queries: the model's next product would take none of it."""
+    asked = list[tuple[int, ...]]()
+    original = torch.nn.attention.varlen.varlen_attn
+
+    def noted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *given: Any, **named: Any) -> Any:
+        asked.append((query.shape[-1], key.shape[-1], value.shape[-1]))
+        return original(query, key, value, *given, **named)
+
+    monkeypatch.setattr(packing, "varlen_attn", noted)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+
+    loss = loss_of(small_model(MiniCPM3Config(vocab_size=320, num_hidden_layers=2, **sizes, **latent)))
+
+    assert (loss.device, loss.shape) == (CUDA, ())
+    assert asked == [(24, 24, 24)] * 2
 
 
 @pytest.mark.usefixtures("fake")

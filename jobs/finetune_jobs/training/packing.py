@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,7 +29,8 @@ PACKED: Final = "packed"
 FLASH_CAPABILITY: Final = (8, 0)
 """PyTorch's FlashAttention kernel runs on Ampere and later."""
 FLASH_HEAD, FLASH_STEP = 256, 8
-"""The largest head that it takes, and of what its size is a multiple (its backward pass pads nothing)."""
+"""The largest head that it takes, and of what its size is a multiple (its backward pass pads nothing). Queries, keys
+and values must have the same size."""
 LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers, as a model's config names them, that mix tokens in attention only, and say their window there."""
 MORE: Final = ("softcap", "s_aux", "position_bias")
@@ -79,7 +81,7 @@ def keeps_apart(model: Any, usual: str) -> bool:
 
 
 def packed_attention(  # noqa: PLR0913 # the interface of transformers
-    module: torch.nn.Module,
+    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -101,12 +103,15 @@ def packed_attention(  # noqa: PLR0913 # the interface of transformers
     if asked := [name for name in MORE if others.get(name) is not None]:
         raise ValueError(f"its attention needs {', '.join(asked)}")
     query, key, value = (each.to(_computing(each)) for each in (query, key, value))
-    if dropout == 0 and max_length_q is not None and _flash_takes(query):
+    if dropout == 0 and max_length_q is not None and _flash_takes(query, value):
+        width = value.shape[-1]
+        if narrower := query.shape[-1] - width:  # latent attention's
+            value = nn.functional.pad(value, (0, narrower))
         rows = (each[0].transpose(0, 1) for each in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         ends, most = cu_seq_lens_q, max_length_q
         found = varlen_attn(*rows, ends, ends, most, most, scale=scaling, window_size=window, enable_gqa=True)
-        return found[None], None
+        return found[None, ..., :width], None
     lengths = cu_seq_lens_q.diff().tolist()
     parts = zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True)
     apart = [_alone(*part, dropout=dropout, scale=scaling, window=sliding_window) for part in parts]
@@ -126,7 +131,7 @@ def _alone(
     mask, tokens = None, query.shape[2]
     if window is not None and window < tokens:
         mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().triu(1 - window)
-    return torch.nn.functional.scaled_dot_product_attention(
+    return nn.functional.scaled_dot_product_attention(
         query, key, value, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=True
     )
 
@@ -138,12 +143,13 @@ def _computing(values: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 
 
-def _flash_takes(query: torch.Tensor) -> bool:
+def _flash_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] <= FLASH_HEAD
         and query.shape[-1] % FLASH_STEP == 0
+        and value.shape[-1] <= query.shape[-1]
         and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
     )
 
