@@ -1,5 +1,6 @@
 """Examples side by side in one row compute what each computes alone, or they are not put there."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.training import packing
 from finetune_jobs.training.build import PLAIN_ATTENTION_TOKENS, Examples, build_trainer, suit_attention
 from finetune_jobs.training.collator import Collator
+from finetune_jobs.training.team import Team
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import load_for_training, read_examples, settings, write_dataset
 
@@ -129,6 +131,48 @@ def test_a_model_that_mixes_examples_is_found_out(monkeypatch: pytest.MonkeyPatc
         lambda *given, cu_seq_lens_q, max_length_q, **others: whole(*given, **others),
     )
     assert not packing.use_packing(model)
+
+
+@dataclass(frozen=True)
+class Pair(Team):
+    """Two processes, of which this one is told what the other says."""
+
+    size: int = 2
+    other: bool = False
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        return tuple(flag or self.other for flag in flags)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_all_processes_pack_or_none_does(other: bool) -> None:
+    """Padded examples come in another order, by which each process takes its own: some would be seen twice."""
+    model = model_of(LlamaConfig(**SMALL))
+    usual = model.config._attn_implementation
+    assert packing.use_packing(model, Pair(other=other)) is not other
+    assert (model.config._attn_implementation == usual) is other
+
+
+def test_a_kernel_that_does_not_run_here_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a card for which it was not compiled; one whose memory is too small gets smaller passes instead."""
+    caplog.set_level("INFO")
+    said = "CUDA error: no kernel image is available for execution on the device\nCompile with …"
+
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(packing, "_alone", missing)
+    model = model_of(LlamaConfig(**SMALL))
+    assert not packing.use_packing(model)
+    assert not packing.is_used(model)
+    assert (
+        "examples are padded to the longest of their pass: attention fails, CUDA error: no kernel image" in caplog.text
+    )
+    said = "CUDA out of memory."
+    with pytest.raises(RuntimeError, match="out of memory"):
+        packing.use_packing(model)
 
 
 def test_a_model_is_asked_in_the_precision_of_its_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,13 +147,14 @@ def load_trainable(base: Path, training: Training, team: Team = ALONE, step: Ste
     return model
 
 
-def suit_attention(model: Any, training: Training, tokens: int, *, divided: bool = False) -> None:
+def suit_attention(model: Any, training: Training, tokens: int, *, divided: bool = False, team: Team = ALONE) -> None:
     """Choose the attention that is fastest for examples of up to so many tokens: packed, unless they are short and
-    compute on a CPU, or the model, its division among processes or the spec are against it."""
+    compute on a CPU, or the model, its division among processes or the spec are against it. All processes of ``team``
+    call this together."""
     if device() == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
     elif training.packing is Packing.AUTO and not divided:
-        packing.use_packing(model)
+        packing.use_packing(model, team)
 
 
 def longest(*splits: Dataset) -> int:

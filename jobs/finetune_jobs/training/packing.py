@@ -19,8 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
-from finetune_jobs.modelling.device import precision
+from finetune_jobs.modelling.device import is_out_of_memory, precision
 from finetune_jobs.training.collator import Collator
+from finetune_jobs.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,20 @@ def is_used(model: Any) -> bool:
     return bool(model.config._attn_implementation == PACKED)
 
 
-def use_packing(model: Any) -> bool:
-    """Let ``model`` take packed batches; False, with the model as it was, if it would mix their examples."""
+def use_packing(model: Any, team: Team = ALONE) -> bool:
+    """Let ``model`` take packed batches; False, with the model as it was, if it would mix their examples here or in
+    another process of ``team``: which examples are a process's follows from their order, which padding changes. All
+    call this together."""
+    usual = model.config._attn_implementation
+    packed = _takes_packed(model)
+    (refused,) = team.any(not packed)
+    if packed and refused:
+        model.set_attn_implementation(usual)
+        return _not_packed("another process cannot keep the examples of a row apart")
+    return packed
+
+
+def _takes_packed(model: Any) -> bool:
     usual = model.config._attn_implementation
     others = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - LAYERS
     if others:
@@ -59,6 +72,10 @@ def use_packing(model: Any) -> bool:
         why = "the model's layers mix the examples of a row"
     except ValueError as error:
         why = str(error)
+    except RuntimeError as error:  # a kernel that does not run on this card; if nothing does, the next one will say so
+        if is_out_of_memory(error):
+            raise
+        why = f"attention fails, {next(iter(str(error).splitlines()), '')[:300]}"
     model.set_attn_implementation(usual)
     return _not_packed(why)
 

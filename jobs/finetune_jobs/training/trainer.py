@@ -153,7 +153,7 @@ def _attempt(
         train = mapped_split(files.dataset, "train")
         validation = validation_split(files.dataset, training)
         divided = sharded(training, team, step)
-        suit_attention(model, training, longest(train, validation), divided=divided)
+        suit_attention(model, training, longest(train, validation), divided=divided, team=team)
         examples = Examples(train, validation, tokenizer)
         trainer = build_trainer(model, examples, training, files.work, batch, team, step)
         trainer.add_callback(Measuring(progress))
