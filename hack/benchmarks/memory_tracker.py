@@ -82,7 +82,6 @@ def _model(config: dict[str, Any], training: Training, *, rounded: bool) -> Any:
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**config),
             dtype=torch.float32 if full and not rounded else torch.bfloat16,
-            attn_implementation="sdpa",
         )
         head = model.get_output_embeddings()
         if not full:

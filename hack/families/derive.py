@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from finetune_jobs.fit.families import Count, Family, Layer, Linear, Mixture, Read
+from finetune_jobs.fit.families import Count, Family, Layer, Linear, Mixture, Norms, Read
 from hack.families import sizes
 from hack.families.fields import Effects, effects
 from hack.families.formulas import Dimensions, Formulas, product, total
@@ -19,6 +19,7 @@ from hack.families.models import LeftOutError, Parts, config_of
 from hack.families.patterns import pattern_of
 from hack.families.proof import Small, prove, with_defaults
 from hack.families.roles import attention, roles
+from hack.families.scores import score_bytes
 
 _RECURRENT: Final = "linear_attention"
 """What transformers calls layers whose state goes from token to token, of whichever rule."""
@@ -111,14 +112,20 @@ def _layer(
     asked = attention({path: item.dimensions for path, item in linear.items()}, read, heads, formulas, of_models)
     experts = {path: item for path, item in tensors.items() if "experts" in path.split(".")}
     others = {path: item for path, item in tensors.items() if path not in experts}
+    usual, *switched = [_norms(state[0], read, experts) for state in models]
+    if not usual.hidden:
+        raise LeftOutError("its layers do not normalise the hidden state")
+    changes = _changes(usual, dict(zip(found.switches.items(), switched, strict=True)))
     return Layer(
         gated=_gated(read, linear, experts),
-        norms=_norms(models[0][0], read, experts),
+        norms=usual.hidden - sum(each.hidden for each in changes if _is_usual(each, found)),
         heads=asked.heads,
         kv_heads=asked.kv_heads,
         head_dim=asked.head_dim,
         output_gate=asked.output_gate,
-        qk_norm=not asked.key_dim and models[0][0].qk_norm,
+        qk_norm=not asked.key_dim and usual.of_heads and not any(each.of_heads for each in changes),
+        switched_norms=tuple(changes),
+        score_bytes=0 if asked.key_dim else score_bytes(small.kind, small.shown(0)),
         key_dim=asked.key_dim,
         linear=tuple(
             Linear(name=_last(path), reads=read[path], inputs=sides[path][0], outputs=sides[path][1], when=item.when)
@@ -213,14 +220,29 @@ def _gated(read: Mapping[str, Read], linear: Items, experts: Items) -> bool:
     return ratios == {2.0}
 
 
-def _norms(usual: Parts, read: Mapping[str, Read], experts: Items) -> int:
-    """Normalisations over the hidden state: those inside neither attention nor the feed-forward part."""
+def _norms(layer: Parts, read: Mapping[str, Read], experts: Items) -> Norms:
+    """Normalisations of a layer. Over the hidden state are those inside neither attention nor the feed-forward part."""
     inner = [path for path, each in read.items() if each in (Read.ATTENTION, Read.PRODUCT)] + list(experts)
     around = {path.partition(".")[0] for path in inner if "." in path}
-    found = sum(path.partition(".")[0] not in around for path in usual.norms)
-    if not found:
-        raise LeftOutError("its layers do not normalise the hidden state")
-    return found
+    found = sum(path.partition(".")[0] not in around for path in layer.norms)
+    return Norms(hidden=found, of_heads=layer.qk_norm)
+
+
+def _changes(usual: Norms, switched: Mapping[tuple[str, bool], Norms]) -> list[Norms]:
+    """Normalisations that are there with a switch at its default, or only with it changed, of which ``switched`` has
+    what a layer has then."""
+    changes = []
+    for (name, default), other in switched.items():
+        if more := other.hidden - usual.hidden:
+            changes.append(Norms(when={name: (more > 0) != default}, hidden=abs(more)))
+        if other.of_heads != usual.of_heads:
+            changes.append(Norms(when={name: other.of_heads != default}, of_heads=True))
+    return changes
+
+
+def _is_usual(norms: Norms, found: Effects) -> bool:
+    """Whether they are there with all switches at their defaults."""
+    return all(found.switches[name] is wanted for name, wanted in norms.when.items())
 
 
 def _last(path: str) -> str:

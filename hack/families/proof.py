@@ -76,12 +76,15 @@ class Small:
         over = [self.names[name] for name in ("hidden_size", "num_attention_heads") if name in self.names]
         return found | ({HEAD_DIM: found[over[0]] // found[over[1]]} if self.computed else {})
 
+    def shown(self, index: int) -> dict[str, Any]:
+        """The fields of one of them, with layers of all kinds."""
+        return {**self.fields(index), **showing(self.pattern, _layers(index))}
+
     def layout(self, index: int, changed: Mapping[str, Any]) -> KindsOf:
         """What one of them consists of, with layers of all kinds."""
-        layers = _layers(index)
-        shown = showing(self.pattern, layers)
-        found = layout(self.kind, index, {**self.fields(index), **shown, **changed})
-        return KindsOf(kinds(found, order_of(self.pattern, shown, layers)), found.outside)
+        shown = self.shown(index)
+        found = layout(self.kind, index, {**shown, **changed})
+        return KindsOf(kinds(found, order_of(self.pattern, shown, _layers(index))), found.outside)
 
 
 @dataclasses.dataclass(frozen=True)

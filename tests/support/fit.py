@@ -46,6 +46,16 @@ LLAMA_70B = LLAMA_8B | {
     "intermediate_size": 28672,
 }
 MIXTRAL = LLAMA_8B | {"model_type": "mixtral", "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}
+GEMMA2_9B: dict[str, Any] = {
+    "model_type": "gemma2",
+    "head_dim": 256,
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "vocab_size": 256000,
+}
 DEEPSEEK_V3: dict[str, Any] = {
     "model_type": "deepseek_v3",
     "first_k_dense_replace": 3,

@@ -35,6 +35,15 @@ def test_every_causal_model_of_transformers_is_known_or_has_a_reason() -> None:
 
 
 @pytest.mark.slow
+def test_models_for_images_are_those_that_training_cannot_load() -> None:
+    """Preflight refuses them."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    assert {"mistral3", "qwen2_vl"} <= set(known().images)
+    assert not [kind for kind in known().images if CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", families())
 def test_shape_is_that_of_the_model_in_transformers(kind: str) -> None:
     """Of other sizes than those that the family was read from: the same parameters, and the same linear layers but the
@@ -57,6 +66,8 @@ def test_shape_is_that_of_the_model_in_transformers(kind: str) -> None:
         assert shape.parameters == parameters(model)
         found = Counter(shape.linear_layers)
         assert found <= there
+        # A kernel that keeps no scores is there for all or none of a model's attention.
+        assert {bool(each.score_bytes) for each in shape.kinds if not each.key_dim} == {not model._supports_sdpa}
         beside = ((there & plain) - found).elements()
         assert (shape.tower.sides if shape.tower else 0) == sum(sum(sides) for _, *sides in beside)
 
@@ -72,6 +83,44 @@ def _larger(kind: str) -> dict[str, Any]:
     fields = Small.of(kind).fields(READ)
     settable = fields.keys() - known().families[kind].computed.keys()
     return {name: fields[name] if name in SET else 2 * fields[name] for name in fields if name in settable}
+
+
+SWITCHED = [kind for kind, each in known().families.items() if any(layer.switched_norms for layer in each.kinds)]
+
+
+def test_settings_that_add_norms_are_known() -> None:
+    """Released models set them: use_qk_norm those of GLM-4.5 and Command R+."""
+    assert {"cohere", "glm4_moe", "hyperclovax", "persimmon", "sarvam_moe"} <= set(SWITCHED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SWITCHED)
+@pytest.mark.parametrize("changed", [False, True])
+def test_norms_are_those_of_the_model_with_its_settings(kind: str, changed: bool) -> None:
+    from hack.families.models import build, config_of, in_attention
+
+    switches = known().families[kind].switches
+    config = config_of(kind, {**_larger(kind), **{name: default != changed for name, default in switches.items()}})
+    shape = read_shape(config.to_dict())
+    model = build(config)
+    (layers,) = (each for name, each in model.named_modules() if name.endswith("layers"))
+    for layer in layers:
+        names = [name for name, each in layer.named_modules() if "norm" in type(each).__name__.lower()]
+        attentions = [name.rpartition(".")[2] for name in names if in_attention(name)]
+        both = all(any(name.startswith(which) for name in attentions) for which in ("q", "k"))
+        assert {each.qk_norm for each in shape.kinds} == {both}
+        assert {each.norms for each in shape.kinds} == {len(names) - len(attentions)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kept"), [("llama", 0), ("gemma2", 8), ("gpt_oss", 2)])
+def test_what_attention_keeps_of_its_scores(kind: str, kept: int) -> None:
+    """Gemma 2: the cap's tangent and the weights in 16 bits, the softmax in 32; gpt-oss: the softmax in 16."""
+    from hack.families.proof import Small
+    from hack.families.scores import score_bytes
+
+    assert score_bytes(kind, Small.of(kind).shown(0)) == kept
+    assert {each.score_bytes for each in known().families[kind].kinds} == {kept}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,7 +34,18 @@ from finetune_jobs.fit.steps import (
     Step,
 )
 from tests.support.fast import share
-from tests.support.fit import A100, CONFIGS, LLAMA_8B, LLAMA_70B, SMALL, SMOLLM, TRAININGS, shape_of
+from tests.support.fit import (
+    A100,
+    CONFIGS,
+    GEMMA2_9B,
+    GLM_AIR,
+    LLAMA_8B,
+    LLAMA_70B,
+    SMALL,
+    SMOLLM,
+    TRAININGS,
+    shape_of,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -240,6 +252,9 @@ def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:
         ("qwen3", {}, SELECTIVE),
         ("olmo2", {"method": "LoRA"}, KEPT),
         ("gemma3_text", {"method": "LoRA"}, KEPT),
+        ("gemma2", {"method": "LoRA"}, KEPT),  # no kernel computes its attention
+        ("gemma2", {}, ON_GPU),
+        ("gemma2", {"method": "Full"}, SELECTIVE),
     ],
 )
 def test_the_estimate_holds_against_pytorchs_memory_tracker(kind: str, how: dict[str, str], step: Step) -> None:
@@ -252,6 +267,30 @@ def test_the_estimate_holds_against_pytorchs_memory_tracker(kind: str, how: dict
     training = Training.model_validate({"batch_size": 8, "max_length": 512, **how})
     measured = tracked_peak(config, training, step)
     assert MEMORY[0] <= peak_memory(shape_of(config), training, step).tensors / measured - 1 <= 0.2
+
+
+@pytest.mark.parametrize("setting", [{}, {"use_qk_norm": True}])
+def test_norms_of_queries_and_keys_count_where_a_setting_adds_them(setting: dict[str, bool]) -> None:
+    """GLM-4.5 has them, GLM-4.5-Air not. They keep float32 copies of both."""
+    training = Training(method=Method.LORA, batch_size=1, max_length=100)
+    shape, without = shape_of(GLM_AIR | setting), shape_of(GLM_AIR)
+    more, none = (peak_memory(each, training, KEPT).activations for each in (shape, without))
+    widths = (96 + 8) * 128 if setting else 0
+    assert more - none == pytest.approx(4 * 100 * 46 * widths)
+
+
+@pytest.mark.parametrize(("batch_size", "max_length"), [(2, 4096), (4, 1024)])
+def test_attention_without_a_kernel_keeps_its_scores(batch_size: int, max_length: int) -> None:
+    """Of Gemma 2 9B, 8 bytes for each head, query and key of a layer, and the gradient of the layer that computes."""
+    training = Training(method=Method.LORA, batch_size=batch_size, max_length=max_length)
+    shape = shape_of(GEMMA2_9B)
+    (kind,) = shape.kinds
+    with_kernel = replace(shape, kinds=(replace(kind, score_bytes=0),))
+    scores = 16 * batch_size * max_length**2
+    more = peak_memory(shape, training, KEPT).activations - peak_memory(with_kernel, training, KEPT).activations
+    assert 42 * 8 * scores <= more <= (42 * 8 + 6) * scores
+    again = peak_memory(shape, training, ON_GPU).activations - peak_memory(with_kernel, training, ON_GPU).activations
+    assert 8 * scores <= again <= 14 * scores
 
 
 @pytest.mark.parametrize(("rank", "share"), [(8, 1), (64, 1), (4, 2), (12, 16 / 12), (1, 8)])

@@ -18,6 +18,9 @@ DORA_PER_OUTPUT, DORA_PER_WEIGHT = 6, 7
 """Bytes that DoRA takes per output of a token and per weight of one layer (PEFT 0.21; fitted to the memory tracker)."""
 PIECE: Final = 64
 """Tokens that the gated delta rule computes at a time."""
+SCORES: Final = 6
+"""Bytes that a backward pass has beside, for each score of attention that no kernel computes: its gradient, in float32
+and as it is rounded (fitted to the memory tracker)."""
 TILE: Final = 1 << 25
 """Logits in memory at a time (``training.tiled_loss``)."""
 
@@ -56,13 +59,26 @@ def activations(shape: Shape, training: Training, step: Step) -> float:
 
 def _layer(shape: Shape, kind: LayerKind, training: Training, step: Step, *, masked: bool) -> _Layer:
     tokens = training.batch_size * training.max_length
+    scores = _scores(kind, training)
     waiting = output_gradient(shape, training) if shape.tied else 0
     return _Layer(
         count=kind.count,
-        kept=tokens * _layer_bytes(shape, kind, training, step, masked=masked) + _dora_kept(kind, training),
-        backward=tokens * _backward_bytes(shape, kind) + dora_passing(kind, training) + waiting,
+        kept=tokens * _layer_bytes(shape, kind, training, step, masked=masked)
+        + kind.score_bytes * scores
+        + _dora_kept(kind, training),
+        backward=max(
+            tokens * _backward_bytes(shape, kind),
+            SCORES * scores - tokens * _feed_forward_bytes(kind),  # when what that kept is free again
+        )
+        + dora_passing(kind, training)
+        + waiting,
         selected=tokens * _selected_bytes(kind, training) if step.selective else 0,
     )
+
+
+def _scores(kind: LayerKind, training: Training) -> int:
+    """How many scores a layer's attention has in memory: one per head, query and key, unless a kernel computes them."""
+    return training.batch_size * training.max_length**2 * kind.heads if kind.score_bytes else 0
 
 
 def _layer_bytes(shape: Shape, kind: LayerKind, training: Training, step: Step, *, masked: bool) -> float:
@@ -78,8 +94,9 @@ def _feed_forward_bytes(kind: LayerKind) -> float:
 
 def _attention_bytes(kind: LayerKind, *, masked: bool) -> float:
     query, key = kind.attention_width, kind.kv_heads * kind.head_dim
-    # With a mask, PyTorch's kernels want as many key heads as query heads: transformers repeats them.
-    keys = query if masked else key
+    # With a mask, PyTorch's kernels want as many key heads as query heads, and so does attention without a kernel:
+    # transformers repeats them.
+    keys = query if masked or kind.score_bytes else key
     gate = 2 * query if kind.output_gate else 0  # itself, and what it makes of attention's result
     before_norms = FP32 * (query + key) if kind.qk_norm else 0
     return BF16 * (2 * query + 2 * keys + gate) + FP32 * kind.heads + before_norms

@@ -69,6 +69,15 @@ class Count(Conditional):
     size: str
 
 
+class Norms(Conditional):
+    """Normalisations that a layer has only with some settings."""
+
+    hidden: int = 0
+    """Over the hidden state."""
+    of_heads: bool = False
+    """Of queries and keys."""
+
+
 class Mixture(_Data):
     """A mixture of experts."""
 
@@ -86,14 +95,19 @@ class Layer(_Data):
     gated: bool
     """Whether the feed-forward part multiplies two projections (SwiGLU, GeGLU)."""
     norms: int
-    """Normalisations over the hidden state."""
+    """Normalisations over the hidden state, whatever the switches."""
     heads: str
     kv_heads: str
     head_dim: str
     output_gate: bool = False
     """Whether what attention gives is multiplied by a gate, a number for each of its."""
     qk_norm: bool = False
-    """Whether attention normalises queries and keys, each head by itself or all together."""
+    """Whether attention normalises queries and keys, each head by itself or all together, whatever the switches."""
+    switched_norms: tuple[Norms, ...] = ()
+    """Those that depend on switches."""
+    score_bytes: int = 0
+    """What attention keeps of each score, one per head, query and key, for its backward pass; 0: a kernel computes it
+    that keeps none."""
     key_dim: str = ""
     """Of a layer with the gated delta rule in place of attention, the width of a key; heads are then those of values,
     and there is a key head for some of them each. Empty for attention."""

@@ -73,6 +73,8 @@ class LayerKind:
     """Whether what attention gives is multiplied by a gate."""
     qk_norm: bool
     """Whether attention normalises queries and keys."""
+    score_bytes: int
+    """What attention keeps of each score, one per head, query and key, for its backward pass; 0: none."""
     key_dim: int
     """Width of a key of the gated delta rule, of which heads are those of values; 0 for attention."""
     matrices: tuple[Matrix, ...]
@@ -263,6 +265,7 @@ def _kind(layer: Layer, count: int, sizes: Mapping[str, int], switches: Mapping[
     passed = sum(matrix.inputs for matrix in matrices if matrix.reads is Read.PRODUCT)
     if experts and layer.experts:
         passed += experts.active * evaluate(layer.experts.width, sizes)
+    switched = [each for each in layer.switched_norms if each.there(switches)]
     return LayerKind(
         count=count,
         heads=evaluate(layer.heads, sizes),
@@ -270,9 +273,10 @@ def _kind(layer: Layer, count: int, sizes: Mapping[str, int], switches: Mapping[
         head_dim=evaluate(layer.head_dim, sizes),
         intermediate=passed,
         gated=layer.gated,
-        norms=layer.norms,
+        norms=layer.norms + sum(each.hidden for each in switched),
         output_gate=layer.output_gate,
-        qk_norm=layer.qk_norm,
+        qk_norm=layer.qk_norm or any(each.of_heads for each in switched),
+        score_bytes=layer.score_bytes,
         key_dim=evaluate(layer.key_dim, sizes) if layer.key_dim else 0,
         matrices=matrices,
         vectors=_counted(layer.vectors, sizes, switches),

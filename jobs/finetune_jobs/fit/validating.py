@@ -21,6 +21,9 @@ ENOUGH_ON_CPU: Final = 4_096
 minutes, after which a training without a sign of life counts as hung."""
 STATES: Final = 5
 """Copies of the hidden state that are alive at once: the sum of all layers so far, and normalising it."""
+SCORES: Final = 6
+"""Bytes for each score of attention that no kernel computes: itself, in 16 bits, and its share in float32. What a
+backward pass would keep of it, where that is more."""
 DORA_PER_OUTPUT: Final = 12
 """Bytes that DoRA takes beside per output of a token. All such numbers are fitted to PyTorch's memory tracker, to the
 safe side."""
@@ -48,6 +51,8 @@ def _layer_bytes(shape: Shape, kind: LayerKind, training: Training, step: Step) 
     number = FP32 if full and not step.rounded else BF16  # of the hidden state, and of queries and keys after rotating
     query, key = kind.attention_width, kind.kv_heads * kind.head_dim
     mixing = delta_bytes(kind) if kind.key_dim else number * (4 * query + 3 * key)
+    if kind.score_bytes:
+        mixing += max(SCORES, kind.score_bytes) * kind.heads * training.max_length
     widths = (3 if kind.gated else 2) + (0 if full else 1)  # an adapter's result is added to its layer's
     weighed = 0 if full or training.adapter is not AdapterKind.DORA else DORA_PER_OUTPUT * _widest(kind, training)
     return STATES * number * shape.hidden + max(mixing, BF16 * widths * kind.intermediate) + weighed
