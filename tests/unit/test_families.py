@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_jobs.fit.families import DATA, Asks, Condition, Count, Family, evaluate, known
 from finetune_jobs.fit.shapes import WITH_IMAGES, families, read_shape
+from hack.cluster.layout import REPOSITORY
 from hack.families.__main__ import text, up_to_date
 from hack.families.formulas import Formulas, product, total
-from tests.support.fit import shape_of, small
+from tests.support.fit import VISION, shape_of, small
 
 pytestmark = pytest.mark.unit
 
@@ -207,6 +210,32 @@ def test_what_cannot_be_described_is_left_out(kind: str, why: str) -> None:
 
     with pytest.raises(LeftOutError, match=why):
         derive(kind)
+
+
+@pytest.mark.slow
+def test_the_documented_text_part_of_a_ministral_answers_as_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Mistral3Config
+
+    sizes = {name: value for name, value in small("ministral3").items() if name != "model_type"}
+    config = Mistral3Config(
+        text_config={"model_type": "ministral3", **sizes},
+        vision_config={**VISION, "model_type": "pixtral", "head_dim": 12},
+    )
+    monkeypatch.chdir(tmp_path)
+    whole = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    whole.save_pretrained("whole")
+    page = (REPOSITORY / "docs/how-to/train.md").read_text(encoding="utf-8")
+    (program,) = (each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "get_text_config" in each)
+
+    exec(program, {})  # as a reader would run it
+
+    text = AutoModelForCausalLM.from_pretrained("text", dtype=torch.bfloat16)
+    tokens = torch.arange(5, 25)[None]
+    assert torch.equal(text(input_ids=tokens).logits, whole(input_ids=tokens).logits)
+    assert read_shape(text.config.to_dict()).parameters == sum(each.numel() for each in text.parameters())
 
 
 MODELS = [{"a": 3, "b": 10, "c": 7}, {"a": 4, "b": 13, "c": 9}, {"a": 5, "b": 17, "c": 2}]

@@ -57,6 +57,27 @@ REFUSED: Final[list[tuple[dict[str, Any], HardwareFacts, list[ServingFacts], Rea
         Reason.RUNTIME_UNSUITABLE,
         "No runtime … Runtime 'tgi', 'tgi-large' cannot serve … no qwen3 … Runtime 'new' cannot serve … Blackwell",
     ),
+    (
+        {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}},
+        L4,
+        [VLLM],
+        Reason.MODEL_UNSUPPORTED,
+        "model_type 'mistral3' … images and text … Take a checkpoint … text part alone, of model_type 'ministral3'",
+    ),
+    (
+        {"model_type": "qwen2_vl", "text_config": {"model_type": []}},
+        L4,
+        [VLLM],
+        Reason.MODEL_UNSUPPORTED,
+        "'qwen2_vl' … Take a checkpoint … part alone.",
+    ),
+    (
+        LLAMA_8B | {"quantization_config": {"quant_method": "fp8"}},
+        L4,
+        [VLLM],
+        Reason.MODEL_UNSUPPORTED,
+        "already quantised ('fp8') … QLoRA … Take the same model in 16 bits",
+    ),
     (MOE_30B, L4, [VLLM], Reason.MODEL_UNSUPPORTED, f"INT8 export … (qwen3_moe) … Train a model without … {EXPERTS}"),
 ]
 """config.json, the profile, the platform's runtimes, and why nothing is trained."""
@@ -121,6 +142,20 @@ def test_groups_of_4_bit_weights_must_divide_every_layer() -> None:
 
 
 GROUPS_REFUSED: Final = "export.format INT4 … divisible by 128, 64, 32 … are 2000, 14336 … Choose INT8 or FP8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "training"),
+    [
+        ({"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}}, Training()),  # it loads as a whole
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, Training()),  # as QLoRA would round it
+        ({"quantization_config": {"quant_method": "mxfp4"}}, Training(method=Method.LORA)),  # may be turned back
+        ({"quantization_config": ["mxfp4"]}, Training()),
+        ({"model_type": ["mistral3"]}, Training()),
+    ],
+)
+def test_what_may_load_is_not_refused(changes: dict[str, Any], training: Training) -> None:
+    require_suitable(LLAMA_8B | changes, training, "", L4)
 
 
 def warning(row: int) -> str:

@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.fit.recipe import Batch, schedule
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training.build import configuration
+from finetune_jobs.training.build import configuration, load_trainable
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama
 from tests.support.training import load_tuned, run_training, settings, write_dataset
@@ -47,6 +49,17 @@ def test_an_artifact_computes_in_float32(base: Path, tmp_path: Path) -> None:
     for served in (base, folder):
         args = parse_args([], {"MODEL_ID": str(served)})
         assert tgi.load_checkpoint(args, read_checkpoint(args)).model(input_ids=tokens).logits.dtype is torch.float32
+
+
+def test_a_checkpoint_that_is_quantised_already_is_not_trained_as_a_whole(base: Path, tmp_path: Path) -> None:
+    """transformers says so when its trainer is made, as a fault that another pod could mend."""
+    folder = build_tiny_int8(tmp_path / "int8", base)
+    with pytest.raises(
+        StageError, match=r"already quantised \(compressed-tensors\), which method Full.*16 bits"
+    ) as found:
+        load_trainable(folder, settings(Method.FULL))
+    assert (found.value.reason, found.value.retriable) == (Reason.MODEL_UNSUPPORTED, False)
+    load_trainable(folder, settings(Method.LORA))
 
 
 @pytest.mark.usefixtures("without_bfloat16")

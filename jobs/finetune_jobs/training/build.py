@@ -29,6 +29,7 @@ from finetune_jobs.fit.steps import ON_CPU, Step
 from finetune_jobs.fit.validating import validation_tokens
 from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.loading import DTYPE, build_base, load_base
+from finetune_jobs.modelling.tokenizer import unsupported
 from finetune_jobs.training import packing
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.collator import Collator
@@ -133,17 +134,30 @@ def sharded(training: Training, team: Team, step: Step) -> bool:
 def load_trainable(base: Path, training: Training, team: Team = ALONE, step: Step = ON_CPU) -> Any:
     """The base model for training: all weights in float32, in bfloat16 if they are rounded, or, under an adapter,
     quantised if asked for. A model that will be divided need not fit a GPU: the first process loads it into host
-    memory, the others without its weights.
+    memory, the others without its weights. Raises StageError (ModelUnsupported).
     """
     dtype = DTYPE if step.rounded else torch.float32 if training.method is Method.FULL else precision()
     rounded = training.base_quantization
     if not sharded(training, team, step):
-        return load_base(base, rounded, dtype=dtype)
+        return _trainable(load_base(base, rounded, dtype=dtype), training)
     if team.first:
-        model = load_base(base, rounded, dtype=dtype, where="cpu", divisible=True)
+        model = _trainable(load_base(base, rounded, dtype=dtype, where="cpu", divisible=True), training)
     else:
         model = build_base(base, rounded, dtype=dtype)
     team.wait_for_first("model loaded")
+    return model
+
+
+def _trainable(model: Any, training: Training) -> Any:
+    """``model``, unless its checkpoint was quantised in a way that the method cannot train. transformers would say so
+    later, in words that name no setting, and as a fault that a new pod could mend."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or training.base_quantization:
+        return model
+    if training.method is Method.FULL or not quantizer.is_trainable:
+        how = str(getattr(quantizer.quantization_config.quant_method, "value", ""))
+        why = f"they are already quantised ({how}), which method {training.method} does not train"
+        raise unsupported("weights", f"{why}; take the same model in 16 bits")
     return model
 
 
