@@ -214,7 +214,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.REPOSITORY_NOT_FOUND: "The registry has no such repository and does not create one on push; the hub has no such user or organisation.",
     Reason.PUSH_REFUSED: "The registry or the hub rejects the model: it is too large, its type is not supported, or the address belongs to neither. Or the model must not be pushed there: the hub's repository is public or holds something else.",
     Reason.TAG_TAKEN: "The tag to push to already points to something else.",
-    Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is far smaller than the profile says, or it lacks bfloat16 or the kernels that models need; the stage does not fall back to the CPU.",
+    Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is far smaller than the profile says, or it lacks bfloat16 or the kernels that models need; the stage does not fall back to the CPU. A GPU that is there but computes nothing is tried again, because another pod may get another one.",
     Reason.OUT_OF_MEMORY: "A container exceeded its memory limit and was killed.",
     Reason.CUDA_OUT_OF_MEMORY: "Not even one example fits the GPU's memory; smaller passes were tried first.",
     Reason.SCRATCH_FULL: "The pod's scratch volume, or the disk under it, is full.",

@@ -38,7 +38,7 @@ def train(context: Context) -> StageOutput:
     from finetune_jobs.training.trainer import TrainingFiles, train_model
 
     given, team = context.input, Team.of(os.environ)
-    require_promised(given.hardware)
+    require_promised(given.hardware, team.local_rank)
     require_kernels()
     params = require(given.params.train, "params.train")
     files = TrainingFiles(

@@ -22,6 +22,7 @@ from finetune_api.training import LearningCurve
 from finetune_jobs.artifacts.folders import read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate
+from finetune_jobs.modelling import device
 from finetune_jobs.modelling.device import precision, require_kernels, require_promised
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
@@ -104,27 +105,95 @@ def test_kernels_that_cannot_be_compiled_end_a_training_at_once(monkeypatch: pyt
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 
-def test_the_log_says_what_models_run_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    caplog.set_level(logging.INFO)
-    kind = "bfloat16" if precision() is torch.bfloat16 else "float32 (this CPU would have to emulate bfloat16)"
-    for hardware in (None, HardwareFacts(profile="cpu")):
-        require_promised(hardware)
+@pytest.fixture
+def seen_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that torch lists, and that computes nothing: there is none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     card = SimpleNamespace(name="NVIDIA L4", total_memory=22 << 30, major=8, minor=9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: card)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_86"])
+
+
+@pytest.mark.usefixtures("seen_card")
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_card_that_computes_nothing_ends_a_stage_at_once(own: int) -> None:
+    """Another pod may have another one."""
+    with pytest.raises(StageError, match=r"^Nothing can be computed on 2 × NVIDIA L4: .+[^.]\.$") as error:
+        require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22), own)
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, True)
+
+
+@pytest.mark.usefixtures("seen_card")
+@pytest.mark.parametrize(("found", "wrong"), [(64, False), (63, True), (float("nan"), True)])
+def test_a_card_that_multiplies_wrongly_ends_a_stage_at_once(
+    found: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.full((64, 64), found / 64).sqrt())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    hardware = HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22)
+    if wrong:
+        with pytest.raises(StageError, match=r"2 × NVIDIA L4 multiplies wrongly: (63|nan), not 64") as error:
+            require_promised(hardware, 1)
+        assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, True)
+    else:
+        require_promised(hardware, 1)
+    assert asked == [1], "a process takes no memory of another one's GPU"
+
+
+@pytest.mark.usefixtures("seen_card")
+def test_a_library_without_kernels_for_the_card_ends_a_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.backends.nvidia import driver
+
+    monkeypatch.setattr(driver, "CudaUtils", lambda: None)
+    with pytest.raises(StageError, match=r"^bitsandbytes cannot quantise weights on this GPU: .+") as error:
+        require_kernels()
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
+
+
+@pytest.mark.usefixtures("seen_card")
+def test_a_card_whose_memory_others_have_taken_is_not_called_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds no room then says how much it needs."""
+
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    from triton.backends.nvidia import driver
+
+    monkeypatch.setattr(driver, "CudaUtils", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _number: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch, "ones", full)
+    require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22))
+    require_kernels()
+
+
+@pytest.mark.usefixtures("seen_card")
+def test_the_log_says_what_gpus_models_run_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(device, "_require_answer", lambda *_: None)
     require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22))
     require_promised(HardwareFacts(profile="cheap", count=2, name="NVIDIA A10G", memory_gib=16))
     with pytest.raises(StageError, match=r"promises 1 × NVIDIA L4 with 39 GiB.*22\.0 GiB") as error:
         require_promised(HardwareFacts(profile="gpu-l4", count=1, name="NVIDIA L4", memory_gib=39))
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
     assert caplog.messages == [
-        *[f"models run on the CPU, in {torch.get_num_threads()} threads and {kind}"] * 2,
         *[f"models run on 2 × NVIDIA L4, with CUDA {torch.version.cuda}"] * 2,
         Saying("driver calls the GPU NVIDIA L4", "'cheap' calls it NVIDIA A10G", "time and cost"),
         Saying("22.0 GiB", "more than the 16 of profile 'cheap'"),
     ]
+
+
+def test_the_log_says_how_a_cpu_computes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    kind = "bfloat16" if precision() is torch.bfloat16 else "float32 (this CPU would have to emulate bfloat16)"
+    for hardware in (None, HardwareFacts(profile="cpu")):
+        require_promised(hardware)
+    assert caplog.messages == [f"models run on the CPU, in {torch.get_num_threads()} threads and {kind}"] * 2
 
 
 def test_a_learning_curve_is_part_of_the_result(given: StageInput, s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

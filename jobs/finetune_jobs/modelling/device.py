@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import platform
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -33,16 +34,19 @@ def precision(where: str | None = None) -> torch.dtype:
     return torch.float32
 
 
-def require_promised(hardware: HardwareFacts | None) -> None:
-    """Log what models run on; ``hardware`` is what the profile has, as far as known.
+def require_promised(hardware: HardwareFacts | None, own: int = 0) -> None:
+    """Log what models run on; ``hardware`` is what the profile has, as far as known, ``own`` the number of the GPU that
+    this process uses if there are several.
 
     Raises StageError (GpuUnusable) if it has GPUs but CUDA cannot be used (torch would silently use the CPUs, and take
-    days at the price of the GPUs), or if the GPU is not what the work needs (``modelling.cards``).
+    days at the price of the GPUs), if the GPU is not what the work needs (``modelling.cards``), or if it computes
+    nothing.
     """
     found = _found()
     if fault := unusable(found, hardware):
         raise StageError(Reason.GPU_UNUSABLE, fault)
     if found.cards:
+        _require_answer(found.cards, own)
         log.info("models run on %s, with CUDA %s", described(found.cards), found.cuda)
         for difference in differences(found, hardware):
             log.warning("%s", difference)
@@ -52,6 +56,27 @@ def require_promised(hardware: HardwareFacts | None) -> None:
         torch.get_num_threads(),
         "bfloat16" if _cpu_has_bfloat16() else "float32 (this CPU would have to emulate bfloat16)",
     )
+
+
+def _require_answer(cards: Sequence[Card], own: int) -> None:
+    """Multiply two small matrices. A GPU that fell off its bus, that another process has for itself, or of which the
+    node's driver is broken in part is listed like any other, and fails at the first number: after all downloads. Raises
+    StageError (GpuUnusable); another pod may get another card."""
+    try:
+        torch.cuda.set_device(own)  # nothing of this process may take memory of another one's GPU
+        ones = torch.ones(64, 64, dtype=torch.bfloat16, device=device())
+        found = float((ones @ ones)[0, 0])
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # others have taken it; what follows says what it lacks room for
+            return
+        said = " ".join(str(error).splitlines()[0].split())[:300].rstrip(".")
+        raise StageError(
+            Reason.GPU_UNUSABLE, f"Nothing can be computed on {described(cards)}: {said}.", retriable=True
+        ) from error
+    if found != len(ones):
+        raise StageError(
+            Reason.GPU_UNUSABLE, f"{described(cards)} multiplies wrongly: {found:g}, not 64.", retriable=True
+        )
 
 
 def described_device() -> str:
@@ -81,8 +106,8 @@ def log_peak() -> None:
 
 
 def require_kernels() -> None:
-    """Compile Triton's driver now if there is a GPU; otherwise that happens at the first launch of a kernel, after the
-    model was loaded. Raises StageError (GpuUnusable)."""
+    """Compile Triton's driver now if there is a GPU, and round something small as bitsandbytes does; otherwise that
+    happens after the model was downloaded. Raises StageError (GpuUnusable)."""
     if not torch.cuda.is_available():
         return
     try:
@@ -93,6 +118,18 @@ def require_kernels() -> None:
         raise StageError(
             Reason.GPU_UNUSABLE,
             f"The GPU's kernels cannot be compiled in this pod: {' '.join(str(error).split()) or type(error).__name__}",
+        ) from error
+    try:
+        from bitsandbytes.functional import quantize_4bit  # seconds, which data stages need not spend
+
+        quantize_4bit(torch.ones(64, 64, dtype=torch.bfloat16, device=device()), quant_type="nf4")
+        torch.cuda.synchronize()
+    except Exception as error:  # its library was not made for this CUDA, or has no kernel for this card
+        if is_out_of_memory(error):
+            return
+        raise StageError(
+            Reason.GPU_UNUSABLE,
+            f"bitsandbytes cannot quantise weights on this GPU: {' '.join(str(error).split())[:300]}",
         ) from error
 
 
