@@ -103,6 +103,8 @@ def _left(observed: ObservedDeployment, asked: OutputRef, known: ChannelStatus |
 
 def _knowing(observed: ObservedDeployment, known: ChannelStatus | None) -> ObservedDeployment:
     resource = observed.resource
+    if known == resource.status.channel:
+        return observed
     status = resource.status.model_copy(update={"channel": known})
     return replace(observed, resource=resource.model_copy(update={"status": status}))
 

@@ -34,7 +34,7 @@ def with_model_cache(
         found = ModelCacheStatus(claim_name=known.claim_name)
     if found is not None:
         found = found.model_copy(update={"unused_since": since or (timestamp(now) if found.unused else None)})
-    return revision.model_copy(update={"model_cache": found})
+    return revision if found == known else revision.model_copy(update={"model_cache": found})
 
 
 def cache_news(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> Iterator[Event]:

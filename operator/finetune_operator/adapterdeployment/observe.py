@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec
 from finetune_api.artifact_source import AdapterSource, FineTuneJobRef
 from finetune_api.base import ObjectMeta
@@ -133,14 +134,23 @@ class ObservedDeployment:
 
         ``lost``: with those that are being deleted because they or their node had to go.
         """
-        wanted = server_labels(self.owner, revision)
         return [
             pod
-            for pod in self.pods
-            if wanted.items() <= (pod["metadata"].get("labels") or {}).items()
-            and _of_deployment(pod, deployment_name(self.owner, revision))
-            and ("deletionTimestamp" not in pod["metadata"] or (lost and is_disrupted(pod)))
+            for pod in self._server_pods.get(revision, ())
+            if "deletionTimestamp" not in pod["metadata"] or (lost and is_disrupted(pod))
         ]
+
+    @cached_property
+    def _server_pods(self) -> Mapping[str, list[Object]]:
+        """All of them, by revision. A plan asks for them half a dozen times."""
+        found: dict[str, list[Object]] = {}
+        for pod in self.pods:
+            labels = pod["metadata"].get("labels") or {}
+            revision = labels.get(meta.LABEL_REVISION, "")
+            wanted = server_labels(self.owner, revision)
+            if wanted.items() <= labels.items() and _of_deployment(pod, deployment_name(self.owner, revision)):
+                found.setdefault(revision, []).append(pod)
+        return found
 
     def job_pods(self, job: Object) -> list[Object]:
         """Pods of a Job, oldest first."""

@@ -1,6 +1,6 @@
 """Which record a revision's pods are made from, and a new one where none is the same choice. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -43,8 +43,11 @@ def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
     same = [known[name] for name in _standing(observed) if name in known and known[name].choice == choice]
     if same:
         return same[0]
-    fresh = _rendered(observed, serving, choice, known)
-    return known.get(fresh.revision) or _adopted(observed, fresh) or fresh
+    revision = revision_of(observed, serving)
+    if revision in known:
+        return known[revision]
+    fresh = _rendered(observed, serving, choice, revision)
+    return _adopted(observed, fresh) or fresh
 
 
 def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record | None:
@@ -60,7 +63,7 @@ def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record |
     keys = (accepted_keys(spec), api_keys_secret(spec))
     adapters = read_back(revision.adapters)
     serving = Serving(*place, revision.runtime, runtime, *keys, adapters, tls_secret=tls_secret(spec))
-    fresh = _rendered(observed, serving, choice_of(serving, observed.settings), known)
+    fresh = _rendered(observed, serving, choice_of(serving, observed.settings), revision_of(observed, serving))
     return fresh if fresh.revision == revision.revision else _adopted(observed, fresh)
 
 
@@ -87,14 +90,13 @@ def _standing(observed: ObservedDeployment) -> Iterator[str]:
         yield candidate.revision
 
 
-def _rendered(observed: ObservedDeployment, serving: Serving, choice: str, known: Mapping[str, Record]) -> Record:
+def _rendered(observed: ObservedDeployment, serving: Serving, choice: str, revision: str) -> Record:
     """What this release makes of a choice."""
-    revision = revision_of(observed, serving)
     fetch = input_config_map(fetch_request(observed.owner, serving, observed.settings, revision))
     labels = {name: value for name, value in fetch["metadata"]["labels"].items() if name not in observed.owner.labels}
     return Record(
         revision=revision,
-        number=max((each.number for each in known.values()), default=0) + 1,
+        number=max((each.number for each in observed.records.values()), default=0) + 1,
         choice=choice,
         serving=serving,
         template=pod_template(observed.owner, serving, observed.settings, revision),

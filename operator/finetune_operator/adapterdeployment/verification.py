@@ -94,13 +94,14 @@ def verify_request(
         artifact_digest=digest,
         params=Params(verify=params),
     )
-    replaced = _replaced(stable, target)
-    told = params.model_copy(update={"replaced": replaced})
-    identity = [without_defaults(given), str(retry)] if retry else without_defaults(given)
+    identity = without_defaults(given)
+    if replaced := _replaced(stable, target):
+        told = Params(verify=params.model_copy(update={"replaced": replaced}))
+        given = given.model_copy(update={"params": told})
     return StageRequest(
         owner=owner,
-        input=given.model_copy(update={"params": Params(verify=told)}),
-        identity=identity if replaced or retry else None,
+        input=given,
+        identity=[identity, str(retry)] if retry else identity,
         image=settings.images.of(Stage.VERIFY),
         images=settings.images,
         proxy=settings.proxy,

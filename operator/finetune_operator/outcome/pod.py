@@ -61,8 +61,10 @@ def read_result(pod: Object) -> StageResult | None:
 
 def parse_result(message: str | None) -> StageResult | None:
     """A termination message as a StageResult; None for anything else, e.g. of a container that was killed."""
+    if not message:
+        return None
     try:
-        result = StageResult.model_validate_json(message or "")
+        result = StageResult.model_validate_json(message)
     except ValidationError:
         return None
     return _without_remedy(result) if result.outcome is Outcome.FAILED else result

@@ -4,6 +4,8 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import cache
 from typing import Any, Final
 
 from finetune_api import meta
@@ -25,13 +27,19 @@ def repository(image: str) -> str:
 def scratch_limit(shape: PodShape) -> str:
     """The most that a pod may write: the size of its scratch volume, or its limit of ephemeral storage, if that is
     less: volumes count towards it."""
-    sizes = [size for size in (shape.scratch_size, shape.limits.get(EPHEMERAL_STORAGE, "")) if quantity(size)]
-    return min(sizes, key=lambda size: float(quantity(size) or 0), default=shape.scratch_size)
+    sizes = [size for size in (shape.scratch_size, shape.limits.get(EPHEMERAL_STORAGE, "")) if _bytes(size)]
+    return min(sizes, key=_bytes, default=shape.scratch_size)
 
 
 def scratch_bytes(shape: PodShape) -> int:
     """The same in bytes; 0: not known."""
-    return int(quantity(scratch_limit(shape)) or 0)
+    return int(_bytes(scratch_limit(shape)))
+
+
+@cache
+def _bytes(size: str) -> Decimal:
+    """A size of the platform's settings, of which there are few; 0: it is none."""
+    return quantity(size) or Decimal(0)
 
 
 def container(
