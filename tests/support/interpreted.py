@@ -14,8 +14,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from operator import index
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -26,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 from liger_kernel.ops import geglu, rms_norm, rope, swiglu
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from triton.compiler.errors import CompilationError
 from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle
@@ -80,7 +83,46 @@ def _patch_for_good() -> None:
     vars(interpreter)["_patch_lang"] = lambda _: interpreter._LangPatchScope()
 
 
+@cache
+def _of_shape(sizes: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a block of this shape, and a tensor of such blocks, have whatever their numbers are; ``()``: a number."""
+    block, tensor = object.__new__(tl.block_type), object.__new__(tl.tensor)
+    if sizes:
+        _block(block, tl.float32, list(sizes))
+    _tensor(tensor, None, block if sizes else tl.float32)
+    return {name: vars(block).get(name) for name in _SHAPED}, {name: vars(tensor)[name] for name in _SHAPED}
+
+
+def _lean_block(self: Any, element_ty: Any, shape: Iterable[Any]) -> None:
+    sizes = tuple(map(index, shape))
+    vars(self).update(_of_shape(sizes)[0], element_ty=element_ty, name=f"<{sizes}, {element_ty}>")
+
+
+def _lean_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002 # Triton's name
+    sizes = tuple(type.shape) if type.is_block() else ()
+    vars(self).update(_of_shape(sizes)[1], handle=handle, type=type, dtype=type.scalar)
+
+
+def _lean_number(kind: Any) -> Any:
+    """numpy's type of a number, or of an address."""
+    return _ADDRESS if kind.scalar.is_ptr() else _number(kind.scalar)
+
+
+def _make_lean() -> None:
+    """The interpreter works out types and shapes anew for each step of each row, and looks for overflows of whole
+    numbers, which a compiled kernel does only where it is debugged: together that is most of what is left of its
+    time."""
+    tl.block_type.__init__, tl.tensor.__init__ = _lean_block, _lean_tensor
+    vars(interpreter)["_get_np_dtype"] = _lean_number
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
+
+
+_block, _tensor, _number = tl.block_type.__init__, tl.tensor.__init__, cache(interpreter._get_np_dtype)
+_ADDRESS: Final = np.dtype(np.uint64)
+_SHAPED: Final = ("shape", "numel")
 _patch_for_good()
+_make_lean()
 vars(interpreter)["_implicit_cvt"] = _as_launched
 vars(rms_norm)["rsqrt"], vars(geglu)["tanh"] = _rsqrt, _tanh  # CUDA's own, which the interpreter does not have
 vars(kernel_checks)["ROWS"] = 8  # each row is a program of its own, which takes milliseconds here
@@ -185,8 +227,6 @@ def trained(asked: str) -> Found:
     """A pass of the trainer with kernels against one without: ``method,rows,activations``, where rows are ``packed``
     or ``padded``, and of activations ``all``, a ``part`` or ``none`` are kept. Adapters are on two layers only, so that
     the products that are rotated are a frozen base's own."""
-    from dataclasses import replace
-
     from finetune_jobs.fit.recipe import Batch
     from finetune_jobs.fit.steps import ON_CPU
     from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -223,6 +263,7 @@ def trained(asked: str) -> Found:
             (float(loss.detach()), {name: each.grad.clone() for name, each in weights if each.grad is not None})
         )
         selective = told == SELECTIVE
+        kernels.restore_rotation(sys.modules[LlamaForCausalLM.__module__])  # packing asks the next model, row by row
     return apart(*results) | {"used": used, "selective": selective}
 
 
