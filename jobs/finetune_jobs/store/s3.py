@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
@@ -49,6 +50,8 @@ _OTHER_VERSION: Final = {
 
 _KEYS: Final = (*STORE_SECRET_KEYS, STORE_SESSION_KEY)
 """Keys of a store's Secret, and variables of the machine's own identity; in small letters, parameters of a session."""
+
+_MAKING: Final = Lock()
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just transferred."""
@@ -111,16 +114,14 @@ class Store:
             s3={"addressing_style": "path" if storage.in_path else "virtual"},
             user_agent_extra="finetune-operator",
         )
-        session = Session()  # one for each place: it would keep the first credentials of the process
-        session.register_component("data_loader", _api_models())
+        keys = _keys(storage.secret_ref, os.environ)
         try:
-            client = session.create_client(
-                "s3",
+            client = _make_client(
+                keys,
                 region_name=storage.region,
                 endpoint_url=storage.endpoint,
                 verify=authorities_file(storage.ca_bundle, "storage.caBundle"),
                 config=config,
-                **_keys(storage.secret_ref, os.environ),
             )
         except STORE_ERRORS as error:
             raise store_error(error, "connecting to", uri) from error
@@ -337,9 +338,31 @@ class _UndecidedError(Exception):
         self.failure = failure
 
 
+def _make_client(keys: Mapping[str, str], **options: Any) -> Any:
+    """A client with these keys. Without any it looks for some by a session of its own, which would keep the first that
+    it finds for all others; the session of those with keys makes one at a time."""
+    if not keys:
+        return _new_session().create_client("s3", **options)
+    with _MAKING:
+        return _session().create_client("s3", **keys, **options)
+
+
+def _new_session() -> Session:
+    """One that reads no description of S3's API again, which takes most of the time of making a client."""
+    session = Session()
+    session.register_component("data_loader", _api_models())
+    return session
+
+
+@cache
+def _session() -> Session:
+    """The one for clients with keys of their own: to make another one takes most of the rest."""
+    return _new_session()
+
+
 @cache
 def _api_models() -> Loader:
-    """The descriptions of S3's API from which botocore makes clients. To read them takes most of the time of that."""
+    """The descriptions of S3's API from which botocore makes clients."""
     return Loader()
 
 
