@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from hack.cluster import layout  # noqa: E402
 from tests.support import fast, order  # noqa: E402
 from tests.support.examples import to_commit  # noqa: E402
+from tests.support.forked import GC_THRESHOLD  # noqa: E402
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and pytest-xdist's workers share the cores
 
@@ -60,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         fast.forbid_torch()
         fast.forbid_grammars()
         settings.load_profile("fast")
-        gc.set_threshold(50_000)  # imports and pure logic leave few cycles behind
+    gc.set_threshold(GC_THRESHOLD)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

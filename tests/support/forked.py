@@ -44,6 +44,9 @@ NEW_MOUNTS: Final = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--us
 """A view of the mounts of its own, so that nothing is left behind."""
 HASH_SEED: Final = "1"
 """``PYTHONHASHSEED`` of all that is forked: Python has read it by then."""
+GC_THRESHOLD: Final = 50_000
+"""How many more objects than before make Python look for cycles, of which tests and tiny models leave few: its own
+threshold, 700, makes that a fifth of a training."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -143,6 +146,7 @@ def main(imported: Sequence[str]) -> None:
         for name in imported:
             __import__(name)
     gc.freeze()  # what is imported stays: no garbage collector of a program need look through it
+    gc.set_threshold(GC_THRESHOLD)
     running: dict[int, Path] = {}
     asked_for = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - what is in a buffer would hide from select
     while True:
