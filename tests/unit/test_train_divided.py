@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed import TCPStore
 
-from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
 from finetune_api.training import Method
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
@@ -27,15 +25,19 @@ from tests.support.divided_train import PLAIN, PROGRAM, STOPPED_AT
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import context, run_process
 from tests.support.tiny_model import build_tiny_llama, edit_json
-from tests.support.training import rows, run_training, settings, write_dataset
-from tests.unit.test_train_together import (  # noqa: F401 - one_thread is a fixture
+from tests.support.together import (  # noqa: F401 - one_thread is a fixture
     HELD,
+    assert_close_to,
+    comparable,
     losses,
     newest_step,
     one_thread,
     train_input,
+    train_log,
+    uneven_dataset,
     weights,
 )
+from tests.support.training import rows, run_training, settings, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
 LAYERS = 8
@@ -120,17 +122,7 @@ def test_an_adapter_is_trained_on_a_divided_base_as_by_one_process(
 ) -> None:
     """The same losses, gradients and weights; each holds half of the base, in 4 bits too, and half of the adapter.
     Layers are computed again whole, or in part."""
-    answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
-    dataset = write_dataset(tmp_path / "dataset", train=rows(13, labels=answers), validation=rows(3, labels=answers))
-    training = settings(
-        method,
-        epochs=3,
-        batch_size=2,
-        gradient_accumulation=2,
-        checkpoint_steps=5,
-        dropout="0",
-        learning_rate="1e-3",
-    )
+    dataset, training = uneven_dataset(tmp_path / "dataset"), comparable(method)
     alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
     place = store.below("together")
     given = train_input(base, dataset, place, s3, training)
@@ -145,14 +137,11 @@ def test_an_adapter_is_trained_on_a_divided_base_as_by_one_process(
     whole = {int(re.findall(r"\d+", held[0])[-1]) for held in told}
     assert [sum(shares)] == list(whole)
     assert shares[0] == shares[1]
-    log = (place.get(f"{output_folder(Stage.TRAIN, together.result.output_digest)}/train_log.jsonl") or b"").decode()
+    log = train_log(place, together.result)
     reference = (tmp_path / "adapter/train_log.jsonl").read_text()
     for figure, tolerance in (("loss", 2e-3), ("eval_loss", 2e-3), ("grad_norm", 0.02)):
         assert losses(log, figure) == pytest.approx(losses(reference, figure), rel=tolerance), figure
-    found = weights(place, together.result)
-    (file,) = (tmp_path / "adapter").glob("*.safetensors")
-    for name, expected in load(file.read_bytes()).items():
-        torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    assert_close_to(tmp_path / "adapter", weights(place, together.result))
 
 
 def test_a_divided_adapter_resumes_bit_for_bit_and_with_another_number_of_processes(

@@ -2,12 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +15,10 @@ import pytest
 import torch
 from hypothesis import given as each
 from hypothesis import strategies as st
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 
 from finetune_api.finetunejob import Output
-from finetune_api.layout import MANIFEST, output_folder, run_folder
+from finetune_api.layout import MANIFEST, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams, Upstream
@@ -51,21 +49,22 @@ from tests.support.stages import (
     wait_for,
 )
 from tests.support.tiny_model import build_tiny_llama
-from tests.support.training import BASE, publish_inputs, row, rows, run_training, settings, write_dataset
+from tests.support.together import (  # noqa: F401 - one_thread is a fixture
+    HELD,
+    assert_close_to,
+    comparable,
+    losses,
+    newest_step,
+    one_thread,
+    train_input,
+    train_log,
+    uneven_dataset,
+    weights,
+)
+from tests.support.training import row, rows, run_training, settings, write_dataset
 from tests.unit.test_train_recovery import AtStep
 
-HELD = re.compile(r"FSDP: process (\d) holds (\d+) of the model's \d+ weights")
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """What trains in this process does so with as many threads as the processes that it is held against; more would
-    mostly wait for each other, so small is the model."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -85,39 +84,9 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train_input(base: Path, dataset: Path, store: Store, s3: SeaweedFS, training: Training) -> StageInput:
-    """A training whose inputs and results lie in a place of their own."""
-    upstream = publish_inputs(store, base, dataset)
-    output = Output(uri=store.uri(), name="together")
-    params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=training)})
-    return stage_input(Stage.TRAIN, s3.storage, output, params, upstream, base_model_uri=store.uri(BASE))
-
-
-def weights(store: Store, result: StageResult) -> dict[str, torch.Tensor]:
-    folder = output_folder(Stage.TRAIN, result.output_digest)
-    (name,) = (entry.key for entry in store.list(folder) if entry.key.endswith(".safetensors"))
-    return dict(load(store.get(f"{folder}/{name}") or b""))
-
-
-def losses(lines: str, key: str = "loss") -> list[float]:
-    entries = [json.loads(line) for line in lines.splitlines()]
-    return [entry[key] for entry in entries if key in entry]
-
-
 def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS, tmp_path: Path) -> None:
-    """The same steps over the same examples, whose answers differ in length, with as many passes as it takes: thirteen
-    examples fill neither the last step of an epoch nor three a validation of two processes."""
-    answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
-    dataset = write_dataset(tmp_path / "dataset", train=rows(13, labels=answers), validation=rows(3, labels=answers))
-    training = settings(
-        Method.LORA,
-        epochs=3,
-        batch_size=2,
-        gradient_accumulation=2,
-        checkpoint_steps=5,
-        dropout="0",
-        learning_rate="1e-3",
-    )
+    """The same steps over the same examples, with as many passes as it takes."""
+    dataset, training = uneven_dataset(tmp_path / "dataset"), comparable(Method.LORA)
     alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
 
     together = run_process(
@@ -132,16 +101,12 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
     assert together.code == ExitCode.OK, together.log
     scalars = together.result.scalars
     assert (scalars["steps"], scalars["batchSize"], scalars["gradientAccumulation"]) == (str(alone.steps), "2", "1")
-    folder = output_folder(Stage.TRAIN, together.result.output_digest)
-    log = (store.below("together").get(f"{folder}/train_log.jsonl") or b"").decode()
+    log = train_log(store.below("together"), together.result)
     reference = (tmp_path / "adapter/train_log.jsonl").read_text()
     # The examples stand in other passes, so that sums in bfloat16 round differently.
     assert losses(log) == pytest.approx(losses(reference), rel=2e-3)
     assert losses(log, "eval_loss") == pytest.approx(losses(reference, "eval_loss"), rel=2e-3)
-    found = weights(store.below("together"), together.result)
-    (file,) = (tmp_path / "adapter").glob("*.safetensors")
-    for name, expected in load(file.read_bytes()).items():
-        torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    assert_close_to(tmp_path / "adapter", weights(store.below("together"), together.result))
 
 
 def start_node(given: StageInput, folder: Path, node: int, port: int) -> Started:
@@ -265,7 +230,7 @@ def test_a_whole_model_is_divided_among_two_processes_and_trained_as_by_one(
     half = alone.trainable_parameters / 2
     assert {held[1]: int(held[2]) for held in told} == {"0": half, "1": half}
     assert "the weights of step 6 are kept" in together.result.message
-    log = (place.get(f"{output_folder(Stage.TRAIN, together.result.output_digest)}/train_log.jsonl") or b"").decode()
+    log = train_log(place, together.result)
     reference = (tmp_path / "adapter/train_log.jsonl").read_text()
     for figure, tolerance in (("loss", 0.03), ("eval_loss", 0.03), ("grad_norm", 0.1)):
         assert losses(log, figure) == pytest.approx(losses(reference, figure), rel=tolerance), figure
@@ -302,12 +267,6 @@ def test_any_number_of_processes_goes_on_from_what_another_number_left(
     ended = execute(context(given, tmp_path), train)
 
     assert_as_alone(weights(place, ended), tmp_path / "adapter", tied)
-
-
-def newest_step(place: Store) -> int:
-    """Of the checkpoints of a training in the store; 0 where there is none."""
-    keys = [entry.key for entry in place.below(f"{run_folder(RUN)}/checkpoints").list()]
-    return max((int(key.split("checkpoint-")[1].split("/")[0]) for key in keys if key.endswith(MANIFEST)), default=0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
