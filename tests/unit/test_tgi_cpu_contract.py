@@ -24,8 +24,9 @@ from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.verification import tgi as tgi_client
 from finetune_jobs.verification.engine import RefusedForm
 from finetune_jobs.verification.forms import PROBE
+from tests.support.server_process import ServerProcess
 from tests.support.tgi_client import TgiServer, eventually, long_answer, parse_event
-from tests.support.tgi_process import TgiProcess, tgi_cpu
+from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import VOCABULARY, build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def processes(folder: Path) -> Iterator[dict[str, TgiProcess]]:
+def processes(folder: Path) -> Iterator[dict[str, ServerProcess]]:
     """Both stand-ins. One of them by a Python that makes its imports first, which may take as long as the other one's
     start: that one comes last, and is asked from its beginning."""
     with ExitStack() as stack:
@@ -72,13 +73,13 @@ def processes(folder: Path) -> Iterator[dict[str, TgiProcess]]:
 
 
 @pytest.fixture(scope="module")
-def base(processes: dict[str, TgiProcess], folder: Path) -> TgiServer:
+def base(processes: dict[str, ServerProcess], folder: Path) -> TgiServer:
     """A stand-in for ``base`` with its adapter, behind an API key, for four requests at a time."""
     return TgiServer(processes["base"].url, str(folder / "base"), ADAPTER, API_KEY)
 
 
 @pytest.fixture(scope="module")
-def int8(processes: dict[str, TgiProcess], folder: Path) -> TgiServer:
+def int8(processes: dict[str, ServerProcess], folder: Path) -> TgiServer:
     """A stand-in for ``int8``, without a key."""
     return TgiServer(processes["int8"].url, str(folder / "int8"), "", None)
 
@@ -94,7 +95,7 @@ def tgi(base: TgiServer) -> TgiServer:
 # The rules this project builds on; how a server ends is the last test of the file.
 
 
-def test_port_is_closed_until_the_model_is_loaded(processes: dict[str, TgiProcess]) -> None:
+def test_port_is_closed_until_the_model_is_loaded(processes: dict[str, ServerProcess]) -> None:
     seen = processes["int8"].seen
     assert set(seen[:-1]) == {"refused"}
     assert seen[-1] == 200
@@ -403,7 +404,7 @@ def test_an_assistant_message_at_the_end_is_continued(tgi: TgiServer) -> None:
 
 
 def test_sigterm_closes_the_port_finishes_the_stream_and_exits_0(
-    int8: TgiServer, processes: dict[str, TgiProcess]
+    int8: TgiServer, processes: dict[str, ServerProcess]
 ) -> None:
     """The last test, because it is the end of the server for ``int8``."""
     process = processes["int8"]

@@ -53,7 +53,8 @@ from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
 from tests.support.planted import LOST_LAYER, Plant, prove, weights_only, write_artifact
 from tests.support.sentences import assert_says
-from tests.support.vllm_process import NAME, VllmProcess, vllm
+from tests.support.server_process import ServerProcess
+from tests.support.vllm_process import NAME, vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -119,7 +120,7 @@ def recorded(work: Path) -> Recorded:
 
 
 @pytest.fixture(scope="module")
-def served(recorded: Recorded, work: Path) -> Iterator[VllmProcess]:
+def served(recorded: Recorded, work: Path) -> Iterator[ServerProcess]:
     with vllm(recorded.artifact, work) as server:
         yield server
 
@@ -149,13 +150,13 @@ def outcomes(checks: list[VerificationCheck]) -> dict[str, str]:
     return {check.name: check.outcome.value for check in checks}
 
 
-def test_it_names_its_path_and_its_limit_and_opens_when_it_is_ready(served: VllmProcess, recorded: Recorded) -> None:
+def test_it_names_its_path_and_its_limit_and_opens_when_it_is_ready(served: ServerProcess, recorded: Recorded) -> None:
     found = VllmServer(served.url).served()
     assert (found.model, found.limits) == (str(recorded.artifact), Limits(total=2048))
     assert set(served.seen) == {"refused", 200}
 
 
-def test_it_logs_json_lines(served: VllmProcess) -> None:
+def test_it_logs_json_lines(served: ServerProcess) -> None:
     """Its own and uvicorn's, and no bars. What is no JSON comes from libraries in C++, or before arguments are read."""
     lines = served.log.read_text(encoding="utf-8", errors="replace").splitlines()
     logged = [json.loads(line) for line in lines if line.startswith("{")]
@@ -167,7 +168,7 @@ def test_it_logs_json_lines(served: VllmProcess) -> None:
     assert text == []
 
 
-def test_the_artifact_proves_its_weights(served: VllmProcess, recorded: Recorded) -> None:
+def test_the_artifact_proves_its_weights(served: ServerProcess, recorded: Recorded) -> None:
     found = outcomes(prove(VllmServer(served.url), recorded.promise))
     weights = ("modelName", "promptTokens", "differsFromBase", "logProbabilities", "longPrompts")
     assert {name: found[name] for name in weights} == dict.fromkeys(weights, CheckOutcome.PASSED.value)
@@ -175,7 +176,7 @@ def test_the_artifact_proves_its_weights(served: VllmProcess, recorded: Recorded
     assert tolerance(VllmServer.engine, recorded.promise.format) < 1
 
 
-def test_an_answer_that_was_cut_says_so_and_how_long_its_prompt_was(served: VllmProcess, recorded: Recorded) -> None:
+def test_an_answer_that_was_cut_says_so_and_how_long_its_prompt_was(served: ServerProcess, recorded: Recorded) -> None:
     client, messages = VllmServer(served.url), [{"role": "user", "content": "What is the capital of France?"}]
     client.served()
     asked = Answer(messages=messages, label="", base="", tuned="", artifact="", max_tokens=2)
@@ -186,7 +187,7 @@ def test_an_answer_that_was_cut_says_so_and_how_long_its_prompt_was(served: Vllm
     assert reply.prompt_tokens == len(chat.prompt_ids(load_tokenizer(recorded.model), messages))
 
 
-def test_what_is_too_long_is_told_from_what_failed(served: VllmProcess) -> None:
+def test_what_is_too_long_is_told_from_what_failed(served: ServerProcess) -> None:
     client = VllmServer(served.url)
     client.served()
     words = "account " * 4000
@@ -199,7 +200,7 @@ def test_what_is_too_long_is_told_from_what_failed(served: VllmProcess) -> None:
         assert_says(error.value.message, "too long", "answered 400", "2048 for prompt and answer together")
 
 
-def test_it_reports_under_the_names_that_rules_and_dashboards_read(served: VllmProcess) -> None:
+def test_it_reports_under_the_names_that_rules_and_dashboards_read(served: ServerProcess) -> None:
     """And canaries' analysis reads a client's requests from it, with those that were refused."""
     client = VllmServer(served.url)
     client.served()
@@ -222,7 +223,7 @@ def test_it_reports_under_the_names_that_rules_and_dashboards_read(served: VllmP
     assert after[FAILED, "http"] == before[FAILED, "http"]
 
 
-def test_tools_are_refused_where_no_parser_is_set(served: VllmProcess) -> None:
+def test_tools_are_refused_where_no_parser_is_set(served: ServerProcess) -> None:
     """vLLM's words for it, from which the reason of the skipped check follows."""
     client = VllmServer(served.url)
     client.served()
@@ -239,7 +240,7 @@ def test_tools_are_refused_where_no_parser_is_set(served: VllmProcess) -> None:
     assert_says(refused.why, "args lack --tool-call-parser")
 
 
-def test_an_open_stream_ends_after_sigterm(served: VllmProcess) -> None:
+def test_an_open_stream_ends_after_sigterm(served: ServerProcess) -> None:
     """The pod's last seconds: what was asked before is answered to its end. The last test of this server."""
     body = {"model": NAME, "prompt": "Once", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
     with streamed(served.url, body) as response:
