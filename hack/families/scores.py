@@ -29,9 +29,9 @@ def score_bytes(family: str, fields: Mapping[str, Any]) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(partial(_keep, kept), lambda tensor: tensor)
     with as_on_gpu, hooks, torch.autocast("cpu", torch.bfloat16):
         model(input_ids=torch.zeros((1, TOKENS), dtype=torch.long), use_cache=False)
-    scores = config.num_hidden_layers * config.num_attention_heads * TOKENS**2
-    sizes = (each.untyped_storage().nbytes() for each in kept.values() if _holds_scores(each))
-    return round(sum(sizes) / scores)
+    scores: int = config.num_hidden_layers * config.num_attention_heads * TOKENS**2
+    held: int = sum(each.untyped_storage().nbytes() for each in kept.values() if _holds_scores(each))
+    return round(held / scores)
 
 
 def _softmax(
