@@ -40,6 +40,7 @@ BUILT_IN: Final = frozenset(
         "namespace",
         "networkpolicies",
         "poddisruptionbudgets",
+        "node",
         "nodes",
         "pods",
         "secret",

@@ -86,7 +86,7 @@ def test_a_canary_as_good_as_what_serves_passes(engine: str, tmp_path: Path) -> 
     canary = [MetricsServer(engine, FINE)]
     stable = [MetricsServer(engine, FINE), MetricsServer(engine, Traffic(answered=60, restarts=True))]
     with serving(*canary, *stable):
-        result = run(given(canary, stable, 1.5), tmp_path)
+        result = run(given(canary, stable, TWO_LOOKS_S), tmp_path)
     assert (result.outcome, result.scalars["analysis"]) == (Outcome.SUCCEEDED, "Passed"), result
     # Between two readings each pod answers sixty; a server that starts again loses none.
     readings = canary[0].readings - 1

@@ -65,7 +65,7 @@ def test_your_test_stays_one_where_a_folder_of_prompts_holds_it_too(prepared: Pr
         "prompts/test.jsonl", [{"prompt": f"What is {text(n)}?"} for n in range(12)], part=SourcePart.TEST
     )
     prepared.put("prompts/rest.jsonl", [{"prompt": f"What is {text(n)}?"} for n in range(100, 300)])
-    folder = Source(uri=prepared.store.uri("prompts/"))
+    folder = Source(uri=f"{prepared.store.uri('prompts')}/")
     with TeacherServer.running(lambda prompt, _nth: says(f"In short, {prompt.removeprefix('What is ')}")) as server:
         config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
         prepared.run(folder, test, columns=None, task=Task(type=TaskType.TEXT), distillation=config)

@@ -167,6 +167,7 @@ def test_the_page_says_tried_again_of_what_the_stages_call_retriable() -> None:
     assert [reason for reason, ways in told.items() if ways == {False} and reason in tried] == []
     mixed = {reason for reason, ways in told.items() if len(ways) == 2}
     assert mixed == {
+        Reason.GPU_UNUSABLE,  # one that computes nothing is tried again, as the meaning says
         *(Reason.MODEL_NOT_FOUND, Reason.DATASET_NOT_FOUND),  # the meaning says it
         Reason.CUDA_OUT_OF_MEMORY,  # all begin again with smaller passes, as the meaning says
         Reason.SCRATCH_FULL,  # final for a command of people, and for a model that is larger than its volume

@@ -55,7 +55,7 @@ from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import build_tiny_llama, edit_json
 from tests.support.training import BASE, settings
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 TEMPLATE: Final = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"

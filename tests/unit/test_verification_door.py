@@ -17,7 +17,7 @@ from tests.support.publishing import ANSWERS
 from tests.support.seaweedfs import SeaweedFS
 from tests.unit.test_jobs_verify import run_verify, server
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 
 class Port:
