@@ -39,8 +39,8 @@ def train(context: Context) -> StageOutput:
 
     given, team = context.input, Team.of(os.environ)
     require_promised(given.hardware, team.local_rank)
-    require_kernels()
     params = require(given.params.train, "params.train")
+    require_kernels(quantized=params.training.base_quantization is not None)
     files = TrainingFiles(
         base=context.scratch / "base",
         dataset=context.scratch / "dataset",

@@ -14,7 +14,7 @@ from finetune_jobs.fit.shapes import WITH_IMAGES, families, read_shape
 from hack.cluster.layout import REPOSITORY
 from hack.families.__main__ import text, up_to_date
 from hack.families.formulas import Formulas, product, total
-from tests.support.fit import VISION, shape_of, small
+from tests.support.fit import GEMMA2_9B, VISION, shape_of, small
 
 pytestmark = pytest.mark.unit
 
@@ -320,16 +320,7 @@ def test_formulas_are_multiplied_and_added_up() -> None:
             30_532_122_624,
         ),
         (
-            {
-                "model_type": "gemma2",
-                "head_dim": 256,
-                "hidden_size": 3584,
-                "intermediate_size": 14336,
-                "num_attention_heads": 16,
-                "num_hidden_layers": 42,
-                "num_key_value_heads": 8,
-                "vocab_size": 256000,
-            },
+            GEMMA2_9B,
             9_241_705_984,
         ),
         (

@@ -98,10 +98,10 @@ def test_a_pod_without_its_gpu_ends_at_once(given: StageInput, stage: Stage, tmp
 
 def test_kernels_that_cannot_be_compiled_end_a_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here there is no driver to link with."""
-    require_kernels()
+    require_kernels(quantized=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(StageError, match=r"kernels cannot be compiled.*libcuda") as error:
-        require_kernels()
+        require_kernels(quantized=False)
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 
@@ -148,8 +148,9 @@ def test_a_library_without_kernels_for_the_card_ends_a_training_at_once(monkeypa
     from triton.backends.nvidia import driver
 
     monkeypatch.setattr(driver, "CudaUtils", lambda: None)
+    require_kernels(quantized=False)  # LoRA and Full do without them
     with pytest.raises(StageError, match=r"^bitsandbytes cannot quantise weights on this GPU: .+") as error:
-        require_kernels()
+        require_kernels(quantized=True)
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 
@@ -167,7 +168,7 @@ def test_a_card_whose_memory_others_have_taken_is_not_called_unusable(monkeypatc
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch, "ones", full)
     require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22))
-    require_kernels()
+    require_kernels(quantized=True)
 
 
 @pytest.mark.usefixtures("seen_card")

@@ -105,9 +105,9 @@ def log_peak() -> None:
     log.info("the GPU's memory: at most %.2f GiB of %.1f were taken, %.2f by tensors", *found)
 
 
-def require_kernels() -> None:
-    """Compile Triton's driver now if there is a GPU, and round something small as bitsandbytes does; otherwise that
-    happens after the model was downloaded. Raises StageError (GpuUnusable)."""
+def require_kernels(*, quantized: bool) -> None:
+    """Compile Triton's driver now if there is a GPU, and for a base that is ``quantized`` round something small as
+    bitsandbytes does; otherwise that happens after the model was downloaded. Raises StageError (GpuUnusable)."""
     if not torch.cuda.is_available():
         return
     try:
@@ -119,6 +119,11 @@ def require_kernels() -> None:
             Reason.GPU_UNUSABLE,
             f"The GPU's kernels cannot be compiled in this pod: {' '.join(str(error).split()) or type(error).__name__}",
         ) from error
+    if quantized:
+        _require_quantization()
+
+
+def _require_quantization() -> None:
     try:
         from bitsandbytes.functional import quantize_4bit  # seconds, which data stages need not spend
 
