@@ -3,11 +3,15 @@
 import pytest
 from pydantic import ValidationError
 
+from finetune_jobs.fit.families import known
 from finetune_operator.runtimes import ENGINES, serving_plan
 from finetune_operator.runtimes.plan import ServedAdapter, ServedModel, ServingPlan
 from finetune_operator.settings import Engine, Runtime
 
 pytestmark = pytest.mark.unit
+
+CTRL = {"Wq", "Wk", "Wv", "0", "2"}
+"""Layers of a family that vLLM does not know."""
 
 MODEL = ServedModel("/models/" + "a" * 64 + "/model", "demo")
 
@@ -59,6 +63,34 @@ def test_adapters_have_names_and_paths_of_their_own_and_no_more_room_than_they_n
     modules = made.args.index("--lora-modules")
     assert made.args[modules + 1 :] == tuple(f"demo:{n}=/models/{n}/model" for n in range(len(ranks)))
     assert made.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+
+
+def test_on_a_cpu_adapters_may_change_all_layers_but_the_output_layer() -> None:
+    """Those that training adapts, in every family. Routers of experts have names that mean something else elsewhere."""
+    adapters = (ServedAdapter("/models/0/model", "demo:0"),)
+    model = ServedModel(MODEL.path, "demo", adapters=adapters, rank=8)
+    made = serving_plan(runtime(), model)
+    first = made.args.index("--lora-target-modules") + 1
+    layers = {*made.args[first : made.args.index("--lora-modules")]}
+    adapted = {layer.name for family in known().families.values() for kind in family.kinds for layer in kind.linear}
+    assert adapted - layers == {"gate", "wg", *CTRL}
+    assert not {"lm_head", "embed_tokens", "embed_out"} & layers
+
+
+@pytest.mark.parametrize(
+    ("given", "adapters", "shown"),
+    [
+        ({"pod": {"limits": {"nvidia.com/gpu": "1"}}}, 1, []),
+        ({"args": ["--lora-target-modules=q_proj"]}, 1, ["--lora-target-modules=q_proj"]),
+        ({}, 0, []),
+    ],
+)
+def test_elsewhere_they_may_change_what_the_admin_allows(
+    given: dict[str, object], adapters: int, shown: list[str]
+) -> None:
+    served = tuple(ServedAdapter(f"/models/{number}/model", f"demo:{number}") for number in range(adapters))
+    made = serving_plan(runtime(**given), ServedModel(MODEL.path, "demo", adapters=served, rank=8))
+    assert [each for each in made.args if each.startswith("--lora-target-modules")] == shown
 
 
 def test_adapters_that_come_while_it_runs_are_no_arguments_and_nothing_else_brings_any() -> None:

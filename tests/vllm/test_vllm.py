@@ -272,7 +272,8 @@ def test_what_is_wrong_is_refused(plant: Plant, fails: set[str], recorded: Recor
 def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
     """Two of random values on SmolLM2-135M in 16 bits, as export writes them, large enough that probabilities tell them
     from their base. Each is told from the other, its base, and none; and the base is what it was. One is there from the
-    start; the other comes while the server runs, and goes: a stream that has begun goes on."""
+    start; the other comes while the server runs, and goes: a stream that has begun goes on, and others may be asked for
+    the probabilities of a prompt meanwhile."""
     base, tuning = work / "shared", Tuning(method=Method.LORA)
     write_base(ensure_smollm2(cache_directory()), base, tuning)
     tokenizer = load_tokenizer(base)
@@ -316,15 +317,18 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         of_base = base_check(promises["de"].references, forced, tolerance(VllmServer.engine, "Adapter"))
         with pytest.raises(StageError, match="answered 404") as refused:
             host.load("proving-2", str(base))
-        body = {"model": served[1].name, "prompt": "Once", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        alone = clients["de"].log_probs(promises["de"].references[0]).log_probs
+        body = {"model": served[1].name, "prompt": "Once", "max_tokens": 120, "ignore_eos": True, "stream": True}
         with streamed(server.url, body) as response:
             response.readline()
+            beside = clients["de"].log_probs(promises["de"].references[0]).log_probs
             host.unload(served[1].name)
             host.unload(served[1].name)  # it is gone already
             rest = response.read().decode()
         gone = VllmServer(server.url, adapter=served[1].name).served().model
     assert not refused.value.retriable
     assert ("[DONE]" in rest, '"error"' in rest, gone) == (True, False, "")
+    assert beside == pytest.approx(alone, abs=0.1), "the stream's adapter changes nothing"
     passed = CheckOutcome.PASSED.value
     for found in right.values():
         assert (found["differsFromBase"], found["logProbabilities"], found["modelName"]) == (passed, passed, passed)

@@ -30,6 +30,16 @@ _DTYPES: Final = {"auto": "", "half": "float16", "float": "float32"}
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be (MaxLoRARanks in vllm/config/lora.py); 1 would save nothing."""
 _MAX_RANK: Final = "--max-lora-rank"
+_TARGETS: Final = "--lora-target-modules"
+_LAYERS: Final = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn", "dense", "out_proj"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+    *("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "in_proj_qkvz", "in_proj_ba"),
+    *("gate_proj", "up_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj", "fc1", "fc2", "fc_in", "fc_out"),
+    *("dense_h_to_4h", "dense_4h_to_h", "experts", "shared_expert_gate"),
+)
+"""Linear layers by the names that the model families have for them (finetune_jobs/fit/families.json), without the
+output layer; vLLM passes over those that a model does not have (vllm/lora/utils.py)."""
 _OFFLOADED: Final = "--cpu-offload-gb"
 _OFFLOADED_CACHE: Final = "--kv-offloading-size"
 _CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
@@ -100,6 +110,7 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         },
         args=(
             *(name if value is None else f"{name}={value}" for name, value in options.items()),
+            *_targets(model, runtime),
             *_modules(model),
         ),
         # The port is closed until the engine is ready, and /health needs no key where the server has one.
@@ -165,6 +176,19 @@ def _modules(model: ServedModel) -> tuple[str, ...]:
     if not model.adapters or model.at_run_time:
         return ()
     return ("--lora-modules", *(f"{each.name}={each.path}" for each in model.adapters))
+
+
+def _targets(model: ServedModel, runtime: Runtime) -> tuple[str, ...]:
+    """Which layers adapters may change on a CPU: all but the output layer, unless the admin names some.
+
+    With adapters, vLLM 0.32 for CPUs ends if it is asked for a prompt's probabilities, as every check of the weights
+    does, while it answers another request: for the output layer it takes one adapter index a request, and there are as
+    many rows as the prompt has tokens (``add_lora_logits`` in vllm/lora/punica_wrapper/punica_cpu.py). Training changes
+    no output layer. GPUs use other code, and may serve adapters of anybody's layers.
+    """
+    if not model.adapters or has_gpu(runtime) or _TARGETS in _options(runtime):
+        return ()
+    return (_TARGETS, *_LAYERS)
 
 
 def dtype(runtime: Runtime) -> str:
