@@ -20,8 +20,9 @@ from typing import Any, Final
 _PATCHED: Final = ("finetune_api.", "finetune_jobs.", "finetune_operator.", "hack.", "tgi_cpu.", "transformers.models.")
 """Packages whose functions and classes tests replace, or let the product replace."""
 _VARIABLE: Final = "the variable "
-_OWN: Final = ("PYTEST_", "KMP_")
-"""Variables that pytest changes itself, and that scikit-learn sets for OpenMP when it is imported."""
+_OWN: Final = ("PYTEST_", "KMP_", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables that pytest changes itself, and that libraries set for themselves: scikit-learn for OpenMP when it is
+imported, torch's compiler once it has chosen a folder."""
 _REPLACED: Final = (FunctionType, BuiltinFunctionType, type)
 
 

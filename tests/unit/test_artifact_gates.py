@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("own_client")]
 MET = GoalStatus(goal="recall of 'a' at least 0.9", value="0.95", low="0.92", high="0.97", outcome=GateOutcome.PASS)
 MISSED = GoalStatus(goal="accuracy at least 0.95", value="0.91", low="0.89", high="0.93", outcome=GateOutcome.FAIL)
 UNSURE = GoalStatus(goal="leaks at most 0.05", value="0.03", low="0.01", high="0.08", outcome=GateOutcome.INCONCLUSIVE)
+UNJUDGED = GoalStatus(goal="leaks at most 0.05", outcome=GateOutcome.PASS)
+"""Nothing was measured, as where no canary was planted: nothing is against the artifact, and nothing speaks for it."""
 OWN = GoalStatus(goal="politeness.score at least 0.8", value="0.9", low="0.85", high="0.95", outcome=GateOutcome.PASS)
 
 
@@ -51,6 +53,8 @@ def said(*goals: GoalStatus, channel: Channel = Channel.STABLE, are_set: bool = 
         ([said(MET, OWN)], "Any", ["politeness.score"], ""),
         ([said(MET, UNSURE)], "Passed", [], ""),
         ([said(MET, UNSURE)], "Any", ["leaks"], "leaks is required. Too few … 0.03 (95 % interval 0.01 to 0.08)"),
+        ([said(MET, UNJUDGED)], "Passed", [], ""),
+        ([said(MET, UNJUDGED)], "Any", ["leaks"], "leaks is required."),
         (
             [said(MET, MISSED, channel=Channel.CANDIDATE)],
             "Passed",
