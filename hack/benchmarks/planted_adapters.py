@@ -25,7 +25,7 @@ from hack.benchmarks.plantable import outputs
 from hack.benchmarks.proofs import failed, kept, seen
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say
-from hack.demo.serving import adapter_jobs, adapter_name
+from hack.demo.serving import adapter_jobs
 
 if TYPE_CHECKING:
     from finetune_jobs.verification.observation import Promise
@@ -80,7 +80,7 @@ def _published(work: Path, samples: int) -> list[_Adapter]:
     from finetune_jobs.base.documents import read_json
 
     found = []
-    for name in map(adapter_name, adapter_jobs()):
+    for name in (str(job["metadata"]["name"]) for job in adapter_jobs()):
         with outputs(name, work) as published:
             if published.model.format != ExportFormat.ADAPTER:
                 raise ClusterError(f"FineTuneJob {name} has published {published.model.format}, not an adapter")

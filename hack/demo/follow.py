@@ -21,7 +21,7 @@ R = TypeVar("R", FineTuneJob, AdapterDeployment)
 T = TypeVar("T")
 
 JOB_TIMEOUT = 3600
-ROLLOUT_TIMEOUT = 1200
+ROLLOUT_TIMEOUT = 2400
 
 
 def apply(kubectl: Kubectl, wanted: Object, model: type[FineTuneJob | AdapterDeployment]) -> str:

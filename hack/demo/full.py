@@ -47,20 +47,25 @@ def main() -> int:
         kubectl = kubectl.within(NAMESPACE)
         with clock.measure("teacher"):
             install_teacher(kubectl)
-        for each in EXAMPLES:
+        # None of these needs another one, and a training alone leaves one of two cores idle for most of its time.
+        wanted = [*(each.job() for each in EXAMPLES), too_short(), serving.in_16_bits()]
+        *examples, short, in_16_bits = [apply(kubectl, each, FineTuneJob) for each in wanted]
+        say(f"\nFineTuneJobs that run at the same time: {', '.join((*examples, short, in_16_bits))}")
+        for each, name in zip(EXAMPLES, examples, strict=True):
             say(f"\n{each.folder}: {each.shows}")
             with clock.measure(each.folder):
-                job, _ = follow_job(kubectl, apply(kubectl, each.job(), FineTuneJob))
+                job, _ = follow_job(kubectl, name)
             jobs[each.folder] = figures(job)
         say("\nblocked: a run of two steps misses the goals, and is not published")
         with clock.measure("blocked"):
-            blocked = follow_block(kubectl, apply(kubectl, too_short(), FineTuneJob))
+            blocked = follow_block(kubectl, short)
+        adapters = [apply(kubectl, each, FineTuneJob) for each in serving.adapter_jobs()]
         say("\nserving: a second revision, one with wrong weights, and a rollback")
         with clock.measure("rollouts"):
-            served = serving.roll_out_and_back(kubectl)
+            served = serving.roll_out_and_back(kubectl, in_16_bits)
         say("\nadapters: two fine-tunes on one vLLM")
         with clock.measure("adapters"):
-            shared = serving.share_a_server(kubectl)
+            shared = serving.share_a_server(kubectl, adapters)
     except ClusterError as error:
         say(f"error: {error}")
         say("Run `make demo-full` again to continue after the finished steps, or `make demo FRESH=1` to start over.")

@@ -21,7 +21,9 @@ from hack.platform.kubectl import Kubectl, Object
 _SHARED: Final = "shared"
 """Name of the AdapterDeployment with two adapters."""
 _SHARED_SAMPLES: Final = 20
-"""Of each adapter's test examples, for its evaluation and its verification."""
+"""Of each adapter's test examples, for its evaluation."""
+_VERIFIED_SAMPLES: Final = 8
+"""Of these, for its verification: with adapters, vLLM on a CPU writes four tokens a second."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Served:
     """Why the artifact with wrong weights got no traffic."""
 
 
-def roll_out_and_back(kubectl: Kubectl) -> Served:
-    """The demo's endpoint through a rollout, a refused one and a rollback. It serves as before at the end.
+def roll_out_and_back(kubectl: Kubectl, in_16_bits: str) -> Served:
+    """The demo's endpoint through a rollout of what the FineTuneJob of this name publishes, a refused one and a
+    rollback. It serves as before at the end.
 
     Raises:
         ClusterError: one of them did not end as it should; with the operator's message.
@@ -46,7 +49,7 @@ def roll_out_and_back(kubectl: Kubectl) -> Served:
     if before is None:
         raise ClusterError("the demo's AdapterDeployment serves nothing; run `make demo` first")
     first = _demo_artifact(kubectl)
-    _, second = follow_job(kubectl, apply(kubectl, in_16_bits(), FineTuneJob))
+    _, second = follow_job(kubectl, in_16_bits)
     _ask_for(kubectl, second.uri)
     after = follow_deployment(kubectl, DEMO, second.digest).status.stable
     with step("publish a copy of that artifact in which one layer's MLP is zero"):
@@ -58,14 +61,14 @@ def roll_out_and_back(kubectl: Kubectl) -> Served:
     return Served(before.revision, after.revision if after else "", refusal)
 
 
-def share_a_server(kubectl: Kubectl) -> AdapterDeployment:
-    """The adapters of the demo and of the extraction example on one vLLM on CPUs.
+def share_a_server(kubectl: Kubectl, jobs: list[str]) -> AdapterDeployment:
+    """The adapters that these FineTuneJobs publish on one vLLM on CPUs.
 
     Raises:
         ClusterError: a job failed, or an adapter did not prove itself; with the operator's message.
     """
     local.install_vllm_runtime(kubectl)
-    artifacts = [follow_job(kubectl, apply(kubectl, job, FineTuneJob))[1] for job in adapter_jobs()]
+    artifacts = [follow_job(kubectl, job)[1] for job in jobs]
     name = apply(kubectl, shared_deployment(), AdapterDeployment)
     return follow_deployment(kubectl, name, *(artifact.digest for artifact in artifacts))
 
@@ -82,12 +85,8 @@ def adapter_jobs() -> list[Object]:
         "export": {"format": "Adapter", "onRegression": "Fail"},
         "evaluation": {"maxSamples": _SHARED_SAMPLES, "general": "Off", "adversarial": "Off", "goals": []},
     }
-    return [_variant(job, adapter_name(job), alone) for job in (example("finetunejob"), EXTRACTION.job())]
-
-
-def adapter_name(job: Object) -> str:
-    """Of the FineTuneJob that publishes another one's adapter."""
-    return f"{job['metadata']['name']}-adapter"
+    jobs = (example("finetunejob"), EXTRACTION.job())
+    return [_variant(job, f"{job['metadata']['name']}-adapter", alone) for job in jobs]
 
 
 def shared_deployment() -> Object:
@@ -96,7 +95,7 @@ def shared_deployment() -> Object:
         {"name": name.removesuffix("-adapter"), "fineTuneJob": {"name": name}}
         for name in (str(job["metadata"]["name"]) for job in adapter_jobs())
     ]
-    spec = {"source": {"adapters": adapters}, "runtime": "vllm-cpu", "verification": {"samples": _SHARED_SAMPLES}}
+    spec = {"source": {"adapters": adapters}, "runtime": "vllm-cpu", "verification": {"samples": _VERIFIED_SAMPLES}}
     return {
         "apiVersion": meta.API_VERSION,
         "kind": meta.ADAPTERDEPLOYMENT,
