@@ -126,8 +126,8 @@ class Distillation(ApiModel):
     deadline_minutes: Annotated[
         int | None, Field(ge=1, le=10080, json_schema_extra=not_zero("omit deadlineMinutes for no limit"))
     ] = None
-    """The job fails if the teacher takes longer; its answers are kept for the next run. Default: the stage's deadline
-    applies."""
+    """The job fails if the teacher takes longer, counting all pods of the run; its answers are kept for the next run.
+    Default: the stage's deadline applies."""
     prices: TeacherPrices | None = None
     """Prices of the teacher. If omitted, tokens are counted but not their cost."""
     max_cost: Decimal | None = None

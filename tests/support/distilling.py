@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from finetune_api.distillation import Distillation, TeacherRef
+from finetune_api.stages import RunRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.chat_api.answer_collector import AnswerSource
+from finetune_jobs.chat_api.asked_time import AskedTime
 from finetune_jobs.chat_api.chat_model import ChatModel
 from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.chat_api.pace import Patience
@@ -68,12 +70,14 @@ def run(
     spec: Distillation,
     teacher: ChatModel | None = None,
     patience: Patience = QUICK,
+    pod_of: RunRef = RUN,
     **options: Any,
 ) -> Outcome:
-    """Distil, with less patience than a pod has."""
+    """Distil as a pod of a run, with less patience than a pod has."""
     outcome = Outcome()
     terms = terms_of(spec)
-    source = AnswerSource(terms, teacher or ChatModel(terms), kept_journal(store, spec), patience)
+    time = asked_time(store, spec, pod_of) if spec.deadline_minutes else None
+    source = AnswerSource(terms, teacher or ChatModel(terms), kept_journal(store, spec), patience, time)
     session = TeacherSession(spec, source)
     outcome.result = distil(asked, session, outcome.take, **options)
     return outcome
@@ -82,6 +86,11 @@ def run(
 def kept_journal(store: Store, spec: Distillation) -> Journal:
     """The answers that a distillation keeps."""
     return Journal.of(store, RUN, "distillation", terms_of(spec).recipe)
+
+
+def asked_time(store: Store, spec: Distillation, run: RunRef = RUN) -> AskedTime:
+    """How long the pods of a run have asked."""
+    return AskedTime.of(store, run, "distillation", terms_of(spec).recipe)
 
 
 def distilled(store: Store, behaviour: Behaviour, count: int = 5, **fields: Any) -> tuple[Outcome, TeacherServer]:

@@ -27,9 +27,10 @@ from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.distillation.prompts import questions, terms_of
 from finetune_jobs.store.s3 import Store
-from tests.support.distilling import KEY, QUICK, config, echo, failure, kept_journal, prompts, run
+from tests.support.distilling import KEY, QUICK, asked_time, config, echo, failure, kept_journal, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
+from tests.support.stages import RUN
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -225,6 +226,82 @@ def test_a_request_that_is_cut_off_counts_as_money(store: Store) -> None:
         with pytest.raises(StoppedError):
             run(store, prompts(1), spec, stopping=stopping)
         assert kept_journal(store, spec).spent == Tokens(11, 100, 111)
+
+
+# The deadline
+
+
+def asked_place(spec: Distillation) -> str:
+    return f"runs/{RUN.name}/{RUN.uid}/distillation/{terms_of(spec).recipe}/asked/{RUN.id}"
+
+
+def test_the_time_of_earlier_pods_counts_and_that_of_earlier_runs_does_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod that was lost and replaced gave the teacher the whole time once more."""
+    stopping = threading.Event()
+
+    def behaviour(prompt: str, nth: int) -> Reply:
+        if prompt == "question 1":
+            stopping.set()
+        return says("slow", delay=0.3)
+
+    with TeacherServer.running(behaviour) as server:
+        spec = config(server.url, deadline_minutes=1, concurrency=1)
+        with pytest.raises(StoppedError):
+            run(store, prompts(40), spec, stopping=stopping)
+        used, asked = asked_time(store, spec).earlier, len(server.received)
+        assert used > 0.3
+        monkeypatch.setattr("finetune_jobs.chat_api.answer_collector._MINUTE", used)
+        with pytest.raises(StageError) as error:
+            run(store, prompts(40), spec)
+        assert (error.value.reason, len(server.received)) == (Reason.DEADLINE_EXCEEDED, asked)
+        assert_says(
+            error.value.message, "deadlineMinutes (1) is over, of which earlier pods have used 1", f"{40 - asked}"
+        )
+        run(store, prompts(asked), spec)  # all is answered: that takes no time
+        monkeypatch.setattr("finetune_jobs.chat_api.answer_collector._MINUTE", 600.0)
+        run(store, prompts(asked + 1), spec, pod_of=RUN.model_copy(update={"id": "r2"}))
+        assert len(server.received) == asked + 1
+
+
+def test_a_pod_has_what_earlier_ones_left_of_the_time(store: Store) -> None:
+    with TeacherServer.running(lambda p, n: says("slow", delay=0.3)) as server:
+        spec = config(server.url, deadline_minutes=1, concurrency=1)
+        store.put(f"{asked_place(spec)}/earlier.json", b'{"seconds": 59.7}')
+        with pytest.raises(StageError) as error:
+            run(store, prompts(60), spec)  # 18 s
+    assert error.value.reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_a_killed_pods_time_is_known_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_jobs.chat_api.answer_collector._KEEP_SECONDS", 0.05)
+    monkeypatch.setattr("finetune_jobs.chat_api.answer_collector._COUNT_SECONDS", 0.1)
+    seen: list[float] = []
+
+    def behaviour(prompt: str, nth: int) -> Reply:
+        seen.append(asked_time(store, spec).earlier)
+        return says("slow", delay=0.3)
+
+    with TeacherServer.running(behaviour) as server:
+        spec = config(server.url, deadline_minutes=1, concurrency=1)
+        run(store, prompts(4), spec)
+    assert sorted(seen) == seen
+    assert 0.3 < seen[-1] < asked_time(store, spec).earlier
+
+
+def test_a_damaged_note_of_the_time_is_left_out_with_a_warning(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    spec = config(deadline_minutes=1)
+    place = store.below(asked_place(spec))
+    for name, content in (
+        ("a", b'{"seconds": 2.5}'),
+        ("b", b'{"seconds": -1}'),
+        ("c", b'{"sec'),
+        ("d", b'{"seconds": 4}'),
+    ):
+        place.put(f"{name}.json", content)
+    assert asked_time(store, spec).earlier == 6.5
+    assert_says(caplog.text, "b.json is damaged", "c.json is damaged", "not counted")
 
 
 # Secrets

@@ -131,11 +131,14 @@ def interrupted(store: Store) -> Iterator[str]:
     stopping.set()
     with TeacherServer.running(always(says("slow", delay=0.3))) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr("finetune_jobs.chat_api.answer_collector._MINUTE", 0.1)
+        spec = config(server.url, deadline_minutes=1, concurrency=1)
         with pytest.raises(StageError) as late:
-            run(store, prompts(60), config(server.url, deadline_minutes=1, concurrency=1))
+            run(store, prompts(60), spec)
+        with pytest.raises(StageError) as used:
+            run(store, prompts(60), spec)
         with pytest.raises(StoppedError) as stopped:
             run(store, prompts(60), config(server.url, concurrency=1), stopping=stopping)
-    yield from (late.value.message, str(stopped.value))
+    yield from (late.value.message, used.value.message, str(stopped.value))
 
 
 def the_end() -> str:

@@ -15,6 +15,7 @@ from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.chat_api.answers import AttemptError, ModelAnswer
+from finetune_jobs.chat_api.asked_time import AskedTime
 from finetune_jobs.chat_api.chat_model import ChatModel
 from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.chat_api.money import Budget, Tokens
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _KEEP_SECONDS: Final = 5.0
 """Time between two chunks of the journal: a killed process loses the answers of so long at most."""
+_COUNT_SECONDS: Final = 30.0
+"""The same for the time that the deadline counts."""
 _LONGEST_UNKEPT: Final = 60.0
 """So long the store may be away while answers come."""
 _MINUTE: Final = 60.0
@@ -40,6 +43,8 @@ class AnswerSource:
     model: ChatModel
     journal: Journal
     patience: Patience = PATIENCE
+    asked: AskedTime | None = None
+    """What earlier pods have used of ``Terms.deadline_minutes``; None: nothing, and this pod's time is not noted."""
 
 
 class AnswerCollector:
@@ -48,6 +53,7 @@ class AnswerCollector:
     def __init__(self, source: AnswerSource) -> None:
         terms, model, journal, patience = source.terms, source.model, source.journal, source.patience
         self._terms, self._model, self._journal, self._patience = terms, model, journal, patience
+        self._asked = source.asked
         self._pacer = Pacer(terms.requests_per_minute)
         self._breaker = Breaker(model.url, terms.role, terms.concurrency, patience)
         self._in_flight = 0
@@ -73,11 +79,16 @@ class AnswerCollector:
         Raises StageError: TeacherUnavailable, TeacherRefused, DeadlineExceeded. Raises StoppedError once ``stopping``
         is set, after a moment for answers that are on their way. What is noted still has to be flushed then.
         """
+        left = self._seconds_left()
+        if count and left is not None and left <= 0:
+            raise self._interrupted(count, stopped=False)
+        if count and self._asked:
+            self._asked.begin()
         keeping = Repeating(self._keep, name=f"saving the {self._terms.role}'s answers", pause=_KEEP_SECONDS)
         async with self._model:
             workers = [asyncio.create_task(self._work(questions)) for _ in range(self._terms.concurrency)]
             try:
-                await self._watch(workers, count, report, stopping)
+                await self._watch(workers, count, report, stopping, left)
             finally:
                 for worker in workers:
                     worker.cancel()
@@ -85,10 +96,14 @@ class AnswerCollector:
                 keeping.end()
 
     async def _watch(
-        self, workers: list[asyncio.Task[None]], count: int, report: Report | None, stopping: threading.Event
+        self,
+        workers: list[asyncio.Task[None]],
+        count: int,
+        report: Report | None,
+        stopping: threading.Event,
+        left: float | None,
     ) -> None:
-        minutes = self._terms.deadline_minutes
-        deadline = None if minutes is None else time.monotonic() + minutes * _MINUTE
+        deadline = None if left is None else time.monotonic() + left
         running = set(workers)
         while running:
             done, running = await asyncio.wait(running, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
@@ -96,10 +111,19 @@ class AnswerCollector:
             self._require_kept()
             if report:
                 report(self.answered + len(self.given_up), count)
-            if running and (stopping.is_set() or (deadline and time.monotonic() > deadline)):
+            if running and (stopping.is_set() or (deadline is not None and time.monotonic() > deadline)):
                 self._closing = True
                 await self._arrivals()
                 raise self._interrupted(count, stopping.is_set())
+
+    def _seconds_left(self) -> float | None:
+        """What earlier pods have left of the deadline; None without one."""
+        minutes = self._terms.deadline_minutes
+        return None if minutes is None else minutes * _MINUTE - self._earlier
+
+    @property
+    def _earlier(self) -> float:
+        return self._asked.earlier if self._asked else 0.0
 
     async def _require_working(self, done: set[asyncio.Task[None]]) -> None:
         """Raises what has ended one of these workers. What the others have asked for is paid, and arrives first."""
@@ -122,14 +146,19 @@ class AnswerCollector:
         state = f"the {terms.role} answered {self.answered} of {count} prompts; the answers are saved"
         if stopped:
             return StoppedError(f"The pod was stopped: {state}.")
+        minutes = self._earlier / _MINUTE
+        shared = f", of which earlier pods have used {minutes:.0f}" if minutes >= 1 else ""
         return StageError(
-            Reason.DEADLINE_EXCEEDED, f"{terms.place}.deadlineMinutes ({terms.deadline_minutes}) is over: {state}."
+            Reason.DEADLINE_EXCEEDED,
+            f"{terms.place}.deadlineMinutes ({terms.deadline_minutes}) is over{shared}: {state}.",
         )
 
     def _keep(self) -> None:
-        """In a thread of its own: flush the journal, and remember since when that fails."""
+        """In a thread of its own: flush the journal, note the time, and remember since when that fails."""
         try:
             self._journal.flush()
+            if self._asked:
+                self._asked.save(every=_COUNT_SECONDS)
         except StageError as error:
             since = self._not_kept[1] if self._not_kept else time.monotonic()
             self._not_kept = (error, since)

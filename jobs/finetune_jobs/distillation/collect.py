@@ -10,6 +10,7 @@ from finetune_api.dataset import AcrossParts, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams
 from finetune_jobs.chat_api.answer_collector import AnswerSource
+from finetune_jobs.chat_api.asked_time import AskedTime
 from finetune_jobs.chat_api.chat_model import ChatModel
 from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
@@ -59,8 +60,10 @@ def collect_distilled(
     prompts = _prompts(copies, config, params, collector.made.intake, given)
     near = NearAnswers(params.dataset.duplicates.sought_percent)
     terms = terms_of(config)
-    journal = Journal.of(context.store, context.input.run, "distillation", terms.recipe)
-    session = TeacherSession(config, AnswerSource(terms, ChatModel.from_environment(terms), journal), params.task)
+    place = (context.store, context.input.run, "distillation", terms.recipe)
+    asked = AskedTime.of(*place) if config.deadline_minutes else None
+    source = AnswerSource(terms, ChatModel.from_environment(terms), Journal.of(*place), asked=asked)
+    session = TeacherSession(config, source, params.task)
     report = context.progress.part(0.2, 0.75, "collecting the teacher's answers")
     made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)

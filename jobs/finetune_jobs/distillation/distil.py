@@ -139,6 +139,8 @@ def distil(
             asyncio.run(collector.run(_open(spool, journal), count, report, stopping or threading.Event()))
         finally:
             journal.flush()
+            if session.source.asked:
+                session.source.asked.save()
         made.answered = collector.answered
         made.tokens, made.cost = collector.budget.spent, collector.budget.cost
         _hand_on(spool, journal, collector.given_up, rules, take, made)
