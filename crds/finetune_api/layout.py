@@ -14,6 +14,7 @@
 ``artifacts/<digest>/gates/<hash>.json``        what the gates of a run said of it, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
 ``runs/<name>/<uid>/``                          a run: report.html, index.html, checkpoints/, curves/, logs/, tracking/
+``runs/<name>/<uid>/results/<run id>/…``        StageRecords of a run that reuses nothing, for itself
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 ``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
 ``owners/<output name>.json``                   whose the name is, in all its channels, written once
@@ -78,6 +79,12 @@ def cut_object(stage: Stage, input_key: str, max_cost: str) -> str:
 def run_folder(run: RunRef) -> str:
     """Folder of a run's own state, relative to the output URI."""
     return f"runs/{run.name}/{run.uid}"
+
+
+def own_record_object(run: RunRef, stage: Stage, input_key: str) -> str:
+    """Like ``key_object``, for the result of a run that uses no other run's: the key's own object may be another
+    run's, and stays as it is."""
+    return f"{run_folder(run)}/results/{run.id}/{stage}/{input_key}"
 
 
 def run_report(run: RunRef) -> str:
@@ -234,7 +241,8 @@ class Manifest(WireModel):
 
 
 class StageRecord(WireModel):
-    """Content of ``keys/<stage>/<inputKey>`` and ``….cut/<maxCost>``: which output that input produced."""
+    """Content of ``keys/<stage>/<inputKey>`` and ``….cut/<maxCost>``, and of a run's own ``results/``: which output
+    that input produced."""
 
     schema_version: int = 1
     result: StageResult

@@ -15,7 +15,7 @@ from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Params, Stage, S
 from finetune_api.storage import Encryption
 from finetune_jobs.artifacts.ancestry import require_standing_base
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_name
-from finetune_jobs.artifacts.folders import read_record
+from finetune_jobs.artifacts.folders import read_own_record, read_record
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.withdrawal import read_withdrawal
 from finetune_jobs.base.errors import StageError, require
@@ -72,8 +72,8 @@ def resolve(context: Context) -> StageOutput:
 
 def _look_up(context: Context) -> StageOutput:
     """Of a run that has begun, only its results are asked for, one of which was lost with its pod. What it was made
-    from may have changed since, or be gone."""
-    found = find_results(context, context.input.upstream)
+    from may have changed since, or be gone. What it has made itself counts before what its inputs gave elsewhere."""
+    found = find_results(context, context.input.upstream, own=True)
     _index(context, found)
     return StageOutput(found=found, message=f"Results in the store: {_names(found)}.")
 
@@ -164,12 +164,15 @@ def _unsupported(store: Store, header: str) -> StageError:
     )
 
 
-def find_results(context: Context, upstream: Upstream) -> list[Found]:
-    """Results of the pipeline's stages, in order, up to the first that has none for this input."""
+def find_results(context: Context, upstream: Upstream, *, own: bool = False) -> list[Found]:
+    """Results of the pipeline's stages, in order, up to the first that has none for this input. ``own``: those that the
+    run has noted for itself count first."""
+    given, store = context.input, context.store
     found: list[Found] = []
     for stage in PIPELINE:
-        key = input_key(stage, upstream, context.input.params)
-        record = read_record(context.store, stage, key, context.input.max_cost)
+        key = input_key(stage, upstream, given.params)
+        mine = read_own_record(store, given.run, stage, key) if own else None
+        record = mine or read_record(store, stage, key, given.max_cost)
         if record is None or (stage is Stage.PUBLISH and not _stands(context, record.result)):
             break
         output, scalars = record.result.output_digest, record.result.scalars

@@ -46,7 +46,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.prepare import prepare
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runtime.results import write_result
-from finetune_jobs.runtime.runner import execute
+from finetune_jobs.runtime.runner import Context, StageOutput, execute
 from finetune_jobs.store.s3 import Store
 from tests.support.first_stages import given, model_of, source_of
 from tests.support.forgetful_store import forgetful
@@ -87,6 +87,33 @@ def test_a_lost_result_is_found_whatever_became_of_what_it_was_made_from(
     asked = given(stocked, Stage.RESOLVE, s3.storage).model_copy(update={"upstream": begun})
     [found] = execute(context(asked, tmp_path), resolve).found
     assert (found.stage, found.output_digest, found.run) == (Stage.PREPARE, made.output_digest, RUN.id)
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["of other content", "alike"])
+def test_a_run_that_reuses_nothing_finds_what_it_has_made_itself(
+    s3: SeaweedFS, stocked: Store, tmp_path: Path, alike: bool
+) -> None:
+    """The keys lead to the results of an earlier run, also where both have made the same; that a run which reuses
+    nothing must not take those was no reason to lose its own."""
+    earlier, begun = RUN.model_copy(update={"id": "r0"}), Upstream(source=source_of(stocked), model=model_of(stocked))
+    asked, made = given(stocked, Stage.RESOLVE, s3.storage), dict[str, list[str]]()
+    for run, reuse in ((earlier, True), (RUN, False)):
+        chain = begun
+        for stage in PIPELINE[:2]:
+
+            def work(context: Context, content: str = "same" if alike else run.id) -> StageOutput:
+                (context.scratch / "out").mkdir()
+                (context.scratch / "out" / "file").write_text(content)
+                return StageOutput(folder=context.scratch / "out")
+
+            key = input_key(stage, chain, asked.params)
+            fields = {"stage": stage, "run": run, "reuse": reuse, "upstream": chain, "input_key": key}
+            output = execute(context(asked.model_copy(update=fields), tmp_path), work).output_digest
+            made.setdefault(run.id, []).append(output)
+            chain = chain.with_output(stage, output)
+        found = execute(context(asked.model_copy(update={"run": run, "upstream": chain}), tmp_path), resolve).found
+        assert [(each.output_digest, each.run) for each in found] == [(output, run.id) for output in made[run.id]]
+    assert (made["r0"] == made[RUN.id]) is alike
 
 
 NOT_OF_TEXTS = {f"accuracy{model}" for model in ("Base", "FewShot", "Tuned", "Artifact")} | {"perplexityFewShot"}

@@ -27,9 +27,10 @@ from finetune_api.layout import (
     cut_object,
     key_object,
     output_folder,
+    own_record_object,
 )
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
+from finetune_api.stages import RunRef, Stage
 from finetune_jobs.base.documents import M, parse_json, read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
@@ -248,6 +249,17 @@ def publish_record(
     if found is not None and store.replace(path, content, found[1]):
         return record
     raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} is being changed by another writer.", retriable=True)
+
+
+def read_own_record(store: Store, run: RunRef, stage: Stage, input_key: str) -> StageRecord | None:
+    """The result of a stage's input that this very run has made, if its output is still published; None also where the
+    run may use those of others, and notes none of its own."""
+    return _standing(store, own_record_object(run, stage, input_key))
+
+
+def publish_own_record(store: Store, run: RunRef, input_key: str, record: StageRecord) -> None:
+    """Note the result of a run that uses no other run's; of two attempts that of the last one counts."""
+    store.put(own_record_object(run, record.result.stage, input_key), canonical_json(record))
 
 
 def _standing(store: Store, path: str) -> StageRecord | None:

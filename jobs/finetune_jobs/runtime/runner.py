@@ -248,12 +248,14 @@ def _publish(context: Context, made: StageOutput) -> StageResult:
         report=context.progress.part(0.95, 1.0, "publishing"),
     )
     result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
+    key, record = require(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
+    if not given.reuse and given.stage is not Stage.PUBLISH:  # should the pod be lost; publish would run again
+        folders.publish_own_record(context.store, given.run, key, record)
     if not made.reusable or (made.cut and not given.max_cost):
         return result  # cut: the input names no budget for which it could be kept
-    key, record = require(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
     ended_by = given.max_cost if made.cut else ""
     standing = folders.publish_record(context.store, given.stage, key, record, ended_by=ended_by)
-    # Without reuse the record may be an older one: this run then continues with its own output.
+    # Without reuse the record may be an older run's: this run then continues with its own output.
     return result if standing.result == result or not given.reuse else _reused(standing)
 
 
