@@ -68,7 +68,7 @@ def kind_of(stage: Stage) -> str:
 
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 14,
+    Stage.PREPARE: 15,
     Stage.TRAIN: 6,
     Stage.EXPORT: 4,
     Stage.EVALUATE: 14,

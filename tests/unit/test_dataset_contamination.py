@@ -3,16 +3,31 @@
 import json
 import random
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Cleaning, DatasetSource, Markup, Source, SourceRole
+from finetune_api.dataset import (
+    Cleaning,
+    Columns,
+    Dataset,
+    DatasetSource,
+    Markup,
+    OnFinding,
+    Pii,
+    Source,
+    SourceRole,
+    Task,
+    TaskType,
+)
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.preparation.benchmarks import read_benchmarks
 from finetune_jobs.preparation.collect import Copy
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.reading.rows import Row
 from finetune_jobs.splitting.contamination import GRAM, SHORTEST, Reference
 from tests.support.preparing import source_file
 
@@ -71,6 +86,23 @@ def test_texts_of_a_benchmark_are_cleaned_as_those_of_the_examples_are(tmp_path:
     found = read_benchmarks([Copy(source_file(origin), tmp_path / "rows")], Cleaning(markup=Markup.STRIP))
     assert found
     assert found.reference.overlaps(text)
+
+
+WITH_PERSON = "Please write to anna.bauer@example.org what a train at sixty miles an hour costs from noon on."
+"""More than 13 words, but no 13 in a row without the address."""
+
+
+@pytest.mark.parametrize("mode", [OnFinding.MASK, OnFinding.REPORT])
+def test_a_benchmark_is_found_where_masking_has_changed_its_text(mode: OnFinding) -> None:
+    """What is compared with it is what the row said."""
+    columns, sources = Columns(input="text", label="label"), [Source(uri="s3://data/rows.jsonl")]
+    intake = Intake(Dataset(sources=sources, columns=columns, pii=Pii(mode=mode)), Task(type=TaskType.TEXT))
+    taken = intake.take(Row(1, {"text": f"Hello. {WITH_PERSON}", "label": "Sure."}))
+    assert isinstance(taken, Example)
+    assert ("anna" in taken.said) is (mode is OnFinding.REPORT)
+    reference = Reference([WITH_PERSON])
+    assert reference.overlaps(taken.said) or reference.overlaps(taken.unmasked)
+    assert "anna" not in repr(replace(taken, messages=[])), "no log may show it"
 
 
 def test_an_empty_benchmark_overlaps_nothing() -> None:

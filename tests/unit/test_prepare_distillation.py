@@ -20,7 +20,7 @@ from finetune_api.dataset import (
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.collect import NearAnswers
-from tests.support.preparing import Prepared, Row, text
+from tests.support.preparing import WORDS, Prepared, Row, text
 from tests.support.teacher_server import Reply, TeacherServer, says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -58,6 +58,20 @@ def test_a_prompt_for_training_that_your_test_has_too_is_not_asked_twice(prepare
     assert prepared.report["acrossParts"]["first"] == [
         {"test": f"{sources[1].uri} line 1", "training": f"{sources[0].uri} line 8"}
     ]
+
+
+def test_a_prompt_of_a_benchmark_is_not_paid_for_and_not_learned(prepared: Prepared) -> None:
+    """The teacher is asked with pseudonyms, in which the benchmark's text cannot be found any more."""
+    question = f"{' '.join(WORDS[:6])} anna@example.org {' '.join(WORDS[6:12])}"
+    benchmark = prepared.put("benchmark.jsonl", [{"question": question}])
+    prompts = [{"prompt": f"What is {text(n)}?"} for n in range(200)] + [{"prompt": f"Well: {question}"}]
+    with TeacherServer.running(lambda prompt, _nth: says(f"In short, {prompt.removeprefix('What is ')}")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        fields = {"columns": None, "task": Task(type=TaskType.TEXT), "distillation": config}
+        prepared.run(prepared.put("prompts.jsonl", prompts), benchmarks=[benchmark], **fields)
+        assert len(server.received) == 200
+    assert prepared.report["filters"] == {"inBenchmark": 1}
+    assert prepared.report["rows"]["read"] == 201
 
 
 def test_your_test_stays_one_where_a_folder_of_prompts_holds_it_too(prepared: Prepared) -> None:

@@ -67,6 +67,14 @@ def test_what_a_benchmark_asks_is_not_trained(prepared: Prepared) -> None:
     assert prepared.report["filters"] == {"inBenchmark": 1}
 
 
+def test_what_a_benchmark_asks_is_not_trained_with_a_pseudonym_in_it(prepared: Prepared) -> None:
+    """Rows are masked and benchmarks are not: a text with an address in every 13 words was trained."""
+    question = f"{' '.join(WORDS[:6])} anna@example.org {' '.join(WORDS[6:12])}"
+    benchmark = prepared.put("benchmark.jsonl", [{"question": question}])
+    prepared.run(prepared.put("own.jsonl", [*rows(), {"text": question, "label": "a"}]), benchmarks=[benchmark])
+    assert prepared.report["filters"] == {"inBenchmark": 1}
+
+
 def test_a_benchmark_as_your_own_test_stays_whole(prepared: Prepared) -> None:
     """Training and validation hold none of it, general data neither; that nobody learns from, the test may."""
     questions = [" ".join(f"{word}q{n}" for word in WORDS) for n in range(30)]

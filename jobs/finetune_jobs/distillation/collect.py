@@ -17,9 +17,8 @@ from finetune_jobs.distillation.distil import Distilled, TeacherSession, distil
 from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts, terms_of
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.parts import Part
-from finetune_jobs.examples.validation import Example
+from finetune_jobs.examples.validation import Dropped, Example
 from finetune_jobs.preparation.collect import Collector, Copy, provided_part
-from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.readiness.preparation_report import require_valid
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.reading.rows import Fault, Row
@@ -57,7 +56,7 @@ def collect_distilled(
         collector.take(files[uri], row, taken[uri, row.line] if several else None)
         taken[uri, row.line] += several
 
-    prompts = _prompts(copies, config, params, collector.made.intake, given)
+    prompts = _prompts(copies, config, params, collector, given)
     near = NearAnswers(params.dataset.duplicates.sought_percent)
     terms = terms_of(config)
     place = (context.store, context.input.run, "distillation", terms.recipe)
@@ -76,15 +75,20 @@ def collect_distilled(
 
 
 def _prompts(
-    copies: list[Copy], config: Distillation, params: PrepareParams, intake: Intake, given: Ledger
+    copies: list[Copy], config: Distillation, params: PrepareParams, collector: Collector, given: Ledger
 ) -> Iterator[Prompt]:
-    """The prompts of all files; ``given`` counts the rows.
+    """The prompts of all files; ``given`` counts the rows. One that holds a benchmark's text is only asked for tests:
+    its answer would be paid and left out, or learned where masking has hidden that text.
 
     What is wrong with them is known behind the last one, when none is asked yet. Raises StageError (DatasetInvalid) for
     too many invalid rows, and for prompts that the sources provide for training and for the test: once they are paid,
     ``Ledger.train_test_conflicts`` would say so.
     """
-    group_by = params.dataset.group_by or ""
+    group_by, intake = params.dataset.group_by or "", collector.made.intake
+
+    def clean(text: str) -> str | Dropped:
+        return Dropped("inBenchmark") if collector.in_benchmark(intake.unmasked(text)) else intake.text(text)
+
     tested: dict[str, str] = {}
     conflicts: list[tuple[str, str]] = []
     for copy in copies:
@@ -96,7 +100,8 @@ def _prompts(
             [prompt_column(config), *([group_by] if group_by else [])],
             may_be_empty=file.one_of_many,
         )
-        for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, group_by=group_by):
+        take = intake.text if part is Part.TEST else clean
+        for prompt in read_prompts(file.uri, rows, config, given, clean=take, group_by=group_by):
             if part is Part.TEST:
                 tested.setdefault(_identity(prompt), str(Place(file.origin.number, file.uri, prompt.line)))
             elif part is Part.TRAIN and tested and (test := tested.get(_identity(prompt), "")):

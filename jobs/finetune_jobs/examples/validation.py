@@ -33,6 +33,8 @@ class Example:
     """Examples of one group stay together; empty: none."""
     sample: int = 0
     """Number of the answer, where a prompt has several that are all learned."""
+    unmasked: str = field(default="", compare=False, repr=False)
+    """``said`` before personal data and secrets were masked, if they were; only to be compared, never written."""
 
     @property
     def has_thoughts(self) -> bool:

@@ -171,9 +171,13 @@ class Collector:
             numbered = example if sample is None else _numbered(example, sample)
             self._take_example(numbered, Place(file.origin.number, file.uri, row.line), provided_part(file.origin))
 
+    def in_benchmark(self, text: str) -> bool:
+        """Whether a text holds one of a benchmark, whose texts are not masked."""
+        return bool(text) and self._benchmark is not None and self._benchmark.overlaps(text)
+
     def _take_example(self, example: Example, place: Place, part: Part | None) -> None:
         ledger = self.made.ledger
-        in_benchmark = self._benchmark is not None and self._benchmark.overlaps(example.said)
+        in_benchmark = self.in_benchmark(example.said) or self.in_benchmark(example.unmasked)
         if in_benchmark and part is not Part.TEST:
             ledger.dropped["inBenchmark"] += 1  # whether an equal row of the user's own test was there before, or not
             return

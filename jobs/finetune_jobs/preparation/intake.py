@@ -99,7 +99,8 @@ class Intake:
         if isinstance(plain, Fault):
             return plain
         system = [{"role": "system", "content": self._instruction}] if self._instruction else []
-        made = replace(found, messages=[*system, *plain.messages], tools=plain.tools)
+        unmasked = "" if plain.messages == messages else replace(found, messages=messages).said
+        made = replace(found, messages=[*system, *plain.messages], tools=plain.tools, unmasked=unmasked)
         return self._broken_record(row, made) or made
 
     def _broken_record(self, row: Row, made: Example) -> Fault | None:
@@ -115,11 +116,15 @@ class Intake:
     def text(self, text: str) -> str | Dropped:
         """A prompt, cleaned and masked (possibly empty), or why it is dropped. What is only reported is counted in the
         examples that are made of it."""
-        masked = self._scan([{"role": "user", "content": self._cleaned(text).strip()}], whole=True)
+        masked = self._scan([{"role": "user", "content": self.unmasked(text)}], whole=True)
         if isinstance(masked, Dropped):
             return masked
         said = str(masked.messages[0]["content"])
         return Dropped(CONTROL_TOKEN) if self._guard.rejects(said) else said
+
+    def unmasked(self, text: str) -> str:
+        """A prompt, only cleaned."""
+        return self._cleaned(text).strip()
 
     def _clean(self, message: Message) -> Message:
         """The message with cleaned texts; only an answer in free text (code) is indented."""
