@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from finetune_api.reasons import Reason
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import PODS, Object
 from finetune_operator.framework.stripped import pack, unpack
 from finetune_operator.outcome.job import State, Verdict, judge
 from tests.support.sentences import assert_says
-from tests.support.stage_objects import CREATED, ended, job, pod, terminated
+from tests.support.stage_objects import CREATED, ended, job, pod, terminated, waiting
 
 pytestmark = pytest.mark.unit
 
@@ -62,6 +64,46 @@ def test_a_stage_on_a_lost_node_says_so(deleted: bool, state: State) -> None:
     verdict = judge(job(active=1), (placed(deleted=deleted, podIP="10.0.0.1", **SILENT),))
     assert (verdict.state, verdict.reason, verdict.pod_ip) == (state, Reason.NODE_LOST, "")
     assert_says(verdict.message, "Node gpu-7 of pod pod-1", "does not answer")
+
+
+BEGUN: Object = {"initContainerStatuses": [{"name": "evaluate", "state": {"running": {"startedAt": CREATED}}}]}
+"""The phase of a pod is Pending until its last init container has ended."""
+
+
+@pytest.mark.parametrize(
+    ("phase", "status"),
+    [
+        pytest.param("Pending", {}, id="its containers were never created"),
+        pytest.param("Pending", waiting("ImagePullBackOff"), id="its image was being pulled"),
+        pytest.param("Pending", BEGUN, id="its init containers ran"),
+        pytest.param(
+            "Running", conditions(Ready="False", ContainersReady="False"), id="one of its containers had ended"
+        ),
+    ],
+)
+def test_a_pod_that_nobody_ends_was_on_a_node_that_is_lost(phase: str, status: Object) -> None:
+    """No condition of such a pod changes. Kubernetes deletes it after some minutes, which only its node can complete:
+    the status said that it was starting, for ever."""
+    given, grace = placed(phase, deleted=True, **status), parse_timestamp(CREATED)
+    before, after = (judge(job(active=1), (given,), (), grace + timedelta(seconds=wait)) for wait in (59, 61))
+    assert before.reason is not Reason.NODE_LOST
+    assert (after.state, after.reason) == (State.WAITING, Reason.NODE_LOST)
+    assert_says(after.message, "Node gpu-7 does not answer", "cannot end pod pod-1")
+
+
+@pytest.mark.parametrize(("deleted", "said"), [(False, "starting"), (True, "deleted before it has started")])
+def test_a_pod_that_is_deleted_is_not_said_to_start(deleted: bool, said: str) -> None:
+    verdict = judge(job(active=1), (placed("Pending", deleted=deleted),), (), parse_timestamp(CREATED))
+    assert (verdict.state, verdict.reason) == (State.WAITING, Reason.WAITING)
+    assert_says(verdict.message, "pod-1", said)
+
+
+def test_a_pod_without_a_node_has_lost_none() -> None:
+    """The API server removes it at once; what a finalizer keeps there is no node's."""
+    given = placed("Pending", deleted=True)
+    given["spec"] = {}
+    verdict = judge(job(active=1), (given,), (), parse_timestamp(CREATED) + timedelta(hours=1))
+    assert verdict.reason is Reason.WAITING
 
 
 GATED = {"conditions": [{"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"}]}

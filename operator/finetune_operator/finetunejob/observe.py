@@ -169,7 +169,7 @@ class JobObserver:
         lost = _lost_labels(job)
         metadata = job["metadata"] | {"labels": (job["metadata"].get("labels") or {}) | lost}
         job = job | {"metadata": metadata}
-        verdict = within_time(judge(job, own, creation_events(self._client, job, own, now)), own, now)
+        verdict = within_time(judge(job, own, creation_events(self._client, job, own, now), now), own, now)
         age = now - parse_timestamp(metadata["creationTimestamp"])
         missing = False
         if verdict.state is State.WAITING and own and age > STARTED_GRACE:

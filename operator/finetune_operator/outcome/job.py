@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -17,9 +18,11 @@ from finetune_operator.outcome.pod import (
     is_alive,
     is_first,
     is_late,
+    is_overdue,
     is_silent,
     is_working,
     late_message,
+    node_of,
     pod_blocker,
     pod_failure,
     read_result,
@@ -74,8 +77,9 @@ SUSPENDED: Final = Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspen
 """Also of a Job that was just created for a queue of Kueue, which suspends it."""
 
 
-def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> Verdict:
-    """The verdict on a Job. ``pods`` are the Job's own, in any order."""
+def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = (), now: datetime | None = None) -> Verdict:
+    """The verdict on a Job. ``pods`` are the Job's own, in any order. ``now``: to tell pods that are being deleted from
+    those whose node does not do it; None: nothing is said of that."""
     status = job.get("status") or {}
     ordered = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
     facts: dict[str, Any] = {
@@ -94,7 +98,7 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
     if job["spec"].get("suspend"):
         stopped = {} if any(map(is_alive, ordered)) else {"started_at": None}
         return replace(SUSPENDED, **facts | stopped)
-    return _verdict_from_pod(job, ordered, facts) or _unfinished(job, ordered, events, facts)
+    return _verdict_from_pod(job, ordered, facts) or _unfinished(job, ordered, events, now, facts)
 
 
 def _attempts(job: Object, pods: Sequence[Object]) -> int:
@@ -173,17 +177,26 @@ def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) ->
     return Verdict(State.FAILED, cause.reason, cause.message, cause.result, **facts)
 
 
-def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+def _unfinished(
+    job: Object, pods: Sequence[Object], events: Sequence[Object], now: datetime | None, facts: dict[str, Any]
+) -> Verdict:
     alive = [pod for pod in pods if is_alive(pod)]
     if not alive:
         return _without_pod(job, pods, events, facts)
     newest = _newest_of_each(alive)
+    if overdue := next((pod for pod in newest if now and is_overdue(pod, now)), None):
+        message = f"Node {node_of(overdue)} does not answer, or cannot end pod {overdue['metadata']['name']}."
+        return Verdict(State.WAITING, Reason.NODE_LOST, message, **facts)
     if blocked := next((pod for pod in newest if pod_blocker(pod)), None):
         reason, message = pod_blocker(blocked) or (Reason.WAITING, "")
         since = unscheduled_since(blocked) if reason is Reason.UNSCHEDULABLE else None
         return Verdict(State.WAITING, reason, message, unschedulable_since=since, **facts)
     if starting := next((pod for pod in newest if not is_working(pod)), None):
-        return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
+        deleted = "deletionTimestamp" in starting["metadata"]
+        message = (
+            f"Pod {starting['metadata']['name']} is {'being deleted before it has started' if deleted else 'starting'}."
+        )
+        return Verdict(State.WAITING, Reason.WAITING, message, **facts)
     if silent := next(filter(is_silent, newest), None):
         return _on_lost_node(silent, facts)
     message = ""
@@ -196,9 +209,9 @@ def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], f
 def _on_lost_node(pod: Object, facts: dict[str, Any]) -> Verdict:
     """It may come back. Once its pods are being deleted, it has been away for minutes, and the Job starts no other pod
     before that one has ended for certain."""
-    name, node = pod["metadata"]["name"], (pod.get("spec") or {}).get("nodeName", "")
     state = State.WAITING if "deletionTimestamp" in pod["metadata"] else State.RUNNING
-    return Verdict(state, Reason.NODE_LOST, f"Node {node} of pod {name} does not answer.", **facts)
+    message = f"Node {node_of(pod)} of pod {pod['metadata']['name']} does not answer."
+    return Verdict(state, Reason.NODE_LOST, message, **facts)
 
 
 def _newest_of_each(pods: Sequence[Object]) -> list[Object]:

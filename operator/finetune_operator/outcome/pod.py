@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from finetune_api import meta
 from finetune_api.base import MAX_INTEGER
 from finetune_api.reasons import Reason, remedy
 from finetune_api.stages import PIPELINE, Outcome, Stage, StageResult, kind_of
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.metric_containers import METRIC_PREFIX
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
@@ -30,6 +32,8 @@ _NEW_POD: Final = re.compile(r'^pods "[^"]*" is forbidden: ')
 change with each try."""
 _LONGEST_WORDS: Final = 300
 """How much is shown of a message that a metric container, or the node's container runtime, leaves; in characters."""
+_SLOW_END: Final = timedelta(seconds=60)
+"""How long after its grace a pod on a busy node may still be there."""
 TOO_LATE: Final = "DeadlineExceeded"
 """The reason of a pod that ran for as long as it may, and of a Job that reached its own deadline."""
 
@@ -135,6 +139,18 @@ def is_silent(pod: Object) -> bool:
     taken = find_condition(status, "Ready", "False") or find_condition(status, "Ready", "Unknown")
     gated = taken is not None and taken.get("reason") == "ReadinessGatesNotReady"
     return bool(taken and not gated and status.get("phase") == "Running" and find_condition(status, "ContainersReady"))
+
+
+def node_of(pod: Object) -> str:
+    """Name of a pod's node; empty while it has none."""
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
+def is_overdue(pod: Object, now: datetime) -> bool:
+    """Whether a pod that has a node should have been gone for a while, which only its node can complete. Of a pod that
+    has not started yet, or that runs init containers, nothing else shows that the node is lost."""
+    gone = pod["metadata"].get("deletionTimestamp")
+    return bool(gone and node_of(pod) and now - parse_timestamp(gone) > _SLOW_END)
 
 
 def pod_blocker(pod: Object) -> tuple[Reason, str] | None:
