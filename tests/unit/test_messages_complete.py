@@ -45,6 +45,7 @@ TABLES: Final = {
     ],
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.interruptions", "fit.recipe"],
     "test_messages_suitability": ["fit.suitability"],
+    "test_rounded_checkpoints": ["fit.rounded"],
     "test_fit_exported": ["fit.exported"],
     "test_messages_data_goals": ["evaluation.measurable"],
     "test_messages_goals": ["evaluation.applicable", "evaluation.gates"],

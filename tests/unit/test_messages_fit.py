@@ -16,7 +16,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit, admit_rest
 from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.steps import BF16
-from tests.support.fit import LLAMA_8B, LLAMA_70B, MIXTRAL
+from tests.support.fit import LLAMA_8B, LLAMA_70B, MIXTRAL, MXFP4
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -46,6 +46,15 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         "LoRA … batchSize 1 … maxLength 8192 needs … 23.3 GiB (weights 15.0, optimiser 0.7, activations 5.2, other 2.4"
         " … more than 92% … 22 GiB … NVIDIA L4 … profile gpu-l4. … method: QLoRA, quantization: NF4 (about 13.2 GiB … "
         "Unchanged … profile gpu-a100.",
+    ),
+    (
+        MXFP4,
+        LORA,
+        L4,
+        [A100],
+        Reason.FIT_REFUSED,
+        "quantised (mxfp4) … 16 bits to be trained … 39.0 GiB, more than … 22 GiB of NVIDIA L4 … profile gpu-l4. "
+        "… Choose a profile … or a smaller model",
     ),
     (
         LLAMA_8B,

@@ -1,9 +1,13 @@
-"""A CPU without bfloat16 computes in float32, and writes the same kind of files."""
+"""A CPU without bfloat16 computes in float32, and writes the same kind of files; and checkpoints already quantised."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.integrations.finegrained_fp8 import load_finegrained_fp8_kernel
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization
@@ -60,6 +64,37 @@ def test_a_checkpoint_that_is_quantised_already_is_not_trained_as_a_whole(base: 
         load_trainable(folder, settings(Method.FULL))
     assert (found.value.reason, found.value.retriable) == (Reason.MODEL_UNSUPPORTED, False)
     load_trainable(folder, settings(Method.LORA))
+
+
+def test_fp8_is_not_multiplied_without_kernels() -> None:
+    """On cards that do not turn it back into 16 bits: preflight refuses it there."""
+    with pytest.raises(ImportError, match="kernels"):
+        load_finegrained_fp8_kernel()
+
+
+@pytest.mark.parametrize("method", [Method.LORA, Method.FULL])
+def test_mxfp4_is_turned_back_into_16_bits_and_trains(method: Method, tmp_path: Path) -> None:
+    """As preflight says: as a checkpoint of gpt-oss in 16 bits would."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    config = GptOssConfig(**sizes, **experts, num_key_value_heads=1, head_dim=32, vocab_size=64)
+    GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj") and ".experts." in name]:
+        count, inputs, outputs = weights.pop(name).shape
+        weights[f"{name}_blocks"] = torch.full((count, outputs, inputs // 32, 16), 0x22, dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.full((count, outputs, inputs // 32), 127, dtype=torch.uint8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+
+    model = load_trainable(tmp_path, settings(method))
+
+    turned_back = model.model.layers[0].mlp.experts.gate_up_proj
+    assert turned_back.is_floating_point()
+    assert set(turned_back.float().unique().tolist()) == {1.0}, "0x2 is 1 in E2M1, times 2^0"
+    assert getattr(model, "hf_quantizer", None) is None
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
 
 
 @pytest.mark.usefixtures("without_bfloat16")

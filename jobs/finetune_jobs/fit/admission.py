@@ -37,8 +37,9 @@ from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.kernels import fused_kernels, listed
 from finetune_jobs.fit.memory import GIB, INT8, USABLE, Memory, floor_memory, gpu_step, peak_memory
 from finetune_jobs.fit.recipe import indivisible
+from finetune_jobs.fit.rounded import as_loaded
 from finetune_jobs.fit.shapes import Shape, read_shape
-from finetune_jobs.fit.steps import FP32, ON_CPU, ON_OLD_CPU, Step
+from finetune_jobs.fit.steps import BF16, FP32, ON_CPU, ON_OLD_CPU, Step
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def admit(
     try:
         shape = read_shape(config)
     except UnknownShapeError as unknown:
+        _require_room_in_16_bits(config, hardware)
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
     on_cpu = ON_CPU if bfloat16 else ON_OLD_CPU
     chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else on_cpu
@@ -174,6 +176,25 @@ def _faster(shape: Shape, part: Training, hardware: HardwareFacts) -> Memory | N
     step = gpu_step(shape, other, hardware.memory_gib, hardware.processes)
     memory = peak_memory(shape, other, step, hardware.processes)
     return memory if fits(memory, hardware) and not step.divided else None
+
+
+def _require_room_in_16_bits(config: Mapping[str, Any], hardware: HardwareFacts) -> None:
+    """Of a quantised checkpoint that is turned back while it is loaded (``rounded.as_loaded``) no more is certain than
+    that its weights must fit. Several processes may divide them. Raises StageError (FitRefused)."""
+    loaded = as_loaded(config)
+    if loaded is config or not hardware.memory_gib or hardware.processes > 1:
+        return
+    try:
+        weights = BF16 * read_shape(loaded).parameters / GIB
+    except UnknownShapeError:
+        return
+    if weights > hardware.memory_gib:
+        raise StageError(
+            Reason.FIT_REFUSED,
+            f"The checkpoint is quantised (mxfp4) and is turned back into 16 bits to be trained. These weights alone "
+            f"are {weights:.1f} GiB, more than the {hardware.memory_gib:g} GiB of {_name(hardware)} in profile "
+            f"{hardware.profile}. Choose a profile with more memory, or a smaller model.",
+        )
 
 
 def _refused(

@@ -19,12 +19,11 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.exported import require_group
 from finetune_jobs.fit.families import known
 from finetune_jobs.fit.fields import UnknownShapeError
+from finetune_jobs.fit.rounded import as_loaded, require_trainable
 from finetune_jobs.fit.shapes import read_shape
 
 MOST_ADAPTED: Final = 0.5
 """Below this share of a model's weights in adapted layers, users are told."""
-_OURS: Final = "bitsandbytes"
-"""What rounds a base model for QLoRA; a checkpoint that it has rounded is taken as it is."""
 _WORDS: Final[Mapping[Level, str]] = {
     Level.REFUSED: "cannot serve the artifact",
     Level.UNKNOWN: "is not known to serve the artifact",
@@ -67,7 +66,8 @@ def require_suitable(
     or whose export nothing reads, RuntimeUnsuitable if none of the runtimes, of which there are some, can serve it.
     """
     _require_bfloat16(hardware)
-    _require_loadable(config, training)
+    _require_loadable(config, training, hardware)
+    config = as_loaded(config)
     architecture = config.get("model_type")
     architecture = architecture[:64] if isinstance(architecture, str) else ""
     exported, unreached = artifact_verdict(architecture, export_format), [*_unreached(config, training)]
@@ -111,9 +111,9 @@ def _require_bfloat16(hardware: HardwareFacts) -> None:
         )
 
 
-def _require_loadable(config: Mapping[str, Any], training: Training) -> None:
+def _require_loadable(config: Mapping[str, Any], training: Training, hardware: HardwareFacts) -> None:
     """What is certain to fail once a GPU has been paid for, in transformers of the version that trains."""
-    kind, rounded = config.get("model_type"), config.get("quantization_config")
+    kind = config.get("model_type")
     if kind in known().images:
         text = config.get("text_config")
         part = text.get("model_type") if isinstance(text, Mapping) else None
@@ -123,13 +123,7 @@ def _require_loadable(config: Mapping[str, Any], training: Training) -> None:
             f"model_type {kind!r} is a model for images and text, which transformers does not load to continue texts. "
             f"Take a checkpoint of a text model, e.g. of its text part alone{of_text}.",
         )
-    how = rounded.get("quant_method") if isinstance(rounded, Mapping) else None
-    if training.base_quantization and isinstance(how, str) and how != _OURS:
-        raise StageError(
-            Reason.MODEL_UNSUPPORTED,
-            f"The checkpoint is already quantised ({how[:40]!r}), and QLoRA cannot round it again. Take the same model "
-            "in 16 bits.",
-        )
+    require_trainable(config, training, hardware)
 
 
 def _require_groups(config: Mapping[str, Any], export_format: str) -> None:
