@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from finetune_jobs.fit.duration import operations, pace
 from finetune_jobs.fit.fitting import After
 from finetune_jobs.fit.memory import INT8
 from finetune_jobs.fit.preflight import facts
-from finetune_jobs.fit.steps import ON_CPU, ON_GPU, SELECTIVE
-from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of
+from finetune_jobs.fit.steps import KEPT, ON_CPU, ON_GPU, SELECTIVE, Step
+from tests.support.fit import A100, CPU, GEMMA2_9B, L4, LLAMA_8B, SMOLLM, shape_of
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -38,6 +39,30 @@ def speed(hardware: HardwareFacts, config: dict[str, Any] = LLAMA_8B, **training
     found = pace(shape_of(config), settings, ON_GPU if hardware.has_gpu else ON_CPU, hardware, asked=asked)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("step", [ON_GPU, SELECTIVE, KEPT])
+def test_attention_without_a_kernel_takes_longer(step: Step) -> None:
+    """It computes all scores of Gemma 2 9B, twice as many as are looked at, without a kernel that is twice as fast as
+    the rest; and an A100 writes and reads 8 bytes of each, and 6 in its backward pass."""
+    training = Training(method=Method.LORA, max_length=8192)
+    shape, card = shape_of(GEMMA2_9B), A100.model_copy(update={"count": 1})
+    (kind,) = shape.kinds
+    kernel = replace(shape, kinds=(replace(kind, score_bytes=0),))
+    forward = 42 * 4 * 16 * 256 * 8192
+    more = operations(shape, training, step, 8192) - operations(kernel, training, step, 8192)
+    passes, by_kernel = (4 if step.checkpointing else 3), (3 if step.keeps_least else 2)
+    assert more == pytest.approx(forward * (passes - by_kernel / 4))
+
+    slow, fast = (pace(each, training, step, card) for each in (shape, kernel))
+    assert slow
+    assert fast
+    reached = card_of(card)
+    assert reached
+    moved = 42 * 16 * 8192 * ((3 if step.checkpointing else 2) * 8 + 2 * 6) / (reached.bandwidth * 1e9)
+    computed = more / (card.peak_tflops * 1e12 * reached.share(training))
+    assert 1 / slow.tokens_per_second - 1 / fast.tokens_per_second == pytest.approx(moved + computed)
+    assert 1.3 < fast.tokens_per_second / slow.tokens_per_second < 2
 
 
 def test_operations() -> None:

@@ -6,6 +6,11 @@ recompute everything under checkpointing, or the wider products where that is se
 passes what grows with an example's length; its kernel reaches about twice the share of the rest (FlashAttention-2, Dao
 2023, arXiv 2307.08691), so half is counted. The gated delta rule adds as much for any length; how long its pieces take
 to launch is not known here and not counted.
+
+Attention without a kernel computes every score, also those of later tokens, which causal kernels skip, at the share of
+the rest; backward, each of its products becomes two. And it moves scores through the card's memory: what it keeps of
+each is written and read again, and so is what its backward pass makes of it. That is the least, since what neither
+keeps is moved too. It follows from the layers (``hack.families.scores``); nobody's seconds were compared with it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ from typing import Final
 from finetune_api.budget import HardwareFacts
 from finetune_api.timing import Pace
 from finetune_api.training import Method, Quantization, Training
-from finetune_jobs.fit.activations import PIECE
+from finetune_jobs.fit.activations import PIECE, SCORES
 from finetune_jobs.fit.answering import readers
 from finetune_jobs.fit.asked import Asking
 from finetune_jobs.fit.cards import card_of, unknown
@@ -49,22 +54,41 @@ DISK_BYTES: Final = 1e9
 
 
 def operations(shape: Shape, training: Training, step: Step, length: float) -> float:
-    """Floating-point operations for one token of training, in an example of so many tokens; half of attention's."""
+    """Floating-point operations for one token of training, in an example of so many tokens; of attention by a kernel,
+    half."""
     backward = 4 if training.method is Method.FULL else 2
     again = shape.computed_parameters if step.checkpointing else 0
-    attention = sum(kind.count * _mixing(kind, length) for kind in shape.kinds)
-    passes = 3 if step.keeps_least else 2  # attention's own backward pass is of activations only
+    attention = sum(kind.count * _passes(kind, step) * _mixing(kind, length) for kind in shape.kinds)
     if step.selective:
         again -= sum(kind.count * kind.selected_parameters for kind in shape.kinds)
-    return float(shape.computed_parameters * (2 + backward) + 2 * again + passes * attention)
+    return float(shape.computed_parameters * (2 + backward) + 2 * again + attention)
+
+
+def _passes(kind: LayerKind, step: Step) -> int:
+    """Forward passes whose operations a layer's attention takes."""
+    if kind.score_bytes:  # it is made of products that selective checkpointing keeps nothing of
+        return 4 if step.checkpointing else 3
+    return 3 if step.keeps_least else 2  # attention's own backward pass is of activations only
 
 
 def _mixing(kind: LayerKind, length: float) -> float:
     """Operations with which a layer mixes one token with others, forward."""
+    if kind.score_bytes:
+        return 4 * kind.attention_width * length  # 2 × 2 × length, and all of it
     if not kind.key_dim:
         return kind.attention_width * length  # causal: 2 × 2 × length / 2, and half of it
     keys, values = kind.key_dim, kind.head_dim  # a piece is multiplied with itself and with the state before it
     return kind.heads * (PIECE * (5 * keys + 3 * values) + 6 * keys * values)
+
+
+def _score_bytes(shape: Shape, step: Step, length: float) -> float:
+    """Bytes of scores that one token of training moves at least, in an example of so many tokens."""
+    moved = 0
+    for kind in shape.kinds:
+        if kind.score_bytes:
+            kept = kind.score_bytes * (3 if step.checkpointing else 2)  # written once more, and read once
+            moved += kind.count * kind.heads * (kept + 2 * SCORES)
+    return moved * length
 
 
 def scaling(training: Training, step: Step) -> float:
@@ -96,7 +120,10 @@ def pace(
         speed, bandwidth, least = hardware.cpus * CPU_FLOPS, CPU_BANDWIDTH, 0.0
     if speed <= 0:
         return None
-    alone = speed / operations(shape, training, step, training.max_length)
+    seconds = operations(shape, training, step, training.max_length) / speed
+    if hardware.has_gpu and bandwidth:  # one kernel after the other: this time is added
+        seconds += _score_bytes(shape, step, training.max_length) / bandwidth
+    alone = 1 / seconds
     models = []
     if asked:
         base, tuned, served = readers(shape, training, step, asked, speed=alone, bandwidth=bandwidth)
