@@ -255,7 +255,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ROUTE_ACCEPTED: "The gateway or the ingress controller accepts the endpoint's route.",
     Reason.ROUTE_PENDING: "The endpoint's route waits for the answer of the gateway or the ingress controller, or for the first revision that serves.",
     Reason.ROUTE_REFUSED: "The gateway does not accept the endpoint's HTTPRoute, or the API server rejects the HTTPRoute or Ingress. Inside the cluster, the endpoint still serves.",
-    Reason.ROUTE_TAKEN: "An older AdapterDeployment has a route with the same host and path. Inside the cluster, the endpoint still serves.",
+    Reason.ROUTE_TAKEN: "Another AdapterDeployment has a route with the same host and path, or is older and asks for it too. Inside the cluster, the endpoint still serves.",
     Reason.ROUTE_UNAVAILABLE: "The platform offers no such routes, or the cluster lacks the Gateway API's CRDs. Inside the cluster, the endpoint still serves.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer, during verification or soon after it took over. With strategy Canary, one crash is enough once the revision has a share of the traffic.",
@@ -395,7 +395,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.ADAPTERS_UNSUITABLE: "List in spec.source.adapters only artifacts of format Adapter that were trained on the same base model and are read with the same storage settings, and choose a runtime with vLLM; serve the others by AdapterDeployments of their own.",
     Reason.ROUTE_PENDING: "If this takes long, check that the Gateway or IngressClass exists and that its controller runs.",
     Reason.ROUTE_REFUSED: "Correct spec.access.route, or ask the platform's admin to let the Gateway's listener take routes of this namespace and host; the operator then continues automatically, after a refusal by the API server within five minutes.",
-    Reason.ROUTE_TAKEN: "Choose another hostname or path in spec.access.route, or remove it from the older AdapterDeployment.",
+    Reason.ROUTE_TAKEN: "Choose another hostname or path in spec.access.route, or remove it from the other AdapterDeployment.",
     Reason.ROUTE_UNAVAILABLE: "Ask the platform's admin for it, or remove spec.access.route.",
     Reason.CANDIDATE_FAILED: "Read the log of the pod named here, if your cluster keeps logs; serve another artifact, or set spec.rerun to a new value to try this one again.",
 }

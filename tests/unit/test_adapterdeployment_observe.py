@@ -1,16 +1,20 @@
-"""What is read of an AdapterDeployment: from the cache, and only what is its own."""
+"""What is read of an AdapterDeployment: from the cache, and only what is its own. Of others: who has its addresses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.base import ObjectMeta
+from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.route import route_blocker
 from finetune_operator.controller import INDEXES
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.conditions import timestamp
@@ -18,6 +22,8 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     EVENTS,
+    HTTP_ROUTES,
+    INGRESSES,
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -29,8 +35,11 @@ from finetune_operator.framework.objects import (
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, WATCHED_OWNERS
 from finetune_operator.resources.deployment import deployment_name, server_labels
+from finetune_operator.resources.route import Backend, http_route, ingress
+from finetune_operator.settings import HttpRoutes, Ingresses, ServingAccess
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.played_pods import GOOD, server_pod
+from tests.support.sentences import assert_says
 from tests.support.serving_specs import SETTINGS, pinned
 
 pytestmark = pytest.mark.unit
@@ -120,3 +129,104 @@ def test_events_are_read_of_a_job_that_lacks_its_pod(age: int, has_pod: bool, re
         cache.record(PODS, pod)
     _, asked = observe(cache)
     assert (EVENTS in asked) is read
+
+
+# Who has an address
+
+_OFFERED = SETTINGS.model_copy(
+    update={"serving": ServingAccess(http_routes=HttpRoutes(enabled=True), ingresses=Ingresses(enabled=True))}
+)
+_HOST = "a.example"
+_URL = {"url": f"https://{_HOST}"}
+
+
+def asking(name: str, year: int, status: Object | None = None, *hosts: str, by: str = "httpRoute") -> Object:
+    """An AdapterDeployment that asks for a host, since its second generation."""
+    http = {"parentRefs": [{"name": "public"}], "hostnames": list(hosts or (_HOST,))}
+    given: Object = {"ingress": {"className": "nginx", "host": _HOST}} if by == "ingress" else {"httpRoute": http}
+    metadata = {"name": name, "namespace": "team", "uid": f"uid-of-{name}", "resourceVersion": "1", "generation": 2}
+    metadata["creationTimestamp"] = f"{year}-01-01T00:00:00Z"
+    spec = pinned(GOOD, access={"route": given})
+    return {"kind": meta.ADAPTERDEPLOYMENT, "metadata": metadata, "spec": spec, "status": status or {}}
+
+
+def told_of_generation(generation: int) -> Object:
+    """A status by which its route was there."""
+    condition = {"type": "RouteAccepted", "status": "True", "reason": "RouteAccepted", "message": ""}
+    condition |= {"lastTransitionTime": timestamp(NOW), "observedGeneration": generation}
+    return _URL | {"observedGeneration": 2, "conditions": [condition]}
+
+
+def live_route(raw: Object, **metadata: Any) -> tuple[Resource, Object]:
+    """Its HTTPRoute or Ingress, which names the host."""
+    parsed = AdapterDeploymentSpec.model_validate(raw["spec"]).access.route
+    owner = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(raw["metadata"]))
+    assert parsed is not None
+    if parsed.ingress is not None:
+        resource, made = INGRESSES, ingress(owner, parsed.ingress, {})
+    else:
+        assert parsed.http_route is not None
+        resource, made = HTTP_ROUTES, http_route(owner, parsed.http_route, [Backend(owner.name, 100)])
+    made["metadata"] |= {"uid": f"uid-of-route-{owner.name}", "resourceVersion": "7"} | metadata
+    return resource, made
+
+
+def taken_from(raw: Object, cache: Cache) -> str:
+    """What the condition says of who has the address; empty: it may have it."""
+    seen = adapter_deployment_kind(AskedCluster(now=NOW), cache, _OFFERED).observe(raw, NOW)
+    assert isinstance(seen, ObservedDeployment)
+    found = route_blocker(seen)
+    assert found is None or found[0] is Reason.ROUTE_TAKEN
+    return found[1] if found else ""
+
+
+OLD, NEW = 2024, 2025
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "live", "has_it"),
+    [
+        pytest.param({}, {}, [], "old", id="nobody yet: the older one"),
+        pytest.param({}, {}, ["new"], "new", id="the newer one asked first, and has it"),
+        pytest.param({}, {}, ["old"], "old", id="the older one has it"),
+        pytest.param({}, {}, ["old", "new"], "old", id="both wrote one at once"),
+        pytest.param({}, told_of_generation(2), [], "new", id="somebody deleted its route"),
+        pytest.param({}, told_of_generation(1), [], "old", id="its route was for another spec"),
+        pytest.param({}, _URL | {"observedGeneration": 2}, [], "old", id="its spec could not be planned"),
+        pytest.param(told_of_generation(2), {}, ["new"], "old", id="both, one by its status"),
+    ],
+)
+@pytest.mark.parametrize("by", ["httpRoute", "ingress"])
+def test_who_has_an_address_keeps_it(old: Object, new: Object, live: list[str], has_it: str, by: str) -> None:
+    """Clients of one that serves do not end up elsewhere because somebody edits an older AdapterDeployment."""
+    cache = Cache(INDEXES, WATCHED_OWNERS)
+    both = {"old": asking("old", OLD, old, by=by), "new": asking("new", NEW, new, by=by)}
+    for name, raw in both.items():
+        cache.record(ADAPTERDEPLOYMENTS, raw)
+        if name in live:
+            cache.record(*live_route(raw))
+    assert [name for name, raw in both.items() if not taken_from(raw, cache)] == [has_it]
+
+
+def test_a_route_of_another_host_or_about_to_go_keeps_none() -> None:
+    older, cache = asking("old", OLD), Cache(INDEXES, WATCHED_OWNERS)
+    for number, (hosts, metadata) in enumerate(
+        [(("b.example",), {}), ((_HOST,), {"deletionTimestamp": timestamp(NOW)}), ((_HOST,), {"ownerReferences": []})]
+    ):
+        newer = asking(f"new-{number}", NEW)
+        cache.record(ADAPTERDEPLOYMENTS, newer)
+        cache.record(*live_route(asking(f"new-{number}", NEW, {}, *hosts), **metadata))
+    cache.record(ADAPTERDEPLOYMENTS, older)
+    assert not taken_from(older, cache)
+
+
+def test_it_says_who_has_it_and_why() -> None:
+    cache = Cache(INDEXES, WATCHED_OWNERS)
+    older, newer = asking("old", OLD), asking("new", NEW)
+    for raw in (older, newer):
+        cache.record(ADAPTERDEPLOYMENTS, raw)
+    assert_says(taken_from(newer, cache), "AdapterDeployment old", "older", "a.example/")
+    cache.record(*live_route(newer))
+    said = taken_from(older, cache)
+    assert_says(said, "AdapterDeployment new", "already", "a.example/")
+    assert "older" not in said

@@ -15,7 +15,7 @@ from finetune_api.routes import Route
 from finetune_api.serving_status import ServingPhase
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
-from finetune_operator.adapterdeployment.route_claims import Address, Elder, address_of, elder
+from finetune_operator.adapterdeployment.route_claims import Address, Holder, address_of, holder
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError, Selection
 from finetune_operator.framework.informer import Informer
@@ -250,8 +250,16 @@ def refuse(said: str) -> Any:
     [
         ({"settings": SETTINGS}, Reason.ROUTE_UNAVAILABLE, ["serving.httpRoutes"]),
         ({"lacking": frozenset({HTTP_ROUTES})}, Reason.ROUTE_UNAVAILABLE, ["httproutes.gateway.networking.k8s.io"]),
-        ({"elder": Elder(Address("a.example", "/x"), "team", "old")}, Reason.ROUTE_TAKEN, ["old", "a.example/x"]),
-        ({"elder": Elder(Address("a.example", "/"), "other", "old")}, Reason.ROUTE_TAKEN, ["another namespace"]),
+        (
+            {"holder": Holder(Address("a.example", "/x"), "team", "old", has_it=False)},
+            Reason.ROUTE_TAKEN,
+            ["old", "a.example/x"],
+        ),
+        (
+            {"holder": Holder(Address("a.example", "/"), "other", "old", has_it=True)},
+            Reason.ROUTE_TAKEN,
+            ["another namespace"],
+        ),
     ],
 )
 def test_what_stands_in_its_way_is_said_and_nothing_else_waits(
@@ -267,8 +275,11 @@ def test_what_stands_in_its_way_is_said_and_nothing_else_waits(
     assert deleted == ["demo"]
 
 
-def test_of_an_elder_in_another_namespace_no_name_is_said() -> None:
-    assert "its-name" not in Elder(Address("a.example", "/"), "other", "its-name").named("team")
+@pytest.mark.parametrize("has_it", [False, True])
+def test_of_a_holder_in_another_namespace_no_name_is_said(has_it: bool) -> None:
+    said = Holder(Address("a.example", "/"), "other", "its-name", has_it).told("team")
+    assert "its-name" not in said
+    assert ("already" in said, "older" in said) == (has_it, not has_it)
 
 
 def test_what_the_rules_do_not_allow_is_refused_and_what_is_there_stays() -> None:
@@ -323,12 +334,14 @@ def test_the_oldest_that_may_have_an_address_has_it() -> None:
     same = deployment("a", "2026-01-02T00:00:00Z")
     leaving = deployment("leaving", "2025-01-01T00:00:00Z", deletionTimestamp="2026-01-01T00:00:00Z")
     assert [address_of(me, number) for number in range(3)] == [Address("first.example", "/"), address, None]
-    found = elder(me, [older, same, leaving, me], address, OFFERED)
-    assert found == Elder(address, "other", "older")
-    assert elder(me, [same, me], address, OFFERED) == Elder(address, "team", "a"), "the uid decides"
-    assert elder(same, [same, me], address, OFFERED) is None
+    found = holder(me, [older, same, leaving, me], address, OFFERED, lambda _: False)
+    assert found == Holder(address, "other", "older", has_it=False)
+    by_uid = holder(me, [same, me], address, OFFERED, lambda _: False)
+    assert by_uid == Holder(address, "team", "a", has_it=False), "the uid decides"
+    assert holder(same, [same, me], address, OFFERED, lambda _: False) is None
     only_team = Tenancy(rules=[TenancyRule(namespaces=["team"]), TenancyRule(namespaces=["other"], hostnames=[])])
-    assert elder(me, [older, me], address, OFFERED.model_copy(update={"tenancy": only_team})) is None
+    strict = OFFERED.model_copy(update={"tenancy": only_team})
+    assert holder(me, [older, me], address, strict, lambda each: each is older) is None
 
 
 @pytest.mark.parametrize("route", [None, {"httpRoute": {"parentRefs": 3}}, {"newer": {}}])

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from finetune_api.reasons import Reason
 from finetune_api.routes import Route
 from finetune_api.serving_status import AdapterDeploymentStatus
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.route_claims import Elder, addresses, elder
+from finetune_operator.adapterdeployment.route_claims import Address, Holder, addresses, has_address, holder
 from finetune_operator.adapterdeployment.stored_record import Record, read_record
 from finetune_operator.adapterdeployment.turns import Contender, Line, contenders_for
 from finetune_operator.blockers import Choice
@@ -99,7 +99,7 @@ class ObservedDeployment:
     channel."""
     lacking: frozenset[Resource] = frozenset()
     """Kinds of routes that the API server does not have."""
-    elder: Elder | None = None
+    holder: Holder | None = None
     """Who has an address of the spec's route before this one."""
 
     @cached_property
@@ -195,7 +195,7 @@ class DeploymentObserver:
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
             contenders=contenders_for(status.candidate, self._cache.indexed(Line.ROLLOUTS)),
             lacking=frozenset(each for each in ROUTES if self._cache.lacks(each)),
-            elder=self._elder(raw, spec.access.route),
+            holder=self._holder(raw, spec.access.route),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -226,12 +226,18 @@ class DeploymentObserver:
         found = self._cache.children(owner.key, ENDPOINT_SLICES)
         return tuple(each for each in found if controller_uid(each) == service["metadata"]["uid"])
 
-    def _elder(self, raw: Object, route: Route | None) -> Elder | None:
+    def _holder(self, raw: Object, route: Route | None) -> Holder | None:
         """Who has the first of the addresses that somebody has before this one."""
         for address in addresses(route) if route else ():
-            if found := elder(raw, self._cache.indexed(address), address, self._settings):
+            has = partial(self._has, address)
+            if found := holder(raw, self._cache.indexed(address), address, self._settings, has):
                 return found
         return None
+
+    def _has(self, address: Address, raw: Object) -> bool:
+        owner = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(raw["metadata"]))
+        routes = [each for resource in ROUTES for each in self._children(owner, resource).values()]
+        return has_address(raw, routes, address)
 
     def _sources(self, namespace: str, adapters: Sequence[AdapterSource]) -> dict[str, Source]:
         asked = [each.fine_tune_job for each in adapters if each.fine_tune_job is not None]

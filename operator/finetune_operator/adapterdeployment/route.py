@@ -25,7 +25,7 @@ UNDIVIDED_SINCE: Final = f"{GROUP}/undivided-since"
 ROUTE: Final = "route"
 """The word for its actions, which are optional."""
 LOOK_SECONDS: Final = 15.0
-"""When to look again for what no event tells: a kind that is installed, an older endpoint that gives up its address."""
+"""When to look again for what no event tells: a kind that is installed, another endpoint that gives up its address."""
 SETTLING_SECONDS: Final = 10.0
 """So long a gateway may take to follow its route, whatever it says. Until then it may send clients to a Service that
 the route no longer names."""
@@ -54,8 +54,8 @@ def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
         return Reason.ROUTE_UNAVAILABLE, said
     if violation := route_violation(observed.settings, observed.owner.namespace, route):
         return Reason.NOT_ALLOWED, violation
-    if (elder := observed.elder) is not None:
-        return Reason.ROUTE_TAKEN, f"{elder.named(observed.owner.namespace)} has {elder.address}."
+    if (holder := observed.holder) is not None:
+        return Reason.ROUTE_TAKEN, holder.told(observed.owner.namespace)
     return None
 
 

@@ -1,12 +1,13 @@
 """What a way in from outside asks for: its gateways or class, and names that no two endpoints share. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
 from finetune_api.routes import MAX_HOSTNAMES, Route
+from finetune_operator.framework.conditions import ConditionType
 from finetune_operator.framework.objects import Object
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim
@@ -69,31 +70,78 @@ ADDRESS_INDEXES: Final = tuple(partial(address_of, number=number) for number in 
 """How the cache finds the AdapterDeployments that ask for an address."""
 
 
-class Elder(NamedTuple):
-    """An AdapterDeployment that is older, and asks for the same address."""
+class Holder(NamedTuple):
+    """An AdapterDeployment that has an address, or is to have it, before another one that asks for the same."""
 
     address: Address
     namespace: str
     name: str
+    has_it: bool
+    """Whether its route is there already; if not, it goes first because it is older."""
 
-    def named(self, namespace: str) -> str:
-        """Which one it is. Another namespace may belong to another tenant: names in it are not disclosed."""
+    def told(self, namespace: str) -> str:
+        """Who has the address, in a sentence. Another namespace may belong to another tenant: names in it are not
+        disclosed."""
         own = self.namespace == namespace
-        return f"AdapterDeployment {self.name}, which is older," if own else "An older one in another namespace"
+        if self.has_it:
+            who = f"AdapterDeployment {self.name}" if own else "One in another namespace"
+            return f"{who} already has {self.address}."
+        who = f"AdapterDeployment {self.name}, which is older," if own else "An older one in another namespace"
+        return f"{who} asks for {self.address} too."
 
 
-def elder(resource: Object, others: Iterable[Object], address: Address, settings: Settings) -> Elder | None:
-    """The oldest of the others that asks for an address and may have it, if it is older than the resource. By age and
-    uid, so that everybody finds the same one."""
-    found = [
-        each
-        for each in others
-        if _age(each) < _age(resource) and "deletionTimestamp" not in each["metadata"] and _may(each, settings)
+def holder(
+    resource: Object, asking: Iterable[Object], address: Address, settings: Settings, has: Callable[[Object], bool]
+) -> Holder | None:
+    """Who of those that ask for an address goes before the resource, if anyone does: one whose route is there keeps
+    it, whoever asks later; among others the oldest, by age and uid, so that everybody finds the same one.
+
+    Args:
+        resource: asks for the address too.
+        asking: those that ask for it. Only those count that may have it.
+        address: the address.
+        settings: what the platform allows.
+        has: whether the route of one of them is there (``has_address``).
+    """
+    mine = (not has(resource), _age(resource))
+    others = [
+        (not has(each), _age(each), each["metadata"])
+        for each in asking
+        if each["metadata"]["uid"] != resource["metadata"]["uid"]
+        and "deletionTimestamp" not in each["metadata"]
+        and _may(each, settings)
     ]
-    if not found:
+    lacks_it, age, metadata = min(others, key=lambda each: each[:2], default=(True, mine[1], resource["metadata"]))
+    if (lacks_it, age) >= mine:
         return None
-    metadata = min(found, key=_age)["metadata"]
-    return Elder(address, metadata["namespace"], metadata["name"])
+    return Holder(address, metadata["namespace"], metadata["name"], has_it=not lacks_it)
+
+
+def has_address(resource: Object, routes: Iterable[Object], address: Address) -> bool:
+    """Whether an AdapterDeployment that asks for an address has it already.
+
+    Args:
+        resource: the AdapterDeployment.
+        routes: its own HTTPRoutes and Ingresses. If somebody has deleted them, its status still tells of them, if that
+            is from a pass that looked at the route of this spec.
+        address: the address.
+    """
+    if any(address in _addresses_of(each) for each in routes if "deletionTimestamp" not in each["metadata"]):
+        return True
+    status, generation = resource.get("status") or {}, resource["metadata"].get("generation")
+    told = [each for each in status.get("conditions") or [] if each["type"] == ConditionType.ROUTE_ACCEPTED]
+    return bool(status.get("url")) and any(each.get("observedGeneration") == generation for each in told)
+
+
+def _addresses_of(live: Object) -> Iterator[Address]:
+    """The addresses that an HTTPRoute or an Ingress names."""
+    spec = live.get("spec") or {}
+    for rule in spec.get("rules") or []:
+        for match in rule.get("matches") or []:
+            for host in spec.get("hostnames") or []:
+                yield Address(host, (match.get("path") or {}).get("value", ""))
+        for path in (rule.get("http") or {}).get("paths") or []:
+            yield Address(rule.get("host", ""), path.get("path", ""))
 
 
 def _may(resource: Object, settings: Settings) -> bool:
