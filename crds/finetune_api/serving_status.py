@@ -201,6 +201,9 @@ class RevisionStatus(WireModel):
     served before does again."""
     canary: CanaryStatus | None = None
     """Strategy Canary: the step under way, and what it waits for."""
+    taken_back_at: Timestamp | None = None
+    """Strategy Canary: when a canary that clients reached has failed, and all traffic was the serving revision's again.
+    It is tried again for another spec or artifact only."""
     accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy measured through the server, on the sample; of texts the share of answers with exactly the expected
     words."""

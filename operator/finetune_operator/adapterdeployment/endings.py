@@ -27,7 +27,8 @@ def fail(
     """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
     stable, now = context.stable, context.now
     failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
-    failed = failed.model_copy(update={"gap_starts_at": None, "canary": None})
+    taken_back = failed.since if has_clients(candidate) else None
+    failed = failed.model_copy(update={"gap_starts_at": None, "canary": None, "taken_back_at": taken_back})
     if problem.checks:
         failed = failed.model_copy(update={"verification": list(problem.checks)})
     goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"

@@ -27,7 +27,6 @@ from finetune_operator.adapterdeployment.gap import (
     overdue,
     stable_replicas,
 )
-from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.last_good import (
     Kept,
     answers,
@@ -46,7 +45,7 @@ from finetune_operator.adapterdeployment.last_good import (
 from finetune_operator.adapterdeployment.look import LOOK, look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
-from finetune_operator.adapterdeployment.record import failed_in_place
+from finetune_operator.adapterdeployment.record import failed_in_place, fallen
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted, serve
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions, takes_back
@@ -196,13 +195,11 @@ def _hold(context: RolloutContext, blocker: Blocker) -> RolloutStep:
 
 
 def _remembered(observed: ObservedDeployment) -> RevisionStatus | None:
-    """The candidate that was rolled back, or failed in place: it must not be tried again when the target is back. It is
-    forgotten if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
-    status = observed.resource.status
-    known = status.candidate
-    if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known):
-        return known
-    return failed_in_place(observed)
+    """The candidate that clients had reached before it fell, or that failed in place: it must not be tried again when
+    the target is back. It is forgotten if it was to be tried again and waits for its turn, or it would hold up those
+    behind it for ever."""
+    known = fallen(observed.resource.status)
+    return known if known is not None and not is_queued(known) else failed_in_place(observed)
 
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:

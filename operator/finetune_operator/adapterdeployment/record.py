@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.serving_status import RevisionState, RevisionStatus
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_operator.adapterdeployment.adapters import read_back
 from finetune_operator.adapterdeployment.decided import is_as_decided
 from finetune_operator.adapterdeployment.history import was_rolled_back
@@ -36,7 +36,7 @@ def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
     release makes of it.
 
     A revision that failed is no such revision: another release, with other pods, may do better. In place it is one:
-    to find that out would be a gap in service that nobody asked for.
+    to find that out would be a gap in service that nobody asked for; and so it is if clients had reached it.
     """
     known = observed.records
     choice = choice_of(serving, observed.settings)
@@ -77,8 +77,18 @@ def failed_in_place(observed: ObservedDeployment) -> RevisionStatus | None:
     return tried if spec.in_place and status.stable is not None else None
 
 
+def fallen(status: AdapterDeploymentStatus) -> RevisionStatus | None:
+    """The candidate, if clients had reached it before it fell, as what served or as a canary. They are not sent there
+    again because a release makes other pods of the same choice, or a blocker has passed."""
+    tried = status.candidate
+    if tried is None:
+        return None
+    as_canary = tried.state is RevisionState.FAILED and tried.taken_back_at is not None
+    return tried if as_canary or was_rolled_back(status.revisions, tried) else None
+
+
 def _standing(observed: ObservedDeployment) -> Iterator[str]:
-    """Revisions whose pods serve or have served, and the one that is being proved, or has failed in place."""
+    """Revisions whose pods serve or have served clients, and the one that is being proved, or has failed in place."""
     status = observed.resource.status
     for revision in (status.stable, status.previous):
         if revision is not None:
@@ -86,7 +96,7 @@ def _standing(observed: ObservedDeployment) -> Iterator[str]:
     candidate = status.candidate
     if candidate is None:
         return
-    if candidate.state in ACTIVE or failed_in_place(observed) or was_rolled_back(status.revisions, candidate):
+    if candidate.state in ACTIVE or failed_in_place(observed) or fallen(status):
         yield candidate.revision
 
 
