@@ -139,6 +139,37 @@ def test_one_more_and_one_less_need_no_other_pods() -> None:
     ]
 
 
+@pytest.mark.parametrize("troubled", [False, True])
+def test_one_that_is_added_without_pods_waits_and_nothing_is_in_progress(troubled: bool) -> None:
+    """There is nobody to load it: whoever waits for the end of the rollout would wait for ever."""
+    cluster = endpoint(fr=GOOD)
+    before = cluster.traffic()
+    if troubled:  # a store that did not answer says nothing of what is to come
+        cluster.setbacks = [Reason.S3_UNREACHABLE]
+        asked(cluster, fr=GOOD, de=BETTER)
+        passes(cluster, count=2, seconds=1)
+        assert condition(cluster.status, "Stalled") == ("True", Reason.S3_UNREACHABLE)
+    cluster.spec = cluster.spec | {"replicas": 0}
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.settle()
+    [de, fr] = stable(cluster).adapters
+    assert (de.state, de.outcome, de.reason, de.pods) == (AdapterState.WAITING, None, Reason.WAITING, "")
+    assert_says(de.message, "no pods", "replicas: 0", "verify")
+    assert fr.state is AdapterState.LOADED
+    shown = {name: condition(cluster.status, name)[0] for name in ("Ready", "Reconciling", "Stalled")}
+    assert shown == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+    assert (cluster.status.phase, cluster.status.candidate) == (ServingPhase.READY, None)
+    assert told(cluster) == {"de": False, "fr": True}
+    cluster.spec, cluster.loading = cluster.spec | {"replicas": 2}, {BETTER}
+    passes(cluster)
+    assert states(cluster)["de"] == (AdapterState.LOADING, "")
+    assert cluster.status.phase is ServingPhase.PROGRESSING
+    cluster.loading = set()
+    cluster.settle()
+    assert states(cluster) == {"de": LOADED, "fr": LOADED}
+    assert (told(cluster), cluster.traffic()) == ({"de": True, "fr": True}, before)
+
+
 @pytest.mark.slow
 def test_one_that_fails_is_taken_from_all_pods_and_the_others_are_not_touched() -> None:
     cluster = endpoint(fr=GOOD)

@@ -7,7 +7,7 @@ became of it.
 
 ```
                         ┌──▶ Loaded: from then on no pod is ready without it
-added ──▶ Loading ──────┤
+added ──▶ Loading ──────┤          (Waiting first, where no pods are asked for)
    ▲                    └──▶ Failed: taken from all pods; the others are not touched
    └── another digest, or another spec
 ```
@@ -167,7 +167,7 @@ def deliver(
             # The pods go on trying. Another Job of the name asks them again.
             actions, due_after = (Delete(JOBS, request.name, job["metadata"]["uid"]),), _RECORD_SECONDS
     counted = f"{len(pods)}/{observed.resource.spec.replicas}"
-    waits = _waits_for(bool(pods), verdict, now)
+    waits = _waits_for(observed, bool(pods), verdict, now)
     rows = [_row(each, counted, waits, verdict) for each in found]
     events = tuple(_news(found, rows, len(pods)))
     update = {
@@ -257,32 +257,44 @@ def _passed(verdict: Verdict) -> bool:
     return verdict.result is not None and any(each.outcome is CheckOutcome.PASSED for each in verdict.result.checks)
 
 
-def _waits_for(answers: bool, verdict: Verdict | None, now: datetime) -> tuple[Reason, str]:
-    """What an adapter waits for that is being loaded. The pods do their part whether or not the Job runs that asks them
-    what came of it."""
+class _Wait(NamedTuple):
+    """What an adapter waits for that is not loaded yet."""
+
+    reason: Reason
+    message: str
+    state: AdapterState = AdapterState.LOADING
+
+
+def _waits_for(observed: ObservedDeployment, answers: bool, verdict: Verdict | None, now: datetime) -> _Wait:
+    """What an adapter waits for that is to be loaded. The pods do their part whether or not the Job runs that asks them
+    what came of it. Where no pods are asked for, nothing is in progress."""
+    if not answers and observed.resource.spec.replicas == 0:
+        said = "There are no pods (replicas: 0). They download, verify and load it once they are started."
+        return _Wait(Reason.WAITING, said, AdapterState.WAITING)
     if not answers:
-        return Reason.VERIFYING, "Waiting for a pod that is ready."
+        return _Wait(Reason.VERIFYING, "Waiting for a pod that is ready.")
     if verdict is not None and is_blocked(verdict, now):
-        return verdict.reason, f"Not served yet: the Job that asks the pods for their verdict waits. {verdict.message}"
-    return Reason.VERIFYING, "Running pods are downloading and verifying it."
+        said = f"Not served yet: the Job that asks the pods for their verdict waits. {verdict.message}"
+        return _Wait(verdict.reason, said)
+    return _Wait(Reason.VERIFYING, "Running pods are downloading and verifying it.")
 
 
-def _row(each: Standing, pods: str, waits: tuple[Reason, str], verdict: Verdict | None) -> AdapterStatus:
-    """An adapter for the status, after what the Job has found; ``waits``: what one that is being loaded waits for."""
+def _row(each: Standing, pods: str, waits: _Wait, verdict: Verdict | None) -> AdapterStatus:
+    """An adapter for the status, after what the Job has found; ``waits``: what one that is not loaded waits for."""
     outcome, message, reason = each.outcome, each.known.message, each.known.reason
     if outcome is None and verdict is not None and verdict.state not in UNFINISHED:
         outcome, message, reason = _found(each.adapter.name, verdict)
         if outcome is CheckOutcome.FAILED and _says_nothing(verdict):
-            outcome, waits = None, (verdict.reason, f"Not served yet, and tried again. {message}")
-    elif reason in PASSING and waits[0] is Reason.VERIFYING:  # it stands until the pods have said anything else
-        waits = (Reason(reason), message)
+            outcome, waits = None, _Wait(verdict.reason, f"Not served yet, and tried again. {message}")
+    elif reason in PASSING and waits.reason is Reason.VERIFYING:  # it stands until the pods have said anything else
+        waits = _Wait(Reason(reason), message)
     if outcome is CheckOutcome.PASSED:
         update: dict[str, Any] = {"state": AdapterState.LOADED, "pods": pods, "message": "", "reason": ""}
     elif outcome is CheckOutcome.FAILED:
         update = {"state": _FAILED, "pods": "", "message": message[:_MESSAGE_LIMIT], "reason": reason}
     else:
-        cause, said = waits
-        update = {"state": AdapterState.LOADING, "pods": "", "message": said[:_MESSAGE_LIMIT], "reason": cause}
+        said = waits.message[:_MESSAGE_LIMIT]
+        update = {"state": waits.state, "pods": "", "message": said, "reason": waits.reason}
     return each.known.model_copy(update=update | {"outcome": outcome})
 
 
