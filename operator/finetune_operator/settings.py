@@ -45,12 +45,12 @@ class Gpu(ApiModel):
     """Product name, e.g. NVIDIA L4."""
     count: Annotated[int, Field(ge=1)] = 1
     """GPUs per pod."""
-    memory_gib: float
+    memory_gib: Annotated[float, Field(gt=0)]
     """Memory of one GPU in GiB."""
-    peak_tflops: float
+    peak_tflops: Annotated[float, Field(gt=0)]
     """Dense bfloat16 peak of one GPU in TFLOP/s."""
-    usd_per_hour: float
-    """Price of one GPU for one hour."""
+    usd_per_hour: Annotated[float, Field(ge=0)]
+    """Price of one GPU for one hour; 0: it costs nothing, and no budget counts it."""
 
 
 _SIZE: Final = r"^([1-9][0-9]*(k|M|G|T|Ki|Mi|Gi|Ti)?)?$"
@@ -135,11 +135,12 @@ class Runtime(ApiModel):
     """GPUs that one pod uses."""
     model_cache: ModelCache | None = None
     """Where serving pods keep the model, or the base of adapters; None: each downloads it to a volume of its own."""
-    startup_timeout_seconds: int = 1800
+    startup_timeout_seconds: Annotated[int, Field(ge=1, lt=1 << 31)] = 1800
     """Seconds that loading may take before the candidate fails."""
-    drain_seconds: int = 15
-    """Seconds that a stopping pod waits until the Service no longer routes to it."""
-    termination_grace_seconds: int = 225
+    drain_seconds: Annotated[int, Field(ge=0, lt=1 << 31)] = 15
+    """Seconds that a stopping pod waits until the Service no longer routes to it; at most terminationGraceSeconds, of
+    which they are a part."""
+    termination_grace_seconds: Annotated[int, Field(ge=1, lt=1 << 31)] = 225
     """Seconds that a stopping pod has to finish its requests."""
 
     @property
@@ -166,6 +167,16 @@ class Runtime(ApiModel):
             raise ValueError(
                 f"maxInputTokens {self.max_input_tokens} leaves no room for an answer: it must be less than "
                 f"maxTotalTokens {self.max_total_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _time_to_drain(self) -> "Runtime":
+        """The API server refuses a pod whose preStop hook sleeps for longer than the pod has."""
+        if self.drain_seconds > self.termination_grace_seconds:
+            raise ValueError(
+                f"drainSeconds {self.drain_seconds} is longer than a stopping pod has: it must be at most "
+                f"terminationGraceSeconds {self.termination_grace_seconds}"
             )
         return self
 

@@ -35,6 +35,20 @@ NEWER = (
             "profiles.a.retries: Input should be a valid integer, unable to parse string as an integer.",
         ),
         (f"{IMAGES.replace(', proxy: x', '')}profiles: {{}}\n", f"images.proxy: Field required. {NEWER}"),
+        (
+            f"{IMAGES}profiles: {{}}\nruntimes: {{a: {{engine: tgi, image: i, drainSeconds: -1}}}}\n",
+            "runtimes.a.drainSeconds: Input should be greater than or equal to 0.",
+        ),
+        (
+            f"{IMAGES}profiles: {{}}\nruntimes: {{a: {{engine: tgi, image: i, drainSeconds: 61, "
+            "terminationGraceSeconds: 60}}\n",
+            "runtimes.a: Value error, drainSeconds 61 is longer than a stopping pod has: it must be at most "
+            "terminationGraceSeconds 60.",
+        ),
+        (
+            f"{IMAGES}profiles: {{a: {{gpu: {{name: X, memoryGib: 1, peakTflops: 1, usdPerHour: -1}}}}}}\n",
+            "profiles.a.gpu.usdPerHour: Input should be greater than or equal to 0.",
+        ),
         (f"{IMAGES}surprise: 1\n", f"profiles: Field required; {OLDER.format('surprise')}"),
     ],
 )
