@@ -6,6 +6,7 @@ from dataclasses import replace
 from finetune_api.serving_status import AdapterDeploymentStatus
 from finetune_operator.adapterdeployment.observe import DeploymentObserver, ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.plan import plan, undecidable
+from finetune_operator.adapterdeployment.turns import may_start
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
@@ -30,6 +31,7 @@ def adapter_deployment_kind(
         with_refusal=with_refusal,
         with_unmet=with_unmet,
         without_api=observer.without_api,
+        contends=lambda resource: settings.max_concurrent_rollouts is not None and may_start(resource),
     )
 
 

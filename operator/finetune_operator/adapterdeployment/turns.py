@@ -2,9 +2,10 @@
 
 The line is in the statuses, as the cache has them, and nowhere else, so that a restart of the operator loses nothing:
 a candidate that waits is recorded first, and starts in a later pass if its place is among the free ones. Everybody
-reads the same line and has another place in it, so no lock is needed. Nobody blocks it for ever: a candidate takes a
-turn for ``TURN_SECONDS`` per state at most, for less if it waits for hardware, and one that failed, or has given its
-hardware back, takes none.
+reads the same line and has another place in it. The passes that may take a place do not overlap (``may_start``), so
+that each sees who has started before it, however slow the API server is. Nobody blocks the line for ever: a candidate
+takes a turn for ``TURN_SECONDS`` per state at most, for less if it waits for hardware, and one that failed, or has
+given its hardware back, takes none.
 
 One that has announced a gap in service (``gap.py``) takes none either until the gap begins: it serves as before, for as
 long as the notice is. When the notice is over, it goes before all that wait in line.
@@ -155,6 +156,12 @@ def contender_of(resource: Object) -> Contender | None:
         patient=same and answers,
         gap_starts_at=(candidate.get("gapStartsAt") or "") if announced else "",
     )
+
+
+def may_start(resource: Object) -> bool:
+    """Whether a pass over an AdapterDeployment may find that its turn has come."""
+    contender = contender_of(resource)
+    return contender is not None and (contender.in_line or bool(contender.gap_starts_at))
 
 
 class Line(Enum):

@@ -6,6 +6,7 @@ when they keep failing, the status says so.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 REFUSALS: Final = frozenset({400, 403, 422})
 """Statuses with which the API server, an admission webhook, a policy or a quota refuses an object."""
+CONTENDING_SECONDS: Final = 1.0
+"""After which a pass is tried again that has to wait for the end of another one. Its thread is for others meanwhile."""
 
 O = TypeVar("O")  # noqa: E741 - what was observed
 S = TypeVar("S", bound=BaseModel)
@@ -57,6 +60,9 @@ class Kind(Generic[O, S]):
     without_api: Callable[[Object, str], O]
     """What the resource itself shows, with the API's last error, once calls have failed for a while. Its plan has no
     actions."""
+    contends: Callable[[Object], bool] = lambda _: False
+    """Whether a pass over the resource may take what others of its kind wait for too. No two such passes overlap: each
+    sees the status that the one before has written."""
 
 
 class NextTurn(NamedTuple):
@@ -86,6 +92,7 @@ class Reconciler:
         self._clock = clock
         self._api_failures = ApiFailures()
         self._unmet = Unmet()
+        self._contending = threading.Lock()
 
     def reconcile(self, key: Key) -> NextTurn:
         """One pass; returns when the next one is due. Raises ApiError."""
@@ -95,6 +102,16 @@ class Reconciler:
             self._api_failures.clear(key)
             self._unmet.forget(key)
             return NextTurn()  # owner references delete the children; data in the store stays
+        if not kind.contends(resource):
+            return self._pass(key, kind, resource)
+        if not self._contending.acquire(blocking=False):
+            return NextTurn(CONTENDING_SECONDS)
+        try:
+            return self._pass(key, kind, resource)
+        finally:
+            self._contending.release()
+
+    def _pass(self, key: Key, kind: Kind[O, S], resource: Object) -> NextTurn:
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
         if problem := _unreadable(kind, resource):
