@@ -14,7 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState
 from finetune_operator.framework.objects import DEPLOYMENTS
 from tests.support.played_pods import BETTER, CORRUPT, CRASHING, GOOD, INACTIVE, MISSING
-from tests.support.promoted import until
+from tests.support.promoted import passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition
 from tests.support.serving_specs import following, pinned, published
@@ -22,7 +22,7 @@ from tests.unit.test_adapterdeployment_adapters import OTHER
 from tests.unit.test_adapterdeployment_adapters import published as adapter
 from tests.unit.test_adapterdeployment_adapters import serving as several
 from tests.unit.test_adapterdeployment_suitability import on_gpus
-from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
+from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, OneAtATime, Safety, wanted
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -190,6 +190,64 @@ def test_what_serves_is_deleted_beside_a_canary() -> None:
     assert cluster.status.stable is not None
     assert cluster.status.stable.artifact_digest == BETTER
     assert cluster.status.ready_replicas == PODS
+
+
+def delete(cluster: ServingCluster, revision: str, safety: OneAtATime, *, pods_only: bool) -> None:
+    """Somebody deletes the pods of a revision, or its Deployment with them."""
+    name = f"demo-{revision}"
+    cluster.pods.pop(name, None)
+    if pods_only:
+        cluster.objects[DEPLOYMENTS][name]["status"] = {}
+    else:
+        del cluster.objects[DEPLOYMENTS][name]
+    safety.forget(cluster)
+
+
+@pytest.mark.parametrize("pods_only", [True, False])
+def test_what_serves_is_deleted_before_its_gap_begins(pods_only: bool) -> None:
+    """It comes back for the rest of the notice: nobody was told of a gap that begins earlier."""
+    cluster = ServingCluster(spec=pinned(GOOD, replicas=PODS, strategy=IN_PLACE | {"notice": "10m"}))
+    cluster.settle()
+    old = cluster.traffic()
+    cluster.watch = safety = Safety(proved={old})
+    safety.forget(cluster)
+    asks_for(BETTER)(cluster)
+    cluster.reconcile()
+    announced = cluster.status.candidate
+    assert announced is not None
+    assert announced.state is RevisionState.STOPPING
+    delete(cluster, old, safety, pods_only=pods_only)
+    passes(cluster, seconds=20)
+    assert wanted(cluster) == {old: PODS}
+    assert cluster.status.ready_replicas == PODS
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.gap_starts_at == announced.gap_starts_at
+    cluster.settle()
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+    assert (wanted(cluster), cluster.status.ready_replicas) == ({cluster.traffic(): PODS}, PODS)
+
+
+@pytest.mark.parametrize("digest", [BETTER, INACTIVE])
+def test_what_is_to_come_back_is_deleted_in_its_gap(digest: str) -> None:
+    """Its Deployment is there again, as it was and without pods, so that it serves again if the candidate fails."""
+    cluster, old, _ = in_the_middle("InPlace")
+    # What the pass writes before the Deployment is not in question here.
+    cluster.watch = once = OneAtATime()
+    cluster.source = published(digest)
+    before = cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]["template"]
+    delete(cluster, old, once, pods_only=False)
+    cluster.reconcile()
+    cluster.run_controllers()
+    assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]["template"] == before
+    assert wanted(cluster).get(old, 0) == 0
+    assert cluster.traffic() == old
+    cluster.settle()
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == (BETTER if digest == BETTER else GOOD)
+    assert (wanted(cluster), cluster.status.ready_replicas) == ({cluster.traffic(): PODS}, PODS)
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
