@@ -97,8 +97,9 @@ def test_one_that_nobody_had_reached_is_tried_again() -> None:
     new = until(cluster, lambda each: each.state is RevisionState.VERIFYING).revision
     disprove(cluster, new, pods=1)
     cluster.settle()
-    assert cluster.status.candidate is not None
-    assert cluster.status.candidate.state is RevisionState.FAILED
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert failed.state is RevisionState.FAILED
     cluster.service_account = False
     passes(cluster)
     assert cluster.status.candidate is None

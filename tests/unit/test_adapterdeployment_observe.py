@@ -144,7 +144,13 @@ def asking(name: str, year: int, status: Object | None = None, *hosts: str, by: 
     """An AdapterDeployment that asks for a host, since its second generation."""
     http = {"parentRefs": [{"name": "public"}], "hostnames": list(hosts or (_HOST,))}
     given: Object = {"ingress": {"className": "nginx", "host": _HOST}} if by == "ingress" else {"httpRoute": http}
-    metadata = {"name": name, "namespace": "team", "uid": f"uid-of-{name}", "resourceVersion": "1", "generation": 2}
+    metadata: Object = {
+        "name": name,
+        "namespace": "team",
+        "uid": f"uid-of-{name}",
+        "resourceVersion": "1",
+        "generation": 2,
+    }
     metadata["creationTimestamp"] = f"{year}-01-01T00:00:00Z"
     spec = pinned(GOOD, access={"route": given})
     return {"kind": meta.ADAPTERDEPLOYMENT, "metadata": metadata, "spec": spec, "status": status or {}}
@@ -152,7 +158,7 @@ def asking(name: str, year: int, status: Object | None = None, *hosts: str, by: 
 
 def told_of_generation(generation: int) -> Object:
     """A status by which its route was there."""
-    condition = {"type": "RouteAccepted", "status": "True", "reason": "RouteAccepted", "message": ""}
+    condition: Object = {"type": "RouteAccepted", "status": "True", "reason": "RouteAccepted", "message": ""}
     condition |= {"lastTransitionTime": timestamp(NOW), "observedGeneration": generation}
     return _URL | {"observedGeneration": 2, "conditions": [condition]}
 
@@ -210,12 +216,15 @@ def test_who_has_an_address_keeps_it(old: Object, new: Object, live: list[str], 
 
 def test_a_route_of_another_host_or_about_to_go_keeps_none() -> None:
     older, cache = asking("old", OLD), Cache(INDEXES, WATCHED_OWNERS)
-    for number, (hosts, metadata) in enumerate(
-        [(("b.example",), {}), ((_HOST,), {"deletionTimestamp": timestamp(NOW)}), ((_HOST,), {"ownerReferences": []})]
-    ):
+    others: list[tuple[str, Object]] = [
+        ("b.example", {}),
+        (_HOST, {"deletionTimestamp": timestamp(NOW)}),
+        (_HOST, {"ownerReferences": []}),
+    ]
+    for number, (host, metadata) in enumerate(others):
         newer = asking(f"new-{number}", NEW)
         cache.record(ADAPTERDEPLOYMENTS, newer)
-        cache.record(*live_route(asking(f"new-{number}", NEW, {}, *hosts), **metadata))
+        cache.record(*live_route(asking(f"new-{number}", NEW, {}, host), **metadata))
     cache.record(ADAPTERDEPLOYMENTS, older)
     assert not taken_from(older, cache)
 
