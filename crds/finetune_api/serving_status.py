@@ -138,9 +138,9 @@ class AdapterStatus(WireModel):
     outcome: CheckOutcome | None = None
     """What came of its verification: Passed or Failed; absent if it has not come to it."""
     state: AdapterState | None = None
-    """Of what serves: Waiting (scaled to zero: pods fetch it, prove it and load it once there are any), Loading (running
-    pods do so), Loaded (the pods that are ready answer to its name) or Failed (no pod answers to its name; the other
-    adapters are not touched)."""
+    """Of what serves: Waiting (scaled to zero: pods fetch it, prove it and load it once there are any), Loading
+    (running pods do so), Loaded (the pods that are ready answer to its name) or Failed (no pod answers to its name; the
+    other adapters are not touched)."""
     pods: Annotated[str, Field(max_length=32)] = ""
     """Of a loaded one: pods that answer to its name, e.g. "2/2"."""
     reason: Word = ""

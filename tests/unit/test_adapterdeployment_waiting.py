@@ -255,6 +255,18 @@ class TestVerifying:
         assert not cluster.reconcile().blocked  # the pod's own events tell
         assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.VERIFYING, reason)
 
+    def test_a_pod_whose_node_is_lost_says_so(self) -> None:
+        """It was starting there, which no condition of it takes back: Kubernetes deletes it, and nobody ends it."""
+        cluster = updating(room=2)
+        _verify(cluster)
+        _pod_of_verification(cluster, {"phase": "Pending"})
+        [pod] = cluster.pods[_jobs(cluster)[-1]["metadata"]["name"]]
+        pod["metadata"]["deletionTimestamp"] = timestamp(cluster.now - timedelta(minutes=2))
+        pod["spec"] = {"nodeName": "gpu-7"}
+        cluster.reconcile()
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.VERIFYING, Reason.NODE_LOST)
+        assert_says(candidate(cluster).message, "gpu-7", "does not answer")
+
     @pytest.mark.slow
     def test_a_pod_without_a_node_holds_the_candidate_s_for_ten_minutes(self) -> None:
         """As long as a node may take to appear, however long the verification itself may take."""

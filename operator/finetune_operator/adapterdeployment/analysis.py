@@ -104,7 +104,7 @@ def analysis_of(context: CanaryContext, candidate: RevisionStatus) -> Analysis |
             *ensure_exists(JOBS, job, lambda: stage_job(request)),
         )
         return Analysis(_running(known, until, again), again and not patient, made, left)
-    verdict = judge(job, observed.job_pods(job), observed.job_events.get(name, ())) if job is not None else None
+    verdict = judge(job, observed.job_pods(job), observed.job_events.get(name, ()), now) if job is not None else None
     if verdict is not None and verdict.state in UNFINISHED and left > -LATE_SECONDS:
         return Analysis(
             _running(known, until, again), again and not patient, (), left if left > 0 else left + LATE_SECONDS

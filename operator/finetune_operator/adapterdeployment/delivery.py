@@ -157,7 +157,7 @@ def deliver(
         request = _request(observed, record, pending, pods)
         job, due_after = observed.child(JOBS, request.name), FIRST_LOOK_SECONDS
         if job is not None:
-            verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+            verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()), now)
             due_after = look_again(job, verdict, now) if verdict.state in UNFINISHED else None
         actions = (
             *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),

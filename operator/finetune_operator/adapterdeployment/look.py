@@ -77,7 +77,7 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
         return Look(_knowing(observed, waits), made, under_way=request.name)
     if job is None:
         return Look(_knowing(observed, begun), made, FIRST_LOOK_SECONDS, request.name)
-    verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+    verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()), now)
     if verdict.state in UNFINISHED:
         waits = _waiting(begun, verdict.reason, verdict.message) if is_blocked(verdict, now) else begun
         return Look(_knowing(observed, waits), made, look_again(job, verdict, now), request.name)

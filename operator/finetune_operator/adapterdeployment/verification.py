@@ -234,7 +234,7 @@ def find_verification(observed: ObservedDeployment, request: StageRequest, now: 
     if job is None:
         return None
     pods = observed.job_pods(job)
-    verdict = judge(job, pods, observed.job_events.get(request.name, ()))
+    verdict = judge(job, pods, observed.job_events.get(request.name, ()), now)
     age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
     params = request.input.params.verify
     limit = timedelta(seconds=2 * (params.timeout_seconds if params else 0) + FETCH_SECONDS)
