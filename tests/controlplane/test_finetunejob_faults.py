@@ -210,7 +210,12 @@ def _message(team: Team) -> str:
 
 
 def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict[str, Any]) -> None:
-    """And a finished run does not start again when its Jobs are deleted."""
+    """And a finished run does not start again when its Jobs are deleted. The operator may delete its last one too: the
+    run can end before the controller of Jobs has said that this one is complete."""
+
+    def writes() -> list[str]:
+        return [each for each in team.writes() if each != "delete Job"]
+
     team.node.scripts[Stage.TRAIN] = lambda given: None
     operator = team.start()
     create(team)
@@ -227,11 +232,11 @@ def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict
     operator.wait_idle()
     for job in team.jobs("storm"):
         team.api.delete(JOBS, team.namespace, job["metadata"]["name"], job["metadata"]["uid"])
-    before = team.writes()
+    before = writes()
     wait(lambda: not team.jobs("storm"), "the Jobs to go")
     team.start(resync_seconds=10).wait_ready()
     assert team.status("storm").phase is Phase.SUCCEEDED
-    assert team.writes() == before
+    assert writes() == before
     assert not team.jobs("storm")
 
 
