@@ -49,8 +49,9 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
+            later = dict(served.later)  # once the answer is there, a test may go on and add to it
             self._answer(body=False)
-            served.content |= served.later
+            served.content |= later
 
         def do_GET(self) -> None:
             nonlocal now
