@@ -123,7 +123,7 @@ SMOLLM = {
     "vocab_size": 49152,
     "tie_word_embeddings": True,
 }
-MXFP4: dict[str, Any] = {
+GPT_OSS_20B: dict[str, Any] = {
     "model_type": "gpt_oss",
     "hidden_size": 2880,
     "num_hidden_layers": 24,
@@ -131,9 +131,9 @@ MXFP4: dict[str, Any] = {
     "intermediate_size": 2880,
     "vocab_size": 201088,
     "num_local_experts": 32,
-    "quantization_config": {"quant_method": "mxfp4"},
 }
-"""gpt-oss-20b as published."""
+MXFP4: dict[str, Any] = GPT_OSS_20B | {"quantization_config": {"quant_method": "mxfp4"}}
+"""The same as published."""
 L4 = HardwareFacts(
     profile="gpu-l4", name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121, usd_per_hour=0.8, cpus=8
 )

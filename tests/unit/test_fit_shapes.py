@@ -13,7 +13,7 @@ from finetune_jobs.fit.fields import UnknownShapeError
 from finetune_jobs.fit.memory import peak_memory, trained_parameters
 from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import ON_GPU
-from tests.support.fit import L4, LLAMA_8B, MIXTRAL, shape_of, small
+from tests.support.fit import GPT_OSS_20B, L4, LLAMA_8B, MIXTRAL, shape_of, small
 
 pytestmark = pytest.mark.unit
 
@@ -95,15 +95,7 @@ def test_unknown_is_said_and_not_refused(change: dict[str, Any], why: str) -> No
             4.3,
         ),
         (
-            {
-                "model_type": "gpt_oss",
-                "hidden_size": 2880,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 64,
-                "intermediate_size": 2880,
-                "vocab_size": 201088,
-                "num_local_experts": 32,
-            },
+            GPT_OSS_20B,
             20.9,  # gpt-oss-20b, 3.6 active without one embedding (OpenAI's model card, arXiv 2508.10925)
             3.6 + 0.58,
         ),
