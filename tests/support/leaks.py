@@ -58,10 +58,11 @@ def places() -> Places:
 
 def left_behind(before: Places, after: Places) -> list[str]:
     """What is otherwise than before. A module's functions that are new, or gone, do not count: modules are imported,
-    and some give their names to others then."""
+    and some give their names to others then. Nor does what a library says that was imported since."""
     known, now = before.process, after.process
     variables = {name for name in {*known, *now} if name.startswith(_VARIABLE)}
-    changed = [name for name in variables | (known.keys() & now.keys()) if _is_another(known.get(name), now.get(name))]
+    others = {name for name in known.keys() & now.keys() if known[name] is not None}
+    changed = [name for name in variables | others if _is_another(known.get(name), now.get(name))]
     modules = before.modules.keys() & after.modules.keys()
     return sorted([*changed, *(name for each in modules for name in _replaced(each, before, after))])
 

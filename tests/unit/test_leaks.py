@@ -32,3 +32,17 @@ def test_modules_may_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     vars(new)["function"] = len
     monkeypatch.setitem(sys.modules, "finetune_api.new_here", new)
     assert left_behind(before, places()) == []
+
+
+@pytest.mark.unit
+def test_a_library_that_is_imported_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says was not known before."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    before = places()
+    new = ModuleType("torch")
+    vars(new).update(get_default_dtype=lambda: "float32", get_num_threads=lambda: 2)
+    monkeypatch.setitem(sys.modules, "torch", new)
+    now = places()
+    assert left_behind(before, now) == []
+    vars(new)["get_num_threads"] = lambda: 1
+    assert left_behind(now, places()) == ["the threads of torch"]
