@@ -20,9 +20,11 @@ Find = Callable[[str, str], list[Finding]]
 _ESCAPE: Final = re.compile(
     r"(?<!\\)\\++(?:(?P<letter>[\"/bfnrt])"
     r"|u(?P<pair>[dD][89abAB][0-9a-fA-F]{2}\\++u[dD][c-fC-F][0-9a-fA-F]{2})"
-    r"|u(?P<code>(?![dD][89a-fA-F])[0-9a-fA-F]{4}))"
+    r"|u(?P<code>[0-9a-fA-F]{4}))"
 )
-"""More than one backslash: JSON within JSON. Half a surrogate pair is no character, and stays as it is written."""
+"""More than one backslash: JSON within JSON."""
+_NO_CHARACTER: Final = "\ufffd"
+"""For half a surrogate pair, whose digits are no part of what stands beside it."""
 _LETTERS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 """A string of a JSON document, from its first character on."""
@@ -111,6 +113,6 @@ def _character(match: re.Match[str]) -> str:
     if letter := match["letter"]:
         return _LETTERS.get(letter, letter)
     if code := match["code"]:
-        return chr(int(code, 16))
+        return _HALF.sub(_NO_CHARACTER, chr(int(code, 16)))
     high, low = (int(half, 16) for half in (match["pair"][:4], match["pair"][-4:]))
     return chr(0x10000 + ((high - 0xD800) << 10) + low - 0xDC00)
