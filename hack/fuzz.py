@@ -43,6 +43,15 @@ def pytest_runtest_setup() -> None:
         pytest.skip("the time is up")
 
 
+def ended_with(code: int, seed: int, files: Sequence[str]) -> str:
+    """Why a round with this exit code of pytest ended the search, and what to do."""
+    if code in (pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR):
+        return f"fuzz: nothing was tried: no test of {' '.join(files)} draws its input. Name files that have an @given."
+    if code == pytest.ExitCode.TESTS_FAILED:
+        return f"fuzz: seed {seed} failed. Mend it, and commit the @example(...) that its report shows."
+    return f"fuzz: pytest ended with {code}, and what it printed says why. Nothing is known of seed {seed}."
+
+
 def main(arguments: Sequence[str]) -> int:
     """Explore for so many minutes; returns the exit code of the round that found something, else 0."""
     workers, minutes, *files = arguments
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         say(f"fuzz: round {rounds}, seed {seed}")
         tried = subprocess.run(command(seed, int(workers), files), cwd=REPOSITORY, env=environment, check=False)
         if code := tried.returncode:
-            say(f"fuzz: seed {seed} failed. Mend it, and commit the @example(...) that its report shows.")
+            say(ended_with(code, seed, files))
             return code
     say(f"fuzz: nothing found in {rounds} rounds")
     return 0

@@ -40,3 +40,21 @@ def test_no_test_begins_after_the_time_and_the_workers_are_those_that_were_asked
     said = pytest_says([*command, "-rs"], time.time() - 1)
     assert "the time is up" in said
     assert "passed" not in said
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["tests/unit/no_such_file.py"], "no test of tests/unit/no_such_file.py draws its input"),
+        (["tests/unit/test_tiers.py"], "no test of tests/unit/test_tiers.py draws its input"),
+    ],
+)
+def test_files_without_a_drawing_test_are_no_finding(files: list[str], said: str) -> None:
+    environment = {**os.environ, fuzz.UNTIL: str(time.time() + 3600)}
+    ended = subprocess.run(fuzz.command(1, 0, files), cwd=REPOSITORY, env=environment, capture_output=True, check=False)
+    assert said in fuzz.ended_with(ended.returncode, 1, files)
+
+
+def test_a_finding_names_its_seed_and_a_broken_run_is_none() -> None:
+    assert "seed 7 failed" in fuzz.ended_with(pytest.ExitCode.TESTS_FAILED, 7, [])
+    assert "failed" not in fuzz.ended_with(pytest.ExitCode.INTERNAL_ERROR, 7, [])
