@@ -278,7 +278,7 @@ class Bench:
 
     def _likely_of_tuned(self, adapter: Path) -> list[list[float]]:
         """How likely the tuned model finds the passages, where nothing else is asked of it."""
-        from finetune_jobs.evaluation.reference import log_probs
+        from finetune_jobs.evaluation.passages import log_probs
 
         def make(out: Path) -> None:
             model = self._tuned(adapter)
@@ -309,7 +309,7 @@ class Bench:
 
     def _ask(self, model: Any, tokenizer: Any) -> Heard:
         from finetune_jobs.evaluation.generate import generate_answers
-        from finetune_jobs.evaluation.reference import log_probs
+        from finetune_jobs.evaluation.passages import log_probs
 
         answers = generate_answers(model, tokenizer, self.paper.questions, _quiet)
         return Heard(answers, [log_probs(model, passage) for passage in self.passages])

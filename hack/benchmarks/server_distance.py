@@ -24,7 +24,8 @@ import torch
 from finetune_api.export import ExportFormat
 from finetune_api.training import Method
 from finetune_jobs.evaluation.distances import distance
-from finetune_jobs.evaluation.reference import CANDIDATES, Passage, make_passages, token_log_probs
+from finetune_jobs.evaluation.disturbance import twins_apart
+from finetune_jobs.evaluation.passages import CANDIDATES, Passage, make_passages, token_log_probs
 from finetune_jobs.modelling.loading import load_adapter
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -163,11 +164,15 @@ def way(artifact: Likely, straight: Likely, wrong: Likely, seen: Likely) -> floa
 def right_ones(model: Any, name: str, texts: Mapping[str, Sequence[Passage]], out: dict[str, Any]) -> None:
     """How far right servers are from the evaluation of each format, text by text: nothing here is damaged.
 
-    Either may compute in another precision, or both, so that each pair of them counts.
+    Either may compute in another precision, or both, so that each pair of them counts. The noise is what an evaluation
+    measures of an artifact in their place.
     """
     for each, how in FORMATS.items():
         with as_exported(model, how):
             for kind, passages in texts.items():
+                noise = round(fmean(twins_apart(model, passage) for passage in passages), 4)
+                out[f"{name} {each}: noise, {kind}"] = noise
+                say(f"{name} {each}: noise, {kind}: {noise}")
                 read_by = {"float32": read(model, passages)}
                 for precision, dtype in DTYPES.items():
                     with rounded(model, dtype):

@@ -60,8 +60,9 @@ from finetune_jobs.evaluation.measurable import DataFacts, require_measurable
 from finetune_jobs.evaluation.outputs import OUTPUTS, Outputs
 from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, identify, lay_out
 from finetune_jobs.evaluation.page_parts import write_page
+from finetune_jobs.evaluation.passages import said_positions
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.reference import make_references, said_positions, to_record
+from finetune_jobs.evaluation.reference import make_references, to_record
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
@@ -252,7 +253,7 @@ def evaluate_models(
     evaluated = choose(found, fall_back=setting.fall_back)
     served = said[evaluated.format]
     digests = {each.format: each.digest for each in files.exported}
-    references = make_references(paper.passages, heard.likely["base"], served.likely, served.turned)
+    references = make_references(paper.passages, heard.likely["base"], served.likely, served.disturbed)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
     written = {**heard.answers, **heard.wordy, **({ELSEWHERE: told} if told else {})}
@@ -303,13 +304,13 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
 def _ask_exported(
     models: Generators, exported: Exported, paper: Paper, base: Sequence[list[float]], progress: Progress
 ) -> ServedAnswers:
-    """Exactly as its own files say. Positions are changed at the end: another program may have to load it for that.
+    """Exactly as its own files say. It is disturbed at the end: another program may have to load it for that.
     ``base``: the base model's log-probabilities of the passages, which decide those that are recorded."""
     progress.report(0.0, "loading")
     said = ask_artifact(models.exported(exported), paper, progress)
     numbers = to_record(paper.passages, base, said.likely)
-    turned = models.turned([paper.passages[number] for number in numbers])
-    return replace(said, turned=dict(zip(numbers, turned, strict=True)))
+    disturbed = models.disturbed([paper.passages[number] for number in numbers])
+    return replace(said, disturbed=dict(zip(numbers, disturbed, strict=True)))
 
 
 def _answers(

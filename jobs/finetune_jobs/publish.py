@@ -50,7 +50,7 @@ from finetune_jobs.run_report.verdict import RunVerdict
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification.checks import unprovable
-from finetune_jobs.verification.tolerance import tolerance
+from finetune_jobs.verification.tolerance import measured_tolerance, tolerance
 
 
 def publish(context: Context) -> StageOutput:
@@ -224,7 +224,7 @@ def _unprovable(answers: Sequence[Answer], recorded: Path, format_: str) -> str:
         return ""
     with recorded.open(encoding="utf-8") as lines:
         references = artifact.read_references(lines, artifact.REFERENCE)
-    return unprovable(answers, references, tolerance("", format_))
+    return unprovable(answers, references, measured_tolerance(references, tolerance("", format_)))
 
 
 def _judged(params: PublishParams, metrics: Metrics, compared: _Compared | None, faults: Sequence[str]) -> _Verdict:

@@ -23,16 +23,11 @@ from finetune_jobs.artifacts.artifact import (
     write_references,
 )
 from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.evaluation.disturbance import disturbed
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.generate import Questions, generate_answers
-from finetune_jobs.evaluation.reference import (
-    log_probs,
-    longest_text,
-    make_passages,
-    make_references,
-    to_record,
-    turned_log_probs,
-)
+from finetune_jobs.evaluation.passages import log_probs, longest_text, make_passages
+from finetune_jobs.evaluation.reference import make_references, to_record
 from finetune_jobs.exporting.adapter import write_adapter, write_base
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling.loading import load_checkpoint
@@ -65,8 +60,8 @@ def record(base: Path, tuned: Path, examples: Sequence[Conversation], under: Pat
     artifact = load_artifact(tuned, under)
     after = [log_probs(artifact, passage) for passage in passages]
     numbers = to_record(passages, before, after)
-    turned = {number: turned_log_probs(artifact, passages[number]) for number in numbers}
-    return make_references(passages, before, after, turned)
+    changed = {number: disturbed(artifact, passages[number]) for number in numbers}
+    return make_references(passages, before, after, changed)
 
 
 def publish_adapter(storage: Storage, place: str, folder: Path, *, base: Path, seed: int, rank: int = 4) -> StageResult:

@@ -78,7 +78,7 @@ def test_a_long_answers_logits_are_never_in_memory_at_once(folder: Path, monkeyp
     given = [Given([4, 5, 6, 7], [8, 9, 3]), Given([4, 5, 6, 7], [*range(8, 58), 3])]
     expected, forward = answer_losses(model, 0, given, lambda *_: None), model.forward
     monkeypatch.setattr("finetune_jobs.evaluation.behaviour.likelihood.MOST_TOKENS", 16)
-    monkeypatch.setattr("finetune_jobs.evaluation.reference._CHUNK", 16)
+    monkeypatch.setattr("finetune_jobs.evaluation.passages._CHUNK", 16)
 
     def counted(**inputs: Any) -> Any:
         output = forward(**inputs)

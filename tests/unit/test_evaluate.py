@@ -41,7 +41,7 @@ from finetune_jobs.evaluation.generators.protocol import Exported
 from finetune_jobs.evaluation.outputs import OUTPUTS
 from finetune_jobs.evaluation.page import identify
 from finetune_jobs.evaluation.page_parts import PARTS
-from finetune_jobs.evaluation.reference import Passage, log_probs
+from finetune_jobs.evaluation.passages import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.evaluation.texts import LARGEST

@@ -25,7 +25,7 @@ from transformers.models.minimax.modeling_minimax import MiniMaxCache
 from finetune_jobs.evaluation.batches import PromptBatch, Prompts, Room, common_beginning, left_padded, token_bytes
 from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate
-from finetune_jobs.evaluation.reference import Passage, log_probs
+from finetune_jobs.evaluation.passages import Passage, log_probs
 from finetune_jobs.evaluation.shots import with_shots
 from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.loading import load_base

@@ -11,7 +11,7 @@ import torch
 
 from finetune_jobs.evaluation.choices import Choices, likeliest
 from finetune_jobs.evaluation.generate import Questions
-from finetune_jobs.evaluation.reference import Passage, log_probs
+from finetune_jobs.evaluation.passages import Passage, log_probs
 from finetune_jobs.modelling.chat import answer_ids, prompt_ids
 from finetune_jobs.modelling.loading import load_base
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token

@@ -13,7 +13,7 @@ from finetune_api.evaluation import Coverage, Examination
 from finetune_api.timing import Pace, evaluate_seconds
 from finetune_api.training import Method, Training
 from finetune_jobs.evaluation import asking as evaluation
-from finetune_jobs.evaluation import generate, reference
+from finetune_jobs.evaluation import generate, passages
 from finetune_jobs.evaluation.behaviour import probe
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.fit import answering, asked
@@ -49,8 +49,8 @@ def test_the_sets_have_as_many_questions(coverage: Coverage) -> None:
 def test_what_is_known_in_two_places_is_the_same() -> None:
     assert asked.ROOM == generate.ROOM
     assert asked.BESIDE_TOKENS == probe.ANSWER_TOKENS
-    assert asked.PASSAGES == reference.CANDIDATES
-    assert asked.LONG_TOKENS == reference.LONG * reference.LONG_TOKENS
+    assert asked.PASSAGES == passages.CANDIDATES
+    assert asked.LONG_TOKENS == passages.LONG * passages.LONG_TOKENS
     assert answering.TOGETHER == evaluation.BATCH_SIZE
     assert answering.BESIDE_TOGETHER == probe.BATCH_SIZE
 

@@ -29,7 +29,7 @@ from finetune_jobs.evaluation.generators import vllm_process
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.evaluation.generators.on_vllm import VllmGenerators
 from finetune_jobs.evaluation.generators.protocol import Exported, Generator
-from finetune_jobs.evaluation.reference import Passage
+from finetune_jobs.evaluation.passages import Passage
 from finetune_jobs.exporting.adapter import write_base
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
@@ -116,6 +116,7 @@ def test_an_evaluation_whose_models_run_in_vllm(model_folder: Path, tmp_path: Pa
     assert metrics["generator"] == "vLLM 0.32.0+stand-in"
     references = [json.loads(line) for line in (tmp_path / "out" / REFERENCE).read_text().splitlines()]
     assert all(each["turned"] for each in references)
+    assert [each["noise"] is None for each in references] == [each["long"] for each in references]
     assert (tmp_path / "vllm" / "base" / "config.json").exists()
     assert "Answered by" in (tmp_path / "out" / "report.html").read_text()
 

@@ -93,6 +93,7 @@ def observed(
         forced=forced,
         task=task,
         tolerance=TOLERANCE,
+        usual_tolerance=TOLERANCE,
         too_long=too_long,
         refuses_other_names=refuses_other_names,
         size=size,
@@ -299,7 +300,7 @@ def test_the_first_failure_is_reported_with_all_checks(seen: Observed, reason: R
 
 def test_an_artifact_that_answers_like_its_base_proves_nothing() -> None:
     same = [asked(1, base="a")]
-    seen = Observed(same, RIGHT[:1], (), (), (), (), TaskType.CLASSIFICATION, TOLERANCE)
+    seen = Observed(same, RIGHT[:1], (), (), (), (), TaskType.CLASSIFICATION, TOLERANCE, TOLERANCE)
     with pytest.raises(StageError, match=r"no golden prompt distinguishes the artifact from its base") as error:
         require_all(make_checks(seen, 1), "http://candidate")
     assert error.value.reason is Reason.ADAPTER_INACTIVE
@@ -322,7 +323,9 @@ def test_what_no_server_could_prove_is_known_beforehand(
     """What publish is told is what the check then finds of the best of servers."""
     answers = [asked(number, base=base) for number, base in enumerate(bases)]
     said = unprovable(answers, references, TOLERANCE)
-    best = Observed(answers, RIGHT[:2], (), (), references, [SAME] * len(references), TaskType.TEXT, TOLERANCE)
+    best = Observed(
+        answers, RIGHT[:2], (), (), references, [SAME] * len(references), TaskType.TEXT, TOLERANCE, TOLERANCE
+    )
     check = named(make_checks(best, 75), "differsFromBase")
     assert (check.outcome is CheckOutcome.PASSED) is (said == "") is provable
     if said:
@@ -331,7 +334,7 @@ def test_what_no_server_could_prove_is_known_beforehand(
 
 def test_a_better_server_is_no_failure() -> None:
     tested = [answer.model_copy(update={"artifact": "b"}) for answer in map(asked, range(20))]
-    seen = Observed([asked(1)], RIGHT[:1], tested, RIGHT[:20], (), (), TaskType.CLASSIFICATION, TOLERANCE)
+    seen = Observed([asked(1)], RIGHT[:1], tested, RIGHT[:20], (), (), TaskType.CLASSIFICATION, TOLERANCE, TOLERANCE)
     counts = count(seen)
     assert (counts.correct, counts.expected, counts.losses, counts.wins) == (20, 0, 0, 20)
     assert failed(make_checks(seen, 75)) == []
@@ -380,6 +383,27 @@ def test_a_result_with_every_check_fits_a_termination_message() -> None:
 def test_the_spec_may_say_how_far_a_server_may_be(asked_for: float | None, expected: float) -> None:
     nothing = Promise([], [], [], TaskType.TEXT, "INT8", max_distance=asked_for)
     assert observe(TgiServer("http://candidate"), nothing, Limits(), lambda *_: None).tolerance == expected
+
+
+class Truthful(TgiServer):
+    """Gives back what was recorded."""
+
+    def log_probs(self, reference: ReferenceText) -> Forced:
+        return Forced(reference.ids, reference.artifact)
+
+
+@pytest.mark.parametrize(("asked_for", "expected", "noticed"), [(None, 0.12, 0.25), (0.9, 0.9, 0.9)])
+def test_an_artifact_whose_noise_was_measured_is_held_to_it(
+    asked_for: float | None, expected: float, noticed: float
+) -> None:
+    """Unless the spec says how far a server may be. What is noticeable stays a share of what is usual."""
+    texts = [reference().model_copy(update={"noise": noise}) for noise in (0.06, 0.1)]
+    promise = Promise([], [], texts, TaskType.TEXT, "Merged", max_distance=asked_for)
+    found = observe(Truthful("http://candidate"), promise, Limits(), lambda *_: None)
+    assert found.tolerance == pytest.approx(expected)
+    assert found.usual_tolerance == noticed
+    [said] = [each.expected for each in make_checks(found, 75) if each.name == "logProbabilities"]
+    assert said.startswith(f"at most {expected:.3f} nats")
 
 
 def test_an_image_older_than_the_engine_says_so() -> None:

@@ -11,7 +11,7 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,9 @@ from finetune_api.training import Method
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.artifacts.calls import CallFormat
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.evaluation.reference import log_probs, longest_text, make_passages, make_references, to_record
-from finetune_jobs.evaluation.reference import turned_log_probs as turned
+from finetune_jobs.evaluation.disturbance import disturbed
+from finetune_jobs.evaluation.passages import log_probs, longest_text, make_passages
+from finetune_jobs.evaluation.reference import make_references, to_record
 from finetune_jobs.exporting.adapter import write_adapter, write_base
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
@@ -114,8 +115,8 @@ def recorded(work: Path) -> Recorded:
     before = [log_probs(found, each) for found in [load_checkpoint(base)] for each in passages]
     found = load_checkpoint(artifact)
     after = [log_probs(found, each) for each in passages]
-    wrong = {number: turned(found, passages[number]) for number in to_record(passages, before, after)}
-    references = make_references(passages, before, after, wrong)
+    changed = {number: disturbed(found, passages[number]) for number in to_record(passages, before, after)}
+    references = make_references(passages, before, after, changed)
     return Recorded(model, weights, without, artifact, weights_only(references, TaskType.TEXT))
 
 
@@ -290,8 +291,11 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         write_adapter(work / f"trained-{name}", work / name, tuning, "a" * 64)
         model = load_artifact(work / name, base)
         after = [log_probs(model, each) for each in passages]
-        numbers = to_record(passages, before, after)
-        references = make_references(passages, before, after, dict.fromkeys(numbers, ([], [])))
+        changed = {
+            number: replace(disturbed(model, passages[number]), straight=[], turned=[])
+            for number in to_record(passages, before, after)
+        }
+        references = make_references(passages, before, after, changed)
         promises[name] = weights_only(references, TaskType.TEXT)
         served.append(ServedAdapter(str(work / name), f"{NAME}:{name}"))
     first = ["--lora-modules", f"{served[0].name}={served[0].path}"]

@@ -21,7 +21,7 @@ from finetune_jobs.evaluation.generate import Questions
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.evaluation.generators.on_vllm import VllmGenerators
 from finetune_jobs.evaluation.generators.protocol import Generator
-from finetune_jobs.evaluation.reference import Passage
+from finetune_jobs.evaluation.passages import Passage
 from finetune_jobs.exporting.adapter import write_base
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat

@@ -126,6 +126,9 @@ class ReferenceText(WireModel):
     turned: list[float] = []
     """The same as ``straight`` with wrong rotary positions: further from the right ones in short texts, which show
     less."""
+    noise: float | None = None
+    """How far apart two right servers would be that each round in their own way, in nats a token; None: not measured,
+    as of long texts, or by an earlier release."""
 
     @property
     def of_weights(self) -> bool:

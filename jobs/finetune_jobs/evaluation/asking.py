@@ -20,6 +20,7 @@ from finetune_jobs.evaluation.behaviour.likelihood import Given
 from finetune_jobs.evaluation.behaviour.probe import Probe, Responses, probe_for
 from finetune_jobs.evaluation.choices import MOST_LABELS
 from finetune_jobs.evaluation.clusters import Groups
+from finetune_jobs.evaluation.disturbance import Disturbed
 from finetune_jobs.evaluation.generate import (
     ROOM,
     Generated,
@@ -31,7 +32,7 @@ from finetune_jobs.evaluation.generate import (
 )
 from finetune_jobs.evaluation.generators.protocol import Generator, Generators
 from finetune_jobs.evaluation.lenient import read
-from finetune_jobs.evaluation.reference import Passage, longest_text, make_passages
+from finetune_jobs.evaluation.passages import Passage, longest_text, make_passages
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.evaluation.tasks import right_for
@@ -307,13 +308,13 @@ class ServedAnswers:
     """As ``expected_losses``."""
     beside: Responses
     """Its answers to the adversarial set."""
-    turned: Mapping[int, tuple[list[float], list[float]]]
-    """What it finds of each passage that is recorded with right and with wrong positions, by its number."""
+    disturbed: Mapping[int, Disturbed]
+    """What it finds of each passage that is recorded with wrong positions and with noise, by its number."""
 
 
 def ask_artifact(generator: Generator, paper: Paper, progress: Progress) -> ServedAnswers:
-    """The test questions, those of the validation part, the passages, not with other positions, and what is
-    adversarial: it is what is served."""
+    """The test questions, those of the validation part, the passages, undisturbed, and what is adversarial: it is what
+    is served."""
     checked: list[Generated] = []
     if paper.checked is not None:
         checked = generator.write(paper.checked, progress.part(0.1, 0.4, "validation part"), weighed=True)
@@ -324,7 +325,7 @@ def ask_artifact(generator: Generator, paper: Paper, progress: Progress) -> Serv
         [generator.log_probs(passage) for passage in paper.passages],
         expected_losses(generator, paper, progress, 0.85, 0.95),
         paper.probe.of_safety.ask(generator, progress, 0.95, 1.0, "exported model"),
-        turned={},
+        disturbed={},
     )
     progress.report(1.0)
     return found

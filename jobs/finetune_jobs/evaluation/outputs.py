@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from finetune_api.base import WireModel
 from finetune_jobs.evaluation.behaviour.likelihood import Given
 from finetune_jobs.evaluation.generate import Generated, Questions
-from finetune_jobs.evaluation.reference import Passage
+from finetune_jobs.evaluation.passages import Passage
 
 OUTPUTS: Final = "outputs"
 """Of evaluate's output: this folder."""

@@ -29,7 +29,7 @@ LABEL_TOKENS: Final = 16
 ANSWER_SHARE: Final = 1 / 4
 """Other answers, as a share of ``maxLength``. An assumption: all models generate as much as the longest right one."""
 PASSAGES: Final = 16
-"""Examples whose tokens each model finds more or less likely (``evaluation.reference``)."""
+"""Examples whose tokens each model finds more or less likely (``evaluation.passages``)."""
 LONG_TOKENS: Final = 2 * 1008
 """The same of the two long texts that are made of examples."""
 

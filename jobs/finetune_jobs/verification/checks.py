@@ -45,8 +45,8 @@ _HALF_WAY: Final = 0.5
 _SENSITIVE: Final = 0.15
 """Largest standard error of the way to wrong positions with which half of it can be told from none."""
 _NOTICEABLE: Final = 0.25
-"""Share of the tolerance that wrong positions must change. In a text that repeated three lines, in which a lost layer
-cost 0.1 nats a token, vLLM was 0.6 of the way with the right positions."""
+"""Share of the usual tolerance that wrong positions must change. In a text that repeated three lines, in which a lost
+layer cost 0.1 nats a token, vLLM was 0.6 of the way with the right positions."""
 _SURE: Final = math.log(0.8)
 """Of an answer's log-probability: the next best one is at least 1.4 nats behind, which no order of additions makes
 up."""
@@ -69,6 +69,8 @@ class Observed:
     task: TaskType
     tolerance: float
     """Nats a token that another engine or precision may be away from the evaluation."""
+    usual_tolerance: float
+    """The same for an artifact of which no noise was measured. What is noticeable is a share of it."""
     too_long: int = 0
     """References that the server has no room for."""
     refuses_other_names: bool | None = None
@@ -143,7 +145,7 @@ def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[Verifi
         _differs_from_base(observed, short),
         _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, "the artifact has no record of them"),
         _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none_is_long(observed)),
-        _positions(pairs, observed.tolerance),
+        _positions(pairs, observed.usual_tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
     ]
@@ -261,14 +263,14 @@ def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) 
     return judged(name, seen <= tolerance, expected, f"{seen:.3f}")
 
 
-def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
+def _positions(pairs: Pairs, usual_tolerance: float) -> VerificationCheck:
     """How far the server is on the way from right to wrong rotary positions: in long texts to a base that is nearly
     right, which short ones hardly show; in short ones to one that is far off, which long ones may not show."""
     known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
     if not known:
         return skipped(POSITIONS, "no comparable record of wrong positions")
     divided = {"long": [pair for pair in known if pair[0].long], "short": [pair for pair in known if not pair[0].long]}
-    ways = [(name, _way(those, tolerance)) for name, those in divided.items()]
+    ways = [(name, _way(those, usual_tolerance)) for name, those in divided.items()]
     told = {name: way for name, way in ways if way is not None}
     if not told:
         return skipped(POSITIONS, "these texts would hardly reveal wrong positions")
@@ -276,7 +278,7 @@ def _positions(pairs: Pairs, tolerance: float) -> VerificationCheck:
     return judged(POSITIONS, max(told.values()) < _HALF_WAY, "less than half the way to a wrong rotary base", seen)
 
 
-def _way(pairs: Pairs, tolerance: float) -> float | None:
+def _way(pairs: Pairs, usual_tolerance: float) -> float | None:
     """The share of the way to wrong positions (least squares); None where these texts would not show it.
 
     The distance alone would not: with activations of 8 bits, a base of 0.7 of the right one is no further away than the
@@ -286,7 +288,7 @@ def _way(pairs: Pairs, tolerance: float) -> float | None:
     wrong = [b - a for r, _ in pairs for a, b in zip(r.straight, r.turned, strict=True)]
     seen = [b - a for r, f in pairs for a, b in zip(r.artifact, f.log_probs, strict=True)]
     length = sum(w * w for w in wrong)
-    if not length or sum(map(abs, wrong)) / len(wrong) < _NOTICEABLE * tolerance:
+    if not length or sum(map(abs, wrong)) / len(wrong) < _NOTICEABLE * usual_tolerance:
         return None
     way = sum(w * s for w, s in zip(wrong, seen, strict=True)) / length
     rest = sum((s - way * w) ** 2 for w, s in zip(wrong, seen, strict=True))

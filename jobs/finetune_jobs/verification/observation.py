@@ -16,7 +16,7 @@ from finetune_jobs.verification.engine import Limits, ModelServer, RefusedForm, 
 from finetune_jobs.verification.forms import PROBE, PROBE_TOKENS, FormChoice, Formed, choose_calls, choose_held
 from finetune_jobs.verification.pace import SILENT_SECONDS
 from finetune_jobs.verification.power import SampleSize
-from finetune_jobs.verification.tolerance import tolerance
+from finetune_jobs.verification.tolerance import measured_tolerance, tolerance
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -44,7 +44,8 @@ class Promise:
     task: TaskType
     format: str
     max_distance: float | None = None
-    """How far a server may be from the evaluation; None: as measured for its engine and this format."""
+    """How far a server may be from the evaluation; None: as measured of the artifact, or else as its engine and this
+    format usually allow."""
     size: SampleSize | None = None
     """Why the sample has so many examples; None: nobody asked."""
     objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
@@ -169,6 +170,7 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         probe = made[0].text if made else ""
         return Formed(asked, plain, made[1:], choice.why_none or refused, promise.answer_schema, probe)
 
+    usual = tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance
     forced = list(ask(server.log_probs, references))
     streamed = stream_all()  # before their prompts are asked alone, which the server would remember
     replies = list(ask(server.answer, promise.answers))
@@ -183,7 +185,8 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         sample=promise.sample,
         references=references,
         task=promise.task,
-        tolerance=tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance,
+        tolerance=measured_tolerance(promise.references, usual) if promise.max_distance is None else usual,
+        usual_tolerance=usual,
         too_long=len(promise.references) - len(references),
         refuses_other_names=server.refuses_other_names(),
         size=promise.size,

@@ -65,7 +65,7 @@ class Proof:
         if texts:
             number = turn % len(texts)
             reference, text = texts[number]
-            moved = text_moved(text, self._server.log_probs(reference), proved.tolerance)
+            moved = text_moved(text, self._server.log_probs(reference), proved.usual_tolerance)
             return moved and f"reference text {number + 1}: {moved}"
         prompts = list(zip(proved.golden, proved.golden_replies, strict=True))
         if not prompts:

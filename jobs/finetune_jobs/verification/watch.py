@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 60.0
 """After a skipped question the next one comes so much later at most."""
 _NOTICEABLE: Final = 0.5
-"""Share of the tolerance between engines by which a server may differ from itself: what computes in the same precision
-was up to 0.04 nats away, of a tolerance of 0.55, and the nearest damage 0.78 (tolerance.py)."""
+"""Share of the usual tolerance between engines by which a server may differ from itself: what computes in the same
+precision was up to 0.04 nats away, of a tolerance of 0.55, and the nearest damage 0.78 (tolerance.py)."""
 
 
 class Provable(Protocol):

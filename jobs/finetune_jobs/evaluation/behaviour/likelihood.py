@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from finetune_jobs.evaluation.batches import Answered, Room, batch_by_batch, left_padded, positions
 from finetune_jobs.evaluation.findings import FindingKind, Notes
-from finetune_jobs.evaluation.reference import token_log_probs
+from finetune_jobs.evaluation.passages import token_log_probs
 from finetune_jobs.modelling import chat
 
 BATCH_SIZE: Final = 16

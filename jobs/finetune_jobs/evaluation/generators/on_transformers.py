@@ -12,10 +12,11 @@ from pydantic import TypeAdapter
 from finetune_jobs.evaluation.batches import Answered, PromptBatch, Prompts, in_batches
 from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
 from finetune_jobs.evaluation.choices import choosing
+from finetune_jobs.evaluation.disturbance import Disturbed, disturbed
 from finetune_jobs.evaluation.findings import FindingKind, KeptFindings, keep_findings
 from finetune_jobs.evaluation.generate import Generated, Questions, ask_each, generate, writing
 from finetune_jobs.evaluation.generators.protocol import Exported
-from finetune_jobs.evaluation.reference import Passage, log_probs, turned_log_probs
+from finetune_jobs.evaluation.passages import Passage, log_probs
 from finetune_jobs.evaluation.weighing import weighing
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint, make_room, unpacked
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -107,9 +108,9 @@ class TransformersGenerators:
         self._model = self.load_artifact(exported.folder, exported.base)
         return self._known(["artifact", exported.digest], exported.checkpoint)
 
-    def turned(self, passages: Sequence[Passage]) -> list[tuple[list[float], list[float]]]:
+    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
         """By the model that is loaded."""
-        return [turned_log_probs(self._model, passage) for passage in passages]
+        return [disturbed(self._model, passage) for passage in passages]
 
     def __enter__(self) -> Self:
         return self

@@ -16,13 +16,14 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.batches import Answered
 from finetune_jobs.evaluation.behaviour.likelihood import Given
+from finetune_jobs.evaluation.disturbance import Disturbed, disturbed
 from finetune_jobs.evaluation.findings import FindingKind, KeptFindings, keep_findings, look_up, look_up_each
 from finetune_jobs.evaluation.generate import Generated, Questions, Written
 from finetune_jobs.evaluation.generators.on_transformers import LoadArtifact
 from finetune_jobs.evaluation.generators.protocol import Exported
 from finetune_jobs.evaluation.generators.stepwise import TokenStep, likeliest
 from finetune_jobs.evaluation.generators.vllm_process import REMEDY, Loaded, VllmProcess
-from finetune_jobs.evaluation.reference import Passage, turned_log_probs
+from finetune_jobs.evaluation.passages import Passage
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.loading import make_room
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_tokens
@@ -200,16 +201,16 @@ class VllmGenerators:
         self._exported = exported
         return loaded
 
-    def turned(self, passages: Sequence[Passage]) -> list[tuple[list[float], list[float]]]:
-        """vLLM cannot change positions: it ends, and transformers reads these passages, which are few."""
+    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
+        """vLLM's layers cannot be changed: it ends, and transformers reads these passages, which are few."""
         if self._exported is None or not passages:
-            return [([], [])] * len(passages)
+            return []
         asked = self._exported
         self._end()
         try:
             model = self.load_artifact(asked.folder, asked.base)
             keep_findings(model, self.findings, ["artifact", asked.digest])
-            return [turned_log_probs(model, passage) for passage in passages]
+            return [disturbed(model, passage) for passage in passages]
         finally:
             model = None
             make_room()

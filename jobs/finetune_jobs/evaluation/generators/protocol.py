@@ -12,8 +12,9 @@ from typing import Protocol, Self
 
 from finetune_jobs.evaluation.batches import Answered
 from finetune_jobs.evaluation.behaviour.likelihood import Given
+from finetune_jobs.evaluation.disturbance import Disturbed
 from finetune_jobs.evaluation.generate import Generated, Questions
-from finetune_jobs.evaluation.reference import Passage
+from finetune_jobs.evaluation.passages import Passage
 
 
 class Generator(Protocol):
@@ -73,9 +74,9 @@ class Generators(Protocol):
     def exported(self, exported: Exported) -> Generator:
         """An exported model, exactly as its files say."""
 
-    def turned(self, passages: Sequence[Passage]) -> list[tuple[list[float], list[float]]]:
-        """What the exported model that was asked last finds of each passage with right and with wrong rotary
-        positions (``reference.turned_log_probs``). A program that cannot change positions has transformers do it."""
+    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
+        """What the exported model that was asked last finds of each passage with wrong rotary positions and with noise.
+        A program in which these cannot be changed has transformers do it."""
 
     def __enter__(self) -> Self: ...
 

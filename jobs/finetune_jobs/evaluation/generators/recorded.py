@@ -7,10 +7,11 @@ from typing import Self
 
 from finetune_jobs.evaluation.batches import Answered
 from finetune_jobs.evaluation.behaviour.likelihood import Given
+from finetune_jobs.evaluation.disturbance import Disturbed
 from finetune_jobs.evaluation.generate import Generated, Questions
 from finetune_jobs.evaluation.generators.protocol import Exported, Generator, Generators
 from finetune_jobs.evaluation.outputs import Outputs
-from finetune_jobs.evaluation.reference import Passage
+from finetune_jobs.evaluation.passages import Passage
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class RecordedGenerators:
         """As the models, whatever the format is used for afterwards."""
         return self._recorded(exported.format, self.models.exported(exported))
 
-    def turned(self, passages: Sequence[Passage]) -> list[tuple[list[float], list[float]]]:
+    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
         """As the models; ``reference.jsonl`` has it."""
-        return self.models.turned(passages)
+        return self.models.disturbed(passages)
 
     def __enter__(self) -> Self:
         self.models.__enter__()
