@@ -19,6 +19,7 @@ from finetune_api.gates import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import EvaluateParams, Params, PublishParams, Stage, StageInput, StageResult
+from finetune_api.usage import Usage
 from finetune_jobs.artifacts.artifact import METRICS, Metrics
 from finetune_jobs.artifacts.folders import publish_folder, read_record, require_manifest
 from finetune_jobs.base.documents import parse_json
@@ -92,6 +93,13 @@ class Evaluating:
         return execute(self._context(self.last), measure, after=index_stage)
 
 
+def usage_of(store: Store, given: StageInput) -> Usage:
+    record = read_record(store, Stage.EVALUATE, given.input_key)
+    assert record is not None
+    assert record.lineage.usage is not None
+    return record.lineage.usage
+
+
 @pytest.fixture
 def evaluating(s3: SeaweedFS, store: Store, model_folder: Path, tmp_path: Path) -> Evaluating:
     chain = publish_inputs(store, model_folder / "base", model_folder / "dataset")
@@ -142,6 +150,9 @@ def test_a_metric_program_reaches_the_gate(evaluating: Evaluating, store: Store)
     found = evaluating.take_in()
     assert found.output_digest != asked.output_digest
     assert found.scalars == asked.scalars
+    first, both = (usage_of(store, each) for each in (evaluating.first, evaluating.last))
+    assert both.seconds >= 2 * first.seconds, "both parts are counted, and the second ends later"
+    assert both.cpu_seconds >= 2 * first.cpu_seconds
     assert "brevity.brief 1 (base model: 1)" in found.message
     folder = output_folder(Stage.EVALUATE, found.output_digest)
     content = store.get(f"{folder}/{METRICS}")

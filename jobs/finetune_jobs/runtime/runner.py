@@ -110,6 +110,8 @@ class StageOutput:
     """What verify has compared."""
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that made it (lineage)."""
+    before: Usage = field(default_factory=Usage)
+    """What earlier parts of the same work used, in programs of their own (lineage)."""
 
 
 Work = Callable[[Context], StageOutput]
@@ -237,7 +239,8 @@ def earlier_result(context: Context) -> StageResult | None:
 
 def _publish(context: Context, made: StageOutput) -> StageResult:
     given, folder = context.input, require(made.folder, "folder")
-    history = lineage(given, made.tools, usage_of(given.hardware, logs.process_age(), cpu_seconds()))
+    seconds, computed = made.before.seconds + logs.process_age(), made.before.cpu_seconds + cpu_seconds()
+    history = lineage(given, made.tools, usage_of(given.hardware, seconds, computed))
     context.progress.report(0.95, "publishing")
     digest = folders.publish_folder(
         context.store,
