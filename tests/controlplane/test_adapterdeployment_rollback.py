@@ -61,7 +61,7 @@ def test_a_crash_loop_goes_back_by_itself_and_is_not_tried_again(serving: Servin
 
 
 def test_by_the_spec_and_forward_again(serving: Serving) -> None:
-    """At once while pods are kept, and from the record once they are gone."""
+    """At once while pods are kept, and from the record once they are gone. What a person has left is not kept."""
     serving.start()
     old, new = updated(serving)
     asked = len(serving.asked)
@@ -69,12 +69,12 @@ def test_by_the_spec_and_forward_again(serving: Serving) -> None:
     wait(lambda: serving.traffic() == old, "the way back", 20)
     status = serving.until(ServingPhase.READY)
     assert {each.type: each.reason for each in status.conditions}["RolledBack"] == Reason.ROLLED_BACK
-    serving.change(rollbackTo=None)
-    wait(lambda: serving.traffic() == new, "the way forward", 20)
-    serving.until(ServingPhase.READY)  # a pass that has not seen that yet would find no kept pods any more
     assert len(serving.asked) == asked, "nothing was verified again"
-    serving.change(keepLastGood="0s")
-    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{new}"}, "the kept pods to go", 60)
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the pods that were left to end", 60)
+    serving.change(rollbackTo=None, keepLastGood="0s")
+    wait(lambda: serving.traffic() == new, "the way forward by a rollout")
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{new}"}, "the old pods to go", 60)
+    asked = len(serving.asked)
     serving.change(rollbackTo=old)
     wait(lambda: serving.traffic() == old, "the way back by a rollout")
     proofs = {given.run.id for given in serving.asked[asked:]}

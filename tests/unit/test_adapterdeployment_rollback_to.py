@@ -29,13 +29,25 @@ class TestByTheSpec:
         assert condition(cluster.status, "RolledBack") == ("True", Reason.ROLLED_BACK)
         assert cluster.status.phase is ServingPhase.READY
         assert [each.type for each in cluster.events if each.reason == Reason.ROLLED_BACK] == ["Normal"]
-        assert cluster.status.previous is not None
-        assert cluster.status.previous.revision == new, "and forward again at once"
         del cluster.spec["rollbackTo"]
         cluster.reconcile()
-        assert cluster.traffic() == new
+        assert cluster.traffic() == old, "what was left is proved again first"
+        until(cluster, lambda: cluster.traffic() == new)
         passes(cluster)
         assert "RolledBack" not in shown(cluster.status)
+
+    def test_what_was_left_ends_and_gets_no_traffic_by_itself(self) -> None:
+        """Somebody has found it to be bad: clients that keep their connections open must leave it, too."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec["rollbackTo"] = old
+        passes(cluster)
+        assert cluster.status.previous is None
+        assert set(cluster.objects[DEPLOYMENTS]) == {f"demo-{old}"}
+        crash(cluster, old)
+        passes(cluster)
+        assert cluster.traffic() == old
+        assert [line.revision for line in cluster.status.revisions] == [new, old]
 
     def test_to_one_whose_pods_crashed_long_ago(self) -> None:
         cluster, old, _ = promoted()

@@ -146,9 +146,14 @@ def test_kept_pods_from_before_a_floor_are_verified_again_before_they_serve() ->
     assert set(cluster.objects[JOBS]) - verified, "a Job of its own has verified it"
     assert cluster.status.stable is not None
     assert cluster.status.stable.verified_by == Verification()
-    del cluster.spec["rollbackTo"]
+
+
+def test_kept_pods_that_meet_the_floor_serve_again_at_once() -> None:
+    cluster, old = taken_over()
+    cluster.settings = floored(FLOOR)
+    cluster.spec["rollbackTo"] = old
     cluster.reconcile()
-    assert cluster.traffic() == new, "what meets the floor goes back at once"
+    assert cluster.traffic() == old
 
 
 @pytest.mark.parametrize("for_others", [False, True])

@@ -176,8 +176,10 @@ def go_back(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus, previous: Kept, now: datetime
 ) -> RolloutStep:
     """The spec asks for the revision that served before, whose pods are there and were proved: it serves at once."""
-    asked = "as spec.rollbackTo asks" if observed.resource.spec.rollback_to else "as its source asks"
-    message = f"Revision {target.revision} serves again instead of {stable.revision}, {asked}. {_STAYED}."
+    asked, left = "as its source asks", ""
+    if observed.resource.spec.rollback_to:
+        asked, left = "as spec.rollbackTo asks", f" Those of {stable.revision} drain and end."
+    message = f"Revision {target.revision} serves again instead of {stable.revision}, {asked}. {_STAYED}.{left}"
     again = _serving_again(previous.revision, f"{_STAYED}.", now).model_copy(update={"spec_hash": target.spec_hash})
     return RolloutStep(
         stable=again, actions=_to_kept_pods(observed, target), events=(Event("Normal", Reason.ROLLED_BACK, message),)
@@ -208,7 +210,8 @@ def to_keep(
         if step.candidate and step.candidate.state is RevisionState.CANARY:
             return None  # while the Service names no revision, no third one may have pods
         return previous.revision
-    if step.fallen is not None or not _keeps(observed) or barred(observed, before):
+    rejected = observed.resource.spec.rollback_to == step.stable.revision  # by a person, so as if it had fallen
+    if rejected or step.fallen is not None or not _keeps(observed) or barred(observed, before):
         return None
     until = timestamp(now + timedelta(seconds=observed.resource.spec.keep_seconds))
     message = f"Its pods are kept until {until}, so that traffic can go back to them."
