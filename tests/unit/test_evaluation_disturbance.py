@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.disturbance import disturbed
@@ -14,7 +15,7 @@ from finetune_jobs.evaluation.passages import Passage, token_log_probs
 from finetune_jobs.modelling.loading import load_checkpoint
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
 
 TEXTS = [Passage("", list(range(3 + n, 43 + n))) for n in range(4)]
 
@@ -65,6 +66,25 @@ def test_of_a_long_text_none_is_measured(model: Any) -> None:
     found = disturbed(model, Passage("", TEXTS[0].ids, long=True))
     assert found.noise is None
     assert found.straight != found.turned
+
+
+def test_positions_are_compared_without_the_rounding_of_activations(folder: Path, tmp_path: Path) -> None:
+    """Its noise would hide what they do. The weights stay in 8 bits, and the model rounds again afterwards."""
+    rounded = build_tiny_int8(tmp_path / "int8", folder)
+    plain = build_tiny_llama(tmp_path / "plain")
+    held = load_file(rounded / "model.safetensors")
+    weights = {
+        name: each.float() * held[f"{name}_scale"] if f"{name}_scale" in held else each
+        for name, each in held.items()
+        if not name.endswith("_scale")
+    }
+    save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
+    eight, unrounded = (load_checkpoint(each, dtype=torch.float32) for each in (rounded, plain))
+    before = token_log_probs(eight, TEXTS[0].ids)
+    straight = disturbed(eight, TEXTS[0]).straight
+    assert distance(straight, token_log_probs(unrounded, TEXTS[0].ids)) < 0.0001
+    assert distance(straight, before) > 0.001
+    assert token_log_probs(eight, TEXTS[0].ids) == before
 
 
 def test_activations_in_8_bits_are_moved_further(model: Any, folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from compressed_tensors.quantization import disable_quantization, enable_quantization
 from pydantic import TypeAdapter
 
 from finetune_jobs.evaluation.distances import distance
@@ -80,14 +81,11 @@ def twins_apart(model: Any, passage: Passage) -> float:
 @contextmanager
 def _unrounded(model: Any) -> Iterator[None]:
     """Compute with 16 or 32 bits what compressed-tensors rounds while it computes; the weights stay rounded."""
-    rounding = [module for module in model.modules() if getattr(module, "quantization_enabled", False)]
-    for module in rounding:
-        module.quantization_enabled = False
+    model.apply(disable_quantization)
     try:
         yield
     finally:
-        for module in rounding:
-            module.quantization_enabled = True
+        model.apply(enable_quantization)
 
 
 @contextmanager
