@@ -234,6 +234,9 @@ class StageInput(WireModel):
     input_key: str = ""
     """Identity of this stage's work; empty for resolve and the stages of an AdapterDeployment."""
     reuse: bool = True
+    reuse_own: bool = False
+    """Without ``reuse``: whether a pod takes what an earlier one has made for this very run. By hand it does not, as
+    inputs may change from one start to the next."""
     upstream: Upstream = Upstream()
     params: Params = Params()
     tracking: Tracking = Tracking()

@@ -84,7 +84,18 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
 }
 """Fields of the spec with all below them, and the stages whose results depend on them; the longest path counts."""
 LINEAGE: Final = {
-    *("schemaVersion", "run", "storage", "output", "baseModelUri", "artifactUri", "inputKey", "reuse", "tracking"),
+    *(
+        "schemaVersion",
+        "run",
+        "storage",
+        "output",
+        "baseModelUri",
+        "artifactUri",
+        "inputKey",
+        "reuse",
+        "reuseOwn",
+        "tracking",
+    ),
     *(
         "baseModelStorage",
         "baseModelSecretKeyRef",

@@ -113,7 +113,8 @@ def test_a_lost_result(search: object, expected: object) -> None:
         given = started(result)[0]
         assert (given.stage, given.reuse, given.upstream.dataset) == (Stage.RESOLVE, True, "0" * 64)
     elif expected == "export":
-        assert started(result)[0].upstream.adapter == "8" * 64
+        [given] = started(result)
+        assert (given.upstream.adapter, given.reuse, given.reuse_own) == ("8" * 64, True, False)
     else:
         assert result.status.phase is expected
 
@@ -130,7 +131,8 @@ def test_a_run_that_reuses_nothing_recovers_its_own_result_only(made_by: str, ta
     jobs = tuple(replace(each, run=run) for each in (RESOLVED, done(Stage.PREPARE), lost, search))
     result = plan(observed(spec, jobs=jobs), NOW)
     if taken:
-        assert started(result)[0].upstream.adapter == "8" * 64
+        [given] = started(result)
+        assert (given.upstream.adapter, given.reuse, given.reuse_own) == ("8" * 64, False, True)
     else:
         assert told(result) == (Phase.FAILED, Reason.RESULT_LOST)
 

@@ -107,8 +107,9 @@ def test_a_run_that_reuses_nothing_finds_what_it_has_made_itself(
                 return StageOutput(folder=context.scratch / "out")
 
             key = input_key(stage, chain, asked.params)
-            fields = {"stage": stage, "run": run, "reuse": reuse, "upstream": chain, "input_key": key}
-            output = execute(context(asked.model_copy(update=fields), tmp_path), work).output_digest
+            fields = {"stage": stage, "run": run, "reuse": reuse, "reuse_own": not reuse, "input_key": key}
+            alone = asked.model_copy(update={"upstream": chain, **fields})
+            output = execute(context(alone, tmp_path), work).output_digest
             made.setdefault(run.id, []).append(output)
             chain = chain.with_output(stage, output)
         found = execute(context(asked.model_copy(update={"run": run, "upstream": chain}), tmp_path), resolve).found

@@ -240,6 +240,10 @@ def publish_record(
     dollars that ended the stage early; only runs with such a budget may reuse the result.
     """
     path = cut_object(stage, input_key, ended_by) if ended_by else key_object(stage, input_key)
+    return _write_once(store, path, record)
+
+
+def _write_once(store: Store, path: str, record: StageRecord) -> StageRecord:
     content = canonical_json(record)
     if store.put_if_absent(path, content):
         return record
@@ -257,9 +261,10 @@ def read_own_record(store: Store, run: RunRef, stage: Stage, input_key: str) -> 
     return _standing(store, own_record_object(run, stage, input_key))
 
 
-def publish_own_record(store: Store, run: RunRef, input_key: str, record: StageRecord) -> None:
-    """Note the result of a run that uses no other run's; of two attempts that of the last one counts."""
-    store.put(own_record_object(run, record.result.stage, input_key), canonical_json(record))
+def publish_own_record(store: Store, run: RunRef, input_key: str, record: StageRecord) -> StageRecord:
+    """Note the result of a run that uses no other run's, as ``publish_record`` does: a pod that its node has lost may
+    still be at work beside the next one, and both must say the same."""
+    return _write_once(store, own_record_object(run, record.result.stage, input_key), record)
 
 
 def _standing(store: Store, path: str) -> StageRecord | None:

@@ -230,11 +230,17 @@ def now() -> str:
 def earlier_result(context: Context) -> StageResult | None:
     """The result that stands for this input already, if the stage may use one."""
     given = context.input
-    if given.stage not in PIPELINE or not given.reuse:
+    if given.stage not in PIPELINE or not (given.reuse or given.reuse_own):
         return None
     key = require(given.input_key or None, "inputKey")
-    record = folders.read_record(context.store, given.stage, key, given.max_cost)
-    return _reused(record) if record else None
+    if given.reuse:
+        record = folders.read_record(context.store, given.stage, key, given.max_cost)
+        return _reused(record) if record else None
+    own = folders.read_own_record(context.store, given.run, given.stage, key)
+    if own is None:
+        return None
+    log.info("an earlier pod of this run has made this: %s", own.result.output_digest)
+    return own.result
 
 
 def _publish(context: Context, made: StageOutput) -> StageResult:
@@ -252,8 +258,9 @@ def _publish(context: Context, made: StageOutput) -> StageResult:
     )
     result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
     key, record = require(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
-    if not given.reuse and given.stage is not Stage.PUBLISH:  # should the pod be lost; publish would run again
-        folders.publish_own_record(context.store, given.run, key, record)
+    if not given.reuse and given.reuse_own and made.reusable:  # should the pod be lost
+        record = folders.publish_own_record(context.store, given.run, key, record)
+        result = record.result
     if not made.reusable or (made.cut and not given.max_cost):
         return result  # cut: the input names no budget for which it could be kept
     ended_by = given.max_cost if made.cut else ""

@@ -73,6 +73,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         base_model_secret_key_ref=spec.model.secret_key_ref,
         input_key="" if stage is Stage.RESOLVE else input_key(stage, upstream, context.params),
         reuse=spec.reuse is Reuse.ALLOWED or (stage is Stage.RESOLVE and bool(recovers)),
+        reuse_own=spec.reuse is Reuse.NEVER and stage is not Stage.RESOLVE,
         upstream=upstream,
         params=context.params,
         tracking=spec.tracking,
