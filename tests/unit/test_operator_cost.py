@@ -287,6 +287,15 @@ def test_reused_stages_cost_nothing() -> None:
     assert float(told_cost.forecast) == pytest.approx(AFTER / 1000, abs=0.006)
 
 
+def test_a_training_costs_what_it_took_though_its_pod_was_lost_at_the_end() -> None:
+    """The lost pod had its result in the store, where the next one found it: the run's own, and nobody else's gift."""
+    trained = ended(Stage.TRAIN, 1000)
+    found = done(Stage.TRAIN, reused=True).verdict.result
+    told_cost = cost(RESOLVED, PREPARED, replace(trained, verdict=replace(trained.verdict, result=found)))
+    assert told_cost is not None
+    assert told_cost.spent == "1.00"
+
+
 def test_a_training_that_would_cost_too_much_is_not_begun() -> None:
     """onExceeded Fail: the forecast from the counted tokens is above the budget."""
     spec = limited("4.00", OnExceeded.FAIL)

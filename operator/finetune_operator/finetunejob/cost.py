@@ -162,8 +162,10 @@ def _spent_seconds(context: RunContext) -> float:
 
 
 def _pod_seconds(row: StageStatus, now: datetime) -> float:
+    """Also where a pod has found a result: it may be that of the lost pod before it, whose time is in here. What
+    resolve has found took none."""
     gone = float(row.earlier_seconds or 0)
-    if row.started_at is None or row.state is StageState.REUSED:
+    if row.started_at is None:
         return gone
     end = parse_timestamp(row.finished_at) if row.finished_at else now
     return gone + max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
