@@ -27,7 +27,8 @@ from finetune_operator.framework.lease import Elector, LeaseName
 from finetune_operator.framework.metrics import Snapshot, serve
 from finetune_operator.framework.reconcile import Kind, Reconciler
 from finetune_operator.kinds import WATCHED_OWNERS
-from finetune_operator.settings import Settings, SettingsError, load_settings
+from finetune_operator.settings import Settings
+from finetune_operator.settings_file import SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api import __version__
 from finetune_operator import __main__ as program
-from finetune_operator.settings import SettingsError, load_settings
+from finetune_operator.settings_file import SettingsError, load_settings
 
 pytestmark = pytest.mark.unit
 
