@@ -35,6 +35,17 @@ def test_files_of_the_stages() -> None:
     assert unrounded == pytest.approx([adapter[Stage.EVALUATE] + 15, full[Stage.EVALUATE]], abs=0.5)
 
 
+def test_a_base_takes_what_its_files_take() -> None:
+    """In 32 bits it is twice as large, as it is where a folder has the weights in two forms; less it never is."""
+    shape, sizes = shape_of(LLAMA_8B), dict[int, dict[Stage, float]]()
+    for downloaded in (0, 10 * GIB, 30 * GIB):
+        found = scratch_bytes(shape, Training(), unrounded=True, downloaded=downloaded)
+        sizes[downloaded] = {stage: size / GIB for stage, size in found.items()}
+    assert sizes[0] == sizes[10 * GIB]
+    more = {stage: size - sizes[0][stage] for stage, size in sizes[30 * GIB].items()}
+    assert more == pytest.approx(dict.fromkeys(more, 15), abs=0.1), "what is written out stays in 16 bits"
+
+
 def test_too_small_a_volume_is_refused() -> None:
     """With the stage that needs most, and another profile or method where one would do."""
     small = L4.model_copy(update={"scratch_gib": 20, "pod_memory_gib": 28})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +84,18 @@ def test_what_the_spec_has_asked_counts(s3: SeaweedFS, store: Store, tmp_path: P
     answers, beside = ([float(each[name]) for each in found] for name in ("fitAnswerSeconds", "fitBesideSeconds"))
     assert beside[1] > 4 * beside[0]
     assert answers[0] == answers[1] < answers[2]
+
+
+def test_a_model_in_32_bits_is_refused_before_it_fills_a_disk(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """As many bytes as the store says, which a config does not tell."""
+    given = asked(s3, store, LLAMA_8B, hardware=L4.model_copy(update={"scratch_gib": 30}))
+    ready = context(given, tmp_path)
+    model = find_base_model(ready.places, given.base_model_uri)
+    assert preflight(given, ready.places, model, tmp_path).memory
+    with pytest.raises(StageError) as refused:
+        preflight(given, ready.places, replace(model, size=32 << 30), tmp_path)
+    assert refused.value.reason is Reason.FIT_REFUSED
+    assert_says(refused.value.message, "Stage export needs about 41 GiB of scratch", "30 GiB")
 
 
 def test_evaluation_gets_its_gpus_even_where_the_training_is_reused(

@@ -34,6 +34,8 @@ class After:
     """Bytes of a weight of the exported model, in each format that is made."""
     stages: Collection[Stage] = WITH_MODEL
     """The stages with a model that are still to be done, the evaluation among them."""
+    downloaded: int = 0
+    """Bytes of the base model's files, which each of these downloads; 0: not known."""
 
     @property
     def unrounded(self) -> bool:
@@ -52,7 +54,7 @@ def fits(memory: Memory, hardware: HardwareFacts) -> bool:
 def other_shortage(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
     """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
     asked = (shape, training, hardware, after.exported, after.stages)
-    return shortage(*asked) or scratch_shortage(*asked, unrounded=after.unrounded)
+    return shortage(*asked) or scratch_shortage(*asked, unrounded=after.unrounded, downloaded=after.downloaded)
 
 
 def loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:

@@ -46,7 +46,7 @@ def preflight(
         unknown = f"Memory and time are unknown: {model.uri} has no readable {CONFIG}."
         return Admission(None, None, "" if trained else unknown)
     training = require(given.params.train, "params.train").training
-    advice, after = _advice(config, training, given), _after(given, done)
+    advice, after = _advice(config, training, given), _after(given, model, done)
     bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
     asked = (config, training, given.hardware, given.alternatives)
     if trained:
@@ -110,9 +110,10 @@ def _cpu_flags() -> frozenset[str]:
     )
 
 
-def _after(given: StageInput, done: Collection[Stage]) -> After:
+def _after(given: StageInput, model: BaseModel, done: Collection[Stage]) -> After:
     exported = [weight_bytes(each) for each in _formats(given)]
-    after = After(exported=exported, stages=[stage for stage in WITH_MODEL if stage not in done])
+    left = [stage for stage in WITH_MODEL if stage not in done]
+    after = After(exported=exported, stages=left, downloaded=model.size)
     if given.params.evaluate is None:
         return after
     return replace(after, evaluation=given.params.evaluate.evaluation, task=given.params.evaluate.task.type)
