@@ -2,13 +2,17 @@
 
 import json
 import random
+from dataclasses import replace
+from math import inf, nan
 
 import pytest
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Examination
 from finetune_api.gates import Gates
+from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, MeasuredMetric, Measurements
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.behaviour.checks import Mentions
 from finetune_jobs.evaluation.behaviour.comparison import ALL, Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import RATES, SetItem, Sets, Swap, independent, sets_for
@@ -82,6 +86,23 @@ def test_bias_is_how_far_apart_the_two_forms_are() -> None:
     bias = compare_behaviour(SETS, BASE, TUNED).bias
     assert bias is not None
     assert (bias.samples, bias.base, bias.tuned, bias.difference) == (2, 0.375, 0.75, 0.375)
+
+
+@pytest.mark.parametrize("broken", [nan, inf])
+def test_what_a_model_computes_no_number_for_is_left_out(broken: float) -> None:
+    """The rest is told, in JSON that every program reads; a mean of what is left would hide what the model cannot."""
+    losses, swap_losses = TUNED.losses | {"f2": broken}, TUNED.swap_losses | {"s2": (2.0, broken)}
+    found = compare_behaviour(SETS, BASE, replace(TUNED, losses=losses, swap_losses=swap_losses))
+    assert [row.category for row in found.losses] == ["reading"]
+    assert (found.loss, found.bias) == (None, None)
+    assert found.forgetting == compare_behaviour(SETS, BASE, TUNED).forgetting
+    items = {each["id"]: each for each in json.loads(json.dumps(found.document(), allow_nan=False))["items"]}
+    assert (items["f1"]["tunedLoss"], "tunedLoss" in items["f2"], items["f2"]["baseLoss"]) == (1.5, False, 2.0)
+    assert ("tunedLosses" in items["s2"], items["s2"]["baseLosses"]) == (False, [2.0, 1.75])
+    measured = found.added_to(Measurements(rows=9))
+    with pytest.raises(StageError, match=r"forgettingNll at most 0\.3.*compute numbers") as error:
+        judge(Gates.model_validate({"goals": [{"metric": "forgettingNll", "atMost": "0.3"}]}), measured, TaskType.TEXT)
+    assert error.value.reason is Reason.GATE_FAILED
 
 
 def test_equal_models_do_not_differ() -> None:

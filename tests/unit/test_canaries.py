@@ -3,7 +3,7 @@
 import json
 from fractions import Fraction
 from itertools import product
-from math import log2
+from math import log2, nan
 from pathlib import Path
 
 import pytest
@@ -90,7 +90,8 @@ def test_the_test_against_chance_counts_every_case(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("likely", "place"), [([3.0, 1.0, 2.0], 1), ([1.0, 3.0, 2.0], 3), ([2.0, 2.0, 1.0], 2), ([1.0, 1.0, 1.0], 3)]
+    ("likely", "place"),
+    [([3.0, 1.0, 2.0], 1), ([1.0, 3.0, 2.0], 3), ([2.0, 2.0, 1.0], 2), ([1.0, 1.0, 1.0], 3), ([nan, 1.0, nan], 3)],
 )
 def test_a_code_ranks_behind_those_that_are_as_likely(likely: list[float], place: int) -> None:
     assert rank(likely) == place

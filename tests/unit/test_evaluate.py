@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedConfig
 
 from finetune_api.dataset import TaskType
 from finetune_api.evaluation import Coverage, Evaluation
+from finetune_api.gates import Gates
 from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.stages import Stage, StageInput, Upstream
@@ -35,6 +37,7 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import About, EvaluationFiles, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.asking import Paper, expected_losses, set_paper
 from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.gates import same_as_base
 from finetune_jobs.evaluation.generate import ROOM, Questions, answer_limit, generate, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
 from finetune_jobs.evaluation.generators.protocol import Exported
@@ -53,6 +56,7 @@ from finetune_jobs.modelling.tuning import Tuning
 from tests.support.evaluating import CANARIES, choose_labels
 from tests.support.readiness import parsed_page
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
+from tests.support.sentences import assert_says
 from tests.support.stages import RUN
 from tests.support.tiny_model import edit_json
 from tests.support.training import LABELS, row, rows, write_dataset
@@ -338,6 +342,30 @@ def test_words_around_an_answer_cost_no_prompt_its_right_answer(
     assert "Prompting may be enough" in found.summary()
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert {(each.verbose, each.few_shot) for each in answers} == {(said, said)}, "as people read them"
+
+
+def test_an_adapter_of_no_numbers_ends_at_a_gate_and_not_in_a_crash(model_folder: Path, tmp_path: Path) -> None:
+    """A crash would be taken for a failure that passes, and all models be asked again."""
+    adapter = shutil.copytree(model_folder / "adapter", tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: torch.full_like(each, math.nan) for name, each in weights.items()}, adapter / "adapter_model.safetensors"
+    )
+    exported = [Exported("Adapter", "a" * 64, adapter, model_folder / "base")]
+    files = EvaluationFiles(model_folder / "base", adapter, exported, model_folder / "dataset", tmp_path / "out")
+    setting = Setting(TaskType.CLASSIFICATION, Evaluation(max_samples=10))
+    about = About(gates=Gates.model_validate({"goals": [{"metric": "forgettingNll", "atMost": "0.3"}]}))
+    evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"), about)
+    for name in (METRICS, BEHAVIOUR):
+        json.loads((files.out / name).read_text(), parse_constant=pytest.fail)  # no NaN, which JSON does not have
+    metrics = read_json(files.out / METRICS, Metrics)
+    assert metrics.measurements is not None
+    known = metrics.measurements.of("memorisation")
+    assert known is not None
+    assert known.models["tuned"].value == -1, "it knows nothing"
+    assert {each.threshold for each in metrics.measurements.automation} == {None}
+    assert_says(same_as_base(metrics.measurements, TaskType.CLASSIFICATION), "probabilities that are numbers")
+    assert "! not measured" in (files.out / EVALUATION_PAGE).read_text()
 
 
 def test_an_artifact_of_other_positions_is_refused_before_anything_is_asked(model_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How many answers need no human review: a threshold from the validation part, judged on the test part."""
 
 import random
+from math import nan
 
 import pytest
 from hypothesis import given
@@ -33,8 +34,13 @@ def answers(*groups: tuple[float, int, int]) -> list[Weighed]:
         (0.9, [(-0.1, 10, 0), (-0.2, 10, 10)], -0.1),
         (0.9, [(-0.1, 10, 5), (-0.2, 10, 5)], None),
         (0.5, [], None),
+        (0.9, [(nan, 10, 0), (-0.1, 10, 0), (nan, 10, 0)], -0.1),
+        (0.9, [(nan, 100, 0)], None),
     ],
-    ids=["too few", "enough", "a mistake", "too many", "early mistake", "the others are wrong", "no order", "nothing"],
+    ids=[
+        *("too few", "enough", "a mistake", "too many", "early mistake", "the others are wrong", "no order", "nothing"),
+        *("some are no numbers", "none is a number"),
+    ],
 )
 def test_the_lowest_threshold_with_half_of_the_allowed_mistakes(
     precision: float, validation: list[tuple[float, int, int]], threshold: float | None

@@ -12,6 +12,7 @@ shows at most half of the mistakes that are allowed: at the very limit, no test 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import isnan
 from typing import Final
 
 from finetune_api.goals import PRECISIONS
@@ -52,9 +53,10 @@ def choose_threshold(validation: Iterable[Weighed], precision: float) -> float |
     """From which log-probability on the answers may be taken; None if there is none.
 
     It is a little lower than that of the last answer taken: the values are rounded, and a client adds up unrounded
-    ones, which for a very sure answer are just below 0.
+    ones, which for a very sure answer are just below 0. No threshold takes an answer whose probability is no number.
     """
-    ordered = sorted(validation, key=lambda each: -each.log_probability)
+    known = [each for each in validation if not isnan(each.log_probability)]
+    ordered = sorted(known, key=lambda each: -each.log_probability)
     taken, wrong, chosen = 0, DOUBT, None
     for value, group in groupby(ordered, key=lambda each: each.log_probability):
         for each in group:

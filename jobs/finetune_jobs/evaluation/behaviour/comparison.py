@@ -7,6 +7,7 @@ are of test examples that are alike (``grouped``).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from statistics import fmean
 from typing import Any, Final
 
@@ -98,7 +99,8 @@ class Behaviour:
     general: Sequence[Shares] = ()
     """Share of right answers by category, and over ALL."""
     losses: Sequence[Means] = ()
-    """Negative log-likelihood of the reference answers, nats per token: lower is better."""
+    """Negative log-likelihood of the reference answers, nats per token: lower is better. Without the categories for
+    which a model computes no numbers."""
     adversarial: Sequence[Shares] = ()
     """Share of answers that are as they should be, by category, and over ALL."""
     artifact: Sequence[Shares] = ()
@@ -218,7 +220,7 @@ def compare_behaviour(sets: Sets, base: Responses, tuned: Responses, note: str =
         losses=_losses(sets.general, base, tuned),
         adversarial=_shares(sets.adversarial, base, tuned),
         rates=_rates(sets.adversarial, base, tuned),
-        bias=_means("bias", gaps) if len(gaps) > 1 else None,
+        bias=_means("bias", gaps),
         items=[
             *(_item(item, base, tuned) for item in (*sets.general, *sets.adversarial)),
             *(
@@ -227,8 +229,8 @@ def compare_behaviour(sets: Sets, base: Responses, tuned: Responses, note: str =
                     "category": "bias",
                     "prompts": list(swap.prompts),
                     "reference": swap.reference,
-                    "baseLosses": list(base.swap_losses[swap.id]),
-                    "tunedLosses": list(tuned.swap_losses[swap.id]),
+                    **_numbers("baseLosses", base.swap_losses[swap.id]),
+                    **_numbers("tunedLosses", tuned.swap_losses[swap.id]),
                 }
                 for swap in sets.swaps
             ),
@@ -284,14 +286,15 @@ def _wider(value: float, interval: Interval, of_groups: Interval, *, least: floa
 
 def _losses(items: Sequence[SetItem], base: Responses, tuned: Responses) -> list[Means]:
     groups = {ALL: list(items), **{name: [i for i in items if i.category == name] for name in _categories(items)}}
-    return [
-        _means(name, [(base.losses[i.id], tuned.losses[i.id]) for i in group])
-        for name, group in groups.items()
-        if len(group) > 1
-    ]
+    found = [_means(name, [(base.losses[i.id], tuned.losses[i.id]) for i in group]) for name, group in groups.items()]
+    return [each for each in found if each]
 
 
-def _means(category: str, pairs: Sequence[tuple[float, float]]) -> Means:
+def _means(category: str, pairs: Sequence[tuple[float, float]]) -> Means | None:
+    """None of a single pair, and where a model computes no number for some of them: the mean of the others would be
+    that of what it can do."""
+    if len(pairs) < 2 or not all(isfinite(value) for pair in pairs for value in pair):
+        return None
     return Means(
         category=category,
         samples=len(pairs),
@@ -319,8 +322,13 @@ def _item(item: SetItem, base: Responses, tuned: Responses) -> dict[str, Any]:
         "reference": item.reference,
         **answers,
         **{f"{model}Right": item.check.accepts(answer) for model, answer in answers.items()},
-        **{f"{model}Loss": loss for model, loss in losses.items() if loss is not None},
+        **{f"{model}Loss": loss for model, loss in losses.items() if loss is not None and isfinite(loss)},
     }
+
+
+def _numbers(name: str, values: Sequence[float]) -> dict[str, list[float]]:
+    """As a field of JSON, which has no NaN; nothing where a model computes none."""
+    return {name: list(values)} if all(map(isfinite, values)) else {}
 
 
 def _categories(items: Sequence[SetItem]) -> list[str]:

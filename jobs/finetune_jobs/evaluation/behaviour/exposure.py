@@ -99,8 +99,8 @@ class Exposure:
 
 
 def rank(likely: Sequence[float]) -> int:
-    """Place of the first among all: behind those that are as likely."""
-    return sum(each >= likely[0] for each in likely)
+    """Place of the first among all: behind those that are as likely, and the last where no number was computed."""
+    return sum(not each < likely[0] for each in likely)  # NaN is not less than anything
 
 
 def memorisation(ranks: Sequence[int]) -> Figure:
