@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
 from finetune_api.dataset import MAX_CANARIES, TaskType
-from finetune_api.goals import ASKED, MAX_GOALS, OF_CANARIES, Goal, Metric
+from finetune_api.goals import ASKED, LONGEST_TEXT, MAX_GOALS, OF_CANARIES, Goal, Metric
 
 
 class OnInconclusive(StrEnum):
@@ -61,7 +61,7 @@ class GateOutcome(OpenEnum):
 class GoalStatus(WireModel):
     """A goal and what the artifact reached."""
 
-    goal: Annotated[str, Field(max_length=256)]
+    goal: Annotated[str, Field(max_length=LONGEST_TEXT)]
     """The goal, e.g. accuracy at least 0.95."""
     value: Annotated[str, Field(max_length=16)] = ""
     """The figure, or the difference to the base model. Empty: nothing was asked, since the run ended anyway."""

@@ -13,6 +13,8 @@ from finetune_api.rules import Rule, exactly_one_of
 
 MAX_GOALS: Final = 12
 """So many outcomes fit into a stage's result."""
+LONGEST_TEXT: Final = 256
+"""Characters of a goal in a status."""
 Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
 """A share of 1 as text, e.g. ``0.95``."""
 Bound = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?$", max_length=16)]
@@ -241,7 +243,11 @@ class Goal(ApiModel):
 
     @property
     def text(self) -> str:
-        """The goal, for people."""
+        """The goal, for people, as long as a status takes it: the longest names lose the end of the bound."""
+        return self._whole_text[:LONGEST_TEXT]
+
+    @property
+    def _whole_text(self) -> str:
         what = f"{self.measure} of '{self.class_name}'" if self.class_name else self.measure
         if self.metric is Metric.AUTOMATION:
             what = f"{what} at precision {self.at_precision}"

@@ -16,10 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_api.custom_metrics import CustomMetric, DataFolder, FigureRule, MetricParameter, MetricRun, MetricsReport
+from finetune_api.custom_metrics import (
+    MAX_FIGURE,
+    CustomMetric,
+    DataFolder,
+    FigureRule,
+    MetricParameter,
+    MetricRun,
+    MetricsReport,
+)
 from finetune_api.dataset import TaskType
-from finetune_api.gates import Gates
-from finetune_api.goals import Goal
+from finetune_api.gates import GateOutcome, Gates, GoalStatus
+from finetune_api.goals import LONGEST_TEXT, Goal
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Figure, Measurements
 from finetune_jobs.base.errors import StageError
@@ -183,6 +191,27 @@ def test_goals_read_the_figures(goal: dict[str, str], outcome: str) -> None:
     [found] = judge(gates, of(SCORE, WORDS, *ACC), TaskType.TEXT)
     assert found.outcome == outcome
     assert found.goal.startswith(goal["custom"])
+
+
+@pytest.mark.parametrize("size", [99_999_999_999.0, 1e11, -1e20, MAX_FIGURE, -MAX_FIGURE])
+def test_a_figure_of_any_size_fits_a_status(size: float) -> None:
+    """The perplexity of a model that was trained to pieces: the goal is missed, and the stage does not crash."""
+    ends = sorted([size, size / 2])
+    figure = {"value": size, "n": 40, "low": ends[0], "high": ends[1]}
+    gates = Gates.model_validate({"goals": [{"metric": "custom", "custom": "politeness.words", "atMost": "15"}]})
+    words = {"figure": "words", "models": {"artifact": figure, "base": figure}}
+    [found] = judge(gates, of(SCORE, words), TaskType.TEXT)
+    assert found.outcome == ("Fail" if size > 0 else "Pass")
+    assert [float(each) for each in (found.value, found.low, found.high)] == pytest.approx([size, *ends], rel=1e-5)
+    [told] = goals_reached(gates, of(SCORE, words), TaskType.TEXT)
+    assert "politeness.words at most 15" in told.text
+
+
+def test_a_goal_with_the_longest_names_fits_a_status() -> None:
+    names = {"custom": f"{'a' * 40}.{'B' * 24}", "class": "x" * 128}
+    goal = Goal.model_validate(names | {"metric": "custom", "improveOverBase": "123456.1234", "baseline": "Prompted"})
+    assert len(goal.text) == LONGEST_TEXT
+    assert GoalStatus(goal=goal.text, outcome=GateOutcome.PASS).about == goal.measure
 
 
 def test_a_goal_names_its_figure_and_no_other_metric_does() -> None:

@@ -50,6 +50,8 @@ MOST_ROWS: Final = 1_000_000
 
 _PARTS: Final = 10
 """Parts of a figure that a message names."""
+_LONGEST: Final = 16
+"""Characters of a figure in ``GoalStatus``."""
 
 
 @dataclass(frozen=True)
@@ -314,13 +316,19 @@ def _status(goal: str, estimate: Figure, judged: Judged, *, in_groups: bool = Fa
     is_open = judged.outcome is GateOutcome.INCONCLUSIVE
     return GoalStatus(
         goal=goal,
-        value=f"{estimate.value:.4f}",
-        low=f"{estimate.low:.4f}",
-        high=f"{estimate.high:.4f}",
+        value=_shown(estimate.value),
+        low=_shown(estimate.low),
+        high=_shown(estimate.high),
         outcome=judged.outcome,
         deciding_rows=None if in_groups else judged.deciding_rows,
         deciding_groups=(judged.deciding_rows or 0) if in_groups and is_open else None,
     )
+
+
+def _shown(number: float) -> str:
+    """As short as a status takes it: a metric container may report 1e100."""
+    plain = f"{number:.4f}"
+    return plain if len(plain) <= _LONGEST else f"{number:.6g}"
 
 
 def at_least(estimate: Figure, bound: float, rows: int) -> Judged:
