@@ -87,8 +87,8 @@ def _require_goals(params: Params) -> None:
     """Raises StageError (SpecInvalid) for goals that mean nothing, before anything is paid for."""
     if params.publish and params.evaluate:
         canaries = params.prepare.dataset.canaries if params.prepare else None
-        gates, judge = params.publish.gates, params.publish.judge
-        require_applicable(gates, params.evaluate.task, params.evaluate.evaluation, canaries, judge)
+        gates, judge, asked = params.publish.gates, params.publish.judge, params.evaluate
+        require_applicable(gates, asked.task, asked.evaluation, canaries, judge, asked.metrics)
 
 
 def probe_writes(store: Store, path: str) -> None:

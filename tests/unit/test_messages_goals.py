@@ -5,6 +5,7 @@ from typing import Any, Final
 import pytest
 from pydantic import ValidationError
 
+from finetune_api.custom_metrics import FigureRule, MetricRun
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Coverage, Evaluation, Examination
 from finetune_api.gates import GateOutcome, Gates, OnInconclusive, blocking
@@ -248,6 +249,46 @@ def test_a_goal_that_no_container_measured_says_what_there_is(goal: dict[str, st
     assert_says(error.message, f"the goal {goal['custom']}", *parts)
 
 
+RUN: Final = MetricRun(
+    name="suite",
+    image="registry/suite@sha256:0",
+    figures={"acc": FigureRule(minimum=0, maximum=1), "delay": FigureRule(higher_is_better=False, minimum=10)},
+)
+IMPOSSIBLE: Final[list[tuple[dict[str, str], str]]] = [
+    ({"custom": "suite.acc", "atLeast": "95"}, "atLeast asks for 95 … suite.acc is never above 1 … Change the bound"),
+    ({"custom": "suite.acc", "improveOverBase": "5"}, "improveOverBase asks for 5 … suite.acc is from 0 to 1"),
+    ({"custom": "suite.delay", "atMost": "9.5"}, "atMost allows 9.5 … suite.delay is never below 10"),
+]
+POSSIBLE: Final = [
+    {"custom": "suite.acc", "atLeast": "1"},
+    {"custom": "suite.acc", "improveOverBase": "1.0"},
+    {"custom": "suite.delay", "atMost": "10"},
+    {"custom": "suite.delay", "atLeast": "1000"},
+    {"custom": "suite.delay", "improveOverBase": "1000"},
+    {"custom": "other.acc", "atLeast": "95"},
+]
+
+
+def impossible(goal: dict[str, str]) -> StageError:
+    with pytest.raises(StageError) as caught:
+        require_applicable(gates({"metric": "custom", **goal}), Task(), Examination(), metrics=[RUN])
+    return caught.value
+
+
+@pytest.mark.parametrize(("goal", "parts"), IMPOSSIBLE)
+def test_what_a_containers_figure_never_is_is_refused_before_anything_is_paid_for(
+    goal: dict[str, str], parts: str
+) -> None:
+    error = impossible(goal)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, *f"spec.evaluation.goals[0].{parts}".split(" … "))
+
+
+@pytest.mark.parametrize("goal", POSSIBLE, ids=str)
+def test_what_a_containers_figure_may_be_is_let_through(goal: dict[str, str]) -> None:
+    require_applicable(gates({"metric": "custom", **goal}), Task(), Examination(), metrics=[RUN])
+
+
 LOSSES: Final[list[tuple[dict[str, str], Examination, str]]] = [
     (
         {"metric": "forgetting", "atMost": "0.05"},
@@ -298,6 +339,7 @@ def test_every_sentence_is_said() -> None:
         measured = evaluated(9, 9).model_copy(update={"distances": distances})
         messages.append(same_as_base(measured, TaskType.CLASSIFICATION))
     messages += [unbounded(goal, asked).message for goal, asked, _ in LOSSES]
+    messages += [impossible(goal).message for goal, _ in IMPOSSIBLE]
     messages.append(no_better_than_base(evaluated(9, 9), TaskType.CLASSIFICATION))
     for module in ("applicable", "gates"):
         assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []

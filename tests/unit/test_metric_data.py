@@ -13,6 +13,7 @@ from finetune_api.custom_metrics import FigureRule, MetricData, MetricRun
 from finetune_api.dataset import Task
 from finetune_api.evaluation import Evaluation
 from finetune_api.finetunejob import Output
+from finetune_api.gates import Gates
 from finetune_api.reasons import Reason
 from finetune_api.stages import EvaluateParams, Params, Stage, StageInput, Upstream, input_key
 from finetune_jobs.artifacts import model_card
@@ -100,6 +101,25 @@ def test_resolve_tells_which_files_a_run_starts_with(
     params = asked.params.model_copy(update={"evaluate": evaluating.model_copy(update={"metrics": runs})})
     found = execute(context(asked.model_copy(update={"params": params}), tmp_path), resolve)
     assert found.scalars["metricsDigest"] == data_digest(Lent(questions), runs)
+
+
+@pytest.mark.slow
+def test_resolve_refuses_a_goal_that_a_figure_cannot_meet(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:
+    asked = given(stocked, Stage.RESOLVE, s3.storage)
+    goals = Gates.model_validate({"goals": [{"metric": "custom", "custom": "suite.acc", "atLeast": "95"}]})
+    share = MetricRun(name="suite", image="i@sha256:0", figures={"acc": FigureRule(minimum=0, maximum=1)})
+    params, publishing, evaluating = asked.params, asked.params.publish, asked.params.evaluate
+    assert publishing is not None
+    assert evaluating is not None
+    params = params.model_copy(
+        update={
+            "publish": publishing.model_copy(update={"gates": goals}),
+            "evaluate": evaluating.model_copy(update={"metrics": [share]}),
+        }
+    )
+    with pytest.raises(StageError, match=r"goals\[0\]\.atLeast asks for 95") as error:
+        execute(context(asked.model_copy(update={"params": params}), tmp_path), resolve)
+    assert error.value.reason is Reason.SPEC_INVALID
 
 
 def test_the_model_card_names_what_was_read() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Final
 
+from finetune_api.custom_metrics import MetricRun, custom_name
 from finetune_api.dataset import Task, TaskType
 from finetune_api.evaluation import Coverage, Examination
 from finetune_api.gates import Gates, OnInconclusive
@@ -33,16 +34,22 @@ _SHARES: Final = (*OF_JSON, Metric.TOOL_USE, Metric.TOOL_NAME, Metric.TOOL_ARGUM
 
 
 def require_applicable(
-    gates: Gates, task: Task, asked: Examination, canaries: int | None = None, judge: Judge | None = None
+    gates: Gates,
+    task: Task,
+    asked: Examination,
+    canaries: int | None = None,
+    judge: Judge | None = None,
+    metrics: Sequence[MetricRun] = (),
 ) -> None:
     """Raises StageError (SpecInvalid) for a schema that is none, and for a goal that means nothing for this task, that
     names a label that is not allowed, or that even a faultless model would not reach with so few questions.
-    ``canaries``: as many are planted. ``judge``: who compares answers."""
+    ``canaries``: as many are planted. ``judge``: who compares answers. ``metrics``: the containers that measure."""
     _require_schema(task)
     for number, goal in enumerate(gates.goals):
         place = f"spec.evaluation.goals[{number}]"
-        if goal.metric is Metric.CUSTOM:
-            continue  # what its container measures of what, only that knows
+        if goal.metric is Metric.CUSTOM:  # what its container measures of what, only that knows
+            _require_possible(place, goal, metrics)
+            continue
         _require_meaning(place, goal, task)
         if gates.on_inconclusive is OnInconclusive.BLOCK:
             _require_reachable(place, goal, asked)
@@ -62,6 +69,23 @@ def _require_schema(task: Task) -> None:
             "spec.task.type to Extraction, or remove answerSchema.",
         )
     schema_check(task.answer_schema, SCHEMA)
+
+
+def _require_possible(place: str, goal: Goal, metrics: Sequence[MetricRun]) -> None:
+    """A container's figure stays in the range that the platform's values give: 95 of a share may be meant as 0.95."""
+    rules = {custom_name(run.name, name): rule for run in metrics for name, rule in run.figures.items()}
+    rule = rules.get(goal.custom or "")
+    if rule is None:
+        return
+    least, most, problem = rule.minimum, rule.maximum, ""
+    if goal.at_least and most is not None and goal.bound > most:
+        problem = f"atLeast asks for {goal.at_least}, but {goal.custom} is never above {most:g}"
+    elif goal.at_most and least is not None and goal.bound < least:
+        problem = f"atMost allows {goal.at_most}, but {goal.custom} is never below {least:g}"
+    elif goal.improve_over_base and least is not None and most is not None and goal.bound > most - least:
+        problem = f"improveOverBase asks for {goal.improve_over_base}, but {goal.custom} is from {least:g} to {most:g}"
+    if problem:
+        raise StageError(Reason.SPEC_INVALID, f"{place}.{problem}, so that no model meets the goal. Change the bound.")
 
 
 def require_classes(gates: Gates, labels: Sequence[str]) -> None:
