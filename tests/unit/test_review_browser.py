@@ -113,6 +113,17 @@ def test_a_review_with_keys_alone(page: Page) -> None:
     assert page.locator("#file").input_value() == content.decode()
 
 
+def test_a_key_that_is_held_down_votes_once(page: Page) -> None:
+    """A browser repeats it many times a second, each time with the next pair on the screen."""
+    for _ in range(3):
+        page.keyboard.down("l")  # from the second time on as a repetition
+    page.keyboard.up("l")
+    assert "1 of 4 pairs" in text(page, "#count")
+    assert visible(page) == [SHEET.votable[1].id]
+    page.keyboard.press("l")
+    assert "2 of 4 pairs" in text(page, "#count")
+
+
 def test_a_review_by_buttons_is_kept_until_the_page_is_opened_again(page: Page) -> None:
     page.get_by_role("button", name="Save my votes").click()
     assert "Enter your name first" in text(page, "#said")

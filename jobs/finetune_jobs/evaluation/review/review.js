@@ -134,7 +134,8 @@
     const typing = event.target.closest("input:not([type=checkbox]), select, textarea");
     if (typing || event.ctrlKey || event.metaKey || event.altKey || !at("keys").checked) return;
     const key = event.key.toLowerCase();
-    if (Object.hasOwn(choices, key)) vote(choices[key]);
+    /* A key that is held down repeats itself: it would vote on pairs that nobody has read. */
+    if (Object.hasOwn(choices, key)) { if (!event.repeat) vote(choices[key]); }
     else if (key === "n") move(1);
     else if (key === "p") move(-1);
     else if (key === "d") flip("marks");
