@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.export import CALIBRATED, ExportFormat
-from finetune_api.layout import output_folder
+from finetune_api.layout import Lineage, output_folder
 from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Method
+from finetune_api.usage import usage_of
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.formats import ExportedFormat, write_alternatives
 from finetune_jobs.base.errors import require
@@ -26,7 +27,8 @@ from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import cuda_memory, make_room
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
-from finetune_jobs.runtime.runner import Context, StageOutput, lineage, run_stage
+from finetune_jobs.runtime.logs import process_age
+from finetune_jobs.runtime.runner import Context, StageOutput, cpu_seconds, lineage, run_stage
 
 TOOLS: Final = ("torch", "transformers", "peft", "bitsandbytes", "llmcompressor", "compressed-tensors")
 
@@ -114,9 +116,9 @@ def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> st
     folder = context.scratch / "shared-base"
     progress.report(0.1, "writing the base model in 16 bits")
     compared = write_base(parts.base, folder, parts.tuning)
-    facts, made = _scalars(folder, ExportFormat.MERGED, compared), lineage(context.input, versions(*TOOLS))
+    facts = _scalars(folder, ExportFormat.MERGED, compared)
     # Nothing of the data set is in it, and other adapters share it: whoever traces or erases the data must not meet it.
-    history = made.model_copy(update={"upstream": Upstream(model=context.input.upstream.model)})
+    history = _history(context).model_copy(update={"upstream": Upstream(model=context.input.upstream.model)})
     digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
     shutil.rmtree(folder)
     return digest
@@ -124,10 +126,17 @@ def _publish_base(context: Context, parts: TunedParts, progress: Progress) -> st
 
 def _publish_beside(context: Context, folder: Path, kind: ExportFormat, compared: Compared | None) -> ExportedFormat:
     """Put one of several formats into the store, and remove it here."""
-    facts, history = _scalars(folder, kind, compared), lineage(context.input, versions(*TOOLS))
-    digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
+    facts = _scalars(folder, kind, compared)
+    digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=_history(context))
     shutil.rmtree(folder)
     return ExportedFormat(format=kind.value, digest=digest)
+
+
+def _history(context: Context) -> Lineage:
+    """How a folder that is put beside the output comes to be, and what the stage has used until then: it may be what is
+    served in the end."""
+    given = context.input
+    return lineage(given, versions(*TOOLS), usage_of(given.hardware, process_age(), cpu_seconds()))
 
 
 def _scalars(folder: Path, kind: ExportFormat, compared: Compared | None) -> dict[str, str]:
