@@ -1,0 +1,73 @@
+"""What is recorded of an artifact to prove its weights: which texts, how long, and in which order."""
+
+import random
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from finetune_jobs.evaluation.disturbance import Disturbed
+from finetune_jobs.evaluation.passages import CANDIDATES, LONG, LONG_TOKENS, Passage, make_passages
+from finetune_jobs.evaluation.reference import SHORT, make_references, to_record
+from finetune_jobs.modelling.token_files import Conversation
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from tests.support.tiny_model import build_tiny_llama
+from tests.support.training import row
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
+
+EXAMPLES = [Conversation(row(f"refund of parcel {n}", f"label {n}")["messages"], []) for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
+    """A tokenizer, and the token that ends an answer."""
+    base = build_tiny_llama(tmp_path_factory.mktemp("models") / "base")
+    tokenizer = load_tokenizer(base)
+    return tokenizer, stop_token(base, tokenizer)
+
+
+def test_two_texts_are_a_thousand_tokens_long_and_end_with_an_example(tokens: tuple[Any, int]) -> None:
+    """Only there does a rotary base show that is nearly right; runtimes take 1,024 tokens by default."""
+    passages = make_passages(*_asked(tokens), 8192)
+    short, long = ([each for each in passages if each.long is length] for length in (False, True))
+    assert (len(short), len(long)) == (CANDIDATES, LONG) == (16, 2)
+    for each in long:
+        assert 1000 <= len(each.ids) <= LONG_TOKENS
+        assert any(each.text.rstrip().endswith(other.text[-40:].rstrip()) for other in short), "as it was trained"
+    assert long[0].text[:200] != long[1].text[:200], "each begins with texts of its own"
+
+
+@pytest.mark.parametrize("longest", [40, 512, 1008])
+def test_no_text_is_longer_than_the_model_takes(tokens: tuple[Any, int], longest: int) -> None:
+    passages = make_passages(*_asked(tokens), longest)
+    assert all(len(each.ids) <= longest for each in passages)
+    assert sum(each.long for each in passages) == (0 if longest < 100 else LONG)
+
+
+def test_the_order_of_the_examples_does_not_count(tokens: tuple[Any, int]) -> None:
+    other = random.Random(5).sample(EXAMPLES, len(EXAMPLES))
+    tokenizer, stop = tokens
+    assert make_passages(tokenizer, other, stop, 2048) == make_passages(tokenizer, EXAMPLES, stop, 2048)
+
+
+def test_what_differs_most_is_recorded_first_and_what_has_no_numbers_is_not() -> None:
+    passages = [Passage(f"text {n}", [1, 2, 3], long=n >= 18) for n in range(20)]
+    base = [[-1.0, -1.0]] * 20
+    artifact = [[-1.0 - n, -1.0] for n in range(20)]
+    artifact[17], artifact[18] = [nan, -1.0], [-inf, -1.0]
+    chosen = to_record(passages, base, artifact)
+    assert chosen == [*range(16, -1, -1), 19], "the short ones by how far apart they are, then the long ones"
+    disturbed = {number: Disturbed([-1.0, -1.0], [-2.0, -1.0], 0.1) for number in chosen}
+    disturbed[3] = Disturbed([], [], 0.1)  # nothing about positions, for which alone it would be there
+    disturbed[2] = Disturbed([-1.0, nan], [-2.0, -1.0], 0.1)
+    found = make_references(passages, base, artifact, disturbed)
+    weights = [each for each in found if not each.positions_only]
+    assert [each.text for each in weights] == [f"text {n}" for n in (*range(16, 16 - SHORT, -1), 19)]
+    assert [each.text for each in found if each.positions_only] == [f"text {n}" for n in (8, 7, 6, 5, 4, 1, 0)]
+    assert (found[0].base, found[0].artifact) == (base[16], artifact[16])
+
+
+def _asked(tokens: tuple[Any, int]) -> tuple[Any, list[Conversation], int]:
+    tokenizer, stop = tokens
+    return tokenizer, EXAMPLES, stop
