@@ -255,7 +255,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ROUTE_ACCEPTED: "The gateway or the ingress controller accepts the endpoint's route.",
     Reason.ROUTE_PENDING: "The endpoint's route waits for the answer of the gateway or the ingress controller, or for the first revision that serves.",
     Reason.ROUTE_REFUSED: "The gateway does not accept the endpoint's HTTPRoute, or the API server rejects the HTTPRoute or Ingress. Inside the cluster, the endpoint still serves.",
-    Reason.ROUTE_TAKEN: "Another AdapterDeployment has a route with the same host and path, or is older and asks for it too. Inside the cluster, the endpoint still serves.",
+    Reason.ROUTE_TAKEN: "Another AdapterDeployment has a route with the same host and path, or is older and asks for it too. The endpoint's other hosts keep their route; inside the cluster, it still serves.",
     Reason.ROUTE_UNAVAILABLE: "The platform offers no such routes, or the cluster lacks the Gateway API's CRDs. Inside the cluster, the endpoint still serves.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer, during verification or soon after it took over. With strategy Canary, one crash is enough once the revision has a share of the traffic.",

@@ -298,8 +298,8 @@ class AdapterDeploymentStatus(WireModel):
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     url: Annotated[str, Field(max_length=512)] = ""
-    """URL outside of the cluster, the first of spec.access.route, once there is such a route; whether its gateway takes
-    it says the condition RouteAccepted."""
+    """URL outside of the cluster, by the first host of spec.access.route that no other AdapterDeployment has, once
+    there is such a route; whether its gateway takes it says the condition RouteAccepted."""
     channel: ChannelStatus | None = None
     """Where the channel of spec.source.output points; absent for other sources."""
     stable: RevisionStatus | None = None

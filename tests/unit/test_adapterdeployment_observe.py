@@ -156,9 +156,9 @@ def asking(name: str, year: int, status: Object | None = None, *hosts: str, by: 
     return {"kind": meta.ADAPTERDEPLOYMENT, "metadata": metadata, "spec": spec, "status": status or {}}
 
 
-def told_of_generation(generation: int) -> Object:
+def told_of_generation(generation: int, status: str = "True") -> Object:
     """A status by which its route was there."""
-    condition: Object = {"type": "RouteAccepted", "status": "True", "reason": "RouteAccepted", "message": ""}
+    condition: Object = {"type": "RouteAccepted", "status": status, "reason": "RouteAccepted", "message": ""}
     condition |= {"lastTransitionTime": timestamp(NOW), "observedGeneration": generation}
     return _URL | {"observedGeneration": 2, "conditions": [condition]}
 
@@ -239,3 +239,28 @@ def test_it_says_who_has_it_and_why() -> None:
     said = taken_from(older, cache)
     assert_says(said, "AdapterDeployment new", "already", "a.example/")
     assert "older" not in said
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_who_has_some_of_its_hosts_takes_none_of_the_others_from_who_has_them(*, is_there: bool) -> None:
+    """Its status has a URL then, which tells nothing of the host that another one has."""
+    older = asking("old", OLD, told_of_generation(2, status="False"), "b.example", _HOST)
+    older["status"]["url"] = "https://b.example"
+    newer, cache = asking("new", NEW), Cache(INDEXES, WATCHED_OWNERS)
+    for raw in (older, newer):
+        cache.record(ADAPTERDEPLOYMENTS, raw)
+    cache.record(*live_route(newer))
+    if is_there:
+        cache.record(*live_route(asking("old", OLD, {}, "b.example")))
+    assert not taken_from(newer, cache)
+    seen = adapter_deployment_kind(AskedCluster(now=NOW), cache, _OFFERED).observe(older, NOW)
+    assert isinstance(seen, ObservedDeployment)
+    assert [(each.address.host, each.name) for each in seen.holders] == [(_HOST, "new")]
+
+
+def test_the_host_of_its_url_stays_with_an_endpoint_whose_route_somebody_deleted() -> None:
+    newer = asking("new", NEW, told_of_generation(2, status="False"), "b.example", _HOST)
+    older, cache = asking("old", OLD), Cache(INDEXES, WATCHED_OWNERS)
+    for raw in (older, newer):
+        cache.record(ADAPTERDEPLOYMENTS, raw)
+    assert taken_from(older, cache)

@@ -16,6 +16,7 @@ from finetune_api.serving_status import ServingPhase
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.adapterdeployment.route_claims import Address, Holder, address_of, holder
+from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError, Selection
 from finetune_operator.framework.informer import Informer
@@ -251,12 +252,12 @@ def refuse(said: str) -> Any:
         ({"settings": SETTINGS}, Reason.ROUTE_UNAVAILABLE, ["serving.httpRoutes"]),
         ({"lacking": frozenset({HTTP_ROUTES})}, Reason.ROUTE_UNAVAILABLE, ["httproutes.gateway.networking.k8s.io"]),
         (
-            {"holder": Holder(Address("a.example", "/x"), "team", "old", has_it=False)},
+            {"holders": (Holder(Address("demo.models.example", "/"), "team", "old", has_it=False),)},
             Reason.ROUTE_TAKEN,
-            ["old", "a.example/x"],
+            ["old", "demo.models.example/"],
         ),
         (
-            {"holder": Holder(Address("a.example", "/"), "other", "old", has_it=True)},
+            {"holders": (Holder(Address("demo.models.example", "/"), "other", "old", has_it=True),)},
             Reason.ROUTE_TAKEN,
             ["another namespace"],
         ),
@@ -280,6 +281,41 @@ def test_of_a_holder_in_another_namespace_no_name_is_said(has_it: bool) -> None:
     said = Holder(Address("a.example", "/"), "other", "its-name", has_it).told("team")
     assert "its-name" not in said
     assert ("already" in said, "older" in said) == (has_it, not has_it)
+
+
+OTHERS = Holder(Address("a.example", "/"), "team", "old", has_it=True)
+TWO_HOSTS = {"httpRoute": HTTP["httpRoute"] | {"hostnames": ["a.example", "b.example"]}}
+
+
+def test_hosts_that_nobody_else_has_keep_their_route() -> None:
+    cluster = open_to_the_world(TWO_HOSTS)
+    says(cluster)
+    seen = replace(cluster.observe(), holders=(OTHERS,))
+    made = plan(seen, cluster.now)
+    [apply] = made.optional["route"]
+    assert isinstance(apply, Apply)
+    assert apply.object["spec"]["hostnames"] == ["b.example"]
+    assert (made.status.phase, made.status.url) == (ServingPhase.READY, "https://b.example")
+    assert condition(made.status, "RouteAccepted") == ("False", Reason.ROUTE_TAKEN)
+    said = next(each.message for each in made.status.conditions if each.type == "RouteAccepted")
+    assert_says(
+        said, "AdapterDeployment old already has a.example/", "has only b.example", "accepts", "spec.access.route"
+    )
+    [event] = [each for each in made.events if each.reason is Reason.ROUTE_TAKEN]
+    assert event.type == "Warning"
+    assert made.requeue_after is not None, "no event tells that the other one gives it up"
+    cluster.apply_action(apply)
+    again = plan(replace(cluster.observe(), holders=(OTHERS,)), cluster.now)
+    assert again.optional["route"] == ()
+
+
+def test_a_refusal_of_a_route_without_all_of_its_hosts_is_said_as_one() -> None:
+    cluster = open_to_the_world(TWO_HOSTS)
+    says(cluster, accepted=False, reason="NotAllowedByListeners")
+    made = plan(replace(cluster.observe(), holders=(OTHERS,)), cluster.now)
+    assert condition(made.status, "RouteAccepted") == ("False", Reason.ROUTE_REFUSED)
+    said = next(each.message for each in made.status.conditions if each.type == "RouteAccepted")
+    assert_says(said, "AdapterDeployment old already has a.example/", "NotAllowedByListeners")
 
 
 def test_what_the_rules_do_not_allow_is_refused_and_what_is_there_stays() -> None:

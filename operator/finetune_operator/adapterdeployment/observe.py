@@ -1,6 +1,6 @@
 """What is observed: one AdapterDeployment, its source, and its children."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
@@ -99,8 +99,8 @@ class ObservedDeployment:
     channel."""
     lacking: frozenset[Resource] = frozenset()
     """Kinds of routes that the API server does not have."""
-    holder: Holder | None = None
-    """Who has an address of the spec's route before this one."""
+    holders: tuple[Holder, ...] = ()
+    """Who has addresses of the spec's route before this one."""
 
     @cached_property
     def owner(self) -> Owner:
@@ -195,7 +195,7 @@ class DeploymentObserver:
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
             contenders=contenders_for(status.candidate, self._cache.indexed(Line.ROLLOUTS)),
             lacking=frozenset(each for each in ROUTES if self._cache.lacks(each)),
-            holder=self._holder(raw, spec.access.route),
+            holders=tuple(self._holders(raw, spec.access.route)),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -226,13 +226,12 @@ class DeploymentObserver:
         found = self._cache.children(owner.key, ENDPOINT_SLICES)
         return tuple(each for each in found if controller_uid(each) == service["metadata"]["uid"])
 
-    def _holder(self, raw: Object, route: Route | None) -> Holder | None:
-        """Who has the first of the addresses that somebody has before this one."""
+    def _holders(self, raw: Object, route: Route | None) -> Iterator[Holder]:
+        """Who has those of the addresses that somebody has before this one."""
         for address in addresses(route) if route else ():
             has = partial(self._has, address)
             if found := holder(raw, self._cache.indexed(address), address, self._settings, has):
-                return found
-        return None
+                yield found
 
     def _has(self, address: Address, raw: Object) -> bool:
         owner = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(raw["metadata"]))

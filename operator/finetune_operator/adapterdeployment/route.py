@@ -12,7 +12,7 @@ from finetune_api.reasons import Reason
 from finetune_api.routes import ParentRef, Route
 from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.route_claims import route_violation
+from finetune_operator.adapterdeployment.route_claims import own_part, route_violation
 from finetune_operator.framework.actions import Action, Delete, Patch
 from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp, timestamp
 from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
@@ -35,7 +35,7 @@ is gone never says so."""
 
 
 def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
-    """Why the route that the spec asks for cannot be; None if it can, or none is asked for."""
+    """Why the route that the spec asks for cannot be, for any of its hosts; None if it can, or none is asked for."""
     route = observed.resource.spec.access.route
     if route is None:
         return None
@@ -54,9 +54,7 @@ def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
         return Reason.ROUTE_UNAVAILABLE, said
     if violation := route_violation(observed.settings, observed.owner.namespace, route):
         return Reason.NOT_ALLOWED, violation
-    if (holder := observed.holder) is not None:
-        return Reason.ROUTE_TAKEN, holder.told(observed.owner.namespace)
-    return None
+    return (Reason.ROUTE_TAKEN, _taken(observed)) if _own(observed) is None else None
 
 
 def route_actions(
@@ -65,7 +63,7 @@ def route_actions(
     """Make or restore the route, once a revision serves, which clients reach at a ``port`` of its Service; delete what
     is not wanted any more. What the platform's rules no longer allow stays as it is, as everything that serves does. No
     rollout goes on then: a canary has no share."""
-    route, blocked = observed.resource.spec.access.route, route_blocker(observed)
+    route, blocked = _own(observed), route_blocker(observed)
     if blocked is not None and blocked[0] is Reason.NOT_ALLOWED:
         return _undivided(observed, now)
     wanted = None if blocked or port is None or route is None else _wanted(observed, route, port, candidate, now)
@@ -83,13 +81,25 @@ def route_actions(
 
 
 def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -> Finding | None:
-    """Whether clients outside of the cluster have a way in; None where the spec asks for none."""
-    route = observed.resource.spec.access.route
-    if route is None:
+    """Whether clients outside of the cluster have a way in, by all hosts; None where the spec asks for none."""
+    if observed.resource.spec.access.route is None:
         return None
-    name = f"{_kind(route).kind} {observed.owner.name}"
     if blocked := route_blocker(observed):
         return _finding(False, *blocked)
+    route = _own(observed)
+    if route is None:  # for the type checker: then it is blocked
+        return None
+    name = f"{_kind(route).kind} {observed.owner.name}"
+    found = _way_in(observed, route, name, stable)
+    if not observed.holders:
+        return found
+    said = f"{_taken(observed)} The {name} has only {', '.join(route.hosts)}."
+    reason = Reason.ROUTE_REFUSED if found.reason is Reason.ROUTE_REFUSED else Reason.ROUTE_TAKEN
+    return _finding(False, reason, f"{said} {found.message}")
+
+
+def _way_in(observed: ObservedDeployment, route: Route, name: str, stable: RevisionStatus | None) -> Finding:
+    """Whether clients have a way in by its own hosts."""
     if said := observed.unmet.get(ROUTE, "").rstrip("."):
         return _finding(False, Reason.ROUTE_REFUSED, f"The {name} cannot be written: {said}.{_divides(observed)}")
     if stable is None:
@@ -104,7 +114,7 @@ def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -
 
 def public_url(observed: ObservedDeployment, stable: RevisionStatus | None) -> str:
     """Where clients outside of the cluster reach the endpoint; empty without a route."""
-    route = observed.resource.spec.access.route
+    route = _own(observed)
     if route is None or stable is None or route_blocker(observed) or observed.unmet.get(ROUTE):
         return ""
     return route.urls[0]
@@ -113,6 +123,8 @@ def public_url(observed: ObservedDeployment, stable: RevisionStatus | None) -> s
 def look_after(observed: ObservedDeployment) -> float | None:
     """Seconds after which to look again whether the route can be; None where an event tells."""
     found = route_blocker(observed)
+    if found is None and observed.holders:
+        return LOOK_SECONDS
     is_watched = found is None or found[0] is Reason.NOT_ALLOWED or _is_turned_off(observed)
     return None if is_watched else LOOK_SECONDS
 
@@ -298,6 +310,16 @@ def _undivided(observed: ObservedDeployment, now: datetime) -> tuple[Action, ...
 def _live(observed: ObservedDeployment) -> Object | None:
     route = observed.resource.spec.access.route
     return observed.child(_kind(route), observed.owner.name) if route else None
+
+
+def _own(observed: ObservedDeployment) -> Route | None:
+    """The route for those hosts that nobody else has."""
+    route = observed.resource.spec.access.route
+    return own_part(route, (each.address for each in observed.holders)) if route else None
+
+
+def _taken(observed: ObservedDeployment) -> str:
+    return " ".join(each.told(observed.owner.namespace) for each in observed.holders)
 
 
 def _kind(route: Route) -> Resource:

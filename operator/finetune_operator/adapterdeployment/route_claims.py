@@ -50,6 +50,15 @@ def addresses(route: Route) -> list[Address]:
     return [Address(host, route.path_prefix) for host in route.hosts]
 
 
+def own_part(route: Route, taken: Iterable[Address]) -> Route | None:
+    """A route for those of its hosts that nobody else has; None: it has none of its own."""
+    others = {each.host for each in taken}
+    left = [host for host in route.hosts if host not in others]
+    if not left or route.http_route is None:
+        return route if left else None
+    return route.model_copy(update={"http_route": route.http_route.model_copy(update={"hostnames": left})})
+
+
 def route_of(resource: Object) -> Route | None:
     """The route in a stored AdapterDeployment; None where it has none, or one that this version cannot read."""
     given: Any = ((resource.get("spec") or {}).get("access") or {}).get("route")
@@ -122,15 +131,24 @@ def has_address(resource: Object, routes: Iterable[Object], address: Address) ->
 
     Args:
         resource: the AdapterDeployment.
-        routes: its own HTTPRoutes and Ingresses. If somebody has deleted them, its status still tells of them, if that
-            is from a pass that looked at the route of this spec.
+        routes: its own HTTPRoutes and Ingresses, which may name only some of its hosts. If somebody has deleted them,
+            its status still tells of them, if that is from a pass that looked at the route of this spec.
         address: the address.
     """
-    if any(address in _addresses_of(each) for each in routes if "deletionTimestamp" not in each["metadata"]):
-        return True
+    live = [each for each in routes if "deletionTimestamp" not in each["metadata"]]
+    if live:
+        return any(address in _addresses_of(each) for each in live)
     status, generation = resource.get("status") or {}, resource["metadata"].get("generation")
     told = [each for each in status.get("conditions") or [] if each["type"] == ConditionType.ROUTE_ACCEPTED]
-    return bool(status.get("url")) and any(each.get("observedGeneration") == generation for each in told)
+    if not status.get("url") or not any(each.get("observedGeneration") == generation for each in told):
+        return False
+    # Unless it had all of its hosts, only the one in the URL is known to be its own.
+    return any(each["status"] == "True" for each in told) or _is_in(status["url"], address)
+
+
+def _is_in(url: str, address: Address) -> bool:
+    host, slash, path = url.partition("://")[2].partition("/")
+    return Address(host, slash + path or "/") == address
 
 
 def _addresses_of(live: Object) -> Iterator[Address]:
