@@ -177,3 +177,31 @@ def test_a_route_comes_with_its_crd_divides_requests_and_becomes_an_ingress(
     serving.change(access={"route": None})
     wait(lambda: serving.get(INGRESSES, NAME) is None, "the Ingress to go")
     wait(lambda: younger() != ("False", Reason.ROUTE_TAKEN), "the younger one to have its turn")
+
+
+def test_an_endpoint_keeps_the_hosts_that_nobody_else_has(routes: Serving, plane: ControlPlane) -> None:
+    """It is older, and the other one has one of its hosts: nobody else could have an HTTPRoute at the time."""
+    serving = routes
+    serving.start(serving=OFFERED)
+    two = HTTP["httpRoute"] | {"hostnames": ["demo.example", "own.example"], "pathPrefix": "/"}
+    serving.create(pinned(GOOD, access={"route": {"httpRoute": two}}))
+    serving.until(ServingPhase.READY)
+    until(serving, "False", Reason.ROUTE_UNAVAILABLE)
+    younger = serving.create(pinned(GOOD, access={"route": INGRESS}), name="younger")
+    wait(lambda: serving.get(INGRESSES, "younger"), "the Ingress of the one that can have the host")
+
+    plane.kubectl("apply", "--server-side", "--filename", http_route_crd())
+    status = until(serving, "False", Reason.ROUTE_TAKEN)
+    assert status.url == "http://own.example"
+    said = next(each.message for each in status.conditions if each.type == "RouteAccepted")
+    assert "AdapterDeployment younger already has demo.example/" in said
+
+    def hosts() -> list[str]:
+        live = serving.get(HTTP_ROUTES, NAME)
+        return live["spec"]["hostnames"] if live else []
+
+    assert hosts() == ["own.example"]
+    serving.team.api.delete(ADAPTERDEPLOYMENTS, serving.team.namespace, "younger", younger["metadata"]["uid"])
+    wait(lambda: hosts() == ["demo.example", "own.example"], "the host that the other one has given up")
+    answer(serving)
+    assert until(serving, "True", Reason.ROUTE_ACCEPTED).url == "http://demo.example"

@@ -36,7 +36,7 @@ from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, WATCHED_OWNERS
 from finetune_operator.resources.deployment import deployment_name, server_labels
 from finetune_operator.resources.route import Backend, http_route, ingress
-from finetune_operator.settings import HttpRoutes, Ingresses, ServingAccess
+from finetune_operator.settings import FormerRoutes, HttpRoutes, Ingresses, ServingAccess, Settings
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.played_pods import GOOD, server_pod
 from tests.support.sentences import assert_says
@@ -177,9 +177,9 @@ def live_route(raw: Object, **metadata: Any) -> tuple[Resource, Object]:
     return resource, made
 
 
-def taken_from(raw: Object, cache: Cache) -> str:
+def taken_from(raw: Object, cache: Cache, settings: Settings = _OFFERED) -> str:
     """What the condition says of who has the address; empty: it may have it."""
-    seen = adapter_deployment_kind(AskedCluster(now=NOW), cache, _OFFERED).observe(raw, NOW)
+    seen = adapter_deployment_kind(AskedCluster(now=NOW), cache, settings).observe(raw, NOW)
     assert isinstance(seen, ObservedDeployment)
     found = route_blocker(seen)
     assert found is None or found[0] is Reason.ROUTE_TAKEN
@@ -264,3 +264,28 @@ def test_the_host_of_its_url_stays_with_an_endpoint_whose_route_somebody_deleted
     for raw in (older, newer):
         cache.record(ADAPTERDEPLOYMENTS, raw)
     assert taken_from(older, cache)
+
+
+_INGRESSES_ONLY = ServingAccess(ingresses=Ingresses(enabled=True))
+
+
+@pytest.mark.parametrize(
+    ("offered", "crd", "is_taken"),
+    [
+        pytest.param(_OFFERED.serving, True, True, id="the older one can have it"),
+        pytest.param(_OFFERED.serving, False, False, id="the cluster lacks its kind"),
+        pytest.param(_INGRESSES_ONLY, True, False, id="the platform does not offer its kind"),
+        pytest.param(
+            _INGRESSES_ONLY.model_copy(update={"former_routes": FormerRoutes.KEEP}), True, True, id="its route may stay"
+        ),
+    ],
+)
+def test_a_route_of_a_kind_that_is_not_there_keeps_no_address(
+    offered: ServingAccess, *, crd: bool, is_taken: bool
+) -> None:
+    older, newer = asking("old", OLD), asking("new", NEW, by="ingress")
+    cache = Cache(INDEXES, WATCHED_OWNERS)
+    cache.record_kind(HTTP_ROUTES, exists=crd)
+    for raw in (older, newer):
+        cache.record(ADAPTERDEPLOYMENTS, raw)
+    assert bool(taken_from(newer, cache, _OFFERED.model_copy(update={"serving": offered}))) is is_taken

@@ -179,6 +179,7 @@ class DeploymentObserver:
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
         children = {resource: self._children(owner, resource) for resource in (*_CHILDREN, *ROUTES)}
         jobs = children[JOBS]
+        lacking = frozenset(each for each in ROUTES if self._cache.lacks(each))
         pods = self._pods(owner, jobs.values())
         theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)
         return ObservedDeployment(
@@ -194,8 +195,8 @@ class DeploymentObserver:
             },
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
             contenders=contenders_for(status.candidate, self._cache.indexed(Line.ROLLOUTS)),
-            lacking=frozenset(each for each in ROUTES if self._cache.lacks(each)),
-            holders=tuple(self._holders(raw, spec.access.route)),
+            lacking=lacking,
+            holders=tuple(self._holders(raw, spec.access.route, lacking)),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -226,11 +227,11 @@ class DeploymentObserver:
         found = self._cache.children(owner.key, ENDPOINT_SLICES)
         return tuple(each for each in found if controller_uid(each) == service["metadata"]["uid"])
 
-    def _holders(self, raw: Object, route: Route | None) -> Iterator[Holder]:
+    def _holders(self, raw: Object, route: Route | None, lacking: frozenset[Resource]) -> Iterator[Holder]:
         """Who has those of the addresses that somebody has before this one."""
         for address in addresses(route) if route else ():
             has = partial(self._has, address)
-            if found := holder(raw, self._cache.indexed(address), address, self._settings, has):
+            if found := holder(raw, self._cache.indexed(address), address, self._settings, has, lacking):
                 yield found
 
     def _has(self, address: Address, raw: Object) -> bool:

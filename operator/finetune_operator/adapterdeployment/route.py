@@ -12,10 +12,10 @@ from finetune_api.reasons import Reason
 from finetune_api.routes import ParentRef, Route
 from finetune_api.serving_status import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.route_claims import own_part, route_violation
+from finetune_operator.adapterdeployment.route_claims import own_part, route_kind, route_violation
 from finetune_operator.framework.actions import Action, Delete, Patch
 from finetune_operator.framework.conditions import ConditionType, Finding, parse_timestamp, timestamp
-from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
+from finetune_operator.framework.objects import HTTP_ROUTES, Object
 from finetune_operator.resources.drift import ensure
 from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
 from finetune_operator.resources.service import candidate_service_name
@@ -39,7 +39,7 @@ def route_blocker(observed: ObservedDeployment) -> tuple[Reason, str] | None:
     route = observed.resource.spec.access.route
     if route is None:
         return None
-    kind, serving = _kind(route), observed.settings.serving
+    kind, serving = route_kind(route), observed.settings.serving
     if kind not in serving.routes:
         value = "httpRoutes" if kind == HTTP_ROUTES else "ingresses"
         said = f"The platform offers no {kind.kind} (serving.{value} of the chart's values); "
@@ -67,7 +67,7 @@ def route_actions(
     if blocked is not None and blocked[0] is Reason.NOT_ALLOWED:
         return _undivided(observed, now)
     wanted = None if blocked or port is None or route is None else _wanted(observed, route, port, candidate, now)
-    kind = _kind(route) if route else None
+    kind = route_kind(route) if route else None
     gone = tuple(
         Delete(resource, name, child["metadata"]["uid"])
         for resource in observed.settings.serving.watched_routes
@@ -89,7 +89,7 @@ def route_finding(observed: ObservedDeployment, stable: RevisionStatus | None) -
     route = _own(observed)
     if route is None:  # for the type checker: then it is blocked
         return None
-    name = f"{_kind(route).kind} {observed.owner.name}"
+    name = f"{route_kind(route).kind} {observed.owner.name}"
     found = _way_in(observed, route, name, stable)
     if not observed.holders:
         return found
@@ -309,7 +309,7 @@ def _undivided(observed: ObservedDeployment, now: datetime) -> tuple[Action, ...
 
 def _live(observed: ObservedDeployment) -> Object | None:
     route = observed.resource.spec.access.route
-    return observed.child(_kind(route), observed.owner.name) if route else None
+    return observed.child(route_kind(route), observed.owner.name) if route else None
 
 
 def _own(observed: ObservedDeployment) -> Route | None:
@@ -322,13 +322,9 @@ def _taken(observed: ObservedDeployment) -> str:
     return " ".join(each.told(observed.owner.namespace) for each in observed.holders)
 
 
-def _kind(route: Route) -> Resource:
-    return HTTP_ROUTES if route.http_route is not None else INGRESSES
-
-
 def _is_turned_off(observed: ObservedDeployment) -> bool:
     route = observed.resource.spec.access.route
-    return route is not None and _kind(route) not in observed.settings.serving.routes
+    return route is not None and route_kind(route) not in observed.settings.serving.routes
 
 
 def _finding(status: bool, reason: Reason, message: str) -> Finding:

@@ -1,6 +1,6 @@
 """What a way in from outside asks for: its gateways or class, and names that no two endpoints share. Pure."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.routes import MAX_HOSTNAMES, Route
 from finetune_operator.framework.conditions import ConditionType
-from finetune_operator.framework.objects import Object
+from finetune_operator.framework.objects import HTTP_ROUTES, INGRESSES, Object, Resource
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim
 from finetune_operator.tenancy.verdict import tenancy_violation
@@ -38,6 +38,11 @@ def route_claims(namespace: str, route: Route | None) -> Iterator[Claim]:
         yield Claim(Subject.INGRESS_CLASS, f"{_PLACE}.ingress.className", ingress.class_name)
         yield Claim(Subject.HOSTNAME, f"{_PLACE}.ingress.host", ingress.host)
         yield from secret_claim(f"{_PLACE}.ingress.tlsSecretRef.name", ingress.tls_secret_ref)
+
+
+def route_kind(route: Route) -> Resource:
+    """The kind of object that a route is."""
+    return HTTP_ROUTES if route.http_route is not None else INGRESSES
 
 
 def route_violation(settings: Settings, namespace: str, route: Route) -> str:
@@ -100,17 +105,23 @@ class Holder(NamedTuple):
 
 
 def holder(
-    resource: Object, asking: Iterable[Object], address: Address, settings: Settings, has: Callable[[Object], bool]
+    resource: Object,
+    asking: Iterable[Object],
+    address: Address,
+    settings: Settings,
+    has: Callable[[Object], bool],
+    lacking: Collection[Resource] = (),
 ) -> Holder | None:
     """Who of those that ask for an address goes before the resource, if anyone does: one whose route is there keeps
     it, whoever asks later; among others the oldest, by age and uid, so that everybody finds the same one.
 
     Args:
         resource: asks for the address too.
-        asking: those that ask for it. Only those count that may have it.
+        asking: those that ask for it. Only those count that may and can have it.
         address: the address.
-        settings: what the platform allows.
+        settings: what the platform allows and offers.
         has: whether the route of one of them is there (``has_address``).
+        lacking: kinds of routes that the API server does not have.
     """
     mine = (not has(resource), _age(resource))
     others = [
@@ -118,7 +129,7 @@ def holder(
         for each in asking
         if each["metadata"]["uid"] != resource["metadata"]["uid"]
         and "deletionTimestamp" not in each["metadata"]
-        and _may(each, settings)
+        and _may(each, settings, lacking)
     ]
     lacks_it, age, metadata = min(others, key=lambda each: each[:2], default=(True, mine[1], resource["metadata"]))
     if (lacks_it, age) >= mine:
@@ -162,10 +173,16 @@ def _addresses_of(live: Object) -> Iterator[Address]:
             yield Address(rule.get("host", ""), path.get("path", ""))
 
 
-def _may(resource: Object, settings: Settings) -> bool:
-    """Whether an AdapterDeployment may have the route that it asks for: nobody keeps a name from others otherwise."""
+def _may(resource: Object, settings: Settings, lacking: Collection[Resource]) -> bool:
+    """Whether an AdapterDeployment may have the route that it asks for, and the platform has such routes: nobody keeps
+    a name from others otherwise. Where routes of a former kind stay, unseen, they may be there and have clients."""
     route = route_of(resource)
-    return route is not None and not route_violation(settings, resource["metadata"]["namespace"], route)
+    if route is None:
+        return False
+    kind, serving = route_kind(route), settings.serving
+    stays = kind not in serving.routes and kind not in serving.watched_routes
+    is_offered = stays or (kind in serving.routes and kind not in lacking)
+    return is_offered and not route_violation(settings, resource["metadata"]["namespace"], route)
 
 
 def _age(resource: Object) -> tuple[str, str]:
