@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AnalysisOutcome, RevisionState
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import Source
+from finetune_operator.adapterdeployment.plan import plan
 from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import disprove, passes
 from tests.support.serving import ServingCluster, condition
@@ -30,14 +32,19 @@ def worse(cluster: ServingCluster, _: str) -> None:
     one_pass(cluster, 1)
 
 
-def fallen(how: Fall) -> tuple[ServingCluster, str, str]:
-    """An endpoint whose canary had its first share and fell, as its source asks for it; what serves, and the canary."""
-    strategy = analysed() if how is worse else CANARY
+def reached(how: Fall) -> tuple[ServingCluster, str, str]:
+    """An endpoint whose canary has its first share, as its source asks for it; what serves, and the canary."""
+    strategy = analysed() if how in (worse, worse_by_now) else CANARY
     asked = {"replicas": 3, "strategy": strategy}
     cluster = ServingCluster(spec=following(**asked), source=published(GOOD), analysis=AnalysisOutcome.PASSED)
     cluster.settle()
     old, cluster.source = cluster.traffic(), published(BETTER)
-    new = until(cluster, has_share(1)).revision
+    return cluster, old, until(cluster, has_share(1)).revision
+
+
+def fallen(how: Fall) -> tuple[ServingCluster, str, str]:
+    """The same, whose canary fell."""
+    cluster, old, new = reached(how)
     how(cluster, new)
     cluster.settle()
     failed = cluster.status.candidate
@@ -68,6 +75,61 @@ def test_a_blocker_that_has_passed_sends_nobody_there_again(how: Fall) -> None:
     assert_not_tried_again(cluster, old, new)
     cluster.analysis = AnalysisOutcome.PASSED
     cluster.spec |= {"rerun": "again"}
+    cluster.settle()
+    assert cluster.traffic() == new
+
+
+def worse_by_now(cluster: ServingCluster, _: str) -> None:
+    """The Job has found it, and no pass has seen that yet."""
+    cluster.analysis = AnalysisOutcome.FAILED
+    one_pass(cluster, 1)
+
+
+def no_account(cluster: ServingCluster) -> None:
+    cluster.service_account = False
+
+
+def unknown_runtime(cluster: ServingCluster) -> None:
+    cluster.spec = cluster.spec | {"runtime": "of-another-platform"}
+    cluster.generation += 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocked", [no_account, unknown_runtime])
+@pytest.mark.parametrize("how", [worse_by_now, crash_once, disprove])
+def test_a_blocker_that_appears_as_it_falls_does_not_hide_that(
+    how: Fall, blocked: Callable[[ServingCluster], None]
+) -> None:
+    cluster, old, new = reached(how)
+    spec, told = cluster.spec, len(cluster.events)
+    how(cluster, new)
+    blocked(cluster)
+    one_pass(cluster)
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert (failed.revision, failed.state, failed.taken_back_at) == (new, RevisionState.FAILED, failed.since)
+    assert failed.reason in {event.reason for event in cluster.events[told:]}
+    passes(cluster)
+    assert wanted(cluster) == {old: 3}
+    cluster.service_account, cluster.spec = True, spec
+    cluster.generation += 1
+    assert_not_tried_again(cluster, old, new)
+
+
+def test_a_name_that_somebody_else_has_does_not_either() -> None:
+    cluster, _, new = reached(crash_once)
+    crash_once(cluster, new)
+    made = plan(replace(cluster.observe(), conflicts=("Deployment demo-x",)), cluster.now)
+    assert made.status.candidate is not None
+    assert (made.status.candidate.revision, made.status.candidate.state) == (new, RevisionState.FAILED)
+
+
+def test_one_that_stands_its_clients_is_begun_anew_after_a_blocker() -> None:
+    cluster, _, new = reached(crash_once)
+    cluster.service_account = False
+    passes(cluster)
+    assert cluster.status.candidate is None
+    cluster.service_account = True
     cluster.settle()
     assert cluster.traffic() == new
 

@@ -18,7 +18,7 @@ from finetune_operator.adapterdeployment.budget import BUDGET, budget_actions
 from finetune_operator.adapterdeployment.cleanup import plan_cleanup
 from finetune_operator.adapterdeployment.context import RolloutContext
 from finetune_operator.adapterdeployment.delivery import deliver
-from finetune_operator.adapterdeployment.endings import fail
+from finetune_operator.adapterdeployment.endings import fail, has_clients
 from finetune_operator.adapterdeployment.endpoint import endpoint_state
 from finetune_operator.adapterdeployment.gap import (
     RETURN_SECONDS,
@@ -51,7 +51,7 @@ from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions, takes_back
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.step import RolloutStep
-from finetune_operator.adapterdeployment.target import Target, find_target
+from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.turns import is_queued
 from finetune_operator.blockers import Blocker, refused
 from finetune_operator.framework.actions import Plan
@@ -181,8 +181,8 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 def _hold(context: RolloutContext, blocker: Blocker) -> RolloutStep:
     """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted, unless it
-    is to be remembered. In a gap, it has failed if somebody else has a name that it needs: that is known only in the
-    pass that meets it."""
+    is to be remembered: also if it falls in this very pass, since the next one knows nothing of it. In a gap, it has
+    failed if somebody else has a name that it needs: that is known only in the pass that meets it."""
     observed, actions = context.observed, keep_serving(context, None)
     known = observed.resource.status.candidate
     if known is not None and has_begun(known, context.now) and (observed.conflicts or observed.pending_deletion):
@@ -190,8 +190,21 @@ def _hold(context: RolloutContext, blocker: Blocker) -> RolloutStep:
         problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
         step = fail(context, known, problem, actions)
         return replace(step, requeue_after=RETURN_SECONDS)
-    tried = _remembered(observed)
-    return RolloutStep(context.stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
+    waits, is_blocked = blocker.requeue_after, not blocker.watched
+    if known is not None and (fall := _fall(context, known)) is not None:
+        return replace(fall, requeue_after=waits, blocked=is_blocked)
+    return RolloutStep(context.stable, _remembered(observed), actions, requeue_after=waits, blocked=is_blocked)
+
+
+def _fall(context: RolloutContext, known: RevisionStatus) -> RolloutStep | None:
+    """The end of a canary that clients have reached, if it has failed by now, whatever is asked for; None: it has
+    not."""
+    target = recorded_target(context.observed, known) if has_clients(known) else None
+    if target is None:
+        return None
+    step = advance(context, replace(target, spec_hash=known.spec_hash))
+    has_failed = step.candidate is not None and step.candidate.state is RevisionState.FAILED
+    return step if has_failed else None
 
 
 def _remembered(observed: ObservedDeployment) -> RevisionStatus | None:
