@@ -72,10 +72,11 @@ class Controller:
         self._cache = cache
         self._reconciler = reconciler
         self._settings = settings
+        self._client = client
         self._stopping = threading.Event()
         self._resynced = time.monotonic()
         self._workers: list[threading.Thread] = []
-        turn = threading.Lock()
+        turn = self._listing = threading.Lock()
         self._informers = [
             Informer(
                 client,
@@ -114,7 +115,11 @@ class Controller:
             threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
 
     def lead(self) -> None:
-        """Start to work: everything gets a turn."""
+        """Start to work: everything gets a turn. Whoever waits in line for a rollout has it once the line is read: the
+        cache may lag behind what another replica has just written."""
+        if self._settings.max_concurrent_rollouts is not None:
+            self._reconciler.hold_contenders()
+            threading.Thread(target=self._read_line, daemon=True).start()
         self.leading.set()
         self._first_turns.expect(key for resource in CUSTOM_RESOURCES for key in self._cache.names(resource))
         self._resynced = time.monotonic()
@@ -218,6 +223,30 @@ class Controller:
         found = map(contender_of, self._cache.indexed(Line.ROLLOUTS))
         for each in next_in_line([contender for contender in found if contender], limit, datetime.now(UTC)):
             self.queue.add(Key(ADAPTERDEPLOYMENTS.kind, each.namespace, each.name))
+
+    def _read_line(self) -> None:
+        """Read who is in line, and who is rolled out, as it is since this replica leads: nobody else writes any more.
+        It writes nothing itself, and ``stop`` does not wait for it."""
+        for selection in self._selections(ADAPTERDEPLOYMENTS):
+            informer = Informer(
+                self._client, self._cache, selection, changed=self.changed, seen=self.seen, turn=self._listing
+            )
+            while not self._stopping.is_set() and not self._has_read(informer):
+                self._stopping.wait(LOOK_SECONDS)
+        self._reconciler.admit_contenders()
+
+    def _has_read(self, informer: Informer) -> bool:
+        """Whether a LIST has been read, or its namespace is gone."""
+        try:
+            informer.first_list(self._settings.resync_seconds)
+        except ApiError as error:
+            if not informer.refused:
+                logger.warning("nobody in line is rolled out until the AdapterDeployments can be read: %s", error)
+            return informer.refused
+        except Exception:  # a defect must not end the thread: nobody else lets the line go on
+            logger.exception("reading the line failed")
+            return False
+        return True
 
     def _work(self) -> None:
         while (key := self.queue.take()) is not None:

@@ -217,6 +217,12 @@ def test_the_resync_survives_any_error_and_tells_how_late_it_is() -> None:
 class Calm:
     """Reconciles nothing."""
 
+    def hold_contenders(self) -> None:
+        pass
+
+    def admit_contenders(self) -> None:
+        pass
+
     def reconcile(self, key: Key) -> NextTurn:
         return NextTurn()
 

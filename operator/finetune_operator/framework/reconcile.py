@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 REFUSALS: Final = frozenset({400, 403, 422})
 """Statuses with which the API server, an admission webhook, a policy or a quota refuses an object."""
 CONTENDING_SECONDS: Final = 1.0
-"""After which a pass is tried again that has to wait for the end of another one. Its thread is for others meanwhile."""
+"""After which a pass is tried again that has to wait: for the end of another one, or until it can see what another
+replica has written. Its thread is for others meanwhile."""
 
 O = TypeVar("O")  # noqa: E741 - what was observed
 S = TypeVar("S", bound=BaseModel)
@@ -93,6 +94,16 @@ class Reconciler:
         self._api_failures = ApiFailures()
         self._unmet = Unmet()
         self._contending = threading.Lock()
+        self._may_contend = threading.Event()
+        self._may_contend.set()
+
+    def hold_contenders(self) -> None:
+        """Let no pass begin that contends, until ``admit_contenders``: it is tried again and again. Others go on."""
+        self._may_contend.clear()
+
+    def admit_contenders(self) -> None:
+        """The cache has all that was written by who worked before."""
+        self._may_contend.set()
 
     def reconcile(self, key: Key) -> NextTurn:
         """One pass; returns when the next one is due. Raises ApiError."""
@@ -104,7 +115,7 @@ class Reconciler:
             return NextTurn()  # owner references delete the children; data in the store stays
         if not kind.contends(resource):
             return self._pass(key, kind, resource)
-        if not self._contending.acquire(blocking=False):
+        if not self._may_contend.is_set() or not self._contending.acquire(blocking=False):
             return NextTurn(CONTENDING_SECONDS)
         try:
             return self._pass(key, kind, resource)
