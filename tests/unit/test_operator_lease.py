@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import given
@@ -120,6 +120,34 @@ def replica(server: Server, name: str, skew: float = 0.0) -> Elector:
     where: Any = LeaseName("system", "operator", name)
     client: Any = server
     return Elector(client, where, clock=lambda: server.clock.now + skew)
+
+
+def test_one_that_another_has_replaced_stops_as_soon_as_it_can_know() -> None:
+    """In a virtual machine that was paused, no time has passed by its own clock: it would go on for seconds."""
+    clock = Clock()
+    server = Server(clock)
+    paused, other = Clock(), replica(server, "other")
+    where: Any = LeaseName("system", "operator", "first")
+    first = Elector(cast(Any, server), where, clock=lambda: paused.now)
+    first.attempt()
+    other.attempt()
+    clock.now += DURATION
+    other.attempt()
+    assert (first.leads(), other.leads()) == (True, True)
+    first.attempt()
+    assert (first.leads(), other.leads()) == (False, True)
+
+
+def test_one_whose_lease_somebody_has_annotated_goes_on() -> None:
+    server = Server(Clock())
+    first = replica(server, "first")
+    first.attempt()
+    assert server.lease is not None
+    server.lease["metadata"]["resourceVersion"] = "by-hand"
+    server.clock.now += RENEW_DEADLINE - 1
+    first.attempt()
+    server.clock.now += 2
+    assert first.leads()
 
 
 CALL = st.tuples(st.floats(0, sum(TIMEOUT) / 2), st.floats(0, sum(TIMEOUT) / 2))

@@ -142,6 +142,12 @@ class Elector:
         began = self._clock()
         if self._term.lost(began):
             return
+        # After a conflict, somebody else has written it since it was read: perhaps who holds it by now.
+        if self._tried(began) and not self._term.lost(self._clock()):
+            self._tried(began)
+
+    def _tried(self, began: float) -> bool:
+        """Try once; returns whether the Lease has to be read anew to know who holds it."""
         try:
             if self._renew_or_take():
                 self._term.taken(began)
@@ -151,6 +157,8 @@ class Elector:
             self._held = {}
             level = logging.WARNING if self._term.leads(began) else logging.INFO
             logger.log(level, "Lease %s: %s", self._where.name, error)
+            return error.conflict
+        return False
 
     def _run(self, won: Callable[[], None], lost: Callable[[], None]) -> None:
         try:
