@@ -255,6 +255,8 @@ class ObjectMeta(WireModel):
     name: str
     namespace: str = ""
     uid: str = ""
+    creation_timestamp: str = ""
+    """RFC 3339 in UTC."""
     generation: int = 1
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}

@@ -45,6 +45,8 @@ class ServingCluster(PlayedJobs):
     """Those of adapters, by the names of their FineTuneJobs."""
     namespace: str = "team"
     uid: str = "uid-of-demo"
+    created: str = ""
+    """When the resource was; empty: that is not known."""
     generation: int = 1
     others: Sequence[Object] = ()
     """Other AdapterDeployments."""
@@ -71,6 +73,7 @@ class ServingCluster(PlayedJobs):
     def raw(self) -> Object:
         """The resource as the API server has it."""
         metadata: Object = {"name": "demo", "namespace": self.namespace, "uid": self.uid}
+        metadata |= {"creationTimestamp": self.created} if self.created else {}
         metadata |= {"generation": self.generation, "annotations": self.annotations}
         return {"metadata": metadata, "spec": self.spec, "status": self.status.model_dump(by_alias=True)}
 

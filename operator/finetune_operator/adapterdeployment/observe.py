@@ -142,9 +142,16 @@ class ObservedDeployment:
 
     @cached_property
     def _server_pods(self) -> Mapping[str, list[Object]]:
-        """All of them, by revision. A plan asks for them half a dozen times."""
+        """All of them, by revision. A plan asks for them half a dozen times.
+
+        A deleted resource of this name had Deployments of the same names, and their pods may take a while to go. Those
+        that are older than this one are theirs: what they have come to says nothing of its revisions.
+        """
         found: dict[str, list[Object]] = {}
+        born = self.resource.metadata.creation_timestamp
         for pod in self.pods:
+            if pod["metadata"].get("creationTimestamp", born) < born:
+                continue
             labels = pod["metadata"].get("labels") or {}
             revision = labels.get(meta.LABEL_REVISION, "")
             wanted = server_labels(self.owner, revision)
