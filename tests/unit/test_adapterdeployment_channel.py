@@ -104,6 +104,17 @@ def test_it_is_looked_at_again_after_the_interval_and_not_before() -> None:
     assert len(looks(cluster)) == 1, "the Job of the look before is gone"
 
 
+def test_a_clock_that_is_set_back_does_not_put_off_the_next_look() -> None:
+    cluster = served()
+    cluster.channel = BETTER
+    later(cluster, hours=-24)
+    assert len(cluster.looks) == 2
+    later(cluster, minutes=4)
+    assert len(cluster.looks) == 2
+    later(cluster, minutes=2)
+    assert len(cluster.looks) == 3
+
+
 @pytest.mark.parametrize("interval", ["0m", "24h"])
 def test_an_annotation_has_it_looked_at_at_once(interval: str) -> None:
     cluster = served(interval=interval)

@@ -147,3 +147,11 @@ def test_a_pass_that_fails_holds_up_nobody(error: Exception) -> None:
     for namespace in ("a", "b"):
         assert both.turn(namespace, 2).after != CONTENDING_SECONDS
     assert both.states() == [STARTING, QUEUED]
+
+
+def test_a_clock_that_is_set_back_holds_up_nobody() -> None:
+    """Or another replica's, which takes over, and whose clock is behind."""
+    one = Endpoints("a")
+    one.turn("a")
+    one.turn("a", -3600)
+    assert one.states() == [STARTING]

@@ -151,9 +151,10 @@ def _in_line(context: RolloutContext, limit: int, waiting: RevisionStatus) -> Ca
 
 def _just_recorded(waiting: RevisionStatus, now: datetime) -> bool:
     """Whether others that were recorded at the same time may be missing in the cache still, while this one is there:
-    each would find itself the first in line."""
+    each would find itself the first in line. A clock that was set back, or another replica's that is behind, does not
+    let it wait for hours."""
     seconds = (now - parse_timestamp(waiting.since)).total_seconds()  # up to one more than have passed
-    return seconds < RECORD_SECONDS + 1
+    return abs(seconds) < RECORD_SECONDS + 1
 
 
 def _started(context: RolloutContext, waiting: RevisionStatus) -> Candidacy:

@@ -97,8 +97,10 @@ def _left(observed: ObservedDeployment, asked: OutputRef, known: ChannelStatus |
         return 0.0
     if not asked.interval_seconds:
         return None
-    due = parse_timestamp(known.looked_at) + timedelta(seconds=asked.interval_seconds)
-    return max(0.0, (due - now).total_seconds())
+    looked = parse_timestamp(known.looked_at)
+    if looked > now:  # the clock was set back, by hours perhaps
+        return 0.0
+    return max(0.0, (looked + timedelta(seconds=asked.interval_seconds) - now).total_seconds())
 
 
 def _knowing(observed: ObservedDeployment, known: ChannelStatus | None) -> ObservedDeployment:
