@@ -1,5 +1,7 @@
 """Applies the actions of a plan. Repeating one that succeeded changes nothing, so a crash between two costs nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import assert_never
 
 from finetune_api import meta
@@ -27,8 +29,10 @@ def apply_action(client: KubeClient, cache: Cache, owner: Owner, action: Action)
         case Create(resource, body):
             _record(cache, resource, _create(client, owner, resource, body))
         case Apply(resource, body):
-            _refuse_conflict(owner, resource, cache.get(resource, owner.namespace, body["metadata"]["name"]))
-            _record(cache, resource, client.apply(resource, body, meta.MANAGED_BY))
+            known = cache.get(resource, owner.namespace, body["metadata"]["name"])
+            _refuse_conflict(owner, resource, known)
+            with _made_anew_is_a_conflict(resource, body["metadata"]["name"]):
+                _record(cache, resource, client.apply(resource, _of_that(known, body), meta.MANAGED_BY))
         case Patch(resource, name, body):
             _record(cache, resource, _patch(client, cache, owner, resource, name, body))
         case Delete(resource, name, uid):
@@ -68,12 +72,34 @@ def _relabel(client: KubeClient, resource: Resource, body: Object, existing: Obj
 
 
 def _patch(client: KubeClient, cache: Cache, owner: Owner, resource: Resource, name: str, body: Object) -> Object:
+    known = cache.get(resource, owner.namespace, name)
     try:
-        return client.patch(resource, owner.namespace, name, body)
+        with _made_anew_is_a_conflict(resource, name):
+            return client.patch(resource, owner.namespace, name, _of_that(known, body))
     except ApiError as error:
         stale = cache.get(resource, owner.namespace, name)
         if error.status == 404 and stale is not None:
             cache.forget(resource, stale)
+        raise
+
+
+def _of_that(known: Object | None, body: Object) -> Object:
+    """A change of the object that is known, and of no other one of its name: somebody may have deleted it meanwhile and
+    made one of their own."""
+    if known is None:
+        return body
+    return body | {"metadata": {"uid": known["metadata"]["uid"]} | (body.get("metadata") or {})}
+
+
+@contextmanager
+def _made_anew_is_a_conflict(resource: Resource, name: str) -> Iterator[None]:
+    """To the API server, a change of another object than the one with the uid is an attempt to change the uid, and so
+    invalid. It says nothing against the change: the next try sees what is there."""
+    try:
+        yield
+    except ApiError as error:
+        if error.status == 422 and "metadata.uid" in error.message:
+            raise ApiError(409, "Conflict", f"{resource.kind} {name} was deleted and made anew meanwhile") from error
         raise
 
 
