@@ -91,7 +91,8 @@ def test_bias_is_how_far_apart_the_two_forms_are() -> None:
 @pytest.mark.parametrize("broken", [nan, inf])
 def test_what_a_model_computes_no_number_for_is_left_out(broken: float) -> None:
     """The rest is told, in JSON that every program reads; a mean of what is left would hide what the model cannot."""
-    losses, swap_losses = TUNED.losses | {"f2": broken}, TUNED.swap_losses | {"s2": (2.0, broken)}
+    losses = {**TUNED.losses, "f2": broken}
+    swap_losses = {**TUNED.swap_losses, "s2": (2.0, broken)}
     found = compare_behaviour(SETS, BASE, replace(TUNED, losses=losses, swap_losses=swap_losses))
     assert [row.category for row in found.losses] == ["reading"]
     assert (found.loss, found.bias) == (None, None)
