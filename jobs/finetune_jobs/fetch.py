@@ -17,7 +17,6 @@ from finetune_jobs.artifacts.folders import (
     Fetched,
     fetch_folder,
     fetch_folder_through,
-    partial_of,
     require_manifest,
 )
 from finetune_jobs.artifacts.signature import require_signature
@@ -25,9 +24,8 @@ from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
-from finetune_jobs.base.wording import sized
 from finetune_jobs.modelling.base_model import WEIGHTS
-from finetune_jobs.runtime.adapters import AdapterSource, fetch_artifact, require_no_code
+from finetune_jobs.runtime.adapters import AdapterSource, fetch_artifact, require_no_code, require_room
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
 
@@ -73,7 +71,7 @@ def fetch(context: Context) -> StageOutput:
 def _fetch_adapters(context: Context, asked: FetchParams) -> StageOutput:
     """The adapters first, which are small, and say whether they share a base; then that, once. Its address stays that
     of the first set, whatever is wanted by now: it is among the server's arguments."""
-    source = AdapterSource(context.places, context.input.storage, asked, context.models)
+    source = AdapterSource(context.places, context.input.storage, asked, context.models, context.models_room)
     found = _wanted(asked)
     places = [
         source.download(each, context.progress.part(0, 0.05, f"downloading adapter {each.name}")) for each in found
@@ -109,26 +107,12 @@ def _fetch_model(
     """What is large: through the cache, where there is one. Returns what came of that. Raises StageError as
     fetch_folder_through, and ScratchFull before the download where it does not fit."""
     if context.cache is None:
-        _require_room(context, store.uri(folder), size, target)
+        require_room(context.models, context.models_room, store.uri(folder), size, target)
         fetch_folder(store, folder, target, report=report)
         return None
     found = fetch_folder_through(context.cache, store, folder, target, room=context.models_room, report=report)
     log.info("%s: %s", store.uri(folder), found.how)
     return found
-
-
-def _require_room(context: Context, uri: str, size: int, target: Path) -> None:
-    """The operator knows no size of what is pinned, or follows a channel. Here the manifest tells it: a pod that fills
-    its volume would be evicted, and so would the next one. Raises StageError (ScratchFull)."""
-    begun = (target, partial_of(target))
-    kept = (each for each in context.models.rglob("*") if not any(map(each.is_relative_to, begun)))
-    beside = sum(each.stat().st_size for each in kept if each.is_file())
-    if 0 < context.models_room < size + beside:
-        others = f", beside {sized(beside)} that are there" if beside else ""
-        raise StageError(
-            Reason.SCRATCH_FULL,
-            f"{uri} has {sized(size)}{others}; the pod's volume has {sized(context.models_room)} (scratchSize).",
-        )
 
 
 def _use(found: Fetched | None) -> dict[str, str]:

@@ -85,6 +85,8 @@ class Options:
     """The StageInput of ``fetch``: how the adapters are reached, and what they must bear."""
     models: Path = Path(MODELS_DIR)
     """Where the server reads them."""
+    models_room: int = 0
+    """Bytes that may be there; 0: not known."""
     model_cache: Path | None = None
     """The volume to which links lead there; None: there are none."""
 
@@ -195,7 +197,8 @@ def _loader(options: Options, gate: Gate) -> Loader | None:
     if options.wanted is None:
         return None
     given = read_input(Stage.FETCH, options.input)
-    source = AdapterSource(Places(given.storage), given.storage, given.params.fetch or FetchParams(), options.models)
+    asked = given.params.fetch or FetchParams()
+    source = AdapterSource(Places(given.storage), given.storage, asked, options.models, options.models_room)
     return Loader(
         HOSTS[options.engine](options.endpoint),
         source.take,
@@ -330,6 +333,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         metavar="DIR",
         help="folder for these adapters (default: %(default)s)",
     )
+    add("--models-room", type=int, default=0, metavar="BYTES", help="that they may have there (default: not known)")
     add("--model-cache", type=Path, metavar="DIR", help="volume to which links in that folder point (default: none)")
     add("--engine", required=True, choices=list(SERVERS), help="API of the server")
     default = f"http://127.0.0.1:{SERVING_PORT}"

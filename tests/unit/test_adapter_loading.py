@@ -18,7 +18,7 @@ from finetune_jobs.artifacts.artifact import BaseRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.adapters import Adapter
 from finetune_jobs.verification import checks
-from finetune_jobs.verification.loading import AGAIN_SECONDS, Loader
+from finetune_jobs.verification.loading import AGAIN_SECONDS, LINGER_SECONDS, Loader
 
 pytestmark = pytest.mark.unit
 
@@ -48,6 +48,8 @@ class Pod:
         """Names whose next load is done, and its answer comes too late."""
         self.missing: set[str] = set()
         """Adapters that the store does not have."""
+        self.full_for: set[str] = set()
+        """Adapters that do not fit the volume."""
         self.now = 0.0
         self.told: dict[str, AdapterState] = {}
         self.told_before: dict[str, dict[str, AdapterState]] = {}
@@ -61,6 +63,8 @@ class Pod:
 
     def fetch(self, each: WantedAdapter) -> Adapter:
         self.told_before[each.name] = self.told
+        if each.name in self.full_for:
+            raise StageError(Reason.SCRATCH_FULL, f"{each.name} does not fit")
         if each.name in self.missing:
             raise StageError(Reason.ARTIFACT_NOT_FOUND, f"{each.name} is not there")
         return Adapter(each, BASE, cast(Any, None))
@@ -135,6 +139,18 @@ def test_a_pod_that_could_not_load_what_all_others_have_is_ready_no_longer(pod: 
     with pytest.raises(StageError, match="fr is not there") as error:
         pod.settle(wanted(de=True, fr=True))
     assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
+
+
+def test_one_that_does_not_fit_waits_for_the_files_of_removed_ones_and_for_nothing_else(pod: Pod) -> None:
+    pod.settle(wanted(de=True, fr=False))
+    pod.full_for = {"es", "it"}
+    assert pod.settle(wanted(de=True, es=False))["es"] is AdapterState.LOADING, "those of fr are there still"
+    pod.now += LINGER_SECONDS
+    assert pod.settle(wanted(de=True, es=False))["es"] is AdapterState.LOADING
+    pod.full_for.remove("es")
+    pod.now += AGAIN_SECONDS
+    assert pod.settle(wanted(de=True, es=False))["es"] is AdapterState.LOADED
+    assert pod.settle(wanted(de=True, es=True, it=False))["it"] is AdapterState.FAILED
 
 
 def test_what_became_of_one_is_told_before_the_next_is_fetched(pod: Pod) -> None:

@@ -12,6 +12,7 @@ from finetune_api.endpoint_stages import WantedAdapters
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.stages import StageInput
+from finetune_jobs.self_check import parse as parse_self_check
 from finetune_operator.adapterdeployment.delivery import DELIVERY_SECONDS, delivery_seconds, is_of_delivery
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.conditions import timestamp
@@ -78,6 +79,8 @@ def test_its_server_starts_without_adapters_and_its_self_check_loads_them() -> N
     assert "--lora-modules" not in server["args"]
     assert not [each for each in proxy["args"] if "lora" in each], "the public door has no such path"
     assert check["command"][3:7] == ["--wanted", "/etc/finetune-self-check/adapters.json", "--model", "demo"]
+    room = fetch["command"].index("--models-room")
+    assert parse_self_check(check["command"][3:]).models_room == int(fetch["command"][room + 1]) == 20 << 30
     mounts = {each["name"]: each for each in check["volumeMounts"]}
     assert not mounts["models"].get("readOnly")
     assert {"input", "self-check"} <= mounts.keys() & {each["name"] for each in fetch["volumeMounts"]}

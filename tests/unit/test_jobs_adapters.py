@@ -79,6 +79,7 @@ class Endpoint:
         *,
         wanted: str = "",
         cache: Path | None = None,
+        room: int = 0,
     ) -> StageResult:
         """Fetch or verify."""
         params = Params(
@@ -101,7 +102,7 @@ class Endpoint:
             artifact_digest=self.refs[0].digest,
             params=params,
         )
-        made = replace(context(given, self._work), model_cache=cache)
+        made = replace(context(given, self._work), model_cache=cache, models_room=room)
         return execute(made, fetch if stage is Stage.FETCH else verify)
 
     @property
@@ -363,6 +364,30 @@ def test_a_server_that_starts_again_needs_no_store(endpoint: Endpoint) -> None:
         shutil.rmtree(endpoint.models / de.digest / "artifact")
         with pytest.raises(StageError, match="down"):
             source.take(de)
+
+
+def test_one_that_would_fill_the_volume_of_a_pod_is_not_downloaded(endpoint: Endpoint) -> None:
+    """The kubelet evicts a pod that writes more than its volume may hold, with all that it serves, and each of its
+    replacements would do the same."""
+    endpoint.run(Stage.FETCH)
+    fr = endpoint.refs[1]
+    model = endpoint.models / fr.digest / "model"
+    whole = sum(each.stat().st_size for each in endpoint.models.rglob("*") if each.is_file())
+    needed = whole - (model / "manifest.json").stat().st_size
+    shutil.rmtree(model)
+    asked, new = FetchParams(adapters=endpoint.refs, max_rank=8), WantedAdapter(**fr.model_dump())
+    small = AdapterSource(Places(endpoint.storage), endpoint.storage, asked, endpoint.models, needed - 1)
+    with pytest.raises(StageError, match="Adapter 'fr': ") as error:
+        small.take(new)
+    assert (error.value.reason, error.value.retriable) == (Reason.SCRATCH_FULL, False)
+    assert_says(error.value.message, fr.uri.partition("/artifacts/")[0], "beside", "that are there", "scratchSize")
+    assert not model.exists()
+    replace(small, room=needed).take(new)
+    assert (model / "adapter_model.safetensors").exists()
+    shutil.rmtree(endpoint.models)
+    with pytest.raises(StageError, match="Adapter 'de': ") as error:
+        endpoint.run(Stage.FETCH, room=1)
+    assert error.value.reason is Reason.SCRATCH_FULL
 
 
 def test_adapters_come_and_go_on_a_server_that_runs(endpoint: Endpoint, tmp_path: Path) -> None:

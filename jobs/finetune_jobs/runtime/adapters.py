@@ -10,11 +10,12 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.storage import Storage
 from finetune_jobs.artifacts import artifact
-from finetune_jobs.artifacts.folders import fetch_folder, is_kept, require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, is_kept, partial_of, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
+from finetune_jobs.base.wording import sized
 from finetune_jobs.runtime.runner import artifact_root
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
@@ -41,10 +42,12 @@ class AdapterSource:
     """What they must bear."""
     models: Path
     """Where the server reads them."""
+    room: int = 0
+    """Bytes that may be there; 0: not known."""
 
     def download(self, ref: AdapterRef, report: Report | None = None) -> Adapter:
         """An adapter and its artifact; what is there already is kept. Failures name it. Raises StageError:
-        AdaptersUnsuitable, ModelUnsupported, as require_signature, fetch_folder and Store."""
+        AdaptersUnsuitable, ModelUnsupported, as require_signature, require_room, fetch_folder and Store."""
         try:
             return _download(self, ref, report)
         except StageError as error:
@@ -84,8 +87,11 @@ def _download(source: AdapterSource, ref: AdapterRef, report: Report | None) -> 
             f"It has rank {model.base.rank}; the runtime makes room for {asked.max_rank}. Set --max-lora-rank in args "
             "of the runtime in the chart's values.",
         )
-    require_no_code(store.uri(model.folder), require_manifest(store, model.folder))
-    fetch_folder(store, model.folder, home / "model")
+    manifest, target = require_manifest(store, model.folder), home / "model"
+    require_no_code(store.uri(model.folder), manifest)
+    size = sum(file.size for file in manifest.files)
+    require_room(source.models, source.room, store.uri(model.folder), size, target)
+    fetch_folder(store, model.folder, target)
     return Adapter(ref, model.base, store)
 
 
@@ -94,6 +100,28 @@ def fetch_artifact(store: Store, home: Path, digest: str, report: Report | None)
     home.mkdir(parents=True, exist_ok=True)
     fetch_folder(store, output_folder(Stage.PUBLISH, digest), home / "artifact", report=report)
     return read_json(home / "artifact" / artifact.MODEL_REF, artifact.ModelRef)
+
+
+def require_room(models: Path, room: int, uri: str, size: int, target: Path) -> None:
+    """The operator knows no size of what is pinned, or follows a channel. Here the manifest tells it: a pod that fills
+    its volume would be evicted, and so would the next one. Raises StageError (ScratchFull).
+
+    Args:
+        models: the volume.
+        room: bytes that it may hold; 0: not known.
+        uri: what is to be downloaded, for messages.
+        size: its bytes.
+        target: where they go.
+    """
+    begun = (target, partial_of(target))
+    kept = (each for each in models.rglob("*") if not any(map(each.is_relative_to, begun)))
+    beside = sum(each.stat().st_size for each in kept if each.is_file())
+    if 0 < room < size + beside:
+        others = f", beside {sized(beside)} that are there" if beside else ""
+        raise StageError(
+            Reason.SCRATCH_FULL,
+            f"{uri} has {sized(size)}{others}; the pod's volume has {sized(room)} (scratchSize).",
+        )
 
 
 def require_no_code(uri: str, manifest: Manifest) -> None:

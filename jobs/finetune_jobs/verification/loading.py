@@ -156,11 +156,13 @@ class Loader:
         return f"Its adapter {adapter_model(self.model, name)!r}"
 
     def _try(self, each: WantedAdapter, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
+        """What fails is reported. What lacks the room of removed adapters waits until their files are gone."""
         try:
             self._bring(each, wanted, limits)
         except StageError as error:
             log.warning("adapter %s is not loaded: %s", each.name, error.message)
-            state = AdapterState.LOADING if error.retriable else AdapterState.FAILED
+            passes = error.retriable or (error.reason is Reason.SCRATCH_FULL and bool(self._left))
+            state = AdapterState.LOADING if passes else AdapterState.FAILED
             self._report(each, state, error.reason, error.message)
         except Exception as error:  # whatever it is made of, the others go on
             log.exception("loading adapter %s crashed", each.name)

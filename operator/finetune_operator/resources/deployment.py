@@ -259,7 +259,8 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         [behind_proxy(server, door) if door.is_there else server], runtime.pod, images, runtime.service_account_name
     )
     if serving.run_time_rank:
-        first, check = _fetch_wanted(fetch, serving.model_volume), loading_container(fetch, runtime.engine)
+        first = _fetch_wanted(fetch, serving.model_volume)
+        check = loading_container(fetch, runtime.engine, serving.model_volume.room)
     else:
         proofs = serving.proofs(owner.name)
         first = _fetch(fetch, serving.model_volume)

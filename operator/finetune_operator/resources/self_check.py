@@ -70,9 +70,10 @@ def self_check_container(
     return _sidecar(container(SELF_CHECK, images.of(Stage.VERIFY), images, _SHAPE, env, mounts), options)
 
 
-def loading_container(fetch: StageRequest, engine: Engine) -> Object:
+def loading_container(fetch: StageRequest, engine: Engine, room: int) -> Object:
     """The same where the server loads adapters while it runs: the sidecar fetches them as ``fetch`` does, with the keys
-    of the same store, proves each under a name that nobody knows, and then gives it its own."""
+    of the same store, proves each under a name that nobody knows, and then gives it its own. ``room``: bytes of the
+    volume; a pod that writes more is evicted, however well it serves what it has."""
     access = access_of(fetch.input)
     mounts = [
         {"name": "models", "mountPath": meta.MODELS_DIR},
@@ -83,6 +84,7 @@ def loading_container(fetch: StageRequest, engine: Engine) -> Object:
     ]
     env = [*access_env(access), *proxy_env(_past_loopback(fetch.proxy)), *scratch_env(), *cpu_env(_LOADING_SHAPE)]
     options = ["--wanted", meta.WANTED_ADAPTERS_FILE, "--model", fetch.owner.name, "--engine", engine.value]
+    options += ["--models-room", str(room)]
     options += _held(fetch.model_cache)
     image = fetch.images.of(Stage.VERIFY)
     return _sidecar(container(SELF_CHECK, image, fetch.images, _LOADING_SHAPE, env, mounts), options)
