@@ -50,6 +50,8 @@ class Pod:
         """Adapters that the store does not have."""
         self.full_for: set[str] = set()
         """Adapters that do not fit the volume."""
+        self.restarts_during: set[str] = set()
+        """Adapters while which are fetched the server starts again, without any."""
         self.now = 0.0
         self.told: dict[str, AdapterState] = {}
         self.told_before: dict[str, dict[str, AdapterState]] = {}
@@ -63,6 +65,8 @@ class Pod:
 
     def fetch(self, each: WantedAdapter) -> Adapter:
         self.told_before[each.name] = self.told
+        if each.name in self.restarts_during:
+            self.names.clear()
         if each.name in self.full_for:
             raise StageError(Reason.SCRATCH_FULL, f"{each.name} does not fit")
         if each.name in self.missing:
@@ -188,3 +192,31 @@ def test_one_that_waits_is_not_hurried_by_a_new_attempt(pod: Pod) -> None:
     assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADING
     pod.now += AGAIN_SECONDS
     assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADED
+
+
+@pytest.mark.parametrize("missing", [{"fr"}, set()], ids=["which is not there", "which is"])
+def test_a_server_that_starts_again_while_an_adapter_is_fetched_has_to_be_proved_anew(
+    pod: Pod, missing: set[str]
+) -> None:
+    """Its port was closed while nobody looked, and the pod would stay ready without what its clients ask for."""
+    pod.missing, pod.restarts_during = missing, {"fr"}
+    with pytest.raises(StageError, match="'demo:de'") as error:
+        pod.settle(wanted(de=True, fr=False))
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)
+
+
+def test_a_server_that_starts_again_before_its_pod_is_ready_has_to_be_proved_anew(pod: Pod) -> None:
+    again = Pod(pod.loader.models)
+    again.restarts_during = {"fr"}
+    with pytest.raises(StageError, match="'demo:de'"):
+        again.loader.begin(wanted(de=True, fr=False), LIMITS)
+
+
+def test_a_server_that_does_not_say_what_it_has_is_none_that_has_lost_it(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> dict[str, str]:
+        raise StageError(Reason.CANDIDATE_FAILED, "no answer (ReadTimeout)", retriable=True)
+
+    monkeypatch.setattr(pod, "loaded", silent)
+    assert pod.settle(wanted(de=True, fr=False))["fr"] is AdapterState.LOADED

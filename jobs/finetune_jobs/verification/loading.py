@@ -81,7 +81,7 @@ class Loader:
 
     def begin(self, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         """Load what is wanted on a server of which nothing is known, before the pod is ready. Raises StageError for an
-        adapter that is required; any other that fails is reported.
+        adapter that is required, and if the server has started again meanwhile; any other that fails is reported.
 
         Where an earlier self-check of this server has ended, what it had proved answers still, and goes on doing so:
         clients may be connected.
@@ -100,13 +100,15 @@ class Loader:
                 self._bring(each, wanted, limits)
             else:
                 self._try(each, wanted, limits)
+        self._require_answers()
 
     def settle(self, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         """Make a server whose pod is ready serve what is wanted by now. Whatever goes wrong with an adapter is
         reported, and changes nothing for the others.
 
         Raises StageError for one that is required by now and not served. The pod became ready without it just after the
-        others had been asked, and is to be ready no longer: its clients would be told that there is no such name.
+        others had been asked, and is to be ready no longer: its clients would be told that there is no such name. So
+        they would if the server has started again, which nobody has seen while something was fetched.
         """
         asked = {(each.name, each.digest) for each in wanted.adapters}
         for name in [name for name, it in self._served.items() if (name, it.wanted.digest) not in asked]:
@@ -120,8 +122,10 @@ class Loader:
             report = self._reports.get((each.name, each.digest))
             if each.required and report is not None and report.state is not AdapterState.LOADED:
                 self._bring(each, wanted, limits)
+                self._require_answers()
             elif report is None or self._is_due(each, report):
                 self._try(each, wanted, limits)
+                self._require_answers()
             elif report.attempt != each.attempt:
                 self._report(each, report.state, report.reason, report.message)
         self._delete_files({each.digest for each in wanted.adapters})
@@ -210,6 +214,19 @@ class Loader:
             raise error if error.checks else error.of(self._who(each.name)) from error
         finally:
             self._forget_passing()
+
+    def _require_answers(self) -> None:
+        """Raises StageError (CandidateFailed, retriable) if the server has not all that it was told to load under names
+        of clients: it has started again, and has to be proved anew. Whether one that says nothing has ended shows at
+        its port."""
+        try:
+            loaded = self.host.loaded()
+        except StageError as error:
+            log.info("what the server has loaded is not known: %s", error.message)
+            return
+        if lost := sorted(self._answers - loaded.keys()):
+            said = f"The server has started again, and no longer has {', '.join(map(repr, lost))}."
+            raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)
 
     def _forget_passing(self) -> None:
         """Take the names away under which adapters have proved themselves, and those whose load the server has not
