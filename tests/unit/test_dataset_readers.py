@@ -240,7 +240,12 @@ def test_every_text_survives_all_formats(tmp_path: Path, texts: list[str]) -> No
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=10,
+)
+"""Lists without a bound mostly have more leaves than that, and are drawn again."""
 
 
 @given(st.dictionaries(st.text(), SCALARS), st.booleans())
@@ -267,7 +272,10 @@ def test_a_row_of_tools_that_is_too_deep_for_one_of_the_parsers_is_a_fault(tmp_p
 
 
 @pytest.mark.slow
-@given(st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1), st.sampled_from([None, 2]))
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1, max_size=6),
+    st.sampled_from([None, 2]),
+)
 @QUICK
 def test_a_list_does_not_depend_on_where_it_is_cut(
     tmp_path: Path, rows: list[dict[str, Any]], indent: int | None

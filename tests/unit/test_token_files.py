@@ -1,8 +1,6 @@
 """The tokens of a data set in training: mapped from disk, so that all processes of a machine share one copy."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +58,10 @@ def test_a_process_holds_no_copy_of_its_own(tmp_path: Path) -> None:
     write_tokens(tmp_path / "small", 10)
     write_tokens(tmp_path, 20_000, 1000)
     read_tokens(tmp_path, "train")  # the first one unpacks them
-    ended = subprocess.run([sys.executable, "-c", _READ, str(tmp_path)], check=True, capture_output=True, text=True)
+    program = tmp_path / "program.py"
+    program.write_text(_READ)
+    ended = forked.run([str(program), str(tmp_path)], os.environ)
+    assert ended.returncode == 0, ended.stderr
     rows, kib = map(int, ended.stdout.split())
     assert rows == 20_003
     assert kib < 16_000
