@@ -40,6 +40,7 @@ from finetune_jobs.evaluation.applicable import SCHEMA, require_classes
 from finetune_jobs.evaluation.asking import (
     Paper,
     ServedAnswers,
+    TrainedAnswers,
     ask_artifact,
     ask_trained,
     automation_of,
@@ -51,7 +52,7 @@ from finetune_jobs.evaluation.custom.exchange import hand_over
 from finetune_jobs.evaluation.distances import distances
 from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.findings import KeptFindings, remove_findings
-from finetune_jobs.evaluation.formats import choose, measured
+from finetune_jobs.evaluation.formats import choose, may_serve, measured
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerators
 from finetune_jobs.evaluation.generators.on_vllm import VllmGenerators
 from finetune_jobs.evaluation.generators.protocol import Exported, Generators
@@ -227,29 +228,16 @@ def evaluate_models(
             outputs.begin(ELSEWHERE)
             outputs.told((paper.shown if paper.shots else paper.questions).ids, told)
         heard = ask_trained(models, paper, progress)
-        said: dict[str, ServedAnswers] = {}
+        said, found = dict[str, ServedAnswers](), dict[str, Evaluated]()
         for number, each in enumerate(files.exported):
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
-            said[each.format] = _ask_exported(models, each, paper, heard.likely["base"], piece)
-    found = {
-        name: Evaluated.of(
-            task,
-            paper.read(paper.truth),
-            paper.read_all({**heard.answers, **others, "artifact": [each.text for each in served.answers]}),
-            paper.labels,
-            RowFacts([holds_placeholder(example.messages) for example in paper.examples], paper.groups),
-            Probabilities(
-                automation_of(paper, served),
-                likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),
-                distances([each.long for each in paper.passages], {**heard.likely, "artifact": served.likely}),
-            ),
-        )
-        for name, served in said.items()
-    }
-    if setting.answer_schema:
-        problem_of = schema_check(setting.answer_schema, SCHEMA)
-        found = {name: each.matched(problem_of, paper.groups) for name, each in found.items()}
+            piece.report(0.0, "loading")
+            asked = ask_artifact(models.exported(each), paper, piece)
+            found[each.format] = _compared(setting, paper, heard, asked, others)
+            if may_serve(found, fall_back=setting.fall_back):
+                asked = _disturbed(models, paper, heard.likely["base"], asked)
+            said[each.format] = asked
     evaluated = choose(found, fall_back=setting.fall_back)
     served = said[evaluated.format]
     digests = {each.format: each.digest for each in files.exported}
@@ -274,11 +262,11 @@ def evaluate_models(
     }
     for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
         (files.out / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    asked = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
+    shown = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
     quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
     goals = goals_reached(about.gates, measurements, task) if about.gates else []
     subject = as_evaluated(about.subject, digests[evaluated.format], models.program)
-    write_page(files.out, lay_out(evaluated, asked, subject, behaviour, quoted), goals)
+    write_page(files.out, lay_out(evaluated, shown, subject, behaviour, quoted), goals)
     return evaluated
 
 
@@ -301,13 +289,31 @@ def _generators(files: EvaluationFiles, tuning: Tuning, paper: Paper, asked: Gen
     return VllmGenerators(files.base, files.tuned, tuning, longest, work, write_base, load_artifact, files.findings)
 
 
-def _ask_exported(
-    models: Generators, exported: Exported, paper: Paper, base: Sequence[list[float]], progress: Progress
-) -> ServedAnswers:
-    """Exactly as its own files say. It is disturbed at the end: another program may have to load it for that.
-    ``base``: the base model's log-probabilities of the passages, which decide those that are recorded."""
-    progress.report(0.0, "loading")
-    said = ask_artifact(models.exported(exported), paper, progress)
+def _compared(
+    setting: Setting, paper: Paper, heard: TrainedAnswers, served: ServedAnswers, others: Mapping[str, Sequence[str]]
+) -> Evaluated:
+    """What a format as the artifact is worth. ``others``: answers of models beside base and tuned."""
+    found = Evaluated.of(
+        setting.task,
+        paper.read(paper.truth),
+        paper.read_all({**heard.answers, **others, "artifact": [each.text for each in served.answers]}),
+        paper.labels,
+        RowFacts([holds_placeholder(example.messages) for example in paper.examples], paper.groups),
+        Probabilities(
+            automation_of(paper, served),
+            likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),
+            distances([each.long for each in paper.passages], {**heard.likely, "artifact": served.likely}),
+        ),
+    )
+    if not setting.answer_schema:
+        return found
+    return found.matched(schema_check(setting.answer_schema, SCHEMA), paper.groups)
+
+
+def _disturbed(models: Generators, paper: Paper, base: Sequence[list[float]], said: ServedAnswers) -> ServedAnswers:
+    """With what the format that is loaded finds under changes, which is recorded of the artifact. At the end: another
+    program may have to load it for that. ``base``: the base model's log-probabilities of the passages, which decide
+    those that are recorded."""
     numbers = to_record(paper.passages, base, said.likely)
     disturbed = models.disturbed([paper.passages[number] for number in numbers])
     return replace(said, disturbed=dict(zip(numbers, disturbed, strict=True)))

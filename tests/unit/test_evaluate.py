@@ -37,6 +37,7 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import About, EvaluationFiles, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.asking import Paper, expected_losses, set_paper
 from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.disturbance import Disturbed
 from finetune_jobs.evaluation.gates import same_as_base
 from finetune_jobs.evaluation.generate import ROOM, Questions, answer_limit, generate, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.generators.on_transformers import TransformersGenerator
@@ -300,7 +301,16 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
         upstream=Upstream(dataset="d" * 64, adapter="a" * 64, export=exported[0].digest),
     )
 
+    disturbed = set[str]()
+
+    def disturb(model: Any, _passage: Any) -> Disturbed:
+        disturbed.update(name for name, each in models.items() if each is model)
+        return Disturbed([], [], None)
+
+    monkeypatch.setattr(f"{ON_TRANSFORMERS}.disturbed", disturb)
+
     def answered(out: Path, *, fall_back: bool) -> tuple[set[str], list[tuple[str, bool]], set[str]]:
+        disturbed.clear()
         files = EvaluationFiles(model_folder / "base", model_folder / "adapter", exported, dataset, out)
         setting = Setting(TaskType.TEXT, evaluation, fall_back=fall_back)
         about = About(identify(given))
@@ -316,7 +326,9 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
         return {each.artifact for each in answers}, [(each.format, each.served) for each in metrics.formats], named
 
     assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)], {"M"})
+    assert disturbed == {"INT4", "Merged"}, "each might have been the artifact when it was asked"
     assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)], {"I"})
+    assert disturbed == {"INT4"}, "of another one nothing would be recorded"
 
 
 def test_words_around_an_answer_cost_no_prompt_its_right_answer(

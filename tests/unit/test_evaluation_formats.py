@@ -8,7 +8,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.export import Export
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.formats import choose, measured
+from finetune_jobs.evaluation.formats import choose, may_serve, measured
 from finetune_jobs.evaluation.gates import lost_by_export
 from finetune_jobs.evaluation.page import EvaluationSubject
 from finetune_jobs.evaluation.report import Evaluated
@@ -58,6 +58,17 @@ def test_the_first_format_that_is_not_worse_beyond_chance(
     assert (chosen.format, list(chosen.passed_over)) == (served, passed_over)
     assert chosen.beside.keys() == set(FORMATS[: len(wrong)]) - {served}
     assert chosen.scores["artifact"] == found(wrong)[served].scores["artifact"]
+
+
+@pytest.mark.parametrize("fall_back", [True, False])
+@pytest.mark.parametrize("wrong", [[2, 2, 2], [20, 4, 2], [20, 20, 2], [20, 30, 40]], ids=str)
+def test_whether_a_format_may_be_the_artifact_is_known_before_the_next_one(wrong: list[int], fall_back: bool) -> None:
+    """The first always may: it is where all the others are worse, too."""
+    whole = found(wrong)
+    served = choose(whole, fall_back=fall_back).format
+    known = [{name: whole[name] for name in FORMATS[:number]} for number in (1, 2, 3)]
+    told = {FORMATS[n] for n, each in enumerate(known) if may_serve(each, fall_back=fall_back)}
+    assert told == {"INT4", served}
 
 
 def test_what_is_said_of_the_formats() -> None:

@@ -309,7 +309,8 @@ class ServedAnswers:
     beside: Responses
     """Its answers to the adversarial set."""
     disturbed: Mapping[int, Disturbed]
-    """What it finds of each passage that is recorded with wrong positions and with noise, by its number."""
+    """What it finds of each passage that is recorded with wrong positions and with noise, by its number; empty for a
+    format that cannot be the artifact, of which nothing is recorded."""
 
 
 def ask_artifact(generator: Generator, paper: Paper, progress: Progress) -> ServedAnswers:

@@ -19,6 +19,12 @@ def choose(found: Mapping[str, Evaluated], *, fall_back: bool) -> Evaluated:
     return replace(found[served], format=served, beside=others, passed_over=before)
 
 
+def may_serve(found: Mapping[str, Evaluated], *, fall_back: bool) -> bool:
+    """Whether the last of ``found`` may be the artifact, whatever formats follow it."""
+    names = list(found)
+    return names[-1] in (names[0], choose(found, fall_back=fall_back).format)
+
+
 def measured(evaluated: Evaluated, digests: Mapping[str, str]) -> list[MeasuredFormat]:
     """What was found of each format, the artifact first. ``digests``: of each format's folder."""
     return [
