@@ -90,13 +90,17 @@ def _unrounded(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _shaken(model: Any, seed: int) -> Iterator[None]:
-    """Change what every layer puts out by up to NOISE of each value, as other kernels do."""
-    drawn = torch.Generator(device=model.device).manual_seed(seed)
+    """Change what every layer puts out by up to NOISE of each value, as other kernels do. A model may be spread over
+    several GPUs, and each of them draws for itself."""
+    drawn: dict[torch.device, torch.Generator] = {}
 
     def shake(_module: Any, _given: Any, output: Any) -> Any:
         if not isinstance(output, torch.Tensor) or not output.is_floating_point():
             return output
-        share = torch.rand(output.shape, generator=drawn, device=output.device).mul_(2 * NOISE).add_(1 - NOISE)
+        device = output.device
+        if device not in drawn:
+            drawn[device] = torch.Generator(device=device).manual_seed(seed)
+        share = torch.rand(output.shape, generator=drawn[device], device=device).mul_(2 * NOISE).add_(1 - NOISE)
         return share.mul_(output).to(output.dtype)
 
     hooks = [each.register_forward_hook(shake) for each in model.modules() if not any(each.children())]
