@@ -2,7 +2,6 @@
 
 import re
 import socket
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from finetune_jobs.text.pii.findings import Recognizer, without_overlaps
 from finetune_jobs.text.pii.masking import Pseudonyms
 from finetune_jobs.text.pii.recognition import DEFAULT, ON_REQUEST
 from finetune_jobs.text.pii.text import Text
+from tests.support.cost import assert_grows_with_the_size_only
 from tests.support.fast import share
 from tests.support.personal_texts import DEFAULTS, TEXTS, found
 
@@ -161,17 +161,7 @@ PIECES = "1 1- 12/ 4111- +1 +49- (1 A1 GB29 a. 1. @ a@ @a. a@b. (at) [at]a. http
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", [*PIECES.split(" "), "1 ", "4111 ", "a at ", " "])
 def test_cost_grows_with_the_length_only(piece: str) -> None:
-    """Four times the text takes about four times as long, not sixteen times."""
-    DEFAULTS.find_unfiltered("Call 555 123 4567.")  # imports what is used
-    first, second = (_seconds(piece * (length // len(piece)) + "!") for length in (10_000, 40_000))
-    assert second < 10 * max(first, 0.03)
-
-
-def _seconds(text: str) -> float:
-    """CPU seconds of a search by all recognisers that are used by default."""
-    begin = time.process_time()
-    DEFAULTS.find_unfiltered(text)
-    return time.process_time() - begin
+    assert_grows_with_the_size_only(lambda size: DEFAULTS.find_unfiltered(piece * (size // len(piece)) + "!"), 10_000)
 
 
 def patterns_of(recognizer: Recognizer) -> list[re.Pattern[str]]:
