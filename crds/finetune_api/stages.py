@@ -70,7 +70,7 @@ def kind_of(stage: Stage) -> str:
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 15,
     Stage.TRAIN: 6,
-    Stage.EXPORT: 4,
+    Stage.EXPORT: 5,
     Stage.EVALUATE: 15,
     Stage.PUBLISH: 9,
 }

@@ -109,9 +109,9 @@ def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:
     encoder = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder.no_padding()
     encoder.no_truncation()
-    eos = {tokenizer.eos_token_id}
     configured = model.generation_config.eos_token_id
-    eos |= set(configured) if isinstance(configured, list) else {configured}
+    # As TGI reads them: those of the checkpoint's settings only if they are a list, and then no other.
+    eos = set(configured) if isinstance(configured, list) else {tokenizer.eos_token_id}
     return Vocabulary(encoder, tokenizer, frozenset(eos - {None}), frozenset(tokenizer.all_special_ids))
 
 

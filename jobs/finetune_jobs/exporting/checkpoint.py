@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from finetune_jobs.exporting.transformers_v4 import add_tokenizer_config, write_transformers_v4
 from finetune_jobs.modelling.loading import copy_tokenizer
-from finetune_jobs.modelling.tokenizer import write_served_template
+from finetune_jobs.modelling.tokenizer import write_served_template, write_stop_tokens
 from finetune_jobs.modelling.tuning import Tuning
 
 MAX_SHARD: Final = "5GB"
@@ -18,8 +18,10 @@ def save_16_bits(model: Any, out: Path) -> None:
 
 
 def complete(base: Path, out: Path, tuning: Tuning) -> None:
-    """Add the tokenizer with the template that was trained, and what readers with transformers 4 need."""
+    """Add the tokenizer with the template that was trained, all tokens that end an answer, and what readers with
+    transformers 4 need."""
     copy_tokenizer(base, out)
     add_tokenizer_config(out)
     write_served_template(out, thoughts=tuning.thoughts)
+    write_stop_tokens(out)
     write_transformers_v4(out)

@@ -55,6 +55,23 @@ def write_served_template(folder: Path, *, thoughts: bool = False) -> None:
         (folder / other).unlink(missing_ok=True)
 
 
+def write_stop_tokens(folder: Path) -> None:
+    """Have ``generation_config.json`` name every token that ends an answer, if one reader would miss any.
+
+    vLLM adds the tokenizer's to those of the file, as the evaluation does. TGI 3.3 takes the file's if they are a list,
+    and otherwise the tokenizer's alone (its ``_eos_token_ids``); transformers takes the file's alone.
+    """
+    path = folder / GENERATION_CONFIG_NAME
+    tokenizer = load_tokenizer(folder)
+    stops = stop_tokens(folder, tokenizer)
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    named = content.get("eos_token_id")
+    if stops == (frozenset(named) if isinstance(named, list) else {named} & {tokenizer.eos_token_id}):
+        return
+    content |= {"eos_token_id": sorted(stops)}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def readable(what: str, folder: Path) -> Iterator[None]:
     """Turns any library's error about damaged files in ``folder`` into StageError(ModelUnsupported). RuntimeErrors
