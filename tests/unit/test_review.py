@@ -166,7 +166,7 @@ REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "a list": (lambda: b"[]", "ana.json cannot be read as VotesFile: the document"),
     "a choice that is none": (lambda: changed(votes=[vote(SHEET.pairs[0].id, "both")]), "ana.json … votes.0.choice"),
     "a name that is no object's": (lambda: changed(reviewer="../../manifest"), "ana.json … reviewer"),
-    "a later form": (lambda: changed(schemaVersion=2), "ana.json … its schema version is 2 … supports 1"),
+    "a later form": (lambda: changed(schemaVersion=2), "ana.json … has schemaVersion 2 … up to 1"),
     "another run's": (
         lambda: changed(run="team-b/mail/r9"),
         "ana.json … run 'team-b/mail/r9' … 'team-a/transactions/r1'",

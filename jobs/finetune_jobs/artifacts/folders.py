@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from finetune_api import __version__
 from finetune_api.endpoint_stages import CacheUse
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import (
@@ -89,14 +88,7 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
 
     Raises StageError for one that cannot be read: ArtifactCorrupt, ManifestNewer.
     """
-    manifest = _read_model(store, f"{folder}/{MANIFEST}", Manifest)
-    if manifest and manifest.schema_version > Manifest.SCHEMA:
-        raise StageError(
-            Reason.MANIFEST_NEWER,
-            f"{store.uri(folder)}/{MANIFEST} has schemaVersion {manifest.schema_version}; version {__version__} of "
-            f"this stage knows those up to {Manifest.SCHEMA}.",
-        )
-    return manifest
+    return _read_model(store, f"{folder}/{MANIFEST}", Manifest)
 
 
 def require_manifest(store: Store, folder: str) -> Manifest:

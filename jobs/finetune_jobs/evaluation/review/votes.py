@@ -85,8 +85,6 @@ def read_votes(content: bytes, place: str, sheet: ReviewSheet) -> VotesFile:
         file = parse_json(content, VotesFile, place, Reason.SPEC_INVALID)
     except StageError as error:
         raise StageError(error.reason, f"{error.message} {_REMEDY}") from None
-    if file.schema_version > VotesFile.SCHEMA:
-        raise _refused(place, f"its schema version is {file.schema_version}; this version supports {VotesFile.SCHEMA}")
     if file.run != sheet.run:
         raise _refused(place, f"it belongs to run {shorten(file.run)!r}, and this evaluation to {sheet.run!r}")
     if file.digest != sheet.address:
