@@ -35,7 +35,7 @@ env: $(STAMP) ## Create the virtual environment from the lock file
 lint: $(STAMP) ## Run ruff, mypy and the import contracts; check that generated files are up to date
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
-	@$(VENV)/mypy
+	@$(VENV)/python -m hack.typecheck
 	@$(VENV)/lint-imports --no-logo
 	@$(VENV)/python -m hack.families --check
 	@$(VENV)/python -m hack.manifests --check
