@@ -26,6 +26,7 @@ OTHER = f"{NAME}-canary-5d4f6c7b8-t6v9z"
 ENDPOINT = {"namespace": "team-a", "adapterdeployment": "transactions"}
 TGI = {**ENDPOINT, "revision": "r1", "pod": "p1"}
 VLLM = {**TGI, "model_name": "transactions", "engine": "0"}
+CLIENTS = {**TGI, "proxy": "clients"}
 
 
 def series(name: str, labels: Mapping[str, str], values: str) -> tuple[str, str]:
@@ -198,6 +199,37 @@ CASES = (
         ),
         alert="FinetuneEndpointFails",
         fires=True,
+    ),
+    endpoint(
+        "the proxy finds no server for a tenth of the requests",
+        30,
+        (
+            series("haproxy_frontend_http_responses_total", {**CLIENTS, "code": "5xx"}, "0+1x30"),
+            series("tgi_request_success", TGI, "0+9x30"),
+        ),
+        alert="FinetuneEndpointFails",
+        fires=True,
+    ),
+    endpoint(
+        "the proxy passes on what one vLLM request in 25 got, which counts once",
+        30,
+        (
+            series("haproxy_frontend_http_responses_total", {**CLIENTS, "code": "5xx"}, "0+4x30"),
+            series("http_requests_total", {**TGI, "status": "5xx"}, "0+4x30"),
+            series("vllm:request_success_total", {**VLLM, "finished_reason": "stop"}, "0+96x30"),
+        ),
+        alert="FinetuneEndpointFails",
+        fires=False,
+    ),
+    endpoint(
+        "many come without a key",
+        30,
+        (
+            series("haproxy_frontend_http_responses_total", {**CLIENTS, "code": "4xx"}, "0+9x30"),
+            series("tgi_request_success", TGI, "0+9x30"),
+        ),
+        alert="FinetuneEndpointFails",
+        fires=False,
     ),
     endpoint(
         "one pod of two fails all, and the endpoint half",

@@ -1,7 +1,8 @@
 """A real Prometheus reads model servers and gives their metrics the names that alerts and dashboards use.
 
 One server is the stand-in for Text Generation Inference, which answers real requests. The other only reports, under the
-names of vLLM 0.32 (vllm/v1/metrics/loggers.py) and with the client library that vLLM uses.
+names of vLLM 0.32 (vllm/v1/metrics/loggers.py) and with the client library that vLLM uses. A real proxy has none behind
+it, as while a model server starts anew.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import itertools
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from hack.cluster.layout import free_port
 from tests.controlplane.conftest import wait
 from tests.support.prometheus import (
     CHART_FILES,
@@ -29,6 +32,7 @@ from tests.support.prometheus import (
     queries,
     reporting,
 )
+from tests.support.proxy_door import FIRST, StandIn, started
 from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import build_tiny_llama
 
@@ -81,17 +85,15 @@ def vllm_metrics() -> Iterator[str]:
 
 
 @contextmanager
-def load(url: str) -> Iterator[None]:
-    """Requests one after the other; each fourth has a parameter out of its range."""
+def asking(ask: Callable[[int], object]) -> Iterator[None]:
+    """Requests one after the other, each with its number."""
     ended = threading.Event()
 
     def work() -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
-            for number in itertools.count():
-                if ended.wait(BUSY_S):
-                    return
-                asked = {"max_new_tokens": 4, "top_p": 0.5 if number % 4 else 2.0}
-                client.post("/generate", json={"inputs": "the quick brown", "parameters": asked})
+        for number in itertools.count():
+            if ended.wait(BUSY_S):
+                return
+            ask(number)
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(work)
@@ -102,18 +104,43 @@ def load(url: str) -> Iterator[None]:
     done.result()
 
 
+@contextmanager
+def load(url: str) -> Iterator[None]:
+    """Requests of which each fourth has a parameter out of its range."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+
+        def ask(number: int) -> None:
+            asked = {"max_new_tokens": 4, "top_p": 0.5 if number % 4 else 2.0}
+            client.post("/generate", json={"inputs": "the quick brown", "parameters": asked})
+
+        with asking(ask):
+            yield
+
+
+@contextmanager
+def asked_in_vain(folder: Path) -> Iterator[str]:
+    """Address of a proxy without a server behind it. Each fourth request has no key."""
+    folder.mkdir()
+    with (
+        started(folder, StandIn(free_port())) as door,
+        asking(lambda number: door.ask(key=FIRST if number % 4 else "")),
+    ):
+        yield f"127.0.0.1:{door.inner}"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("endpoints")
     model = build_tiny_llama(folder / "model")
-    with tgi_cpu(model, folder, fresh=False) as tgi, vllm_metrics() as vllm:
+    with tgi_cpu(model, folder, fresh=False) as tgi, vllm_metrics() as vllm, asked_in_vain(folder / "door") as proxy:
         tgi.wait_until_ready()
         targets = [
             Target(urllib.parse.urlsplit(tgi.url).netloc, labels("tgi")),
             Target(vllm, labels("vllm")),
+            Target(proxy, labels("proxy"), "/proxy/metrics"),
         ]
         with prometheus(folder, ENDPOINT_RULES, targets) as running, load(tgi.url):
-            wait(lambda: running.value("sum(up)") == 2, "both servers to be scraped")
+            wait(lambda: running.value("sum(up)") == 3, "all of them to be scraped")
             failed = 'finetune_endpoint:requests:rate5m{outcome="failed"} > 0'
             refused = 'finetune_endpoint:requests:rate5m{adapterdeployment="tgi", outcome="refused"} > 0'
             wait(lambda: running.value(failed) and running.value(refused), "the rules to have data")
@@ -134,6 +161,16 @@ def test_both_engines_have_the_same_metrics(server: Prometheus) -> None:
             assert {key: found[0]["metric"][key] for key in labels(name)} == labels(name)
 
 
+def test_what_only_the_proxy_answers_is_counted(server: Prometheus) -> None:
+    """Three of four find no server, and the fourth has no key."""
+    one = 'finetune_endpoint:requests:rate5m{adapterdeployment="proxy", outcome="%s"}'
+    share = f"({one % 'failed'}) / on (pod) ({one % 'refused'})"
+    wait(lambda: 2 < (server.value(share) or 0) < 4, "three times as many to have failed as were refused")
+    (found,) = result(server, one % "failed", "what failed")
+    assert {key: found["metric"][key] for key in labels("proxy")} == labels("proxy")
+    wait(lambda: server.alert("FinetuneEndpointFails") == "pending", "the alert")
+
+
 def test_every_graph_has_data(server: Prometheus) -> None:
     for panel, query in queries(CHART_FILES / "dashboards" / "endpoints.json"):
         numbers = [each["value"][1] for each in result(server, query, panel)]
@@ -150,7 +187,8 @@ def test_a_request_counts_once_and_an_alert_follows(server: Prometheus) -> None:
     rules = server.ask("rules")["groups"][0]["rules"]
     assert {rule["health"] for rule in rules} == {"ok"}
     alerts = [alert for rule in rules if rule["name"] == "FinetuneEndpointFails" for alert in rule["alerts"]]
-    assert [alert["annotations"]["summary"] for alert in alerts] == [
-        "More than one request in twenty fails at team-a/vllm"
+    assert sorted(alert["annotations"]["summary"] for alert in alerts) == [
+        "More than one request in twenty fails at team-a/proxy",
+        "More than one request in twenty fails at team-a/vllm",
     ]
     assert server.alert("FinetuneEndpointQueues") == "inactive"

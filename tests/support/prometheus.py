@@ -25,10 +25,11 @@ ENDPOINT_RULES: Final = (CHART_FILES / "endpoints.yaml").read_text()
 
 @dataclass(frozen=True)
 class Target:
-    """What is scraped every second: ``host:port``, and the labels that a PodMonitor would add."""
+    """What is scraped every second: ``host:port``, the labels that a PodMonitor would add, and the path."""
 
     address: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    path: str = "/metrics"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class Prometheus:
 def prometheus(directory: Path, rules: str, targets: Sequence[Target]) -> Iterator[Prometheus]:
     """A server that scrapes the targets, and evaluates ``rules`` (YAML), once a second."""
     (directory / "rules.yaml").write_text(rules)
-    scraped = [{"targets": [target.address], "labels": dict(target.labels)} for target in targets]
+    scraped = [
+        {"targets": [target.address], "labels": {**target.labels, "__metrics_path__": target.path}}
+        for target in targets
+    ]
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": ["rules.yaml"],

@@ -93,14 +93,22 @@ def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
     assert spec["namespaceSelector"] == {"any": True}
     assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
     # "http" is the port of clients where these need keys; "metrics" is fetch's in every pod.
-    assert [each["port"] for each in spec["podMetricsEndpoints"]] == ["http", "server-metrics"]
+    assert [each["port"] for each in spec["podMetricsEndpoints"]] == ["http", "server-metrics", "server-metrics"]
     pod_label = "__meta_kubernetes_pod_label_"
-    for endpoint in spec["podMetricsEndpoints"]:
-        named = {each["targetLabel"]: each["sourceLabels"][0] for each in endpoint["relabelings"][1:]}
+    *servers, proxy = spec["podMetricsEndpoints"]
+    assert proxy["path"] == "/proxy/metrics"
+    assert proxy["relabelings"][-1] == {"targetLabel": "endpoint", "replacement": "proxy"}
+    for endpoint in (*servers, proxy):
+        named = {
+            each["targetLabel"]: each["sourceLabels"][0]
+            for each in endpoint["relabelings"]
+            if each.get("action") != "drop" and "sourceLabels" in each
+        }
         assert named == {
             name: pod_label + re.sub(r"[^a-z]", "_", label)
             for name, label in (("adapterdeployment", meta.LABEL_OWNER_NAME), ("revision", meta.LABEL_REVISION))
         }
+    for endpoint in servers:
         assert (endpoint["relabelings"][0]["action"], endpoint["relabelings"][0]["regex"]) == (
             "drop",
             str(meta.CLIENT_PORT),
