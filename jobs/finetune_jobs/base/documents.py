@@ -37,7 +37,7 @@ def parse_json(content: bytes | str, model: type[M], place: str, reason: Reason 
 def _require_known_form(content: bytes | str, model: type[BaseModel], place: str, reason: Reason) -> None:
     """Before anything else is read: a later form may lack fields, which would otherwise be named instead."""
     field = model.model_fields.get("schema_version")
-    if field is None:
+    if field is None or field.is_required():
         return
     found = _Form.model_validate_json(content).schema_version
     if found > field.default:
