@@ -24,6 +24,8 @@ from hack.cluster.layout import REPOSITORY
 PYTEST: Final = (sys.executable, "-m", "pytest")
 BY_FILE: Final = ("--dist", "loadfile", "--no-loadscope-reorder")
 """Workers take whole files, whose tests share fixtures, in the order of ``tests.support.order``."""
+SLOWEST: Final = ("--durations=20", "--durations-min=5")
+"""A log names the tests that took longest: where to begin when a tier has become slow."""
 MAKE: Final = ("make", "--no-print-directory")
 MOST_PARTS: Final = 16
 """More processes would import for longer than they test, and one without a test fails."""
@@ -54,7 +56,7 @@ class Outcome:
 def tiers(workers: str) -> list[Tier]:
     """The first two need no cluster. Tests of the control plane mostly wait for an API server, and unit tests compute
     meanwhile, so both have all workers. The cluster is one, and its tests take turns."""
-    by_file = ("-n", workers, *BY_FILE)
+    by_file = ("-n", workers, *BY_FILE, *SLOWEST)
     return [
         Tier(
             "unit and control plane",
@@ -64,7 +66,7 @@ def tiers(workers: str) -> list[Tier]:
                 (*PYTEST, *by_file, "--beside=1/2", "tests/controlplane"),
             ),
         ),
-        Tier("cluster", ((*MAKE, "cluster-up", "images"),), ((*PYTEST, "tests/cluster"),)),
+        Tier("cluster", ((*MAKE, "cluster-up", "images"),), ((*PYTEST, *SLOWEST, "tests/cluster"),)),
     ]
 
 
