@@ -142,22 +142,28 @@ class ObservedDeployment:
 
     @cached_property
     def _server_pods(self) -> Mapping[str, list[Object]]:
-        """All of them, by revision. A plan asks for them half a dozen times.
-
-        A deleted resource of this name had Deployments of the same names, and their pods may take a while to go. Those
-        that are older than this one are theirs: what they have come to says nothing of its revisions.
-        """
+        """All of them, by revision. A plan asks for them half a dozen times."""
         found: dict[str, list[Object]] = {}
-        born = self.resource.metadata.creation_timestamp
         for pod in self.pods:
-            if pod["metadata"].get("creationTimestamp", born) < born:
-                continue
             labels = pod["metadata"].get("labels") or {}
             revision = labels.get(meta.LABEL_REVISION, "")
-            wanted = server_labels(self.owner, revision)
-            if wanted.items() <= labels.items() and _of_deployment(pod, deployment_name(self.owner, revision)):
+            wanted, name = server_labels(self.owner, revision), deployment_name(self.owner, revision)
+            if wanted.items() <= labels.items() and _of_deployment(pod, name) and not self._is_left_over(pod, name):
                 found.setdefault(revision, []).append(pod)
         return found
+
+    def _is_left_over(self, pod: Object, deployment: str) -> bool:
+        """Whether a pod is one of a deleted resource of this name, whose Deployments had the same names: what it has
+        come to says nothing of this one's revisions.
+
+        It is older than both the resource and the Deployment. Once a revision serves, such pods have gone; one that
+        looks older then is of a clock that was set back, or of a Deployment that has adopted it.
+        """
+        if self.resource.status.stable is not None:
+            return False
+        born, live = self.resource.metadata.creation_timestamp, self.child(DEPLOYMENTS, deployment) or {}
+        since = min(born, (live.get("metadata") or {}).get("creationTimestamp", born))
+        return bool(pod["metadata"].get("creationTimestamp", since) < since)
 
     def job_pods(self, job: Object) -> list[Object]:
         """Pods of a Job, oldest first."""
