@@ -22,13 +22,12 @@ _DONE: Final = (0, 1)
 
 
 def seed(own: Path, shared: Path) -> None:
-    """Give a clone that has no cache a copy of the shared one, if there is any."""
+    """Give a clone that has no cache a copy of the shared one, if there is any: all of it, since mypy ends with an
+    internal error by a part of one."""
     if own.exists() or not shared.exists():
         return
-    try:
-        shutil.copytree(shared, own)
-    except OSError:  # another clone has put its own there meanwhile
-        shutil.rmtree(own, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=own.parent, prefix=".mypy-") as folder, suppress(OSError):
+        shutil.copytree(shared, Path(folder, "new")).rename(own)  # fails if another clone replaces it meanwhile
 
 
 def share(own: Path, shared: Path) -> None:

@@ -1,6 +1,8 @@
 """mypy's cache: a new clone begins with that of the last one, and no clone works on another's."""
 
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -45,3 +47,17 @@ def test_a_cache_that_vanishes_is_not_shared_in_parts(tmp_path: Path) -> None:
     (shared / "3.11" / "dangling").symlink_to(tmp_path / "nowhere")
     seed(tmp_path / "own", shared)
     assert not (tmp_path / "own").exists()
+
+
+def test_who_interrupts_the_copying_has_no_part_of_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mypy would end with an internal error from then on."""
+    shared = cache(tmp_path / "shared", "whole")
+
+    def interrupted(_: Path, to: Path) -> NoReturn:
+        cache(to, "who")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copytree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        seed(tmp_path / "own", shared)
+    assert [each.name for each in tmp_path.iterdir()] == ["shared"]
