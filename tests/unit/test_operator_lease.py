@@ -150,6 +150,17 @@ def test_one_whose_lease_somebody_has_annotated_goes_on() -> None:
     assert first.leads()
 
 
+def test_one_that_is_stopped_after_a_renewal_that_failed_just_ends() -> None:
+    server = Server(Clock())
+    first = replica(server, "first")
+    first.attempt()
+    server.away = True
+    first.attempt()
+    assert first.leads()
+    first.stop(release=True)
+    assert not first.leads()
+
+
 CALL = st.tuples(st.floats(0, sum(TIMEOUT) / 2), st.floats(0, sum(TIMEOUT) / 2))
 STEP = st.tuples(st.integers(0, 2), st.floats(0, 15), st.lists(CALL, max_size=2), st.booleans())
 

@@ -127,7 +127,7 @@ class Elector:
             self._thread.join(sum(TIMEOUT))
         held = self.leads()
         self._term.given_up()
-        if not (held and release):
+        if not (held and release and self._held):  # after a renewal that failed, it is not known, and runs out
             return
         spec = self._held["spec"] | {"holderIdentity": None, "leaseDurationSeconds": 1}
         try:
