@@ -224,9 +224,9 @@ def _adapter_promise(context: Context, ref: AdapterRef, params: VerifyParams) ->
 
 def _base_check(server: ModelServer, seen: Sequence[Observed]) -> VerificationCheck:
     """Under its own name the base answers as its evaluation did, without any adapter. It is recorded beside each
-    adapter: one record is enough."""
+    adapter: one record is enough. The noise in it is the adapter's, so the base is held to what is usual."""
     server.served()
-    recorded = [([text for text in each.references if text.of_weights], each.tolerance) for each in seen]
+    recorded = [([text for text in each.references if text.of_weights], each.usual_tolerance) for each in seen]
     short, tolerance = next((each for each in recorded if each[0]), recorded[0])
     return checks.base_check(short, [server.log_probs(each) for each in short], tolerance)
 

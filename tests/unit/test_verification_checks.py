@@ -15,7 +15,7 @@ from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.verification.checks import Observed, count, digest_check, make_checks, require_all, unprovable
-from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Streamed
 from finetune_jobs.verification.forms import Formed
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.outcomes import LIMIT
@@ -23,6 +23,7 @@ from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.servers import client_of
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.tolerance import tolerance
+from finetune_jobs.verify import _base_check
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -404,6 +405,26 @@ def test_an_artifact_whose_noise_was_measured_is_held_to_it(
     assert found.usual_tolerance == noticed
     [said] = [each.expected for each in make_checks(found, 75) if each.name == "logProbabilities"]
     assert said.startswith(f"at most {expected:.3f} nats")
+
+
+class UnderAdapters(TgiServer):
+    """Is the base as it was recorded, in another precision."""
+
+    def served(self) -> Served:
+        return Served("", Limits())
+
+    def log_probs(self, reference: ReferenceText) -> Forced:
+        return Forced(reference.ids, [value - 0.2 for value in reference.base])
+
+
+def test_the_base_under_adapters_is_held_to_what_is_usual() -> None:
+    """Noise is measured of the adapter, which may be surer of these texts than its base, and so move less."""
+    texts = [reference().model_copy(update={"noise": 0.02})]
+    seen = observe(
+        Truthful("http://candidate"), Promise([], [], texts, TaskType.TEXT, "Adapter"), Limits(), lambda *_: None
+    )
+    assert seen.tolerance < 0.2 < seen.usual_tolerance
+    assert _base_check(UnderAdapters("http://candidate"), [seen]).outcome is CheckOutcome.PASSED
 
 
 def test_an_image_older_than_the_engine_says_so() -> None:

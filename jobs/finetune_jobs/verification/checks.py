@@ -70,7 +70,8 @@ class Observed:
     tolerance: float
     """Nats a token that another engine or precision may be away from the evaluation."""
     usual_tolerance: float
-    """The same for an artifact of which no noise was measured. What is noticeable is a share of it."""
+    """The same for a model of which no noise was measured, as the base under adapters. What is noticeable is a share of
+    it."""
     too_long: int = 0
     """References that the server has no room for."""
     refuses_other_names: bool | None = None
