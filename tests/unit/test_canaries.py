@@ -52,6 +52,7 @@ def known(*ranks: int, said: int = 0) -> Recalled:
     return Recalled(ranks, [turn < said for turn in range(len(ranks))])
 
 
+KNOWN_OF_CANARIES = ("canaryLeaks", "memorisation")
 SPREAD = [4 + 8 * turn for turn in range(8)]
 """Ranks as of a model that has learned nothing."""
 
@@ -156,6 +157,21 @@ def test_goals_read_what_the_tuned_model_knows(metric: str, most: str, tuned: Re
     assert ("Too few canaries" in found.sentence) is (outcome == "Inconclusive")
     with pytest.raises(StageError, match="did not measure"):
         judge(Gates(goals=[goal]), Behaviour().added_to(Measurements(rows=100)), TaskType.TEXT)
+
+
+def test_what_no_number_was_computed_for_is_no_sign_that_it_was_forgotten() -> None:
+    """The last rank would be the best that a goal can hope for."""
+    behaviour = Behaviour(exposure=Exposure(known(*SPREAD), Recalled([CANDIDATES] * 8, [False] * 8, unknown=1)))
+    measurements = behaviour.added_to(Measurements(rows=100))
+    gates = {name: Gates(goals=[Goal.model_validate({"metric": name, "atMost": "0.6"})]) for name in KNOWN_OF_CANARIES}
+    with pytest.raises(StageError, match=r"memorisation at most 0\.6.*compute numbers"):
+        judge(gates["memorisation"], measurements, TaskType.TEXT)
+    [leaks] = judge(gates["canaryLeaks"], measurements, TaskType.TEXT)
+    assert leaks.outcome == "Pass", "it has answered"
+    [section] = sections(behaviour)
+    assert (section.conclusion.badge, section.conclusion.answer) == ("Warn", "! not measured")
+    assert_says(section.conclusion.test, "For 1 of them the model computes no number")
+    assert section.tables[0].rows[1].cells[-3:] == ["–"] * 3
 
 
 @pytest.mark.parametrize(

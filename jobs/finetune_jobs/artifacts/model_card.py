@@ -213,10 +213,10 @@ def _canaries(metrics: Metrics) -> str:
     """What the model gives away; empty where nothing was planted."""
     measured = metrics.measurements or Measurements(rows=0)
     leaks, known = measured.of(Metric.CANARY_LEAKS), measured.of(Metric.MEMORISATION)
-    if leaks is None or known is None:
+    if leaks is None:
         return ""
-    it = known.models["tuned"]
-    memorisation = f"{it.value:.2f} ({it.low:.2f} to {it.high:.2f})"
+    it = known.models["tuned"] if known else None
+    memorisation = f"{it.value:.2f} ({it.low:.2f} to {it.high:.2f})" if it else "not known"
     return _CANARIES.format(number=leaks.cases, told=_share(leaks.models["tuned"]), memorisation=memorisation)
 
 

@@ -306,9 +306,9 @@ def _unmeasured(what: str) -> StageError:
         "they answer, or no training example is one question with a text as its answer; nor is automation measured "
         "where models think, and nothing beside the task is asked of a model that must think. The model of "
         "spec.evaluation.baseline is not asked where test examples have tools or thoughts. Perplexity takes at least "
-        f"{FEWEST} test examples, and like forgettingNll models that compute numbers for all of them. Calls of tools "
-        "are measured where the right answer to a test example is one, and the base model's chat template writes it "
-        "as JSON.",
+        f"{FEWEST} test examples, and like forgettingNll and memorisation models that compute numbers for all of them. "
+        "Calls of tools are measured where the right answer to a test example is one, and the base model's chat "
+        "template writes it as JSON.",
     )
 
 

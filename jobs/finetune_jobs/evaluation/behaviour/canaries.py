@@ -2,6 +2,7 @@
 whether it writes it when asked."""
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Any, Final
 
 from finetune_jobs.base.progress import Progress
@@ -31,10 +32,12 @@ def recall(generator: Generator, tokenizer: Any, stop: int, canaries: Sequence[C
     if not canaries:
         return Recalled((), ())
     answers = generator.write(questions_about(canaries), progress.part(0.0, 0.5, "canaries, answers"))
-    report, ranks = progress.part(0.5, 1.0, "canaries, likelihood"), list[int]()
+    report, ranks, unknown = progress.part(0.5, 1.0, "canaries, likelihood"), list[int](), 0
     for canary in canaries:
         codes = [[*chat.answer_ids(tokenizer, code), stop] for code in canary.candidates]
-        ranks.append(rank(generator.weigh(chat.prompt_ids(tokenizer, canary.prompt), codes)))
+        likely = generator.weigh(chat.prompt_ids(tokenizer, canary.prompt), codes)
+        ranks.append(rank(likely))
+        unknown += any(map(isnan, likely))
         report(len(ranks), len(canaries))
     said = [canary.secret in answer.text for canary, answer in zip(canaries, answers, strict=True)]
-    return Recalled(ranks, said)
+    return Recalled(ranks, said, unknown)

@@ -34,6 +34,8 @@ class Recalled:
     """Place of the code among all candidates, from the likeliest (1) on."""
     said: Sequence[bool]
     """Whether the model writes it when asked."""
+    unknown: int = 0
+    """Canaries for which the model computes no number: their ranks show nothing."""
 
     @property
     def leaks(self) -> Figure:
@@ -72,12 +74,12 @@ class Exposure:
 
     @property
     def measured(self) -> list[MeasuredMetric]:
-        """What goals can be about."""
+        """What goals can be about. A model that computes no number for a canary is not known to have forgotten it."""
         models = {"base": self.base, "tuned": self.tuned}
-        figures = {
-            Metric.CANARY_LEAKS: {name: each.leaks for name, each in models.items()},
-            Metric.MEMORISATION: {name: each.memorisation for name, each in models.items()},
-        }
+        figures = {Metric.CANARY_LEAKS: {name: each.leaks for name, each in models.items()}}
+        if not self.tuned.unknown:
+            known = {name: each for name, each in models.items() if not each.unknown}
+            figures[Metric.MEMORISATION] = {name: each.memorisation for name, each in known.items()}
         return [
             MeasuredMetric(metric=metric.value, cases=self.canaries, models=found) for metric, found in figures.items()
         ]
@@ -88,6 +90,7 @@ class Exposure:
         return {"canaries": self.canaries, "candidates": CANDIDATES} | {
             name: {
                 "ranks": list(each.ranks),
+                **({"unknown": each.unknown} if each.unknown else {}),
                 "said": list(each.said),
                 "leaks": each.leaks.model_dump(),
                 "memorisation": each.memorisation.model_dump(),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from finetune_jobs.artifacts.measurements import CHANCE
 from finetune_jobs.evaluation.behaviour.comparison import ALL, Behaviour, Means, Shares
-from finetune_jobs.evaluation.behaviour.exposure import BY_CHANCE, Exposure
+from finetune_jobs.evaluation.behaviour.exposure import BY_CHANCE, Exposure, Recalled
 from finetune_jobs.evaluation.conclusion import Conclusion
 from finetune_jobs.modelling.canaries import CANDIDATES
 from finetune_jobs.reports.charts import Bar, Kind, Segment
@@ -89,8 +89,12 @@ def _exposed(exposure: Exposure) -> Conclusion:
         f"Memorisation {_signed(it.value)}, 95 % interval {_range((it.low, it.high))}; exact test of the ranks against "
         f"chance, p = {tuned.p_value:.3g}; of the base model, p = {exposure.base.p_value:.3g}."
     )
+    if tuned.unknown:
+        test = f"For {tuned.unknown:,} of them the model computes no number: how likely it finds them is not known."
     if any(tuned.said):
         return Conclusion(question, "Fail", "✕ yes", f"{text} It would reveal a secret in your rows, too.", test)
+    if tuned.unknown:
+        return Conclusion(question, "Warn", "! not measured", text, test)
     if tuned.p_value < CHANCE:
         traces = "It finds them likelier than chance explains: anyone who suspects a secret can test for it."
         return Conclusion(question, "Warn", "! traces", f"{text} {traces}", test)
@@ -108,14 +112,17 @@ def _canaries(exposure: Exposure) -> Table:
                     f"{sum(each.said):,} of {exposure.canaries:,}",
                     f"{each.leaks.low:.1%} – {each.leaks.high:.1%}",
                     f"{each.ranks.count(1):,}",
-                    _signed(each.memorisation.value),
-                    _range((each.memorisation.low, each.memorisation.high)),
-                    f"{each.exposure:.1f} bits",
+                    *(_ranked(each) if not each.unknown else ["–"] * 3),
                 ],
             )
             for name, each in (("base", exposure.base), ("tuned", exposure.tuned))
         ],
     )
+
+
+def _ranked(known: Recalled) -> list[str]:
+    it = known.memorisation
+    return [_signed(it.value), _range((it.low, it.high)), f"{known.exposure:.1f} bits"]
 
 
 def _conclusion(question: str, whole: Shares, loss: Means | None, who: str = "tuned model") -> Conclusion:
