@@ -194,6 +194,37 @@ def test_one_that_waits_is_not_hurried_by_a_new_attempt(pod: Pod) -> None:
     assert pod.settle(wanted("second", de=True, fr=False))["fr"] is AdapterState.LOADED
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["running", "started again"])
+def test_one_that_the_pod_must_have_does_not_wait_for_the_files_of_removed_ones(pod: Pod, again: bool) -> None:
+    """A self-check that ends for it starts again, and counts their time from then on, for ever."""
+    left = pod.loader.models / ("d" * 64) / "artifact"
+    left.mkdir(parents=True)
+    it = Pod(pod.loader.models) if again else pod
+    fetch = it.loader.fetch
+
+    def fetch_if_it_fits(each: WantedAdapter) -> Adapter:
+        it.full_for = {each.name} if left.exists() else set()
+        return fetch(each)
+
+    it.loader.fetch = fetch_if_it_fits
+    if again:
+        it.loader.begin(wanted(fr=True), LIMITS)
+    else:
+        assert it.settle(wanted(fr=False))["fr"] is AdapterState.LOADING
+        it.settle(wanted(fr=True))
+    assert it.names.keys() == {"demo:fr"}
+
+
+def test_files_that_another_name_is_served_from_make_no_room(pod: Pod) -> None:
+    files = pod.loader.models / ("d" * 64) / "model"
+    files.mkdir(parents=True)
+    pod.full_for = {"fr"}
+    assert pod.settle(wanted(de=True, dk=False, fr=False))["dk"] is AdapterState.LOADED
+    with pytest.raises(StageError, match="fr does not fit"):
+        pod.settle(wanted(dk=False, fr=True))
+    assert files.exists()
+
+
 @pytest.mark.parametrize("missing", [{"fr"}, set()], ids=["which is not there", "which is"])
 def test_a_server_that_starts_again_while_an_adapter_is_fetched_has_to_be_proved_anew(
     pod: Pod, missing: set[str]

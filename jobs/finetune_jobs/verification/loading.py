@@ -176,7 +176,7 @@ class Loader:
     def _bring(self, each: WantedAdapter, wanted: WantedAdapters, limits: SelfCheckLimits) -> None:
         """From the store to clients. Raises StageError."""
         self._left.pop(each.digest, None)
-        adapter = self.fetch(each)
+        adapter = self._fetched(each, {it.digest for it in wanted.adapters})
         if not each.required:
             if wanted.withdrawn is WithdrawnPolicy.REFUSE:
                 require_standing(adapter.store, each.digest)
@@ -198,6 +198,21 @@ class Loader:
         self._served[each.name] = _Served(each, QualityWatch(proof.under(self.client(name))))
         self._report(each, AdapterState.LOADED, Reason.VERIFIED, "")
         log.info("adapter %s has proved itself and answers as %s", each.name, name)
+
+    def _fetched(self, each: WantedAdapter, wanted: set[str]) -> Adapter:
+        """For one without which the pod cannot be ready, removed ones make room at once: the self-check would end here,
+        and the next one wait for their files from then on, again and again."""
+        try:
+            return self.fetch(each)
+        except StageError as error:
+            removed = self._left.keys() - wanted
+            if not (each.required and error.reason is Reason.SCRATCH_FULL and removed):
+                raise
+            log.warning("the files of removed adapters make room: %s", error.message)
+        for digest in removed:
+            shutil.rmtree(self.models / digest, ignore_errors=True)
+            del self._left[digest]
+        return self.fetch(each)
 
     def _proved(self, each: WantedAdapter, known: str, limits: SelfCheckLimits) -> Proof:
         """The proof of an adapter, made under a name that answers already, or else under one that nobody knows and that
