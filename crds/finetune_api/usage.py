@@ -1,5 +1,6 @@
 """What the making of a result has used: hardware, time, money, energy. Lineage only: part of no key and no address."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from finetune_api.base import WireModel
@@ -45,4 +46,18 @@ def usage_of(hardware: HardwareFacts | None, seconds: float, cpu_seconds: float)
         cost_usd=dollars(gpu_seconds * price) if price else "",
         energy_wh=round(gpu_seconds * watts / 3600, 2) if watts else None,
         energy_method=ENERGY_METHOD if watts else "",
+    )
+
+
+def together(parts: Sequence[Usage]) -> Usage:
+    """What several have used, each on its own hardware and at its own price, of which none is named."""
+    costs = [float(each.cost_usd) for each in parts if each.cost_usd]
+    energies = [each.energy_wh for each in parts if each.energy_wh is not None]
+    return Usage(
+        seconds=round(sum(each.seconds for each in parts), 1),
+        cpu_seconds=round(sum(each.cpu_seconds for each in parts), 1),
+        gpu_seconds=round(sum(each.gpu_seconds for each in parts), 1),
+        cost_usd=dollars(sum(costs)) if costs else "",
+        energy_wh=round(sum(energies), 2) if energies else None,
+        energy_method=ENERGY_METHOD if energies else "",
     )

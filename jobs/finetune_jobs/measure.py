@@ -12,7 +12,6 @@ from typing import Any, Final
 from finetune_api.custom_metrics import MetricRun
 from finetune_api.layout import MANIFEST, output_folder
 from finetune_api.stages import Stage
-from finetune_api.usage import Usage
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Metrics, read_answers
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.measurements import Measurements
@@ -50,7 +49,7 @@ def measure(context: Context) -> StageOutput:
         scalars=evaluated.scalars,
         message=f"{evaluated.message} {_in_words(measured)}",
         tools=manifest.lineage.tools | tools,
-        before=manifest.lineage.usage or Usage(),
+        before=manifest.lineage.usage,
     )
 
 

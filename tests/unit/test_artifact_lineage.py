@@ -29,16 +29,16 @@ from finetune_api.layout import (
 )
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
-from finetune_api.usage import Usage, usage_of
+from finetune_api.usage import Usage, together, usage_of
 from finetune_jobs.artifacts.artifact import METRICS, MODEL_REF
 from finetune_jobs.artifacts.bom import BOM
-from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, read_record, require_manifest
 from finetune_jobs.artifacts.provenance import ADDRESS, PREDICATE_TYPE, STATEMENT_TYPE
 from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.artifacts.signing import NotSignedError, load_public_key, unseal
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.publish import move_channel, publish, sign_move_and_push
-from finetune_jobs.runtime.runner import execute
+from finetune_jobs.runtime.runner import StageOutput, execute
 from finetune_jobs.store.s3 import Store
 from tests.support.published import BASE, KEY, new_key, private_pem, public_pem, publish_input, put_upstream
 from tests.support.seaweedfs import SeaweedFS
@@ -140,6 +140,35 @@ def test_cost_and_energy_are_those_of_all_gpus() -> None:
     used = usage_of(H100, 600, 30)
     assert (used.gpu_seconds, used.cost_usd, used.energy_wh) == (3600, "3.00", 350)
     assert_says(used.energy_method, "GPU seconds", "board power", "upper bound", "PUE")
+
+
+def test_parts_on_other_hardware_cost_what_they_cost() -> None:
+    """An evaluation is reused where other metrics are asked for, also by a run on another profile."""
+    cheap = H100.model_copy(update={"count": 1, "nodes": 1, "usd_per_hour": 0.5})
+    parts = [usage_of(H100, 600, 30), usage_of(cheap, 3600, 9), usage_of(None, 60, 1)]
+    used = together(parts)
+    assert (used.seconds, used.cpu_seconds, used.gpu_seconds) == (4260, 40, 7200)
+    assert (used.cost_usd, used.energy_wh) == ("3.50", 700)
+    assert (together([]), together([parts[2]]).energy_method) == (Usage(), "")
+
+
+def test_an_earlier_part_costs_what_it_did_on_its_own_hardware(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    """An evaluation is reused where other metrics are asked for, also by a run on another profile."""
+    made = tmp_path / "out"
+    made.mkdir()
+    (made / "file").write_text("made")
+    on_cpus = usage_of(HardwareFacts(cpus=4), 36_000, 9)
+    given = publish_input(s3, store, chain, hardware=H100).model_copy(update={"stage": Stage.EVALUATE})
+    execute(context(given, tmp_path), lambda _: StageOutput(folder=made, before=on_cpus))
+    record = read_record(store, Stage.EVALUATE, given.input_key)
+    assert record is not None
+    usage = record.lineage.usage
+    assert usage is not None
+    assert usage.seconds > 36_000
+    assert usage.hardware == H100
+    assert usage.gpu_seconds < 36_000, "the GPUs were held by the second part only"
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune_api.budget import HardwareFacts, dollars
+from finetune_api.budget import HardwareFacts
 from finetune_api.layout import Lineage
 from finetune_api.stages import RunRef, Stage
-from finetune_api.usage import ENERGY_METHOD, Usage
+from finetune_api.usage import ENERGY_METHOD, Usage, together
 from finetune_jobs.reports.page import Fact, Table, TableRow
 
 
@@ -26,7 +26,7 @@ def usage_section(made: Mapping[Stage, Lineage], run: RunRef) -> UsageSection | 
     rows = [
         TableRow(_name(stage, made[stage], run), _cells(used[stage]) if stage in used else ["–"] * 5) for stage in made
     ]
-    rows.append(TableRow("total", _cells(_sum(list(used.values())))))
+    rows.append(TableRow("total", _cells(together(list(used.values())))))
     head = ["stage", "time", "CPU time", "GPU time", "USD", "Wh"]
     table = Table("Resources used to make each result", head, rows, long=True)
     hardware = list(dict.fromkeys(_hardware(each.hardware) for each in used.values() if each.hardware))
@@ -46,18 +46,6 @@ def _cells(usage: Usage) -> list[str]:
     energy = "–" if usage.energy_wh is None else f"{usage.energy_wh:,.2f}"
     gpu = _time(usage.gpu_seconds) if usage.gpu_seconds else "–"
     return [_time(usage.seconds), _time(usage.cpu_seconds), gpu, usage.cost_usd or "–", energy]
-
-
-def _sum(all_: Sequence[Usage]) -> Usage:
-    costs = [float(each.cost_usd) for each in all_ if each.cost_usd]
-    energies = [each.energy_wh for each in all_ if each.energy_wh is not None]
-    return Usage(
-        seconds=sum(each.seconds for each in all_),
-        cpu_seconds=sum(each.cpu_seconds for each in all_),
-        gpu_seconds=sum(each.gpu_seconds for each in all_),
-        cost_usd=dollars(sum(costs)) if costs else "",
-        energy_wh=sum(energies) if energies else None,
-    )
 
 
 def _time(seconds: float) -> str:

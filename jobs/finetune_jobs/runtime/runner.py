@@ -37,7 +37,7 @@ from finetune_api.stages import (
     StageInput,
     StageResult,
 )
-from finetune_api.usage import Usage, usage_of
+from finetune_api.usage import Usage, together, usage_of
 from finetune_jobs.artifacts import folders, retention
 from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Progress
@@ -110,8 +110,8 @@ class StageOutput:
     """What verify has compared."""
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that made it (lineage)."""
-    before: Usage = field(default_factory=Usage)
-    """What earlier parts of the same work used, in programs of their own (lineage)."""
+    before: Usage | None = None
+    """What earlier parts of the same work used, in programs of their own, and maybe in a run of its own (lineage)."""
 
 
 Work = Callable[[Context], StageOutput]
@@ -245,8 +245,10 @@ def earlier_result(context: Context) -> StageResult | None:
 
 def _publish(context: Context, made: StageOutput) -> StageResult:
     given, folder = context.input, require(made.folder, "folder")
-    seconds, computed = made.before.seconds + logs.process_age(), made.before.cpu_seconds + cpu_seconds()
-    history = lineage(given, made.tools, usage_of(given.hardware, seconds, computed))
+    used = usage_of(given.hardware, logs.process_age(), cpu_seconds())
+    if made.before:
+        used = together([made.before, used]).model_copy(update={"hardware": given.hardware})
+    history = lineage(given, made.tools, used)
     context.progress.report(0.95, "publishing")
     digest = folders.publish_folder(
         context.store,
