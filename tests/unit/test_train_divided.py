@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,9 +24,10 @@ from finetune_jobs.train import train
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
 from tests.support import forked
-from tests.support.divided_train import PLAIN, PROGRAM, STOPPED_AT
+from tests.support.divided_train import PLAIN, PROGRAM
 from tests.support.seaweedfs import ADMIN, SeaweedFS
-from tests.support.stages import context, run_process
+from tests.support.stages import Ended, context, run_process
+from tests.support.steered_train import STOPPED_AT
 from tests.support.tiny_model import build_tiny_llama, edit_json
 from tests.support.together import (  # noqa: F401 - one_thread is a fixture
     HELD,
@@ -37,7 +41,7 @@ from tests.support.together import (  # noqa: F401 - one_thread is a fixture
     uneven_dataset,
     weights,
 )
-from tests.support.training import rows, run_training, settings, write_dataset
+from tests.support.training import run_training
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
 LAYERS = 8
@@ -116,51 +120,64 @@ def test_only_the_first_process_ever_has_the_whole_model(base: Path, large: Path
     assert whole / 2 < second < 0.7 * whole
 
 
-@pytest.mark.parametrize(("method", "variables"), [(Method.LORA, {PLAIN: "1"}), (Method.QLORA, {})])
+@dataclass(frozen=True)
+class Together:
+    """A training of two processes that nothing disturbs."""
+
+    dataset: Path
+    place: Store
+    ended: Ended
+
+
+@pytest.fixture(scope="module")
+def together(base: Path, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Method], Together]:
+    """One of each method, made once. Layers are computed again whole, or, with QLoRA, in part."""
+
+    @cache
+    def run(method: Method) -> Together:
+        folder = tmp_path_factory.mktemp("together")
+        place = Store.connect(s3.storage, f"s3://data/divided-{method}")
+        dataset, plain = uneven_dataset(folder / "dataset"), {PLAIN: "1"} if method is Method.LORA else {}
+        given = train_input(base, dataset, place, s3, comparable(method))
+        ended = run_process(given, folder, ADMIN, "--processes", "2", program=PROGRAM, variables=plain)
+        assert ended.code == ExitCode.OK, ended.log
+        return Together(dataset, place, ended)
+
+    return run
+
+
+@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
 def test_an_adapter_is_trained_on_a_divided_base_as_by_one_process(
-    method: Method, variables: dict[str, str], base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+    method: Method, together: Callable[[Method], Together], base: Path, store: Store, tmp_path: Path
 ) -> None:
-    """The same losses, gradients and weights; each holds half of the base, in 4 bits too, and half of the adapter.
-    Layers are computed again whole, or in part."""
-    dataset, training = uneven_dataset(tmp_path / "dataset"), comparable(method)
-    alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
-    place = store.below("together")
-    given = train_input(base, dataset, place, s3, training)
+    """The same losses, gradients and weights; each holds half of the base, in 4 bits too, and half of the adapter."""
+    made = together(method)
+    alone = run_training(base, made.dataset, tmp_path, comparable(method), store)
 
-    together = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables=variables)
-
-    assert together.code == ExitCode.OK, together.log
-    scalars = together.result.scalars
+    scalars = made.ended.result.scalars
     assert scalars["trainableParameters"] == str(alone.trainable_parameters)
-    told = [held for entry in together.log if (held := HELD.fullmatch(entry["message"]))]
+    told = [held for entry in made.ended.log if (held := HELD.fullmatch(entry["message"]))]
     shares = [int(held[2]) for held in told]
     whole = {int(re.findall(r"\d+", held[0])[-1]) for held in told}
     assert [sum(shares)] == list(whole)
     assert shares[0] == shares[1]
-    log = train_log(place, together.result)
+    log = train_log(made.place, made.ended.result)
     reference = (tmp_path / "adapter/train_log.jsonl").read_text()
     for figure, tolerance in (("loss", 2e-3), ("eval_loss", 2e-3), ("grad_norm", 0.02)):
         assert losses(log, figure) == pytest.approx(losses(reference, figure), rel=tolerance), figure
-    assert_close_to(tmp_path / "adapter", weights(place, together.result))
+    assert_close_to(tmp_path / "adapter", weights(made.place, made.ended.result))
 
 
 def test_a_divided_adapter_resumes_bit_for_bit_and_with_another_number_of_processes(
-    base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+    together: Callable[[Method], Together], base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
 ) -> None:
     """Two that are told to stop leave what one process would: two go on as if nothing had been, and one too."""
-    dataset = write_dataset(tmp_path / "dataset", train=rows(12))
-    training = settings(
-        epochs=5, batch_size=2, gradient_accumulation=2, checkpoint_steps=4, dropout="0", learning_rate="1e-3"
-    )
-    undisturbed, stopped = store.below("undisturbed"), store.below("stopped")
-    whole = train_input(base, dataset, undisturbed, s3, training)
-    expected = run_process(whole, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
-    assert expected.code == ExitCode.OK, expected.log
-    given = train_input(base, dataset, stopped, s3, training)
-    left = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables={STOPPED_AT: "5"})
+    undisturbed, training, stopped = together(Method.QLORA), comparable(Method.QLORA), store.below("stopped")
+    given = train_input(base, undisturbed.dataset, stopped, s3, training)
+    left = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables={STOPPED_AT: "8"})
     assert left.result.reason is Reason.PREEMPTED, left.log
-    assert 5 <= newest_step(stopped) < 15
-    alone = train_input(base, dataset, store.below("alone"), s3, training)
+    assert newest_step(stopped) == 9, "the step that ends next, amid the last epoch"
+    alone = train_input(base, undisturbed.dataset, store.below("alone"), s3, training)
     for entry in stopped.below("runs").list():
         store.below("alone/runs").put(entry.key, stopped.below("runs").get(entry.key) or b"")
 
@@ -168,7 +185,7 @@ def test_a_divided_adapter_resumes_bit_for_bit_and_with_another_number_of_proces
     ended = execute(context(alone, tmp_path), train)
 
     assert again.code == ExitCode.OK, again.log
-    wanted = weights(undisturbed, expected.result)
+    wanted = weights(undisturbed.place, undisturbed.ended.result)
     for name, tensor in weights(stopped, again.result).items():
         assert torch.equal(tensor, wanted[name]), name
     for name, tensor in weights(store.below("alone"), ended).items():

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.finetunejob import Output
-from finetune_api.layout import MANIFEST, output_folder, run_folder
+from finetune_api.layout import output_folder, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
@@ -29,7 +27,8 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
 from tests.support.seaweedfs import ADMIN, KMS_KEY, SeaweedFS
 from tests.support.sentences import Saying
-from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input, start_process, wait_for
+from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input
+from tests.support.steered_train import PROGRAM, STOPPED_AT
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, rows, settings, write_dataset
 
@@ -41,32 +40,26 @@ ENCRYPTION = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)
 
 @pytest.fixture
 def given(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
-    """A training of 60 steps, whose first checkpoint comes long before its end; the store encrypts what it writes."""
+    """A training of twelve steps, whose first checkpoint comes before its end; the store encrypts what it writes."""
     storage = s3.storage.model_copy(update={"encryption": ENCRYPTION})
     upstream = publish_inputs(store, build_tiny_llama(tmp_path / "base"), write_dataset(tmp_path / "dataset"))
     output = Output(uri=store.uri(), name="transactions")
-    training = settings(epochs=5, batch_size=1, checkpoint_steps=5)
+    training = settings(epochs=1, batch_size=1, checkpoint_steps=5)
     params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=training)})
     return stage_input(Stage.TRAIN, storage, output, params, upstream, base_model_uri=store.uri(BASE))
 
 
 def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, store: Store, tmp_path: Path) -> None:
-    checkpoints = store.below(f"{run_folder(RUN)}/checkpoints")
-    process = start_process(given, tmp_path, ADMIN)
-    while not any(entry.key.endswith(MANIFEST) for entry in checkpoints.list()):
-        assert process.poll() is None, wait_for(process, tmp_path)
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    first = wait_for(process, tmp_path)
+    first = run_process(given, tmp_path, ADMIN, program=PROGRAM, variables={STOPPED_AT: "6"})
 
     assert first.code == ExitCode.RETRIABLE
     assert (first.result.outcome, first.result.reason) == (Outcome.FAILED, Reason.PREEMPTED)
-    assert "of 60 is saved" in first.result.message
+    assert "step 7 of 12 is saved" in first.result.message
 
     second = run_process(given, tmp_path, ADMIN)
 
     assert second.code == ExitCode.OK, second.log
-    assert any("training resumes from checkpoint-" in line["message"] for line in second.log)
+    assert any("training resumes from checkpoint-7" in line["message"] for line in second.log)
     record = read_record(store, Stage.TRAIN, given.input_key)
     assert record is not None
     assert record.result == second.result
@@ -248,7 +241,7 @@ def test_a_run_that_reuses_nothing_trains_again(
 ) -> None:
     """The training and the parts of its learning curve; the same run's next pod goes on where it was."""
     caplog.set_level(logging.INFO)
-    training = settings(epochs=5, batch_size=1, max_steps=6, learning_curve=LearningCurve(percents=[30, 60]))
+    training = settings(batch_size=1, max_steps=2, learning_curve=LearningCurve(percents=[30, 60]))
     params = given.params.model_copy(update={"train": TrainParams(training=training)})
     part = f"{run_folder(RUN)}/curves/{given.input_key[:16]}/60.json"
     for name, goes_on in (("r1", False), ("r2", False), ("r2", True)):
@@ -256,7 +249,7 @@ def test_a_run_that_reuses_nothing_trains_again(
         run = RUN.model_copy(update={"id": name})
         asked = given.model_copy(update={"run": run, "params": params, "reuse": name == "r1"})
         assert not execute(context(asked, tmp_path), train).reused
-        assert ("training resumes from checkpoint-6" in caplog.messages) is goes_on
+        assert ("training resumes from checkpoint-2" in caplog.messages) is goes_on
         assert json.loads(store.get(part) or b"")["run"] == name
 
 

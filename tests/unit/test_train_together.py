@@ -48,6 +48,7 @@ from tests.support.stages import (
     start_process,
     wait_for,
 )
+from tests.support.steered_train import HELD_AT, PROGRAM, STOPPED_AT
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.together import (  # noqa: F401 - one_thread is a fixture
     HELD,
@@ -89,14 +90,8 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
     dataset, training = uneven_dataset(tmp_path / "dataset"), comparable(Method.LORA)
     alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
 
-    together = run_process(
-        train_input(base, dataset, store.below("together"), s3, training),
-        tmp_path,
-        ADMIN,
-        "--processes",
-        "2",
-        fresh=True,
-    )
+    given = train_input(base, dataset, store.below("together"), s3, training)
+    together = run_process(given, tmp_path, ADMIN, "--processes", "2")
 
     assert together.code == ExitCode.OK, together.log
     scalars = together.result.scalars
@@ -109,11 +104,14 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
     assert_close_to(tmp_path / "adapter", weights(store.below("together"), together.result))
 
 
-def start_node(given: StageInput, folder: Path, node: int, port: int) -> Started:
-    """One of two pods that train together."""
+def start_node(
+    given: StageInput, folder: Path, node: int, port: int, *, fresh: bool = False, held_at: int = 0
+) -> Started:
+    """One of two pods that train together; ``held_at``: the step after which it waits until it is killed."""
     folder.mkdir(exist_ok=True)
     place = ("--nodes", "2", "--node", str(node), "--coordinator", "127.0.0.1", "--coordinator-port", str(port))
-    return start_process(given, folder, ADMIN, *place)
+    variables, program = {HELD_AT: str(held_at)} if held_at else {}, PROGRAM if held_at else ""
+    return start_process(given, folder, ADMIN, *place, variables=variables, fresh=fresh, program=program)
 
 
 def kill_pod(launcher: Started) -> None:
@@ -129,10 +127,11 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
     method: Method, kind: str, store: Store, s3: SeaweedFS, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """An adapter with dropout, so that the random states of both processes have to come back too, and a model of which
-    each holds a half: bit for bit, from the middle of the second epoch."""
+    each holds a half: bit for bit, from the middle of the second epoch. The pod that is killed goes no further than its
+    next step."""
     base = request.getfixturevalue(kind)
     dataset = write_dataset(tmp_path / "dataset", train=rows(12))
-    training = settings(method, epochs=4, batch_size=1, gradient_accumulation=2, checkpoint_steps=8, dropout="0.1")
+    training = settings(method, epochs=2, batch_size=1, gradient_accumulation=2, checkpoint_steps=8, dropout="0.1")
     undisturbed = run_process(
         train_input(base, dataset, store.below("whole"), s3, training), tmp_path, ADMIN, "--processes", "2"
     )
@@ -140,11 +139,11 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
     given = train_input(base, dataset, place, s3, training)
     folders = [tmp_path / "pod-0", tmp_path / "pod-1"]
     port = free_port()
-    pods = [start_node(given, folder, node, port) for node, folder in enumerate(folders)]
+    pods = [start_node(given, folders[0], 0, port), start_node(given, folders[1], 1, port, held_at=9)]
     checkpoints = place.below(f"{run_folder(RUN)}/checkpoints")
     while not any(entry.key.endswith(MANIFEST) for entry in checkpoints.list()):
         assert pods[0].poll() is None, wait_for(pods[0], folders[0]).log
-        time.sleep(0.05)
+        time.sleep(0.2)
     kill_pod(pods[1])
     left = wait_for(pods[0], folders[0])
 
@@ -170,7 +169,7 @@ def test_helpers_of_a_training_that_is_done_end_with_it(
     base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
 ) -> None:
     """The first process finds the result of this input and never listens: the other one looks for it too, in its pod
-    and in a pod of its own, instead of waiting until it is killed."""
+    and in a pod of its own, instead of waiting until it is killed. The first pod's Pythons start, its process's too."""
     training = settings(Method.LORA, max_steps=2, batch_size=2)
     given = train_input(base, write_dataset(tmp_path / "dataset"), store, s3, training)
     made = run_process(given, tmp_path, ADMIN, "--processes", "2")
@@ -184,6 +183,9 @@ def test_helpers_of_a_training_that_is_done_end_with_it(
     alone = start_node(given, tmp_path / "pod-1", 1, free_port())
     alone.communicate(timeout=600)  # an hour, if it waited for the first one
     assert alone.returncode == ExitCode.OK
+    first = wait_for(start_node(given, tmp_path / "pod-0", 0, free_port(), fresh=True), tmp_path / "pod-0")
+    assert (first.code, first.result.reused) == (ExitCode.OK, True), first.log
+    assert first.result.output_digest == made.result.output_digest
 
 
 def test_a_helper_goes_on_waiting_where_the_store_does_not_answer(
@@ -240,11 +242,11 @@ def test_a_whole_model_is_divided_among_two_processes_and_trained_as_by_one(
 def test_any_number_of_processes_goes_on_from_what_another_number_left(
     tied: Path, store: Store, s3: SeaweedFS, tmp_path: Path
 ) -> None:
-    """One alone begins, two go on, one ends it; the first two are told to stop in the middle. The one is the stage in
+    """One alone begins, two go on, one ends it; the first two are told to stop amid an epoch. The one is the stage in
     this process: its own entry point is run by other tests."""
-    dataset = write_dataset(tmp_path / "dataset", train=rows(12))
+    dataset = write_dataset(tmp_path / "dataset", train=rows(20))
     training = settings(
-        Method.FULL, epochs=40, batch_size=2, gradient_accumulation=4, checkpoint_steps=4, learning_rate="1e-4"
+        Method.FULL, epochs=3, batch_size=2, gradient_accumulation=4, checkpoint_steps=4, learning_rate="5e-4"
     )
     run_training(tied, dataset, tmp_path, training, store.below("alone"))
     place = store.below("changing")
@@ -252,17 +254,13 @@ def test_any_number_of_processes_goes_on_from_what_another_number_left(
 
     first = context(given, tmp_path)
     with pytest.raises(StoppedError):
-        execute(replace(first, progress=AtStep(6, first.stopping.set)), train)
-    assert newest_step(place) == 6
+        execute(replace(first, progress=AtStep(4, first.stopping.set)), train)
+    assert newest_step(place) == 4
 
-    two = start_process(given, tmp_path, ADMIN, "--processes", "2")
-    while newest_step(place) == 6:
-        assert two.poll() is None, wait_for(two, tmp_path).log
-        time.sleep(0.02)
-    two.terminate()
-    stopped = wait_for(two, tmp_path)
+    told = {STOPPED_AT: "7"}
+    stopped = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables=told)
     assert stopped.result.reason is Reason.PREEMPTED, stopped.log
-    assert 6 < newest_step(place) < 40
+    assert newest_step(place) == 7
 
     ended = execute(context(given, tmp_path), train)
 
