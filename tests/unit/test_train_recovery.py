@@ -110,16 +110,17 @@ def state_of(store: Store) -> RunState:
 def test_a_batch_that_memory_does_not_hold_is_halved_and_the_training_goes_on(
     passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
-    """The memory runs out in the fourth pass, after the checkpoint of step 2 (six steps of four examples)."""
-    training = settings(epochs=2, checkpoint_steps=2, dropout="0", learning_rate="1e-3")
+    """The memory runs out in the fourth pass, the first of the second epoch, after the checkpoint of step 2 (four steps
+    of four examples)."""
+    training = settings(max_steps=4, checkpoint_steps=2, dropout="0", learning_rate="1e-3")
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
-    assert passes.sizes == [4] * 6
+    assert passes.sizes == [4] * 4
 
     passes.sizes.clear()
     passes.most, passes.from_pass = 1, 3
     halved = run_training(base, dataset, tmp_path / "halved", training, store.below("halved"))
 
-    assert passes.sizes == [4] * 4 + [4, 2] + [1] * 16
+    assert passes.sizes == [4] * 4 + [4, 2] + [1] * 8
     assert (whole.batch, halved.batch) == (Batch(4, 1), Batch(1, 4))
     assert (halved.steps, halved.tokens) == (whole.steps, whole.tokens)
     # The same examples a step and the same mean over their tokens; only rounding differs.
@@ -134,7 +135,7 @@ def test_activations_are_given_up_before_passes_get_smaller(
 ) -> None:
     """From the fourth pass on, after the checkpoint of step 2, by an error that is not PyTorch's own. It is the same
     training bit for bit, dropout and all, and the next pod does not try again."""
-    training = settings(method, epochs=2, checkpoint_steps=2, dropout="0.1")
+    training = settings(method, max_steps=4, checkpoint_steps=2, dropout="0.1")
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
     passes.sizes.clear()
     passes.keeps, passes.from_pass = False, 3
@@ -142,7 +143,7 @@ def test_activations_are_given_up_before_passes_get_smaller(
 
     sparing = run_training(base, dataset, tmp_path / "sparing", training, store.below("sparing"))
 
-    assert passes.sizes == [4] * 4 + [4] * 4
+    assert passes.sizes == [4] * 4 + [4] * 2
     assert sparing == replace(whole, step=whole.step.with_least())
     assert_same_weights(tmp_path / "sparing", tmp_path / "whole")
     assert state_of(store.below("sparing")).checkpointing
@@ -184,24 +185,22 @@ def test_one_example_that_memory_does_not_hold_is_an_error(
     assert passes.sizes == [4, 4, 2, 1]
 
 
-def in_six_steps(method: Method) -> Training:
-    """Six steps of four passes, three an epoch, with dropout."""
-    return settings(
-        method, batch_size=1, gradient_accumulation=4, max_steps=6, epochs=2, checkpoint_steps=3, dropout="0.1"
-    )
+def in_five_steps(method: Method) -> Training:
+    """Five steps of two passes, three an epoch, with dropout."""
+    return settings(method, batch_size=2, gradient_accumulation=2, max_steps=5, checkpoint_steps=3, dropout="0.1")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
     base: Path, dataset: Path, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Method], tuple[Trained, Path]]:
-    """Six steps that nothing disturbs, made once for each method: what was told of them, and their folder."""
+    """Five steps that nothing disturbs, made once for each method: what was told of them, and their folder."""
 
     @cache
     def run(method: Method) -> tuple[Trained, Path]:
         folder = tmp_path_factory.mktemp("undisturbed")
         store = Store.connect(s3.storage, f"s3://data/undisturbed-{method}")
-        return run_training(base, dataset, folder, in_six_steps(method), store), folder
+        return run_training(base, dataset, folder, in_five_steps(method), store), folder
 
     return run
 
@@ -209,10 +208,10 @@ def undisturbed(
 @pytest.mark.parametrize(
     ("method", "stop_in", "saved"),
     [
-        (Method.LORA, 6, 1),  # in the middle of a step
-        (Method.LORA, 8, 2),  # in its last pass: the step is finished
-        (Method.LORA, 13, 3),  # in the first step of the second epoch, just after a checkpoint
-        (Method.FULL, 18, 4),
+        (Method.LORA, 3, 1),  # in the middle of a step
+        (Method.LORA, 4, 2),  # in its last pass: the step is finished
+        (Method.LORA, 7, 3),  # in the first step of the second epoch, just after a checkpoint
+        (Method.FULL, 9, 4),
     ],
 )
 def test_a_step_that_was_given_up_is_repeated_exactly(
@@ -228,12 +227,12 @@ def test_a_step_that_was_given_up_is_repeated_exactly(
 ) -> None:
     """Dropout draws in each pass, so the next pod needs the random states of the step's beginning: the same weights bit
     for bit."""
-    training, stopping = in_six_steps(method), threading.Event()
+    training, stopping = in_five_steps(method), threading.Event()
     whole, folder = undisturbed(method)
     passes.sizes.clear()
     passes.after = lambda count: stopping.set() if count == stop_in else None
 
-    with pytest.raises(StoppedError, match=f"step {saved} of 6 is saved"):
+    with pytest.raises(StoppedError, match=f"step {saved} of 5 is saved"):
         run_training(base, dataset, tmp_path / "first", training, store.below("stopped"), stopping=stopping)
     assert len(passes.sizes) == stop_in
     passes.after = lambda _count: None

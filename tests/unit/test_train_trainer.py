@@ -436,7 +436,7 @@ def test_a_loss_that_is_no_number_ends_the_training(base: Path, store: Store, tm
 def test_the_seed_decides_the_weights(base: Path, store: Store, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_training(base, dataset, tmp_path / name, settings(max_steps=2, seed=seed), store.below(name))
+        run_training(base, dataset, tmp_path / name, settings(Method.LORA, max_steps=1, seed=seed), store.below(name))
     first, same, other = (weights(tmp_path / name / "adapter") for name in "abc")
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
