@@ -14,7 +14,7 @@ LONGEST: Final = (
     "test_tool_pipeline.py",
     "test_train_kernels.py",
     "test_train_divided.py",
-    "test_export_benchmarks.py",
+    "test_export.py",
     "test_gpu_check.py",
 )
 """Files that take a minute of one core, or of waiting."""

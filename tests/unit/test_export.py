@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
@@ -39,6 +42,10 @@ from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.store.s3 import Store
+from hack.benchmarks import exported as exported_by_benchmarks
+from hack.benchmarks.export_memory import Size, measure
+from tests.support import forked
+from tests.support.forked import Forked
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import Ended, pipeline_params, run_process, stage_input
@@ -118,11 +125,27 @@ def divergence(trained: torch.Tensor, other: torch.Tensor) -> float:
     return float((trained.exp() * (trained - other)).sum(-1).mean())
 
 
+Both = Callable[[Method], tuple[torch.Tensor, torch.Tensor]]
+"""The log-probabilities of a method's tuned model, and those of its base model as it was loaded."""
+
+
+@pytest.fixture(scope="module")
+def both(tuned: Tuned) -> Both:
+    """Computed once for all that is compared with them."""
+
+    @cache
+    def of(method: Method) -> tuple[torch.Tensor, torch.Tensor]:
+        trained = load_tuned(tuned.base, tuned.adapter(method), method)
+        untrained = load_base(tuned.base, tuning_of(method).quantization)
+        return log_probabilities(trained, tuned), log_probabilities(untrained, tuned)
+
+    return of
+
+
 @METHODS
-def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
-    trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(method), method), tuned)
+def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned, both: Both) -> None:
+    trained, untrained = both(method)
     merged = log_probabilities(merged_model(tuned, tuned.adapter(method), tuning_of(method)), tuned)
-    untrained = log_probabilities(load_base(tuned.base, tuning_of(method).quantization), tuned)
 
     assert divergence(trained, merged) < 1e-3
     assert divergence(trained, untrained) > 1
@@ -170,10 +193,9 @@ def test_an_older_adapter_is_read_by_the_jobs_method(tmp_path: Path) -> None:
     assert read_tuning(tmp_path, Method.LORA) == Tuning.of(Training(method=Method.LORA))
 
 
-def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:
+def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned, both: Both) -> None:
     """Merging inside the 4-bit weights, or into the original base that the adapter has never seen."""
-    adapter = tuned.adapter(Method.QLORA)
-    trained = log_probabilities(load_tuned(tuned.base, adapter, Method.QLORA), tuned)
+    adapter, (trained, _) = tuned.adapter(Method.QLORA), both(Method.QLORA)
     ours = divergence(trained, log_probabilities(merged_model(tuned, adapter, tuning_of(Method.QLORA)), tuned))
 
     for method in (Method.QLORA, Method.LORA):
@@ -386,7 +408,7 @@ def test_several_formats_are_made_in_one_run(several: tuple[Ended, Mapping[Expor
 
 
 def test_an_adapter_alone_answers_like_the_trained_model_on_the_base_beside_it(
-    several: tuple[Ended, Mapping[ExportFormat, Path]], tuned: Tuned, tmp_path: Path
+    several: tuple[Ended, Mapping[ExportFormat, Path]], tuned: Tuned, both: Both, tmp_path: Path
 ) -> None:
     """On the rounded base that QLoRA has trained on, in 16 bits. The base is the same for every such adapter."""
     out, base = several[1][ExportFormat.ADAPTER], tmp_path / "base"
@@ -399,8 +421,7 @@ def test_an_adapter_alone_answers_like_the_trained_model_on_the_base_beside_it(
     again = tmp_path / "again"
     write_base(tuned.base, again, tuning_of(Method.QLORA))
     assert describe_folder(again, Stage.EXPORT).content_digest() == ref.digest, "another transformers writes the same"
-    trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
-    untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
+    trained, untrained = both(Method.QLORA)
     assert divergence(trained, log_probabilities(load_artifact(out, base), tuned)) < divergence(trained, untrained) / 10
     assert divergence(untrained, log_probabilities(load_artifact(base), tuned)) < divergence(untrained, trained) / 10
 
@@ -412,12 +433,13 @@ def test_what_no_server_loads_is_no_adapter(method: Method, changes: dict[str, A
         require_plain(tmp_path, tuning_of(method))
 
 
-def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportFormat, Path], tuned: Tuned) -> None:
+def test_every_format_answers_like_the_trained_model(
+    formatted: tuple[ExportFormat, Path], tuned: Tuned, both: Both
+) -> None:
     """INT4 too, since it is calibrated: rounded to the nearest value, it would have lost what was trained."""
     _, out = formatted
-    trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
+    trained, untrained = both(Method.QLORA)
     artifact = log_probabilities(load_artifact(out), tuned)
-    untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
     assert divergence(trained, artifact) < divergence(trained, untrained) / 10
 
     examples = read_split(tuned.dataset, "train")
@@ -513,3 +535,25 @@ def test_weights_of_every_format_stay_rounded_where_the_gpu_is_too_small(
     found = {p.dtype for name, p in kept.named_parameters() if name.endswith(names)}
     assert found == {WRITTEN[kind].dtype if WRITTEN[kind].form else precision()}
     assert offload._size(out) == pytest.approx(offload._size(tuned.base), rel=0.05)
+
+
+def test_the_peak_of_an_export_is_measured(
+    quantize_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the benchmark, of a model so small that the process itself decides: more than Python, less than a gigabyte or
+    two. The process has made its imports before; without that it would find them in its PYTHONPATH."""
+
+    def start(program: Sequence[str], *, stdout: IO[str], stderr: IO[str], env: Mapping[str, str]) -> Forked:
+        python, option, *command = program
+        places = [Path(place) for place in env["PYTHONPATH"].split(os.pathsep)]
+        assert (option, stdout) == ("-m", stderr)
+        for package in ("finetune_api", "finetune_jobs", "hack"):
+            assert any((place / package).is_dir() for place in places), package
+        return forked.start(command, env, Path(stdout.name), python=python)
+
+    monkeypatch.setattr(exported_by_benchmarks, "subprocess", SimpleNamespace(Popen=start))
+    tiny = Size(hidden=128, layers=2, intermediate=256)
+    found = measure(tmp_path, build_tiny_llama(tmp_path / "like"), tiny, [ExportFormat.INT4], quantize_python)
+    assert found["bytes"] > 2 * 2 * 128 * (4 * 128 + 3 * 256)
+    peak = found["multiples"]["INT4"] * found["bytes"]
+    assert 100e6 < peak < 2e9

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune_api.export import ExportFormat
 from finetune_api.training import Method, Quantization
 from finetune_jobs.base.errors import StageError
 from hack.benchmarks import spoiled, tuned
 from hack.benchmarks.artifact_ledger import Reading, compared, read, read_once
-from hack.benchmarks.export_memory import Size, measure
 from hack.benchmarks.gated import EXPORT, GOALS, PREPARE, REFUSED, SAFE, SECRETS, WRITTEN
 from hack.benchmarks.planted_models import plants
 from hack.benchmarks.tuned import BATCH, tune
@@ -19,15 +17,6 @@ from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
-
-
-def test_the_peak_of_an_export_is_measured(quantize_python: Path, tmp_path: Path) -> None:
-    """Of a model so small that the process itself decides: more than Python, less than a gigabyte or two."""
-    tiny = Size(hidden=128, layers=2, intermediate=256)
-    found = measure(tmp_path, build_tiny_llama(tmp_path / "like"), tiny, [ExportFormat.INT4], quantize_python)
-    assert found["bytes"] > 2 * 2 * 128 * (4 * 128 + 3 * 256)
-    peak = found["multiples"]["INT4"] * found["bytes"]
-    assert 100e6 < peak < 2e9
 
 
 def test_what_a_format_adds_to_the_loss_has_an_interval() -> None:
