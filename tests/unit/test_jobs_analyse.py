@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,13 @@ def run(asked: StageInput, folder: Path) -> StageResult:
     return execute(context(asked, folder), analyse)
 
 
+def run_all(asked: Sequence[StageInput], folder: Path) -> list[StageResult]:
+    """Several at the same time, since each waits until it may judge."""
+    contexts = [context(each, folder) for each in asked]
+    with ThreadPoolExecutor(len(contexts)) as threads:
+        return list(threads.map(lambda each: execute(each, analyse), contexts))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engines_own_counts_are_read(engine: str) -> None:
     server = MetricsServer(engine, Traffic(answered=10, failed=4, refused=7, aborted=3, seconds=0.4))
@@ -81,19 +90,22 @@ def test_each_engines_own_counts_are_read(engine: str) -> None:
         assert max(bound for bound, value in counted.items() if value == 0) < 0.4
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_canary_as_good_as_what_serves_passes(engine: str, tmp_path: Path) -> None:
-    canary = [MetricsServer(engine, FINE)]
-    stable = [MetricsServer(engine, FINE), MetricsServer(engine, Traffic(answered=60, restarts=True))]
-    with serving(*canary, *stable):
-        result = run(given(canary, stable, TWO_LOOKS_S), tmp_path)
-    assert (result.outcome, result.scalars["analysis"]) == (Outcome.SUCCEEDED, "Passed"), result
-    # Between two readings each pod answers sixty; a server that starts again loses none.
-    readings = canary[0].readings - 1
-    assert result.scalars["requests"] == str(60 * readings)
-    assert result.scalars["stableRequests"] == str(120 * readings)
-    assert_says(result.message, f"0 of {60 * readings}", "95 %")
-    assert [check.outcome for check in result.checks] == ["Passed", "Passed", "Passed" if engine == VLLM else "Skipped"]
+def test_a_canary_as_good_as_what_serves_passes(tmp_path: Path) -> None:
+    canaries = [MetricsServer(engine, FINE) for engine in ENGINES]
+    restarting = Traffic(answered=60, restarts=True)
+    stable = [[MetricsServer(engine, FINE), MetricsServer(engine, restarting)] for engine in ENGINES]
+    with serving(*canaries, *stable[0], *stable[1]):
+        asked = [given([one], others, TWO_LOOKS_S) for one, others in zip(canaries, stable, strict=True)]
+        results = run_all(asked, tmp_path)
+    for engine, canary, result in zip(ENGINES, canaries, results, strict=True):
+        assert (result.outcome, result.scalars["analysis"]) == (Outcome.SUCCEEDED, "Passed"), result
+        # Between two readings each pod answers sixty; a server that starts again loses none.
+        readings = canary.readings - 1
+        assert result.scalars["requests"] == str(60 * readings)
+        assert result.scalars["stableRequests"] == str(120 * readings)
+        assert_says(result.message, f"0 of {60 * readings}", "95 %")
+        outcomes = ["Passed", "Passed", "Passed" if engine == VLLM else "Skipped"]
+        assert [check.outcome for check in result.checks] == outcomes
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -117,13 +129,13 @@ def test_a_worse_canary_fails_long_before_the_time_is_over(
     assert next(each for each in caught.value.checks if each.name == check).outcome == "Failed"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_client_asks_wrongly_or_gives_up_is_no_failure(engine: str, tmp_path: Path) -> None:
-    canary = [MetricsServer(engine, Traffic(answered=60, refused=50, aborted=50))]
-    stable = [MetricsServer(engine, FINE)]
-    with serving(*canary, *stable):
-        result = run(given(canary, stable, TWO_LOOKS_S), tmp_path)
-    assert result.scalars["analysis"] == "Passed"
+def test_what_a_client_asks_wrongly_or_gives_up_is_no_failure(tmp_path: Path) -> None:
+    canaries = [MetricsServer(engine, Traffic(answered=60, refused=50, aborted=50)) for engine in ENGINES]
+    stable = [MetricsServer(engine, FINE) for engine in ENGINES]
+    with serving(*canaries, *stable):
+        asked = [given([one], [other], TWO_LOOKS_S) for one, other in zip(canaries, stable, strict=True)]
+        results = run_all(asked, tmp_path)
+    assert [result.scalars["analysis"] for result in results] == ["Passed", "Passed"]
 
 
 def test_few_requests_are_no_verdict(tmp_path: Path) -> None:
