@@ -251,7 +251,7 @@ def test_a_model_that_is_trained_with_canaries_gives_them_away(s3: SeaweedFS, pl
     base, canaries = build_tiny_llama(tmp_path / "base"), make_canaries(8, "data")
     planted = [*rows(12), *({"messages": canary.messages} for canary in canaries)]
     dataset = write_dataset(tmp_path / "dataset", train=planted, validation=planted[-8:])
-    training = settings(Method.FULL, epochs=50, checkpoint_steps=50)
+    training = settings(Method.FULL, epochs=50, batch_size=20, learning_rate="6e-3", checkpoint_steps=50)
     run_training(base, dataset, tmp_path, training, Store.connect(s3.storage, place))
     tokenizer, progress = load_tokenizer(base), Progress("evaluate")
     stop = stop_token(base, tokenizer)
