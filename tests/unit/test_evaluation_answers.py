@@ -77,11 +77,13 @@ def test_answers_are_those_of_each_prompt_alone(kind: str, model_folder: Path, m
         "recurrent": lambda: Lfm2ForCausalLM(Lfm2Config(**size, layer_types=["conv", "full_attention"])).eval(),
     }[kind]()
     assert (common_beginning(model, encoded) is not None) is (kind == "base")
+    model.generation_config.eos_token_id = None
     unended = [answer_plainly(model, tokenizer, prompt, 10) for prompt in prompts]
     written = {token for answer in unended for token in answer}
     places = {token: [[*answer, token].index(token) for answer in unended] for token in written}
-    model.generation_config.eos_token_id = [max(written, key=lambda token: len(set(places[token])))]
-    alone = [answer_plainly(model, tokenizer, prompt, 10) for prompt in prompts]
+    end = max(written, key=lambda token: len(set(places[token])))
+    model.generation_config.eos_token_id = [end]
+    alone = [answer[:place] for answer, place in zip(unended, places[end], strict=True)]
     assert len(set(map(len, alone))) > 1, "some end before others"
 
     def asked(which: list[Any]) -> list[list[int]]:
