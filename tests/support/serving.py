@@ -131,6 +131,14 @@ class ServingCluster(PlayedJobs):
             self.events += made.events
         return made
 
+    def goes_on(self) -> bool:
+        """One pass of operator and controllers, in which no time goes by. Whether it has changed anything: if not, the
+        next one would not either."""
+        before = self._state()
+        made = self.reconcile()
+        self.run_controllers()
+        return bool(made.actions) or before != self._state()
+
     def settle(self, passes: int = 40, within: float = math.inf) -> None:
         """Let operator, controllers and time go on until three passes in a row change nothing: an endpoint in line
         starts in the third pass after it has been recorded, a second after the one before. Where not even time goes on,
