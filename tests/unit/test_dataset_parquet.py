@@ -1,6 +1,7 @@
 """Rows out of Parquet, and everything that may be wrong with such files."""
 
 import io
+import json
 import subprocess
 import sys
 from datetime import date
@@ -109,18 +110,6 @@ def test_a_conversation_that_is_too_long_is_a_fault(tmp_path: Path) -> None:
     assert [type(row) for row in found] == [Row, Row, Fault, Row]
 
 
-@pytest.mark.slow
-def test_a_text_that_all_rows_share_is_in_few_of_them_at_a_time(tmp_path: Path) -> None:
-    """200 rows of 4 MiB out of a file of less than one."""
-    path = tmp_path / "source"
-    path.write_bytes(repeated("x" * (4 << 20), 200))
-    script = _READ.replace('["text", "label"]', "[]")
-    ended = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
-    count, kib = map(int, ended.stdout.split())
-    assert count == 200
-    assert kib < 160 << 10
-
-
 def test_bytes_that_are_no_utf8_inside_messages_and_categories(tmp_path: Path) -> None:
     text = pa.StringArray.from_buffers(2, *pa.array([b"a", b"\xff"], pa.binary()).buffers()[1:])
     messages = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([text], ["content"]))
@@ -226,28 +215,49 @@ def test_no_damage_crashes_the_reader(tmp_path: Path, place: int, flip: int) -> 
 
 
 _READ = """
-import resource, sys
+import json, resource, sys
 from pathlib import Path
 from finetune_api.dataset import DataFormat
 from finetune_jobs.reading import content
 from finetune_jobs.reading.readers import read_rows
 import finetune_jobs.reading.parquet
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-count = sum(1 for _ in read_rows(Path(sys.argv[1]), "rows.parquet", DataFormat.PARQUET, ["text", "label"]))
-print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+for path, columns in json.loads(sys.argv[1]):
+    count = sum(1 for _ in read_rows(Path(path), "rows.parquet", DataFormat.PARQUET, columns))
+    print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.slow
-def test_a_row_group_may_be_larger_than_memory(tmp_path: Path) -> None:
-    """One row group of 200 MB is read within 64 MiB. (In a process of its own: Arrow's memory is not Python's.)"""
-    texts = pa.array([f"{number} " * 1000 for number in range(40_000)])
-    path = tmp_path / "source"
-    path.write_bytes(
+@pytest.fixture(scope="module")
+def read_apart(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, int]]:
+    """Rows of two files, and KiB at the peak until their end, in a process of its own: Arrow's memory is not Python's.
+
+    The one for which less is allowed comes first.
+    """
+    group, shared = (tmp_path_factory.mktemp("large") / name for name in ("group", "shared"))
+    texts = pa.array([f"{number} " * 10_000 for number in range(4_400)])
+    group.write_bytes(
         parquet_bytes(pa.table({"text": texts, "label": ["a"] * len(texts)}), use_dictionary=False, compression="zstd")
     )
-    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size > 190 << 20
-    ended = subprocess.run([sys.executable, "-c", _READ, str(path)], check=True, capture_output=True, text=True)
-    count, kib = map(int, ended.stdout.split())
-    assert count == 40_000
+    assert pq.ParquetFile(group).metadata.row_group(0).total_byte_size > 190 << 20
+    shared.write_bytes(repeated("x" * (4 << 20), 100))
+    asked = json.dumps([(str(group), COLUMNS), (str(shared), [])])
+    ended = subprocess.run([sys.executable, "-c", _READ, asked], check=True, capture_output=True, text=True)
+    found = [tuple(map(int, line.split())) for line in ended.stdout.splitlines()]
+    return [(count, kib) for count, kib in found]
+
+
+@pytest.mark.slow
+def test_a_row_group_may_be_larger_than_memory(read_apart: list[tuple[int, int]]) -> None:
+    """One row group of 200 MB is read within 64 MiB."""
+    count, kib = read_apart[0]
+    assert count == 4_400
     assert kib < 64 << 10
+
+
+@pytest.mark.slow
+def test_a_text_that_all_rows_share_is_in_few_of_them_at_a_time(read_apart: list[tuple[int, int]]) -> None:
+    """100 rows of 4 MiB out of a file of less than one."""
+    count, kib = read_apart[1]
+    assert count == 100
+    assert kib < 160 << 10
