@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
-
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.stages import RunRef
 from finetune_jobs.base.errors import StageError
@@ -101,6 +99,8 @@ def distilled(store: Store, behaviour: Behaviour, count: int = 5, **fields: Any)
 
 def failure(store: Store, behaviour: Behaviour, count: int = 5, **fields: Any) -> tuple[StageError, TeacherServer]:
     """How ``count`` prompts fail with a server that behaves so."""
+    import pytest  # pods of the tests do without
+
     with TeacherServer.running(behaviour) as server, pytest.raises(StageError) as error:
         run(store, prompts(count), config(server.url, **fields))
     return error.value, server

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
 from finetune_api.evaluation import Evaluation
@@ -103,7 +103,7 @@ class Lent(Places):
         return self._store.at(uri)
 
 
-Started = subprocess.Popen[bytes] | Forked
+Started: TypeAlias = "subprocess.Popen[bytes] | Forked"  # a text: a program that is forked has no such class
 """A stage's process."""
 STDERR: Final = "stderr.log"
 """Where the folder of a stage that has ended has its standard error."""

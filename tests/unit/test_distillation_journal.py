@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,8 +25,11 @@ from finetune_jobs.chat_api.journal import Journal
 from finetune_jobs.chat_api.money import Tokens
 from finetune_jobs.distillation.prompts import questions, terms_of
 from finetune_jobs.store.s3 import Store
+from tests.support import forked
 from tests.support.distilling import KEY, QUICK, asked_time, config, echo, failure, kept_journal, prompts, run
-from tests.support.seaweedfs import READER, SeaweedFS
+from tests.support.distilling_pod import PROGRAM
+from tests.support.forked import Forked
+from tests.support.seaweedfs import ADMIN, READER, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import RUN
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
@@ -111,35 +112,20 @@ def test_answers_that_cannot_be_kept_end_the_asking(s3: SeaweedFS, place: str, m
     assert len(server.received) < 50
 
 
-def _in_a_process(endpoint: str, place: str, url: str, count: int, result: str) -> None:
-    """A pod: distils until it is done, or stops on SIGTERM."""
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    store = Store.connect(SeaweedFS(endpoint).storage, place)
-    try:
-        with mock.patch("finetune_jobs.chat_api.answer_collector._KEEP_SECONDS", 0.5):
-            run(store, prompts(count), config(url, concurrency=4), stopping=stopping)
-    except StoppedError as stopped:
-        Path(result).write_text(str(stopped))
-
-
 @pytest.fixture
-def pod(s3: SeaweedFS, place: str, tmp_path: Path) -> Iterator[Any]:
+def pod(s3: SeaweedFS, place: str) -> Iterator[Callable[[TeacherServer, int], Forked]]:
     """Starts a pod that asks ``count`` prompts of a server."""
-    context = multiprocessing.get_context("spawn")
-    started: list[Any] = []
+    started: list[Forked] = []
 
-    def start(server: TeacherServer, count: int) -> Any:
-        arguments = (s3.endpoint, place, server.url, count, str(tmp_path / "result"))
-        process = context.Process(target=_in_a_process, args=arguments, daemon=True)
-        process.start()
-        started.append(process)
-        return process
+    def start(server: TeacherServer, count: int) -> Forked:
+        command = [PROGRAM, s3.endpoint, place, server.url, str(count)]
+        started.append(forked.start(command, ADMIN.environment() | {"PATH": os.environ["PATH"]}))
+        return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.join(10)
+        process.wait(10)
 
 
 def _wait_until(condition: Any, seconds: float = 60) -> None:
@@ -149,42 +135,43 @@ def _wait_until(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_after_a_killed_pod_only_what_is_missing_is_asked(store: Store, pod: Any) -> None:
+def test_after_a_killed_pod_only_what_is_missing_is_asked(
+    store: Store, pod: Callable[[TeacherServer, int], Forked]
+) -> None:
     """``kill -9`` in the middle: what was in the journal is not asked again, and the result is that of a quiet run."""
     hurry = threading.Event()
 
     def behaviour(prompt: str, nth: int) -> Reply:
-        late = len(server.received) > 200  # for the pod, which must not end before it is killed
+        late = len(server.received) > 60  # for the pod, which must not end before it is killed
         return says(f"answer to {prompt}", delay=0 if hurry.is_set() else 600 if late else 0.05)
 
     with TeacherServer.running(behaviour) as server:
-        process = pod(server, 400)
+        process = pod(server, 100)
         _wait_until(lambda: list(store.list()))
         process.kill()
-        process.join(10)
-        assert process.exitcode == -signal.SIGKILL
+        assert process.wait(10) == -signal.SIGKILL
         hurry.set()
         kept = kept_journal(store, config(server.url)).found
         before = len(server.received)
-        assert 0 < kept < 400
-        outcome = run(store, prompts(400), config(server.url))
-        assert len(server.received) - before == 400 - kept
-    assert outcome.answers == [f"answer to question {n}" for n in range(400)]
-    assert (outcome.result.reused, outcome.result.answered) == (kept, 400 - kept)
+        assert 0 < kept < 100
+        outcome = run(store, prompts(100), config(server.url))
+        assert len(server.received) - before == 100 - kept
+    assert outcome.answers == [f"answer to question {n}" for n in range(100)]
+    assert (outcome.result.reused, outcome.result.answered) == (kept, 100 - kept)
 
 
-def test_sigterm_keeps_every_answer_within_seconds(store: Store, pod: Any, tmp_path: Path) -> None:
+def test_sigterm_keeps_every_answer_within_seconds(store: Store, pod: Callable[[TeacherServer, int], Forked]) -> None:
     with TeacherServer.running(lambda p, n: says(f"answer to {p}", delay=0.1)) as server:
         process = pod(server, 1000)
         _wait_until(lambda: len(server.received) > 20)
         began = time.monotonic()
-        os.kill(process.pid, signal.SIGTERM)
-        process.join(20)
+        process.terminate()
+        said, _ = process.communicate(20)
         assert time.monotonic() - began < 10
-        assert process.exitcode == 0
+        assert process.returncode == 0
         asked = len(server.received)
         assert kept_journal(store, config(server.url)).found == asked  # those on their way too
-        assert_says((tmp_path / "result").read_text(), "pod", "stopped", f"{asked} of 1000 prompts", "saved")
+        assert_says(said.decode(), "pod", "stopped", f"{asked} of 1000 prompts", "saved")
 
 
 def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the_pod_must_stop(store: Store) -> None:
