@@ -37,6 +37,9 @@ PATTERN: Final = re.compile(r"\\b|\(\?:")
 UNSEEN: Final = ("saving the {}'s answers", "does not accept {}")
 """The name of a thread, and what is answered by another request at once."""
 
+MAX_BODY: Final = 10_000
+"""Bytes, instead of those of ``chat_model``: what is said of more is the same."""
+
 BODIES: Final = [
     b"<html>",
     b"[]",
@@ -68,7 +71,7 @@ REPLIES: Final[list[tuple[Reply, dict[str, Any]]]] = [
     *((fails(status), {}) for status in (307, 400, 401, 402, 403, 404, 500)),
     (fails(429, code="insufficient_quota"), {}),
     (Reply(200, b"{" * 100, hang_up=True), {}),
-    (Reply(200, b"[" + b" " * (9 << 20) + b"]"), {}),
+    (Reply(200, b"[" + b" " * MAX_BODY + b"]"), {}),
     (says("late", delay=30), {"timeout": 1}),
     (says("yes"), {"max_cost": "0.5", "max_answer_tokens": 100, "prices": {"usdPerMillionOutputTokens": "10000"}}),
 ]
@@ -87,7 +90,9 @@ def store(s3: SeaweedFS) -> Iterator[Store]:
 def said(store: Store) -> list[str]:
     """Everything that a distillation says when something is wrong, and what it says at its end."""
     messages = [*rubbish(), *(problem for spec, answers in JUDGED for problem in judged(spec, answers)), *keys()]
-    messages += [failure(store, always(reply), 30, **fields)[0].message for reply, fields in REPLIES]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune_jobs.chat_api.chat_model.MAX_BODY", MAX_BODY)
+        messages += [failure(store, always(reply), 30, **fields)[0].message for reply, fields in REPLIES]
     messages.append(failure(store, always(fails(500)), 1)[0].message)
     with pytest.raises(StageError) as unreachable:
         run(store, prompts(30), config(f"http://127.0.0.1:{free_port()}/v1"))
