@@ -43,6 +43,12 @@ class PublishedArtifact:
     given: StageInput
 
 
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of what publishing takes is for the pages of runs, at which these tests do not look."""
+    monkeypatch.setattr("finetune_jobs.publish._report", lambda _context, _said: None)
+
+
 def make(s3: SeaweedFS, store: Store, folder: Path, name: str, base: str = BASE) -> PublishedArtifact:
     """Everything of one FineTuneJob with data and sources of its own, up to its artifact."""
     run, source = RUN.model_copy(update={"name": name}), f"{len(name):064x}"
@@ -111,26 +117,35 @@ def test_copies_are_named_and_those_on_a_hub_may_be_base_models(s3: SeaweedFS, s
     assert_says(done.stdout, "huggingface.co/acme/support@v1", COMMIT)
 
 
-@pytest.mark.parametrize("erased", [False, True])
-def test_a_withdrawn_base_ends_what_is_trained_on_it(s3: SeaweedFS, store: Store, tmp_path: Path, erased: bool) -> None:
+@pytest.mark.usefixtures("without_pages")
+def test_a_withdrawn_base_ends_what_is_trained_on_it(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     """Also two generations later, and when the files of the first are erased, as its page says."""
     first = make(s3, store, tmp_path, "a")
     second = make(s3, store, tmp_path, "bb", first.model)
     third = make(s3, store, tmp_path, "ccc", second.model)
     beside = make(s3, store, tmp_path, "dddd")
     withdraw(store, first.digest, MARK)
-    if erased:
-        for folder in (output_folder(Stage.PUBLISH, first.digest), output_folder(Stage.EXPORT, first.chain.export)):
-            store.delete(f"{folder}/{MANIFEST}")
-    for job, parts in (
-        (second, (f"The base model {first.model} is that of", f"artifacts/{first.digest}", "was withdrawn by dpo")),
-        (third, ("on which the base model", second.model, "was withdrawn by dpo on 2026-03-01: erasure request 4711")),
-    ):
-        with pytest.raises(StageError) as error:
-            execute(context(job.given, tmp_path), publish, after=sign_move_and_push)
-        assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
-        assert_says(error.value.message, *parts)
+    own = (f"The base model {first.model} is that of", f"artifacts/{first.digest}", "was withdrawn by dpo")
+    generation_later = (
+        "on which the base model",
+        second.model,
+        "was withdrawn by dpo on 2026-03-01: erasure request 4711",
+    )
+    ends(second, tmp_path, *own)
+    ends(third, tmp_path, *generation_later)
+    for folder in (output_folder(Stage.PUBLISH, first.digest), output_folder(Stage.EXPORT, first.chain.export)):
+        store.delete(f"{folder}/{MANIFEST}")
+    ends(second, tmp_path, *own)
+    ends(third, tmp_path, *generation_later)
     execute(context(beside.given, tmp_path), publish, after=sign_move_and_push)
+
+
+def ends(job: PublishedArtifact, folder: Path, *parts: str) -> None:
+    """Publishing it again ends with this sentence about a withdrawal."""
+    with pytest.raises(StageError) as error:
+        execute(context(job.given, folder), publish, after=sign_move_and_push)
+    assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
+    assert_says(error.value.message, *parts)
 
 
 def test_a_base_of_the_base_may_be_out_of_reach(
@@ -148,32 +163,30 @@ def test_a_base_of_the_base_may_be_out_of_reach(
     assert error.value.reason is Reason.BUCKET_NOT_FOUND
 
 
-@pytest.mark.parametrize("revision", ["v1", COMMIT])
-def test_a_copy_of_a_withdrawn_artifact_ends_what_is_trained_on_it(
-    s3: SeaweedFS, store: Store, tmp_path: Path, revision: str
-) -> None:
-    """And what was trained on that. Main stands for another copy by now."""
+@pytest.mark.usefixtures("without_pages")
+def test_a_copy_of_a_withdrawn_artifact_ends_what_is_trained_on_it(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """And what was trained on that, by a tag or by a commit. Main stands for another copy by now."""
     first, beside = make(s3, store, tmp_path, "a"), make(s3, store, tmp_path, "dddd")
     pushed(store, first.digest, "huggingface.co/acme/support@v1", COMMIT)
     pushed(store, beside.digest, "huggingface.co/acme/support@v2", COMMIT[::-1])
-    second = make(s3, store, tmp_path, "bb", f"hf://acme/support@{revision}")
-    pushed(store, second.digest, "huggingface.co/acme/next@v1", COMMIT)
+    named = [
+        (at, make(s3, store, tmp_path, name, f"hf://acme/support@{at}")) for at, name in ((COMMIT, "b"), ("v1", "bb"))
+    ]
+    pushed(store, named[0][1].digest, "huggingface.co/acme/next@v1", COMMIT)
     third = make(s3, store, tmp_path, "ccc", "hf://acme/next@v1")
     standing = {"e" * 5: "v2", "f" * 6: COMMIT[::-1], "g" * 7: "main"}
     others = [make(s3, store, tmp_path, name, f"hf://acme/support@{at}") for name, at in standing.items()]
     withdraw(store, first.digest, MARK)
-    for job, parts in (
-        (second, (f"The base model hf://acme/support@{revision} is that of", first.digest, "was withdrawn by dpo")),
-        (third, (first.digest, "on which the base model hf://acme/next@v1 was trained", "was withdrawn by dpo")),
-    ):
-        with pytest.raises(StageError) as error:
-            execute(context(job.given, tmp_path), publish, after=sign_move_and_push)
-        assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
-        assert_says(error.value.message, *parts)
+    for at, second in named:
+        ends(
+            second, tmp_path, f"The base model hf://acme/support@{at} is that of", first.digest, "was withdrawn by dpo"
+        )
+    ends(third, tmp_path, first.digest, "on which the base model hf://acme/next@v1 was trained", "was withdrawn by dpo")
     for job in others:
         execute(context(job.given, tmp_path), publish, after=sign_move_and_push)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_resolve_notices_before_anything_is_spent(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:
     results = stocked.below("out")
     first = make(s3, results, tmp_path, "a")
