@@ -60,6 +60,10 @@ def page(request: pytest.FixtureRequest, browser: Browser, file: Path) -> Iterat
     context.close()
 
 
+KEYBOARD: Final = pytest.mark.parametrize("page", [WIDE], ids=["wide"], indirect=True)
+"""A phone has none, and its width changes nothing but the style."""
+
+
 def visible(page: Page) -> list[str]:
     """The pairs that are seen."""
     return [str(each.get_attribute("data-id")) for each in page.locator(".pair:visible").all()]
@@ -81,6 +85,7 @@ def saved(page: Page) -> bytes:
     return Path(path).read_bytes()
 
 
+@KEYBOARD
 def test_a_review_with_keys_alone(page: Page) -> None:
     """Pair by pair to the end; the file is what the command takes, and counts for the right side."""
     for pair in SHEET.votable[:-1]:
@@ -113,6 +118,7 @@ def test_a_review_with_keys_alone(page: Page) -> None:
     assert page.locator("#file").input_value() == content.decode()
 
 
+@KEYBOARD
 def test_a_key_that_is_held_down_votes_once(page: Page) -> None:
     """A browser repeats it many times a second, each time with the next pair on the screen."""
     for _ in range(3):
@@ -183,6 +189,7 @@ def test_what_differs_and_what_was_expected_are_shown_on_demand(page: Page) -> N
     assert page.get_by_label("Mark differences").is_checked()
 
 
+@KEYBOARD
 def test_keys_can_be_switched_off(page: Page) -> None:
     """Somebody who dictates, or whose hand shakes (WCAG 2.2, 2.1.4)."""
     open_options(page)
