@@ -93,7 +93,7 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     others = {name for each in ("prepare", "jobs", "operator", "cli") for name in direct(each)}
     absent = others - closure(frozenset(direct(request.param)))
     assert absent
-    modules = sorted(name for name, owners in packages_distributions().items() if absent & normal(owners))
+    modules = sorted(name for name, owners in distributions().items() if absent & owners)
     stages = [stage for stage in EXTRA_OF if EXTRA_OF[stage] == request.param]
     names = [stage.value for stage in stages]
     program = PROGRAM.format(absent=set(modules), stages=names, after=AFTER, late=LATE)
@@ -119,6 +119,12 @@ def test_what_libraries_say_while_they_are_imported_is_a_json_line(imported: Imp
 
 def normal(names: Iterable[str]) -> set[str]:
     return {canonicalize_name(name) for name in names}
+
+
+@cache
+def distributions() -> dict[str, set[str]]:
+    """Of each module, the distributions that install it. Reading what is installed takes seconds."""
+    return {name: normal(owners) for name, owners in packages_distributions().items()}
 
 
 def direct(extra: str) -> set[str]:
