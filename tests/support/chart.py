@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from finetune_operator.settings import Settings
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
+from tests.support.copies import copied
 
 CHART = REPOSITORY / "charts" / "finetune-operator"
 NAMESPACE = "finetune-system"
@@ -30,9 +32,22 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def render(*arguments: str) -> list[Object]:
+    """A file of values may be another one of the same name; all else is rendered once."""
+    rendered = _rendered.__wrapped__(*arguments) if "--values" in arguments else _rendered(*arguments)
+    return [copied(parsed) for document in rendered.split("\n---\n") if (parsed := _parsed(document))]
+
+
+@cache
+def _rendered(*arguments: str) -> str:
     done = helm("template", "finetune-operator", str(CHART), "--namespace", NAMESPACE, *arguments)
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
+    return done.stdout
+
+
+@cache
+def _parsed(document: str) -> Any:
+    """The CRDs, which are most of what helm writes, are the same in every rendering."""
+    return yaml.load(document, yaml.CSafeLoader)
 
 
 def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:
