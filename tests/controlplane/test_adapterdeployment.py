@@ -26,7 +26,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.settings import Engine, Runtime
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import wait
-from tests.controlplane.serving import NAME, Serving
+from tests.controlplane.serving import DRAIN_SECONDS, NAME, Serving
 from tests.support.played_pods import BETTER, CORRUPT, GOOD, INACTIVE
 from tests.support.serving_specs import SETTINGS, pinned, uri
 
@@ -62,7 +62,7 @@ def test_several_adapters_are_one_revision(serving: Serving) -> None:
     def adapters(**digests: str) -> dict[str, Any]:
         return {"adapters": [{"name": name, "artifact": {"uri": uri(each)}} for name, each in digests.items()]}
 
-    vllm = Runtime(engine=Engine.VLLM, image="images/vllm:0.32.0")
+    vllm = Runtime(engine=Engine.VLLM, image="images/vllm:0.32.0", drain_seconds=DRAIN_SECONDS)
     serving.start(runtimes={"vllm": vllm})
     serving.create({"source": adapters(fr=GOOD, de=BETTER), "runtime": "vllm", "keepLastGood": "0s"})
     status = serving.until(ServingPhase.READY)
@@ -172,7 +172,7 @@ def test_an_endpoint_comes_to_speak_tls(serving: Serving) -> None:
 def test_update_and_drain(serving: Serving) -> None:
     """The old revision serves until the new one is proved, then drains and goes, with all that belongs to it."""
     serving.servers.loading.add(BETTER)
-    serving.start()
+    serving.start(runtimes=SETTINGS.runtimes)  # a drain that is longer than the pass after a promotion
     old = serving.serve(GOOD)
     serving.update(BETTER)
     status = serving.until(ServingPhase.PROGRESSING)

@@ -14,10 +14,10 @@ from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait
-from tests.controlplane.serving import NAME, Serving
+from tests.controlplane.serving import NAME, RUNTIMES, Serving
 from tests.support.played_pods import BETTER, GOOD, served
 from tests.support.sentences import assert_says
-from tests.support.serving_specs import SETTINGS, pinned
+from tests.support.serving_specs import pinned
 
 pytestmark = pytest.mark.controlplane
 
@@ -32,7 +32,7 @@ def test_a_chart_upgrade_moves_one_endpoint_at_a_time(serving: Serving) -> None:
     wait(lambda: all(each.phase is ServingPhase.READY for each in _statuses(serving)), "all to serve")
     before = [each.last_good_revision for each in _statuses(serving)]
     first.stop()
-    changed = SETTINGS.runtimes["tgi-cpu"].model_copy(update={"env": {"ADDED": "by the upgrade"}})
+    changed = RUNTIMES["tgi-cpu"].model_copy(update={"env": {"ADDED": "by the upgrade"}})
     serving.start(runtimes={"tgi-cpu": changed}, max_concurrent_rollouts=1)
     most, queued = 0, ""
 
