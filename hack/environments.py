@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hack import bytecode
 from hack.cluster import packages
 from hack.cluster.console import ClusterError, run, say, step
 from hack.cluster.layout import REPOSITORY, cache_directory
@@ -60,7 +61,9 @@ def python_settings(minor: int) -> dict[str, str]:
 
 def dev() -> Path:
     """Create ``.venv``: everything except the quantizer, for people, tests and tools."""
-    return sync(REPOSITORY / ".venv", ["dev"])
+    python = sync(REPOSITORY / ".venv", ["dev"])
+    bytecode.seed(REPOSITORY / ".venv", bytecode.shared())
+    return python
 
 
 def quantize() -> Path:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Final
 
+from hack import bytecode
 from hack.cluster.console import say
 from hack.cluster.layout import REPOSITORY
 
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     # Containers often set it; pytest would compile its plugins anew in each process.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     outcomes = [run(tier) for tier in ([fast(int(workers))] if only else tiers(workers))]
+    bytecode.share(REPOSITORY / ".venv", bytecode.shared())
     say(summary(outcomes, "-".join(["test", *only])))
     return int(any(each.failed for each in outcomes))
 
