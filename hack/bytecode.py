@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +23,8 @@ _KEPT: Final = 2
 
 
 def shared() -> Path:
-    """Where those of this checkout's lock file and of this Python are."""
-    key = hashlib.sha256((REPOSITORY / "uv.lock").read_bytes() + sys.version.encode()).hexdigest()[:16]
+    """Where those of this checkout's lock file are, of any Python: their names tell them apart."""
+    key = hashlib.sha256((REPOSITORY / "uv.lock").read_bytes()).hexdigest()[:16]
     return cache_directory() / "bytecode" / key
 
 
