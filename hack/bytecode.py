@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,20 +30,23 @@ def shared() -> Path:
 
 
 def seed(environment: Path, place: Path) -> None:
-    """Give an environment what others have compiled and it has not."""
-    for libraries in _libraries(environment):
-        for compiled in place.rglob("*.pyc"):
-            target = libraries / compiled.relative_to(place)
-            if target.parent.parent.is_dir():
-                _link(compiled, target)
+    """Give an environment what others have compiled and it has not. What fails, on a full disk or as another clone
+    removes it, costs only time."""
+    with suppress(OSError):
+        for libraries in _libraries(environment):
+            for compiled in place.rglob("*.pyc"):
+                target = libraries / compiled.relative_to(place)
+                if target.parent.parent.is_dir():
+                    _link(compiled, target)
 
 
 def share(environment: Path, place: Path) -> None:
-    """Put what an environment has compiled where the next one finds it, and remove what no clone has used lately."""
-    for libraries in _libraries(environment):
-        for compiled in libraries.rglob("*.pyc"):
-            _link(compiled, place / compiled.relative_to(libraries))
-    if place.is_dir():
+    """Put what an environment has compiled where the next one finds it, and remove what no clone has used lately. What
+    fails costs only the next clone's time."""
+    with suppress(OSError):
+        for libraries in _libraries(environment):
+            for compiled in libraries.rglob("*.pyc"):
+                _link(compiled, place / compiled.relative_to(libraries))
         os.utime(place)
         for old in sorted(place.parent.iterdir(), key=lambda each: each.stat().st_mtime)[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)

@@ -31,9 +31,15 @@ def seed(own: Path, shared: Path) -> None:
 
 
 def share(own: Path, shared: Path) -> None:
-    """Put a copy of a clone's cache in the place of the shared one. Of two at the same moment, one does."""
-    shared.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=shared.parent, prefix="mypy-") as folder, suppress(OSError):
+    """Put a copy of a clone's cache in the place of the shared one. Of two at the same moment, one does. What fails
+    costs only the next clone's time."""
+    with suppress(OSError):
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        _replace(shared, own)
+
+
+def _replace(shared: Path, own: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=shared.parent, prefix="mypy-") as folder:
         new = Path(shutil.copytree(own, Path(folder, "new")))
         if shared.exists():
             shared.rename(Path(folder, "old"))

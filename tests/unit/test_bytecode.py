@@ -84,3 +84,15 @@ def test_it_is_copied_where_it_cannot_be_linked(tmp_path: Path, monkeypatch: pyt
     compile_(clone, "torch", "bytes")
     share(clone, tmp_path / "cache" / "lock")
     assert files(tmp_path / "cache") == ["lock/torch/__pycache__/__init__.cpython-311.pyc"]
+
+
+def test_a_cache_that_cannot_be_written_or_read_stops_nothing(tmp_path: Path) -> None:
+    clone = environment(tmp_path / "clone", "torch")
+    compile_(clone, "torch", "bytes")
+    (tmp_path / "cache").write_text("no folder")
+    share(clone, tmp_path / "cache" / "lock")
+    broken = tmp_path / "other" / "torch" / "__pycache__" / "new.cpython-311.pyc"
+    broken.parent.mkdir(parents=True)
+    broken.symlink_to(tmp_path / "removed meanwhile")
+    seed(clone, tmp_path / "other")
+    assert compiled(clone, "torch").read_text() == "bytes"

@@ -61,3 +61,9 @@ def test_who_interrupts_the_copying_has_no_part_of_a_cache(tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         seed(tmp_path / "own", shared)
     assert [each.name for each in tmp_path.iterdir()] == ["shared"]
+
+
+def test_a_cache_that_cannot_be_written_fails_no_check(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    share(cache(tmp_path / "own", "found"), tmp_path / "file" / "mypy")
+    assert (tmp_path / "file").read_text() == "no folder"
