@@ -7,12 +7,14 @@ it, as while a model server starts anew.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from hack.cluster.layout import free_port
 from tests.controlplane.conftest import wait
+from tests.support.closed_port import closed_port
 from tests.support.prometheus import (
     CHART_FILES,
     ENDPOINT_RULES,
@@ -117,27 +119,44 @@ def load(url: str) -> Iterator[None]:
             yield
 
 
+@dataclass
+class AskedInVain:
+    """A proxy without a server behind it, and what it answers."""
+
+    address: str
+    statuses: collections.Counter[int] = field(default_factory=collections.Counter)
+
+
 @contextmanager
-def asked_in_vain(folder: Path) -> Iterator[str]:
-    """Address of a proxy without a server behind it. Each fourth request has no key."""
+def asked_in_vain(folder: Path) -> Iterator[AskedInVain]:
+    """Each fourth request has no key."""
     folder.mkdir()
-    with (
-        started(folder, StandIn(free_port())) as door,
-        asking(lambda number: door.ask(key=FIRST if number % 4 else "")),
-    ):
-        yield f"127.0.0.1:{door.inner}"
+    with closed_port() as port, started(folder, StandIn(port)) as door:
+        asked = AskedInVain(f"127.0.0.1:{door.inner}")
+
+        def ask(number: int) -> None:
+            asked.statuses[door.ask(key=FIRST if number % 4 else "")] += 1
+
+        with asking(ask):
+            yield asked
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedInVain]:
+    with asked_in_vain(tmp_path_factory.mktemp("proxy") / "door") as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def server(proxy: AskedInVain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("endpoints")
     model = build_tiny_llama(folder / "model")
-    with tgi_cpu(model, folder, fresh=False) as tgi, vllm_metrics() as vllm, asked_in_vain(folder / "door") as proxy:
+    with tgi_cpu(model, folder, fresh=False) as tgi, vllm_metrics() as vllm:
         tgi.wait_until_ready()
         targets = [
             Target(urllib.parse.urlsplit(tgi.url).netloc, labels("tgi")),
             Target(vllm, labels("vllm")),
-            Target(proxy, labels("proxy"), "/proxy/metrics"),
+            Target(proxy.address, labels("proxy"), "/proxy/metrics"),
         ]
         with prometheus(folder, ENDPOINT_RULES, targets) as running, load(tgi.url):
             wait(lambda: running.value("sum(up)") == 3, "all of them to be scraped")
@@ -161,11 +180,16 @@ def test_both_engines_have_the_same_metrics(server: Prometheus) -> None:
             assert {key: found[0]["metric"][key] for key in labels(name)} == labels(name)
 
 
-def test_what_only_the_proxy_answers_is_counted(server: Prometheus) -> None:
+def test_what_only_the_proxy_answers_is_counted(server: Prometheus, proxy: AskedInVain) -> None:
     """Three of four find no server, and the fourth has no key."""
-    one = 'finetune_endpoint:requests:rate5m{adapterdeployment="proxy", outcome="%s"}'
+    both = 'finetune_endpoint:requests:rate5m{adapterdeployment="proxy"}'
+    one = both.replace("}", ', outcome="%s"}')
     share = f"({one % 'failed'}) / on (pod) ({one % 'refused'})"
-    wait(lambda: 2 < (server.value(share) or 0) < 4, "three times as many to have failed as were refused")
+    wait(
+        lambda: 2 < (server.value(share) or 0) < 4,
+        "three times as many to have failed as were refused",
+        describe=lambda: f"It answered {dict(proxy.statuses)}. Recorded: {server.ask('query', query=both)}",
+    )
     (found,) = result(server, one % "failed", "what failed")
     assert {key: found["metric"][key] for key in labels("proxy")} == labels("proxy")
     wait(lambda: server.alert("FinetuneEndpointFails") == "pending", "the alert")

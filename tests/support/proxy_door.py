@@ -20,7 +20,7 @@ import pytest
 from finetune_api.meta import ExitCode
 from finetune_proxy.__main__ import Certificate, Options, run
 from finetune_proxy.config import Proxied
-from hack.cluster.layout import free_port
+from hack.cluster.layout import free_ports
 from hack.cluster.packages import SYSTEM_PATH
 
 FIRST: Final = "first-key-0123456789abcdef"
@@ -193,7 +193,7 @@ def started(
     program = shutil.which("haproxy", path=SYSTEM_PATH)
     if program is None:
         pytest.fail("haproxy is missing: `python3 -m hack.environments proxy` installs it")
-    port, inner = free_port(), free_port()
+    port, inner = free_ports(2)
     folder, secret, mounted = (tmp_path / name for name in ("files", "secret", "certificate"))
     folder.mkdir()
     mount(secret, {"a": FIRST})

@@ -17,7 +17,7 @@ from finetune_jobs.reading import sources
 from finetune_jobs.reading.hub_files import hub_place
 from finetune_jobs.reading.sources import SourceFile, find_sources, source_digest
 from finetune_jobs.store.s3 import Store
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says, unsaid
@@ -377,9 +377,10 @@ def refused(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             made["removed"] = refusal(file.copy_to, folder / "copy")
         with fake_hub(patch, "dataset", "org/set", HUB, spoil=lambda _answer: b"<html>log in</html>"):
             made["proxy"] = refusal(find_sources, store, Dataset(sources=[source]))
-        patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-        made["ConnectError"] = refusal(find_sources, Lent(store), Dataset(sources=[source]))
-        made["LocalEntryNotFoundError"] = refusal(file.copy_to, folder / "copy")
+        with closed_port() as port:
+            patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+            made["ConnectError"] = refusal(find_sources, Lent(store), Dataset(sources=[source]))
+            made["LocalEntryNotFoundError"] = refusal(file.copy_to, folder / "copy")
         made["no place"] = refusal(hub_place, "hf://datasets/set/a.csv")
     return made
 

@@ -18,7 +18,7 @@ from finetune_jobs.chat_api.money import Tokens, estimate_tokens
 from finetune_jobs.chat_api.pace import Pacer
 from finetune_jobs.reading.rows import Row
 from finetune_jobs.store.s3 import Store
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.distilling import QUICK, SOURCE, config, distilled, echo, failure, prompts, run
 from tests.support.sentences import assert_says
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
@@ -176,9 +176,8 @@ def test_a_teacher_that_never_answers_ends_the_distillation(
 
 
 def test_nobody_listens(store: Store) -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(StageError) as error:
-        run(store, prompts(60), config(url))
+    with closed_port() as port, pytest.raises(StageError) as error:
+        run(store, prompts(60), config(url := f"http://127.0.0.1:{port}/v1"))
     assert error.value.reason is Reason.TEACHER_UNAVAILABLE
     assert_says(error.value.message, f"{url}:", "24", "requests failed", "name", "connection", "TLS")
 

@@ -20,7 +20,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.verification.engine import ANSWERED, FAILED, FIRST_TOKEN_SECONDS, REQUEST_SECONDS
 from finetune_jobs.verification.servers import client_of
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.model_metrics import MetricsServer, Traffic, serving
 from tests.support.seaweedfs import User
 from tests.support.sentences import assert_says
@@ -148,8 +148,8 @@ def test_few_requests_are_no_verdict(tmp_path: Path) -> None:
 
 def test_metrics_that_cannot_be_read_are_no_verdict_and_say_why(tmp_path: Path) -> None:
     stable, gone = MetricsServer(VLLM, FINE), MetricsServer(VLLM)
-    gone.url = f"http://127.0.0.1:{free_port()}"
-    with serving(stable):
+    with serving(stable), closed_port() as port:
+        gone.url = f"http://127.0.0.1:{port}"
         result = run(given([gone], [stable], 0), tmp_path)
         empty = run(given([], [stable], 0), tmp_path)
     assert (result.scalars["analysis"], empty.scalars["analysis"]) == ("Inconclusive", "Inconclusive")
@@ -159,8 +159,8 @@ def test_metrics_that_cannot_be_read_are_no_verdict_and_say_why(tmp_path: Path) 
 
 def test_one_pod_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
     canary, stable, gone = MetricsServer(TGI, FINE), MetricsServer(TGI, FINE), MetricsServer(TGI)
-    gone.url = f"http://127.0.0.1:{free_port()}"
-    with serving(canary, stable):
+    with serving(canary, stable), closed_port() as port:
+        gone.url = f"http://127.0.0.1:{port}"
         result = run(given([canary, gone], [stable], TWO_LOOKS_S), tmp_path)
     assert result.scalars["analysis"] == "Passed"
 

@@ -17,7 +17,7 @@ from finetune_jobs.modelling.base_model import fetch_base_model, find_base_model
 from finetune_jobs.modelling.licence import licence_of
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.store.transfers import download_files
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import STRANGER, SeaweedFS
 from tests.support.sentences import assert_says, unsaid
@@ -268,8 +268,9 @@ def test_a_model_that_the_hub_does_not_give(
 
 
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    error = not_found(store, "hf://org/model@main")
+    with closed_port() as port:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        error = not_found(store, "hf://org/model@main")
     assert_says(
         error.message, "hf://org/model@main", f"{constants.ENDPOINT}", "(ConnectError).", "copy the model to S3"
     )
@@ -282,6 +283,7 @@ def test_every_sentence_about_a_place_of_a_model_is_tested(
     errors = [refused(store, f"other-{row}", files) for row, (files, *_) in enumerate(REFUSED)]
     errors += [not_found(store, "hf://org/model"), deleted(s3, store, tmp_path)]
     errors.append(changed(s3, store, tmp_path))
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    errors.append(not_found(store, "hf://org/model@main"))
+    with closed_port() as port:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        errors.append(not_found(store, "hf://org/model@main"))
     assert unsaid("finetune_jobs.modelling.base_model", [error.message for error in errors]) == []

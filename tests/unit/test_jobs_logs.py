@@ -15,7 +15,7 @@ from finetune_api.json_lines import JsonLines
 from finetune_api.storage import Storage
 from finetune_jobs.runtime.logs import KeptLog, PlainLines, PrintedLines, Redaction, Tail, log_object, set_up
 from finetune_jobs.store.s3 import Store
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN
 
@@ -171,8 +171,8 @@ def test_layers_in_8_bits_do_not_warn_in_each_pass() -> None:
 @pytest.mark.parametrize("answers", [False, True], ids=["closed port", "never answers"])
 @pytest.mark.usefixtures("place")
 def test_a_store_that_is_away_delays_the_end_by_the_given_time_only(answers: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1] if answers else free_port()
+    with socket.create_server(("127.0.0.1", 0)) as silent, closed_port() as closed:
+        port = silent.getsockname()[1] if answers else closed
         store = Store.connect(Storage(endpoint=f"http://127.0.0.1:{port}"), "s3://data/out")
         tail = Tail(JsonLines({"stage": "train"}, Redaction({})))
         tail.handle(record("a line"))

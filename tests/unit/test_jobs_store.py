@@ -28,7 +28,7 @@ from finetune_jobs.resolve import probe_writes
 from finetune_jobs.store.errors import store_error
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.store.transfers import download_file
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, KMS_KEY, READER, STRANGER, SeaweedFS, User
 from tests.support.sentences import assert_says
@@ -152,9 +152,8 @@ def test_a_busy_store_is_asked_again_and_a_wrong_request_is_not(status: int, ret
 
 
 def test_a_store_that_cannot_be_reached_is_worth_a_retry(place: str) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(StageError) as error:
-        Store.connect(Storage(endpoint=endpoint), place).get("key")
+    with closed_port() as port, pytest.raises(StageError) as error:
+        Store.connect(Storage(endpoint=f"http://127.0.0.1:{port}"), place).get("key")
     assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
     assert_says(error.value.message, f"reading {place}/key failed", "endpoint", "name", "connection refused")
 

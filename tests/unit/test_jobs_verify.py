@@ -20,7 +20,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.verification.connection import answer_in
 from finetune_jobs.verification.engine import Limits
 from finetune_jobs.verify import verify
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.publishing import ANSWERS, answer, deployment_input
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
@@ -220,7 +220,6 @@ def test_verify_refuses_a_server(
 
 
 def test_verify_gives_up_on_a_server_that_never_starts(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(StageError, match=r"/health .* within 1 s") as error:
-        run_verify(s3, published, tmp_path, endpoint, seconds=1)
+    with closed_port() as port, pytest.raises(StageError, match=r"/health .* within 1 s") as error:
+        run_verify(s3, published, tmp_path, f"http://127.0.0.1:{port}", seconds=1)
     assert error.value.reason is Reason.CANDIDATE_FAILED

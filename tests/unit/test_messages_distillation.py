@@ -24,7 +24,7 @@ from finetune_jobs.distillation.prompts import Prompt, terms_of
 from finetune_jobs.examples.validation import Faults
 from finetune_jobs.reading.rows import Fault
 from finetune_jobs.store.s3 import Store
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.distilling import SOURCE, config, failure, prompts, run
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import unsaid
@@ -94,8 +94,8 @@ def said(store: Store) -> list[str]:
         patch.setattr("finetune_jobs.chat_api.chat_model.MAX_BODY", MAX_BODY)
         messages += [failure(store, always(reply), 30, **fields)[0].message for reply, fields in REPLIES]
     messages.append(failure(store, always(fails(500)), 1)[0].message)
-    with pytest.raises(StageError) as unreachable:
-        run(store, prompts(30), config(f"http://127.0.0.1:{free_port()}/v1"))
+    with closed_port() as port, pytest.raises(StageError) as unreachable:
+        run(store, prompts(30), config(f"http://127.0.0.1:{port}/v1"))
     return [*messages, unreachable.value.message, *interrupted(store), the_end()]
 
 

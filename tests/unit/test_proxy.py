@@ -34,6 +34,7 @@ from finetune_proxy.config import Files, Proxied, haproxy_config, keep_alive_sec
 from finetune_proxy.printed import read_line
 from hack.cluster.layout import free_port
 from hack.cluster.packages import SYSTEM_PATH
+from tests.support.closed_port import closed_port
 from tests.support.proxy_door import (
     FIRST,
     PATIENCE,
@@ -316,7 +317,7 @@ class TestHaproxy:
             assert door.end(stream) == b"data: last\n\n"
 
     def test_what_it_says_without_a_server(self, tmp_path: Path) -> None:
-        with started(tmp_path, StandIn(free_port())) as door:
+        with closed_port() as port, started(tmp_path, StandIn(port)) as door:
             status, headers, body = door.answer()
             assert (status, headers["Content-Type"]) == (503, "application/json")
             assert json.loads(body)["error"]["type"] == "server_error"

@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.meta import SERVING_PORT
 from finetune_operator.runtimes.plan import asked_inside, health_probe
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -61,7 +61,8 @@ def test_a_server_says_whether_it_is_well(status: int, *, well: bool) -> None:
 
 
 def test_a_server_that_does_not_listen_is_not_well() -> None:
-    assert not healthy(free_port())
+    with closed_port() as port:
+        assert not healthy(port)
 
 
 def test_one_that_hangs_keeps_the_probe_until_the_kubelet_ends_it() -> None:

@@ -10,7 +10,7 @@ from finetune_api.storage import Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.errors import store_error
 from finetune_jobs.store.s3 import Store
-from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.sentences import assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -38,10 +38,11 @@ def test_an_identity_that_cannot_be_read_yet_is_asked_for_again(monkeypatch: pyt
     """The agent of EKS Pod Identity starts with its node, as the pod does."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
-    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{free_port()}/v1/credentials")
     monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
-    with pytest.raises(StageError) as error:
-        Store.connect(Storage(), "s3://data/x")
+    with closed_port() as port:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/v1/credentials")
+        with pytest.raises(StageError) as error:
+            Store.connect(Storage(), "s3://data/x")
     assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
     assert_says(error.value.message, "connecting to s3://data/x failed", "pod's identity could not be read")
 

@@ -31,8 +31,8 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.store.transfers import download_file
 from finetune_jobs.training import tracking as tracking_module
 from finetune_jobs.training.tracking import Measuring, hyperparameters, lineage_facts, tracked
-from hack.cluster.layout import free_port
 from tests.support import forked, mlflow_server, wandb_server
+from tests.support.closed_port import closed_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN, pipeline_params, stage_input, wait_for
 from tests.support.tiny_model import build_tiny_llama
@@ -307,8 +307,8 @@ def test_the_stage_is_tracked_as_its_input_says(mlflow_url: str, s3: SeaweedFS, 
 def test_a_dead_server_costs_a_warning_and_nothing_else(
     answers: bool, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1] if answers else free_port()
+    with socket.create_server(("127.0.0.1", 0)) as silent, closed_port() as closed:
+        port = silent.getsockname()[1] if answers else closed
         tracking = Tracking(mlflow=Mlflow(url=f"http://127.0.0.1:{port}"))
         progress = Progress("train")
         with tracked(given(), tracking, store, tmp_path / "tracking", progress):

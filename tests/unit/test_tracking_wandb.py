@@ -28,8 +28,8 @@ from finetune_jobs.training import wandb_run
 from finetune_jobs.training.figures import End
 from finetune_jobs.training.tracking import hyperparameters, lineage_facts, tracked
 from finetune_jobs.training.wandb_run import WandbRun
-from hack.cluster.layout import free_port
 from tests.support import wandb_server
+from tests.support.closed_port import closed_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN
 from tests.support.tracking import DATASET, LOSSES, VALIDATIONS, given, learn
@@ -138,19 +138,20 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
     fault: str, server: WandbServer, s3: SeaweedFS, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    url = f"http://127.0.0.1:{free_port()}" if fault == "closed port" else server.url
     server.delay_seconds = PATIENCE_S if fault == "never answers" else 0.0
     server.status = HTTPStatus.UNAUTHORIZED
-    tracking = Tracking(wandb=Wandb(base_url=url, secret_key_ref=SECRET))
     progress = Progress("train")
     # Its own run: the client's service, which the tests share, may not have given up the one before yet.
     stage = given().model_copy(update={"input_key": digest(fault)})
-    with tracked(stage, tracking, Store.connect(s3.storage, place), tmp_path / "tracking", progress):
-        began = time.monotonic()
-        learn(progress)
-        took = time.monotonic() - began
-        began = time.monotonic()
-    ending = time.monotonic() - began
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}" if fault == "closed port" else server.url
+        tracking = Tracking(wandb=Wandb(base_url=url, secret_key_ref=SECRET))
+        with tracked(stage, tracking, Store.connect(s3.storage, place), tmp_path / "tracking", progress):
+            began = time.monotonic()
+            learn(progress)
+            took = time.monotonic() - began
+            began = time.monotonic()
+        ending = time.monotonic() - began
     assert took < 1
     assert ending < 4
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]

@@ -36,6 +36,7 @@ from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.launcher import Ended, supervise, verdict
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
+from tests.support.closed_port import closed_port
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import (
@@ -192,14 +193,15 @@ def test_a_helper_goes_on_waiting_where_the_store_does_not_answer(
     store: Store, s3: SeaweedFS, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A retry of its pod would be counted, and its first process may be about to listen."""
-    gone = s3.storage.model_copy(update={"endpoint": f"http://127.0.0.1:{free_port()}"})
     output, upstream = Output(uri=store.uri(), name="together"), Upstream(model="1" * 64, dataset="2" * 64)
     params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=Training())})
-    unreachable = context(stage_input(Stage.TRAIN, gone, output, params, upstream), tmp_path)
-    with pytest.raises(StageError) as error:
-        earlier_result(unreachable)
+    with closed_port() as port:
+        gone = s3.storage.model_copy(update={"endpoint": f"http://127.0.0.1:{port}"})
+        unreachable = context(stage_input(Stage.TRAIN, gone, output, params, upstream), tmp_path)
+        with pytest.raises(StageError) as error:
+            earlier_result(unreachable)
+        assert _is_done(unreachable) is False
     assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
-    assert _is_done(unreachable) is False
     assert_says(caplog.text, "whether there is a result already is unknown")
 
 
