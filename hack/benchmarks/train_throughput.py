@@ -3,8 +3,9 @@
 Both sides use the same model (SmolLM2-135M, nf4), adapter, examples, order and batches, without validation and
 checkpoints. The baseline has all our settings that TRL supports, with its own loss, attention and adapter precision.
 Each side runs in a new process with one thread. CPU time is measured because it varies less than wall time on a busy
-machine. Short examples are like a classification, long ones like a letter with an answer of about 60 tokens, those of
-a chat are mostly short and now and then long: log-normal lengths, median 120 tokens.
+machine; it does vary, so the sides take turns, and the turn with the median ratio counts. Short examples are like a
+classification, long ones like a letter with an answer of about 60 tokens, those of a chat are mostly short and now and
+then long: log-normal lengths, median 120 tokens.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Workload:
     """At its peak, if it is not the default."""
     checkpointing: bool = False
     """Whether TRL computes activations again, as it does by default."""
+    turns: int = 3
+    """How often both sides are measured, one after the other."""
 
     @property
     def training(self) -> Training:
@@ -104,7 +107,7 @@ class Workload:
 
 SHORT = Workload("short", Between((8, 24), (1, 1)), batch=8, passes=2, steps=9, goal=1.7)
 LONG = Workload("long", Between((380, 430), (50, 60)), batch=4, passes=1, steps=4, goal=1.7)
-CHAT = Workload("chat", LogNormal(median=95, sigma=1.0, most=950), batch=8, passes=1, steps=7, goal=2.5)
+CHAT = Workload("chat", LogNormal(median=95, sigma=1.0, most=950), batch=8, passes=1, steps=7, goal=2.5, turns=1)
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,11 @@ def run() -> Result:
     figures: dict[str, dict[str, Any]] = {}
     workloads = (SHORT, LONG, CHAT)
     for workload in workloads:
-        sides = {}
-        for side in ("ours", "stock"):
-            with step(f"train on {workload.name} examples ({side})"):
-                sides[side] = fresh_process(measure, side, workload, model)
-        ours, stock = sides["ours"], sides["stock"]
-        figures[workload.name] = compared(workload, ours, stock)
-        say(f"  {workload.name}: {figures[workload.name]['ratio']} times the tokens per CPU second")
+        turns = [_turn(workload, model) for _ in range(workload.turns)]
+        ratios = sorted(turn["ratio"] for turn in turns)
+        median = next(turn for turn in turns if turn["ratio"] == ratios[len(ratios) // 2])
+        figures[workload.name] = median | {"ratios": ratios}
+        say(f"  {workload.name}: {median['ratio']} times the tokens per CPU second (of {ratios})")
     worst = min(figures.values(), key=lambda figure: figure["ratio"] / figure["goal"])
     goals = ", ".join(f"{workload.name} ≥ {workload.goal}" for workload in workloads)
     return Result(
@@ -140,6 +141,15 @@ def run() -> Result:
         goal=f"times TRL's: {goals}, with the same losses",
         details=figures,
     )
+
+
+def _turn(workload: Workload, model: Path) -> dict[str, Any]:
+    """Figures of both sides, measured one after the other."""
+    sides = {}
+    for side in ("ours", "stock"):
+        with step(f"train on {workload.name} examples ({side})"):
+            sides[side] = fresh_process(measure, side, workload, model)
+    return compared(workload, sides["ours"], sides["stock"])
 
 
 def compared(workload: Workload, ours: Throughput, stock: Throughput) -> dict[str, Any]:
