@@ -106,6 +106,12 @@ FAULTS: Final = [
     (here(L4, T4), None, "bfloat16 … Tesla T4"),
     (here(L4), FOR_TWO, "2 × NVIDIA L4 … 1 × NVIDIA L4 … nvidia.com/gpu … accelerator.limits"),
     (
+        here(SLICE),
+        FOR_A100.model_copy(update={"count": 2, "memory_gib": 19.5}),
+        "2 × NVIDIA A100 40GB … 1 × NVIDIA A100-SXM4-40GB MIG 3g.20gb … one MIG slice, however many … gpu.count … "
+        "accelerator.limits to 1 … nodes without MIG",
+    ),
+    (
         here(L4),
         FOR_L4.model_copy(update={"memory_gib": 39}),
         "Profile 'gpu-l4' … 39 GiB … fit … a GPU with 22.0 GiB (NVIDIA L4) … gpu.memoryGib … to 22 … nodeSelector",

@@ -66,10 +66,7 @@ def unusable(found: Found, hardware: HardwareFacts | None) -> str:
     if promised is None:
         return ""
     if len(found.cards) < promised.count:
-        return (
-            f"{_promise(promised)}, but this pod has {described(found.cards)}. Set nvidia.com/gpu in "
-            "accelerator.limits of the profile to the count of its gpu, in the chart's values."
-        )
+        return _too_few(found.cards, promised)
     small = next((card for card in found.cards if card.gib < SMALLEST * promised.memory_gib), None)
     return _too_small(small, promised) if small else ""
 
@@ -148,6 +145,18 @@ def _runs(kernel: str, capability: tuple[int, int]) -> bool:
     if number.endswith("a"):
         return made == capability
     return made <= capability and (kind == "compute" or made[0] == capability[0])
+
+
+def _too_few(cards: Sequence[Card], promised: HardwareFacts) -> str:
+    """A process finds one slice, however many its pod has
+    (https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html, CUDA Device Enumeration)."""
+    remedy = "Set nvidia.com/gpu in accelerator.limits of the profile to the count of its gpu"
+    if any(card.is_slice for card in cards):
+        remedy = (
+            "CUDA uses one MIG slice, however many a pod has: set gpu.count of the profile and the slices in its "
+            "accelerator.limits to 1, or its nodeSelector to nodes without MIG"
+        )
+    return f"{_promise(promised)}, but this pod has {described(cards)}. {remedy}, in the chart's values."
 
 
 def _too_small(card: Card, promised: HardwareFacts) -> str:
