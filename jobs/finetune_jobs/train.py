@@ -40,7 +40,7 @@ def train(context: Context) -> StageOutput:
     given, team = context.input, Team.of(os.environ)
     require_promised(given.hardware, team.local_rank)
     params = require(given.params.train, "params.train")
-    require_kernels(quantized=params.training.base_quantization is not None)
+    require_kernels(params.training.base_quantization)
     files = TrainingFiles(
         base=context.scratch / "base",
         dataset=context.scratch / "dataset",

@@ -16,7 +16,7 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.storage import Encryption, EncryptionAlgorithm
-from finetune_api.training import LearningCurve
+from finetune_api.training import LearningCurve, Quantization
 from finetune_jobs.artifacts.folders import read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate
@@ -91,10 +91,10 @@ def test_a_pod_without_its_gpu_ends_at_once(given: StageInput, stage: Stage, tmp
 
 def test_kernels_that_cannot_be_compiled_end_a_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here there is no driver to link with."""
-    require_kernels(quantized=True)
+    require_kernels(Quantization.NF4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(StageError, match=r"kernels cannot be compiled.*libcuda") as error:
-        require_kernels(quantized=False)
+        require_kernels(None)
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 
@@ -141,9 +141,30 @@ def test_a_library_without_kernels_for_the_card_ends_a_training_at_once(monkeypa
     from triton.backends.nvidia import driver
 
     monkeypatch.setattr(driver, "CudaUtils", lambda: None)
-    require_kernels(quantized=False)  # LoRA and Full do without them
-    with pytest.raises(StageError, match=r"^bitsandbytes cannot quantise weights on this GPU: .+") as error:
-        require_kernels(quantized=True)
+    require_kernels(None)  # LoRA and Full do without them
+    with pytest.raises(StageError, match=r"^bitsandbytes cannot compute in NF4 on this GPU: .+") as error:
+        require_kernels(Quantization.NF4)
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
+
+
+@pytest.mark.usefixtures("seen_card")
+def test_a_card_without_products_of_8_bits_ends_a_training_in_8_bits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes multiplies them by a library of its own; nothing of that is asked of a base in 4 bits."""
+    from bitsandbytes import functional
+    from triton.backends.nvidia import driver
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("cublasLt ran into an error!\n\tshapeA=torch.Size([64, 64])")
+
+    monkeypatch.setattr(driver, "CudaUtils", lambda: None)
+    monkeypatch.setattr(device, "device", lambda: "cpu")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for each in Quantization:
+        require_kernels(each)
+    monkeypatch.setattr(functional, "int8_linear_matmul", refuse)
+    require_kernels(Quantization.NF4)
+    with pytest.raises(StageError, match=r"^bitsandbytes cannot compute in INT8 on this GPU: cublasLt") as error:
+        require_kernels(Quantization.INT8)
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 
@@ -161,7 +182,7 @@ def test_a_card_whose_memory_others_have_taken_is_not_called_unusable(monkeypatc
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch, "ones", full)
     require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22))
-    require_kernels(quantized=True)
+    require_kernels(Quantization.NF4)
 
 
 @pytest.mark.usefixtures("seen_card")

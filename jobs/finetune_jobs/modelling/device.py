@@ -10,6 +10,7 @@ import torch
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
+from finetune_api.training import Quantization
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.cards import Card, Found, described, differences, unusable
 
@@ -105,9 +106,9 @@ def log_peak() -> None:
     log.info("the GPU's memory: at most %.2f GiB of %.1f were taken, %.2f by tensors", *found)
 
 
-def require_kernels(*, quantized: bool) -> None:
-    """Compile Triton's driver now if there is a GPU, and for a base that is ``quantized`` round something small as
-    bitsandbytes does; otherwise that happens after the model was downloaded. Raises StageError (GpuUnusable)."""
+def require_kernels(quantization: Quantization | None) -> None:
+    """Compile Triton's driver now if there is a GPU, and for a quantised base compute something small as bitsandbytes
+    does; otherwise that happens after the model was downloaded. Raises StageError (GpuUnusable)."""
     if not torch.cuda.is_available():
         return
     try:
@@ -119,22 +120,27 @@ def require_kernels(*, quantized: bool) -> None:
             Reason.GPU_UNUSABLE,
             f"The GPU's kernels cannot be compiled in this pod: {' '.join(str(error).split()) or type(error).__name__}",
         ) from error
-    if quantized:
-        _require_quantization()
+    if quantization:
+        _require_quantization(quantization)
 
 
-def _require_quantization() -> None:
+def _require_quantization(quantization: Quantization) -> None:
     try:
-        from bitsandbytes.functional import quantize_4bit  # seconds, which data stages need not spend
+        from bitsandbytes import functional  # seconds, which data stages need not spend
 
-        quantize_4bit(torch.ones(64, 64, dtype=torch.bfloat16, device=device()), quant_type="nf4")
+        ones = torch.ones(64, 64, dtype=torch.float16, device=device())
+        if quantization is Quantization.INT8:  # a product of its own, which NF4 does without
+            rounded, _, _ = functional.int8_vectorwise_quant(ones)
+            functional.int8_linear_matmul(rounded, rounded)
+        else:
+            functional.quantize_4bit(ones.bfloat16(), quant_type="nf4")
         torch.cuda.synchronize()
     except Exception as error:  # its library was not made for this CUDA, or has no kernel for this card
         if is_out_of_memory(error):
             return
         raise StageError(
             Reason.GPU_UNUSABLE,
-            f"bitsandbytes cannot quantise weights on this GPU: {' '.join(str(error).split())[:300]}",
+            f"bitsandbytes cannot compute in {quantization} on this GPU: {' '.join(str(error).split())[:300]}",
         ) from error
 
 
