@@ -32,6 +32,7 @@ PARTS: Mapping[str, str] = {
     "memory": "training.memory",
     "packing": "training.packed",
     "resume": "training.resuming",
+    "steps": "steps.smaller",
     "oom": "training.out_of_memory",
     "throughput": "throughput.compare",
     "export": "exporting.formats",

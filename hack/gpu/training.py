@@ -134,7 +134,7 @@ def out_of_memory(bench: Bench) -> Iterator[Check]:
 
 def _halved(bench: Bench, name: str) -> Check:
     usual = _usual(bench, name)
-    if not (said := _peak(usual)):
+    if not (said := peak(usual)):
         return Check("oom", name, usual.result.message or "the stage did not say", "", False)
     taken, tensors = said
     training = _training(bench, name).model_copy(update={"batch_size": LARGE, "max_steps": 4})
@@ -190,7 +190,7 @@ def _fused(name: str, ended: Ended) -> Check:
 
 
 def _memory(bench: Bench, name: str, training: Training, ended: Ended) -> Check:
-    if not (said := _peak(ended)):
+    if not (said := peak(ended)):
         return Check("memory", name, ended.result.message or "the stage did not say", "", False)
     # The rows are short: the estimate is for passes of the length that they have, not of the longest allowed, and where
     # they are packed for their tokens, without padding and its mask.
@@ -206,7 +206,7 @@ def _memory(bench: Bench, name: str, training: Training, ended: Ended) -> Check:
     return Check("memory", name, found, wanted, RATIO[0] <= ratio <= RATIO[1] and whole <= RATIO[1])
 
 
-def _peak(ended: Ended) -> tuple[float, float] | None:
+def peak(ended: Ended) -> tuple[float, float] | None:
     """Bytes that a training took of its GPU at most, and those of its tensors; None if it did not say."""
     said = [match for line in ended.log if (match := PEAK.search(line["message"]))]
     taken, tensors = (float(each) * GIB for each in said[-1].groups()) if said else (0.0, 0.0)

@@ -21,7 +21,8 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import Training
-from finetune_jobs.fit.memory import GIB, gpu_step, peak_memory
+from finetune_jobs.fit import steps as fit_steps
+from finetune_jobs.fit.memory import GIB, _steps, gpu_step, peak_memory
 from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import KEPT
 from finetune_jobs.modelling.device import log_peak
@@ -29,7 +30,7 @@ from finetune_jobs.runtime.commandline import example_input
 from finetune_jobs.runtime.results import failure
 from hack.benchmarks.train_throughput import Throughput, Workload
 from hack.cluster.layout import REPOSITORY
-from hack.gpu import bench, serving, throughput, training
+from hack.gpu import bench, serving, steps, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
@@ -52,18 +53,18 @@ def test_without_a_gpu_it_says_so_and_what_to_do(capsys: pytest.CaptureFixture[s
     assert "--rehearse" in said
 
 
-def test_a_stopped_training_ends_with_the_same_bytes_in_a_rehearsal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parts_run_through_in_a_rehearsal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in ADMIN.environment().items():
         monkeypatch.setenv(name, value)  # as the suite does itself, and undone
-    code = main(["--rehearse", "resume", "oom"])
+    code = main(["--rehearse", "resume", "steps", "oom"])
     said = capsys.readouterr().out
     assert code == 0, said
     assert "resumed, the same bytes" in said
+    assert "a part kept: losses 0.0% apart" in said
     found = json.loads((REPOSITORY / "build" / "gpu-rehearsal.json").read_text())
     assert [(each["part"], each["passed"]) for each in found["checks"]] == [
         ("resume", True),
+        ("steps", True),
         *[("oom", None)] * len(training.OVERFULL),
     ]
 
@@ -169,6 +170,38 @@ def test_memory_is_that_of_tensors_in_passes_without_padding(
 
     ended = Ended(ExitCode.OK, failure(Stage.TRAIN, Reason.STAGE_CRASHED, ""), [{"message": caplog.messages[-1]}])
     assert training._memory(one_card, "LoRA", given, ended).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("step", "factor", "tensors", "more", "passed"),
+    [
+        ("SELECTIVE", 1.0, 3.0, "", True),
+        ("SELECTIVE", 1.03, 3.0, "", False),
+        ("ROUNDED", 1.03, 3.0, "", True),
+        ("ROUNDED", 1.06, 3.0, "", False),
+        ("SELECTIVE", 1.0, 4.0, "", False),
+        ("SELECTIVE", 1.0, 3.0, "again in the backward pass: this model allows no selection", False),
+    ],
+)
+def test_a_smaller_step_has_the_losses_of_the_largest_and_takes_less(
+    step: str, factor: float, tensors: float, more: str, passed: bool, one_card: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(gib: float, *said: str) -> Ended:
+        lines = (f"the GPU's memory: at most 9.00 GiB of 79.0 were taken, {gib:.2f} by tensors", *said)
+        return Ended(ExitCode.OK, failure(Stage.TRAIN, Reason.STAGE_CRASHED, ""), [{"message": each} for each in lines])
+
+    whole, smaller = ended(4.0), ended(tensors, more)
+    losses = {id(whole): [10.0, 8.0, 6.0], id(smaller): [10.0 * factor, 8.0 * factor, 6.0 * factor]}
+    monkeypatch.setattr(Bench, "losses", lambda _, each: losses[id(each)])
+    check = steps._compared(one_card, "Full", step, smaller, whole)
+    assert (check.passed, check.mark) == (passed, "✓" if passed else "✗")
+    assert f"tensors {tensors:.2f} GiB instead of 4.00" in check.found
+
+
+def test_smaller_steps_are_those_that_fit_may_choose() -> None:
+    for name, ways in steps.SMALLER.items():
+        known = _steps(Training(**training.METHODS[name]), 1)
+        assert {getattr(fit_steps, way) for way in (steps.ALL, *ways)} <= set(known)
 
 
 def test_libraries_other_than_the_locked_ones_are_named() -> None:
