@@ -3,6 +3,7 @@
 One test starts the program; the others call its entry point, in a process that has imported torch."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,11 +18,13 @@ import pytest
 import torch
 import yaml
 
+from finetune_api.budget import HardwareFacts
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import Training
 from finetune_jobs.fit import steps as fit_steps
+from finetune_jobs.fit.duration import pace
 from finetune_jobs.fit.memory import GIB, _steps, gpu_step, peak_memory
 from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import KEPT
@@ -150,6 +153,32 @@ def test_each_side_of_a_comparison_sees_one_gpu(tmp_path: Path, s3: SeaweedFS, m
     [check] = islice(throughput.compare(Bench(tmp_path, s3, cards)), 1)
     assert check.found == "100 against 100 tokens/s: 1.0 ×, loss 10.00 → 4.00, 0.0% from TRL's"
     assert seen == ["GPU-a", "GPU-a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "passed"),
+    [
+        ("NVIDIA H100", 1.0, True),
+        ("NVIDIA H100", 0.6, False),
+        ("NVIDIA H100", 1.4, False),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 1.0, None),
+        ("NVIDIA R200", 1.0, None),
+    ],
+)
+def test_the_speed_is_that_of_the_forecast(
+    name: str, share: float, passed: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of passes of 64 × 150 tokens: what they take to compute, and to launch."""
+    card, workload = GpuCard(name, 79.2, (9, 0)), replace(throughput.CHAT, steps=24, batch=64)
+    monkeypatch.setattr(Bench, "shape", shape_of(SMOLLM))
+    hardware = HardwareFacts(name="NVIDIA H100", count=1, memory_gib=79.2, peak_tflops=989)
+    expected = pace(shape_of(SMOLLM), Training(max_length=150), KEPT, hardware)
+    assert expected
+    seconds = math.hypot(expected.pass_seconds, 64 * 150 / expected.tokens_per_second)
+    plain = Throughput(share * 64 * 150 / seconds, [10.0, 4.0], 150.0)
+    check = throughput._as_estimated(Bench(tmp_path, SeaweedFS("http://127.0.0.1:9"), [card]), workload, plain)
+    assert check.passed is passed
+    assert f"{share:.2f} × the" in check.found or "in no table" in check.found
 
 
 @pytest.mark.parametrize(("share", "passed"), [(0.9, True), (0.7, False), (1.1, False)])
