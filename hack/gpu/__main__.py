@@ -61,15 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     import torch
 
+    from finetune_jobs.modelling.cards import no_cuda
+    from finetune_jobs.modelling.device import reported
     from hack.gpu.bench import Bench
     from hack.gpu.check import table, write
-    from hack.gpu.machine import find_cards
+    from hack.gpu.machine import find
 
-    # Which asks for their number only: this process holds no GPU's memory, see ``find_cards``.
+    # Which asks for their number only: this process holds no GPU's memory, see ``find``.
     if not given.rehearse and not torch.cuda.is_available():
-        say("error: CUDA cannot be used here: `nvidia-smi` must show a GPU. --rehearse tries the suite without one.")
+        say(
+            f"error: CUDA cannot be used here: {no_cuda(reported())} `nvidia-smi` must show a GPU. --rehearse tries "
+            "the suite without one."
+        )
         return 2
-    cards = () if given.rehearse else find_cards()
+    cards = () if given.rehearse else find().cards
     card = cards[0].name if cards else "CPU (a rehearsal)"
     result = RESULTS / ("gpu-check.json" if cards else "gpu-rehearsal.json")
     checks: list[Check] = []

@@ -23,13 +23,14 @@ from finetune_api.stages import Stage, StageInput, TrainParams, Upstream
 from finetune_api.training import Training
 from finetune_jobs.artifacts.folders import read_manifest
 from finetune_jobs.fit.shapes import Shape, read_shape
+from finetune_jobs.modelling.cards import Card
 from finetune_jobs.runtime.results import failure
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.build import longest
 from finetune_jobs.training.division import mapped_split, token_counts
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY, cache_directory
-from hack.gpu.machine import VISIBLE, GpuCard, allocator, numbers
+from hack.gpu.machine import VISIBLE, allocator, numbers
 from hack.gpu.model import SMALL, random_model
 from hack.models import ensure_smollm2
 from tests.support.seaweedfs import ADMIN, SeaweedFS
@@ -61,7 +62,7 @@ class Bench:
 
     folder: Path
     server: SeaweedFS
-    cards: Sequence[GpuCard]
+    cards: Sequence[Card]
     """GPUs on which models run, the first one alone but where several train together; none: it is a rehearsal with
     small models."""
     uri: str = "s3://data/gpu-check"
@@ -73,7 +74,7 @@ class Bench:
 
     @classmethod
     @contextmanager
-    def running(cls, folder: Path, cards: Sequence[GpuCard]) -> Iterator[Bench]:
+    def running(cls, folder: Path, cards: Sequence[Card]) -> Iterator[Bench]:
         """With its server, until the end of the suite. CUDA's settings are for all that is started from here on."""
         (folder / "store").mkdir()
         shutil.rmtree(LOGS, ignore_errors=True)

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Final
 
+from finetune_jobs.modelling.cards import Found, unusable
 from hack.cluster.layout import REPOSITORY
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check
+from hack.gpu.machine import find
 
 LIBRARIES: Final = ("torch", "triton", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 """What a result may change with."""
@@ -32,11 +34,14 @@ def described(bench: Bench) -> Iterator[Check]:
     """Cards, driver and libraries: what a figure of this suite is worth elsewhere depends on them."""
     import torch  # seconds, which a wrong argument does without
 
+    found = find() if bench.on_gpu else Found()
     cards = ", ".join(
-        f"{card.name} ({card.gib:.1f} GiB, sm_{card.capability[0]}{card.capability[1]})" for card in bench.cards
+        f"{card.name} ({card.gib:.1f} GiB, sm_{card.capability[0]}{card.capability[1]})" for card in found.cards
     )
-    yield Check("machine", "GPUs", cards or "none", "", True if bench.cards else None)
-    yield Check("machine", "CUDA of torch", torch.version.cuda or "none", "", None)
+    fault = unusable(found, None)
+    yield Check("machine", "GPUs", f"{cards or 'none'} {fault}".rstrip(), "", not fault if bench.on_gpu else None)
+    cuda = f"{torch.version.cuda or 'none'} of torch, {found.driver or 'none'} of the driver"
+    yield Check("machine", "CUDA", cuda, "", None)
     installed = {name: _version(name) for name in LIBRARIES}
     others = other_versions((REPOSITORY / "uv.lock").read_text(encoding="utf-8"), installed)
     same = ", ".join(f"{name} {version}" for name, version in installed.items())

@@ -28,16 +28,18 @@ from finetune_jobs.fit.duration import pace
 from finetune_jobs.fit.memory import GIB, _steps, gpu_step, peak_memory
 from finetune_jobs.fit.shapes import read_shape
 from finetune_jobs.fit.steps import KEPT
+from finetune_jobs.modelling import device
+from finetune_jobs.modelling.cards import Card, Found
 from finetune_jobs.modelling.device import log_peak
 from finetune_jobs.runtime.commandline import example_input
 from finetune_jobs.runtime.results import failure
 from hack.benchmarks.train_throughput import Throughput, Workload
 from hack.cluster.layout import REPOSITORY
-from hack.gpu import bench, serving, steps, throughput, training
+from hack.gpu import bench, serving, setting, steps, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
 from hack.gpu.bench import Bench
 from hack.gpu.check import Check, table, write
-from hack.gpu.machine import GpuCard, allocator, numbers
+from hack.gpu.machine import allocator, find, numbers
 from hack.gpu.model import SIZES, WORDS
 from hack.gpu.setting import other_versions
 from tests.support.fit import SMOLLM, shape_of
@@ -51,9 +53,33 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) == 2
-    said = capsys.readouterr().out
-    assert "nvidia-smi" in said
-    assert "--rehearse" in said
+    assert_says(capsys.readouterr().out, "cannot be used here", "nvidia-smi", "--rehearse")
+
+
+def test_a_driver_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`nvidia-smi` shows the GPU all the same."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "reported", lambda: Found(cuda="13.0", driver="12.4"))
+    assert main(["train"]) == 2
+    assert_says(capsys.readouterr().out, "CUDA 13.0", "driver supports CUDA 12.4", "580 or newer")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_what_the_machine_has_is_asked_by_another_process() -> None:
+    found = find()
+    assert (found.cards, found.cuda) == ((), torch.version.cuda or "")
+    assert found.why_not
+
+
+def test_a_card_that_models_cannot_use_is_no_card(one_card: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the driver is told."""
+    old = Found((Card("Tesla T4", 14.6, (7, 5)),), "13.0", "13.2", ("sm_75",))
+    monkeypatch.setattr(setting, "find", lambda: old)
+    cards, cuda, _ = setting.described(one_card)
+    assert_says(cards.found, "Tesla T4 (14.6 GiB, sm_75)", "bfloat16")
+    assert (cards.passed, cuda.found) == (False, f"{torch.version.cuda} of torch, 13.2 of the driver")
+    monkeypatch.setattr(setting, "find", lambda: replace(old, cards=tuple(one_card.cards), kernels=("sm_90",)))
+    assert next(setting.described(one_card)).passed
 
 
 def test_parts_run_through_in_a_rehearsal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +115,7 @@ def test_the_memory_that_is_left_holds_the_small_pass_and_not_the_large_one(name
 @pytest.fixture
 def one_card(tmp_path: Path) -> Bench:
     """A machine with one GPU, of which nothing is asked."""
-    return Bench(tmp_path, SeaweedFS("http://127.0.0.1:9"), (GpuCard("NVIDIA H100", 79.2, (9, 0)),))
+    return Bench(tmp_path, SeaweedFS("http://127.0.0.1:9"), (Card("NVIDIA H100", 79.2, (9, 0)),))
 
 
 def test_a_part_that_breaks_has_failed_and_the_next_has_its_turn(
@@ -149,7 +175,7 @@ def test_each_side_of_a_comparison_sees_one_gpu(tmp_path: Path, s3: SeaweedFS, m
         return Throughput(100.0, [10.0, 4.0], 10.0)
 
     monkeypatch.setattr(throughput, "fresh_process", measured)
-    cards = [GpuCard("card", 80.0, (9, 0))] * 2
+    cards = [Card("card", 80.0, (9, 0))] * 2
     [check] = islice(throughput.compare(Bench(tmp_path, s3, cards)), 1)
     assert check.found == "100 against 100 tokens/s: 1.0 ×, loss 10.00 → 4.00, 0.0% from TRL's"
     assert seen == ["GPU-a", "GPU-a"]
@@ -169,7 +195,7 @@ def test_the_speed_is_that_of_the_forecast(
     name: str, share: float, passed: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of passes of 64 × 150 tokens: what they take to compute, and to launch."""
-    card, workload = GpuCard(name, 79.2, (9, 0)), replace(throughput.CHAT, steps=24, batch=64)
+    card, workload = Card(name, 79.2, (9, 0)), replace(throughput.CHAT, steps=24, batch=64)
     monkeypatch.setattr(Bench, "shape", shape_of(SMOLLM))
     hardware = HardwareFacts(name="NVIDIA H100", count=1, memory_gib=79.2, peak_tflops=989)
     expected = pace(shape_of(SMOLLM), Training(max_length=150), KEPT, hardware)

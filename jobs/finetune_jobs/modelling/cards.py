@@ -59,7 +59,7 @@ def unusable(found: Found, hardware: HardwareFacts | None) -> str:
     as known: without it, only what no model can do without is asked for."""
     promised = hardware if hardware is not None and hardware.has_gpu else None
     if not found.cards:
-        return f"{_promise(promised)}, but CUDA cannot be used in this pod: {_no_cuda(found)}" if promised else ""
+        return f"{_promise(promised)}, but CUDA cannot be used in this pod: {no_cuda(found)}" if promised else ""
     for card in found.cards:
         if fault := _incapable(card, found):
             return fault
@@ -101,19 +101,20 @@ def described(cards: Sequence[Card]) -> str:
     return ", ".join(f"{count} × {name}" for name, count in Counter(card.name for card in cards).items())
 
 
-def _promise(hardware: HardwareFacts) -> str:
-    return f"Profile {hardware.profile!r} promises {hardware.count} × {hardware.name or 'GPU'}"
-
-
-def _no_cuda(found: Found) -> str:
+def no_cuda(found: Found) -> str:
+    """Why CUDA cannot be used, with the remedy where that is known."""
     needed, has = _major(found.cuda), _major(found.driver)
     if needed and has and has < needed:
         version = f"{DRIVERS[needed]} or newer" if needed in DRIVERS else f"one that supports CUDA {needed}"
         return (
-            f"its image was made for CUDA {found.cuda}, the driver of its node supports CUDA {found.driver} at most. "
-            f"Update the driver: {version}."
+            f"torch was made for CUDA {found.cuda}, the node's driver supports CUDA {found.driver} at most. Update the "
+            f"driver: {version}."
         )
     return found.why_not or "torch gives no reason."
+
+
+def _promise(hardware: HardwareFacts) -> str:
+    return f"Profile {hardware.profile!r} promises {hardware.count} × {hardware.name or 'GPU'}"
 
 
 def _incapable(card: Card, found: Found) -> str:

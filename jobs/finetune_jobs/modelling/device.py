@@ -43,7 +43,7 @@ def require_promised(hardware: HardwareFacts | None, own: int = 0) -> None:
     days at the price of the GPUs), if the GPU is not what the work needs (``modelling.cards``), or if it computes
     nothing.
     """
-    found = _found()
+    found = reported()
     if fault := unusable(found, hardware):
         raise StageError(Reason.GPU_UNUSABLE, fault)
     if found.cards:
@@ -57,6 +57,15 @@ def require_promised(hardware: HardwareFacts | None, own: int = 0) -> None:
         torch.get_num_threads(),
         "bfloat16" if _cpu_has_bfloat16() else "float32 (this CPU would have to emulate bfloat16)",
     )
+
+
+def reported() -> Found:
+    """What torch and the driver report of GPUs."""
+    cuda = torch.version.cuda or ""
+    if not torch.cuda.is_available():
+        return Found(cuda=cuda, driver=_driver(), why_not=_why_not())
+    cards = tuple(_card(number) for number in range(torch.cuda.device_count()))
+    return Found(cards, cuda, _driver(), tuple(torch.cuda.get_arch_list()))
 
 
 def _require_answer(cards: Sequence[Card], own: int) -> None:
@@ -151,15 +160,6 @@ def _cpu_has_bfloat16() -> bool:
         return False
     x86 = platform.machine() == "x86_64"
     return not x86 or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _found() -> Found:
-    """What torch and the driver report."""
-    cuda = torch.version.cuda or ""
-    if not torch.cuda.is_available():
-        return Found(cuda=cuda, driver=_driver(), why_not=_why_not())
-    cards = tuple(_card(number) for number in range(torch.cuda.device_count()))
-    return Found(cards, cuda, _driver(), tuple(torch.cuda.get_arch_list()))
 
 
 def _card(number: int) -> Card:
