@@ -78,17 +78,19 @@ class Examples:
     """Tokens of an example, on average."""
     longest: float
     """Tokens of the longest."""
-    validated: int | None = None
-    """Examples of a validation; None: unknown, so that validations take their whole share of the time."""
+    validated: int
+    """Examples of the validation split."""
 
     @classmethod
-    def at_most(cls, training: Training, count: int | None = None) -> Self | None:
-        """The most that the spec allows for so many examples, or for all of its steps; None without ``maxSteps``."""
+    def at_most(cls, training: Training, count: int | None = None, validated: int | None = None) -> Self | None:
+        """The most that the spec allows for so many examples, or for all of its steps; None without ``maxSteps``. A
+        split of which the size is unknown has all that a validation takes: in a short run, whose four validations may
+        cost more than its steps, a share of the time would be no bound."""
         if count is None and training.max_steps is None:
             return None
         step = training.batch_size * training.gradient_accumulation
         most = count if count is not None else step * (training.max_steps or 0)
-        return cls(most, training.max_length, training.max_length)
+        return cls(most, training.max_length, training.max_length, validated or training.validation.max_examples)
 
 
 def planned_steps(examples: int, training: Training) -> int:
@@ -122,14 +124,12 @@ def training_seconds(training: Training, examples: Examples, pace: Pace, process
     tokens = size * examples.tokens * padding(training, examples, processes)
     each = math.hypot(pace.pass_seconds, tokens * processes / pace.tokens_per_second)
     trained = seen / (size * processes) * each
-    return training.work * (trained + _validation_seconds(training, examples, pace, processes, trained))
+    return training.work * (trained + _validation_seconds(training, examples, pace, processes))
 
 
-def _validation_seconds(training: Training, examples: Examples, pace: Pace, processes: int, trained: float) -> float:
+def _validation_seconds(training: Training, examples: Examples, pace: Pace, processes: int) -> float:
     """Of all validations, each in passes that the processes share, without padding to speak of: examples of like length
-    stand together. ``trained``: seconds of all steps."""
-    if examples.validated is None:
-        return VALIDATION_SHARE * trained
+    stand together."""
     steps = planned_steps(examples.count, training)
     if not steps:
         return 0.0

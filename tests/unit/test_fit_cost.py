@@ -203,7 +203,7 @@ def test_cost() -> None:
         assert found.most_usd == pytest.approx(found.most_seconds * 2.1 / 3600)
         after = export_seconds(found.pace) + evaluate_seconds(found.pace, 100)
         trained = (found.most_seconds - after) / hardware.processes - found.pace.load_seconds
-        tokens = 100 * 16 * 512 * 1.05
+        tokens = 100 * 16 * 512 + 4 * 200_000 / 3
         assert tokens / found.pace.tokens_per_second < trained < 1.1 * tokens / found.pace.tokens_per_second
     assert forecast(None, training, A100, 100) is None
 

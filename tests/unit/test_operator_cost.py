@@ -56,6 +56,8 @@ RESOLVED = done(Stage.RESOLVE, scalars=IDENTITY | FIT)
 PREPARED = done(Stage.PREPARE, scalars={"rowsTrain": "1000", "tokens": "50000"})
 """Three epochs of it are 150,000 tokens, or 1,500 seconds."""
 AFTER = 2 * 100 + 3 * 200 * 512 / 100
+VALIDATED = 200_000
+"""Tokens of a validation at most; a run of few steps has four."""
 """Seconds of export and evaluation: two loads, three answers to 200 examples of 512 tokens."""
 
 
@@ -181,7 +183,7 @@ FORECASTS = {
         None,
         Basis.LIMITS,
         0.0,
-        100 + 1.05 * 10 * 16 * 512 / 100 + AFTER,
+        100 + (10 * 16 * 512 + 4 * VALIDATED / 3) / 100 + AFTER,
     ),
     "tokens unknown": (
         SPEC,
@@ -189,7 +191,7 @@ FORECASTS = {
         None,
         Basis.LIMITS,
         0.0,
-        100 + 1.05 * 3 * 1000 * 512 / 100 + AFTER,
+        100 + (3 * 1000 * 512 + 4 * VALIDATED / 3) / 100 + AFTER,
     ),
     "prepared": (SPEC, (RESOLVED, PREPARED), None, Basis.TOKENS, 0.0, 100 + 1500 + AFTER),
     "training": (

@@ -59,16 +59,23 @@ def test_processes_share_the_examples() -> None:
 
 
 def test_the_most_before_the_data_are_known() -> None:
-    """Every example as long as it may be, and validations with all of their share; nothing without maxSteps."""
+    """Every example as long as it may be, and validations of as many as they take; nothing without maxSteps."""
     assert Examples.at_most(Training()) is None
     limited = Training(max_steps=5, batch_size=4, gradient_accumulation=2, max_length=512)
     most = Examples.at_most(limited)
     assert most is not None
     trained = 5 * 8 * 512 / 1000
-    assert training_seconds(limited, most, PACE) == pytest.approx((1 + VALIDATION_SHARE) * trained)
+    validated = 200_000 / 512
+    assert training_seconds(limited, most, PACE) == pytest.approx(trained + 3 * validated * 512 / 3 / 1000)
+    for count, tokens, split in ((40, 512, 500), (40, 300, 100_000), (40, 512, 3)):
+        seconds = training_seconds(limited, Examples(count, tokens, tokens, split), PACE)
+        assert seconds <= training_seconds(limited, most, PACE) * 1.001
     counted = Examples.at_most(Training(), 300)
     assert counted is not None
-    assert counted.count == 300
+    assert (counted.count, counted.validated) == (300, 500)
+    known = Examples.at_most(Training(), 300, 30)
+    assert known is not None
+    assert known.validated == 30
 
 
 @given(

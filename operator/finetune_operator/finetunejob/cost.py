@@ -223,7 +223,7 @@ def _examples(context: RunContext) -> tuple[Examples | None, Basis]:
         return Examples.at_most(training), Basis.LIMITS
     rows = dataset.rows
     if not dataset.tokens or not rows.train:
-        return Examples.at_most(training, rows.train), Basis.LIMITS
+        return Examples.at_most(training, rows.train, rows.validation), Basis.LIMITS
     mean = dataset.tokens / rows.train
     longest = min(dataset.longest or training.max_length, training.max_length)
     return Examples(rows.train, mean, max(mean, longest), rows.validation), Basis.TOKENS
