@@ -72,7 +72,7 @@ from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.exporting.positions import require_same_positions
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
-from finetune_jobs.modelling.device import require_promised
+from finetune_jobs.modelling.device import require_promised, require_quantization
 from finetune_jobs.modelling.licence import licence_of
 from finetune_jobs.modelling.loading import cuda_memory
 from finetune_jobs.modelling.token_files import Conversation
@@ -128,6 +128,8 @@ def evaluate(context: Context) -> StageOutput:
     upstream = {Stage.PREPARE: chain.dataset, Stage.TRAIN: chain.adapter}
     for stage, digest in upstream.items():
         folders.fetch_folder(context.store, output_folder(stage, digest), context.scratch / stage)
+    tuning = read_tuning(context.scratch / Stage.TRAIN, Method(params.method))
+    require_quantization(tuning.quantization)  # a training that is reused may have run on another card
     fetch_base_model(context, base)
     files = EvaluationFiles(
         base=base,
@@ -137,7 +139,6 @@ def evaluate(context: Context) -> StageOutput:
         out=out,
         findings=KeptFindings.of(context.store, given, tools := versions(*TOOLS)),
     )
-    tuning = read_tuning(files.tuned, Method(params.method))
     about = About(identify(given), licence_of(context))
     if given.params.publish:
         gates = given.params.publish.gates

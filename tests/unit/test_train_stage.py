@@ -16,12 +16,14 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.storage import Encryption, EncryptionAlgorithm
-from finetune_api.training import LearningCurve, Quantization
+from finetune_api.training import LearningCurve, Method, Quantization
+from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.folders import read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate
 from finetune_jobs.modelling import device
 from finetune_jobs.modelling.device import precision, require_kernels, require_promised
+from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
@@ -165,6 +167,24 @@ def test_a_card_without_products_of_8_bits_ends_a_training_in_8_bits_only(monkey
     require_kernels(Quantization.NF4)
     with pytest.raises(StageError, match=r"^bitsandbytes cannot compute in INT8 on this GPU: cublasLt") as error:
         require_kernels(Quantization.INT8)
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
+
+
+@pytest.mark.usefixtures("seen_card")
+def test_an_evaluation_whose_card_cannot_compute_the_base_ends_before_its_download(
+    given: StageInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A training that is reused may have run on another card."""
+
+    def fetched(_store: Store, _folder: str, destination: Path) -> None:
+        destination.mkdir(parents=True)
+        write_tuning(destination, Tuning(method=Method.QLORA, quantization=Quantization.INT8))
+
+    monkeypatch.setattr(folders, "fetch_folder", fetched)
+    monkeypatch.setattr("finetune_jobs.evaluate.require_promised", lambda _hardware: None)
+    asked = given.model_copy(update={"stage": Stage.EVALUATE, "base_model_uri": "s3://data/nowhere"})
+    with pytest.raises(StageError, match=r"^bitsandbytes cannot compute in INT8 on this GPU: .+") as error:
+        evaluate(context(asked, tmp_path))
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 

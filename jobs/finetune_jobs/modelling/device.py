@@ -129,11 +129,14 @@ def require_kernels(quantization: Quantization | None) -> None:
             Reason.GPU_UNUSABLE,
             f"The GPU's kernels cannot be compiled in this pod: {' '.join(str(error).split()) or type(error).__name__}",
         ) from error
-    if quantization:
-        _require_quantization(quantization)
+    require_quantization(quantization)
 
 
-def _require_quantization(quantization: Quantization) -> None:
+def require_quantization(quantization: Quantization | None) -> None:
+    """Of that, what a stage needs that computes with such a base and does not train. Raises StageError
+    (GpuUnusable)."""
+    if quantization is None or not torch.cuda.is_available():
+        return
     try:
         from bitsandbytes import functional  # seconds, which data stages need not spend
 
