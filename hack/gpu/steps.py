@@ -18,7 +18,7 @@ ALL: Final = "KEPT"
 """The step that keeps all activations, in float32 (``fit.steps``)."""
 SMALLER: Final[Mapping[str, Mapping[str, str]]] = {
     "QLoRA NF4": {"SELECTIVE": "a part kept", "ON_GPU": "none kept"},
-    "Full": {"SELECTIVE": "a part kept", "ROUNDED_KEPT": "all kept, in 16 bits", "ROUNDED": "none kept, in 16 bits"},
+    "Full": {"SELECTIVE": "a part kept", "ROUNDED": "none kept, all in 16 bits"},
 }
 """By method, steps that take less memory, with words for them."""
 ROUNDED_APART: Final = 0.05

@@ -33,7 +33,7 @@ from finetune_jobs.modelling.cards import Card, Found
 from finetune_jobs.modelling.device import log_peak
 from finetune_jobs.runtime.commandline import example_input
 from finetune_jobs.runtime.results import failure
-from hack.benchmarks.train_throughput import Throughput, Workload
+from hack.benchmarks.train_throughput import CHAT, Throughput, Workload
 from hack.cluster.layout import REPOSITORY
 from hack.gpu import bench, serving, setting, steps, throughput, training
 from hack.gpu.__main__ import PARTS, checks_of, main, part
@@ -195,7 +195,7 @@ def test_the_speed_is_that_of_the_forecast(
     name: str, share: float, passed: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of passes of 64 × 150 tokens: what they take to compute, and to launch."""
-    card, workload = Card(name, 79.2, (9, 0)), replace(throughput.CHAT, steps=24, batch=64)
+    card, workload = Card(name, 79.2, (9, 0)), replace(CHAT, steps=24, batch=64)
     monkeypatch.setattr(Bench, "shape", shape_of(SMOLLM))
     hardware = HardwareFacts(name="NVIDIA H100", count=1, memory_gib=79.2, peak_tflops=989)
     expected = pace(shape_of(SMOLLM), Training(max_length=150), KEPT, hardware)
