@@ -176,9 +176,11 @@ def test_each_side_of_a_comparison_sees_one_gpu(tmp_path: Path, s3: SeaweedFS, m
 
     monkeypatch.setattr(throughput, "fresh_process", measured)
     cards = [Card("card", 80.0, (9, 0))] * 2
-    [check] = islice(throughput.compare(Bench(tmp_path, s3, cards)), 1)
-    assert check.found == "100 against 100 tokens/s: 1.0 ×, loss 10.00 → 4.00, 0.0% from TRL's"
-    assert seen == ["GPU-a", "GPU-a"]
+    stock, plain, forecast = islice(throughput.compare(Bench(tmp_path, s3, cards)), 3)
+    assert stock.found == "100 against 100 tokens/s: 1.0 ×, loss 10.00 → 4.00, 0.0% from TRL's"
+    assert (plain.passed, plain.found) == (True, "100 against 100 tokens/s: 1.0 ×")
+    assert (forecast.passed, forecast.found) == (None, "left out: what card reaches is in no table (fit/cards.py)")
+    assert seen == ["GPU-a"] * 3
 
 
 @pytest.mark.parametrize(
