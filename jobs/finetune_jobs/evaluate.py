@@ -63,7 +63,7 @@ from finetune_jobs.evaluation.page import EvaluationSubject, as_evaluated, ident
 from finetune_jobs.evaluation.page_parts import write_page
 from finetune_jobs.evaluation.passages import said_positions
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.reference import make_references, to_record
+from finetune_jobs.evaluation.reference import SHORT, make_references, to_record
 from finetune_jobs.evaluation.report import Evaluated, Probabilities, RowFacts
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
@@ -316,7 +316,7 @@ def _disturbed(models: Generators, paper: Paper, base: Sequence[list[float]], sa
     program may have to load it for that. ``base``: the base model's log-probabilities of the passages, which decide
     those that are recorded."""
     numbers = to_record(paper.passages, base, said.likely)
-    disturbed = models.disturbed([paper.passages[number] for number in numbers])
+    disturbed = models.disturbed([paper.passages[number] for number in numbers], noisy=SHORT)
     return replace(said, disturbed=dict(zip(numbers, disturbed, strict=True)))
 
 

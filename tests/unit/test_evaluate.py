@@ -303,7 +303,7 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
 
     disturbed = set[str]()
 
-    def disturb(model: Any, _passage: Any) -> Disturbed:
+    def disturb(model: Any, _passage: Any, *, noisy: bool) -> Disturbed:
         disturbed.update(name for name, each in models.items() if each is model)
         return Disturbed([], [], None)
 

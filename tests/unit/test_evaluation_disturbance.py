@@ -68,6 +68,19 @@ def test_of_a_long_text_none_is_measured(model: Any) -> None:
     assert found.straight != found.turned
 
 
+def test_where_it_is_not_asked_for_the_text_is_not_read_for_it(model: Any) -> None:
+    """A text that only shows positions: it is read with the right ones and with wrong ones, and that is all."""
+    read: list[Any] = []
+    counting = model.register_forward_hook(lambda *_: read.append(1))
+    try:
+        found = disturbed(model, TEXTS[0], noisy=False)
+    finally:
+        counting.remove()
+    assert found.noise is None
+    assert found.straight != found.turned
+    assert len(read) == 2
+
+
 def test_positions_are_compared_without_the_rounding_of_activations(folder: Path, tmp_path: Path) -> None:
     """Its noise would hide what they do. The weights stay in 8 bits, and the model rounds again afterwards."""
     rounded = build_tiny_int8(tmp_path / "int8", folder)

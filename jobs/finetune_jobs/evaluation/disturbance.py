@@ -40,13 +40,14 @@ class Disturbed:
     turned: list[float]
     """The same with wrong positions."""
     noise: float | None
-    """How far apart two servers are that each round in their own way: nats a token. None of a long text, which would
-    take many times as long and shows less."""
+    """How far apart two servers are that each round in their own way: nats a token. None if it was not measured."""
 
 
-def disturbed(model: Any, passage: Passage) -> Disturbed:
-    """All of it. What was found before is not computed again."""
-    noise = None if passage.long else look_up(model, _NOISE, passage.ids, lambda: twins_apart(model, passage))
+def disturbed(model: Any, passage: Passage, *, noisy: bool = True) -> Disturbed:
+    """All of it, noise only if ``noisy``, and never of a long text, which would take many times as long and shows less.
+    What was found before is not computed again."""
+    measured = noisy and not passage.long
+    noise = look_up(model, _NOISE, passage.ids, lambda: twins_apart(model, passage)) if measured else None
     return Disturbed(*_turned_log_probs(model, passage), noise)
 
 

@@ -16,7 +16,8 @@ from finetune_jobs.evaluation.disturbance import Disturbed
 from finetune_jobs.evaluation.passages import Passage
 
 SHORT: Final = 8
-"""Short texts that show wrong weights: where base and artifact differ most. All of them show wrong positions."""
+"""Short texts that show wrong weights: where base and artifact differ most. All of them show wrong positions, for which
+no noise is needed: it goes in no direction."""
 
 
 def to_record(passages: Sequence[Passage], base: Sequence[list[float]], artifact: Sequence[list[float]]) -> list[int]:

@@ -108,9 +108,9 @@ class TransformersGenerators:
         self._model = self.load_artifact(exported.folder, exported.base)
         return self._known(["artifact", exported.digest], exported.checkpoint)
 
-    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
+    def disturbed(self, passages: Sequence[Passage], noisy: int) -> list[Disturbed]:
         """By the model that is loaded."""
-        return [disturbed(self._model, passage) for passage in passages]
+        return [disturbed(self._model, each, noisy=number < noisy) for number, each in enumerate(passages)]
 
     def __enter__(self) -> Self:
         return self

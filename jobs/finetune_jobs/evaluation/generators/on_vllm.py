@@ -201,7 +201,7 @@ class VllmGenerators:
         self._exported = exported
         return loaded
 
-    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
+    def disturbed(self, passages: Sequence[Passage], noisy: int) -> list[Disturbed]:
         """vLLM's layers cannot be changed: it ends, and transformers reads these passages, which are few."""
         if self._exported is None or not passages:
             return []
@@ -210,7 +210,7 @@ class VllmGenerators:
         try:
             model = self.load_artifact(asked.folder, asked.base)
             keep_findings(model, self.findings, ["artifact", asked.digest])
-            return [disturbed(model, passage) for passage in passages]
+            return [disturbed(model, each, noisy=number < noisy) for number, each in enumerate(passages)]
         finally:
             model = None
             make_room()

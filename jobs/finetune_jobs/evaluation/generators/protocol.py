@@ -74,9 +74,9 @@ class Generators(Protocol):
     def exported(self, exported: Exported) -> Generator:
         """An exported model, exactly as its files say."""
 
-    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
-        """What the exported model that was asked last finds of each passage with wrong rotary positions and with noise.
-        A program in which these cannot be changed has transformers do it."""
+    def disturbed(self, passages: Sequence[Passage], noisy: int) -> list[Disturbed]:
+        """What the exported model that was asked last finds of each passage with wrong rotary positions, and of the
+        first ``noisy`` with noise. A program in which these cannot be changed has transformers do it."""
 
     def __enter__(self) -> Self: ...
 

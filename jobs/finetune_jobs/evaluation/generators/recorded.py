@@ -78,9 +78,9 @@ class RecordedGenerators:
         """As the models, whatever the format is used for afterwards."""
         return self._recorded(exported.format, self.models.exported(exported))
 
-    def disturbed(self, passages: Sequence[Passage]) -> list[Disturbed]:
+    def disturbed(self, passages: Sequence[Passage], noisy: int) -> list[Disturbed]:
         """As the models; ``reference.jsonl`` has it."""
-        return self.models.disturbed(passages)
+        return self.models.disturbed(passages, noisy)
 
     def __enter__(self) -> Self:
         self.models.__enter__()
