@@ -49,7 +49,7 @@ from finetune_jobs.evaluation.asking import (
     set_paper,
 )
 from finetune_jobs.evaluation.custom.exchange import hand_over
-from finetune_jobs.evaluation.distances import distances
+from finetune_jobs.evaluation.distances import distances, without_numbers
 from finetune_jobs.evaluation.elsewhere import asker
 from finetune_jobs.evaluation.findings import KeptFindings, remove_findings
 from finetune_jobs.evaluation.formats import choose, may_serve, measured
@@ -294,6 +294,7 @@ def _compared(
     setting: Setting, paper: Paper, heard: TrainedAnswers, served: ServedAnswers, others: Mapping[str, Sequence[str]]
 ) -> Evaluated:
     """What a format as the artifact is worth. ``others``: answers of models beside base and tuned."""
+    likely = {**heard.likely, "artifact": served.likely}
     found = Evaluated.of(
         setting.task,
         paper.read(paper.truth),
@@ -303,7 +304,8 @@ def _compared(
         Probabilities(
             automation_of(paper, served),
             likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),
-            distances([each.long for each in paper.passages], {**heard.likely, "artifact": served.likely}),
+            distances([each.long for each in paper.passages], likely),
+            without_numbers(likely),
         ),
     )
     if not setting.answer_schema:

@@ -38,7 +38,13 @@ from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.evaluation.gates import judge, lost_by_export, no_better_than_base, same_as_base
+from finetune_jobs.evaluation.gates import (
+    computes_no_numbers,
+    judge,
+    lost_by_export,
+    no_better_than_base,
+    same_as_base,
+)
 from finetune_jobs.evaluation.judging.stored import judgement_of
 from finetune_jobs.evaluation.judging.verdict import Judgement, in_words, spared, status_of
 from finetune_jobs.evaluation.prompting import on_prompting
@@ -211,7 +217,7 @@ def _faults(metrics: Metrics, unproved: str) -> list[str]:
     measurements = metrics.measurements or Measurements(rows=0)
     others = [each for each in metrics.formats if not each.served]
     found = (
-        same_as_base(measurements, metrics.task) or unproved,
+        computes_no_numbers(measurements) or same_as_base(measurements, metrics.task) or unproved,
         lost_by_export(measurements, metrics.task, others),
     )
     return [each for each in found if each]

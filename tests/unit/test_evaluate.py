@@ -375,6 +375,7 @@ def test_an_adapter_of_no_numbers_ends_at_a_gate_and_not_in_a_crash(model_folder
     assert metrics.measurements.of("memorisation") is None, "nobody knows what it knows"
     assert {each.threshold for each in metrics.measurements.automation} == {None}
     assert_says(same_as_base(metrics.measurements, TaskType.CLASSIFICATION), "probabilities that are numbers")
+    assert metrics.measurements.without_numbers == 12, "of ten short texts and two long ones"
     assert "! not measured" in (files.out / EVALUATION_PAGE).read_text()
 
 

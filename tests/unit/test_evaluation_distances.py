@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
 from finetune_jobs.artifacts.measurements import Distances, Measurements
-from finetune_jobs.evaluation.distances import distance, distances
+from finetune_jobs.evaluation.distances import distance, distances, without_numbers
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.gates import same_as_base
+from finetune_jobs.evaluation.gates import computes_no_numbers, same_as_base
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -56,6 +56,20 @@ def test_an_artifact_that_computes_no_numbers_is_not_told_from_its_base_model() 
     said = same_as_base(measured(WRONG, WRONG, *found), TaskType.CLASSIFICATION)
     assert_says(said, "Nothing distinguishes the artifact from its base model", "no recorded text", "are numbers")
     assert not same_as_base(measured(WRONG, TRUTH, *found), TaskType.CLASSIFICATION), "it answers better all the same"
+
+
+def test_a_text_for_which_only_the_artifact_computes_no_numbers_shows_that_it_is_broken() -> None:
+    """However well it answers: nothing would be recorded of the text, and no server be asked it."""
+    nan, fine = float("nan"), [-1.0, -1.0]
+    likely = {"base": [fine, fine, [nan, -1.0]], "tuned": [fine] * 3}
+    broken, sound = (
+        without_numbers(likely | {"artifact": [fine, text, [nan, -1.0]]}) for text in ([-1.0, float("-inf")], fine)
+    )
+    assert (broken, sound) == (1, 0), "what the base model cannot read either is no fault of the artifact"
+    better = measured(WRONG, TRUTH)
+    said = computes_no_numbers(better.model_copy(update={"without_numbers": broken}))
+    assert_says(said, "broken", "for 1 of the texts", "not numbers", "lower learning rate", "rounds less")
+    assert not computes_no_numbers(better)
 
 
 @given(st.lists(st.tuples(*[st.floats(-20, 0)] * 3), min_size=1, max_size=9))

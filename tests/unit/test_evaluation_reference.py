@@ -11,6 +11,8 @@ from finetune_jobs.evaluation.passages import CANDIDATES, LONG, LONG_TOKENS, Pas
 from finetune_jobs.evaluation.reference import SHORT, make_references, to_record
 from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.verification.tolerance import measured_tolerance
+from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import row
 
@@ -66,6 +68,28 @@ def test_what_differs_most_is_recorded_first_and_what_has_no_numbers_is_not() ->
     assert [each.text for each in weights] == [f"text {n}" for n in (*range(16, 16 - SHORT, -1), 19)]
     assert [each.text for each in found if each.positions_only] == [f"text {n}" for n in (8, 7, 6, 5, 4, 1, 0)]
     assert (found[0].base, found[0].artifact) == (base[16], artifact[16])
+
+
+def test_what_a_change_costs_of_numbers_costs_no_text_that_has_them(caplog: pytest.LogCaptureFixture) -> None:
+    """The artifact itself computes them: its record stays, but for what the change was to show."""
+    passages = [Passage("short", [1, 2, 3]), Passage("other", [1, 2, 4]), Passage("long", [1, 2, 5], long=True)]
+    base, artifact = [[-1.0, -1.0]] * 3, [[-2.0, -1.0]] * 3
+    disturbed = {
+        0: Disturbed([-1.0, -1.0], [-2.0, -1.0], nan),
+        1: Disturbed([-1.0, -1.0], [-inf, -1.0], 0.1),
+        2: Disturbed([nan, -1.0], [-2.0, -1.0], None),
+    }
+    with caplog.at_level("WARNING"):
+        short, other, long = make_references(passages, base, artifact, disturbed)
+    assert (short.turned, short.noise) == ([-2.0, -1.0], None)
+    assert (other.straight, other.turned, other.noise) == ([-1.0, -1.0], [], 0.1)
+    assert (long.straight, long.turned, long.long) == ([], [], True)
+    said = [each.getMessage() for each in caplog.records]
+    assert_says(said[0], "text 1 shows no noise", "no numbers", "its format usually allows", "maxDistance")
+    assert_says(said[1], "text 2 shows no wrong positions", "no numbers")
+    assert len(said) == 3
+    assert measured_tolerance([short, other, long], 0.25) == 0.25
+    assert measured_tolerance([other, long], 0.25) == 0.5
 
 
 def _asked(tokens: tuple[Any, int]) -> tuple[Any, list[Conversation], int]:

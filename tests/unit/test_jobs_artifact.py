@@ -285,6 +285,23 @@ def test_what_is_its_base_model_is_not_published(
 
 
 @pytest.mark.slow
+def test_what_computes_no_numbers_is_not_published(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    """However good its answers are: no server is asked the text for which it does not."""
+    asked = gated(s3, store, upstream, ANSWERS, tmp_path)
+    folder = tmp_path / "evaluation"
+    found = {**measured(ANSWERS), "withoutNumbers": 1}
+    (folder / "metrics.json").write_text(json.dumps({"goldenPrompts": 8, "scalars": {}, "measurements": found}))
+    evaluation = publish_folder(store, folder, Stage.EVALUATE)
+    asked = asked.model_copy(update={"upstream": asked.upstream.model_copy(update={"evaluation": evaluation})})
+    with pytest.raises(StageError) as error:
+        execute(context(asked, tmp_path), publish)
+    assert error.value.reason is Reason.GATE_FAILED
+    assert_says(error.value.message, "The artifact is broken", "for 1 of the texts", "Nothing was published")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("apart", "published"), [(0.5, False), (1.5, True)])
 def test_what_no_server_could_prove_is_not_published(
     s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path, apart: float, published: bool

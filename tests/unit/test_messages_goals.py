@@ -18,7 +18,13 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_applicable, require_classes
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.gates import judge, lost_by_export, no_better_than_base, same_as_base
+from finetune_jobs.evaluation.gates import (
+    computes_no_numbers,
+    judge,
+    lost_by_export,
+    no_better_than_base,
+    same_as_base,
+)
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -338,6 +344,7 @@ def test_every_sentence_is_said() -> None:
     for distances in ([near], [near.model_copy(update={"texts": 0})]):
         measured = evaluated(9, 9).model_copy(update={"distances": distances})
         messages.append(same_as_base(measured, TaskType.CLASSIFICATION))
+    messages.append(computes_no_numbers(evaluated(9, 9).model_copy(update={"without_numbers": 2})))
     messages += [unbounded(goal, asked).message for goal, asked, _ in LOSSES]
     messages += [impossible(goal).message for goal, _ in IMPOSSIBLE]
     messages.append(no_better_than_base(evaluated(9, 9), TaskType.CLASSIFICATION))

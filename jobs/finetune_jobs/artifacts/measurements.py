@@ -150,6 +150,8 @@ class Measurements(WireModel):
     the probability of its answer is not known."""
     distances: list[Distances] = []
     """Of short and of long texts; empty: an earlier version did not measure them."""
+    without_numbers: int = 0
+    """Recorded texts for which the base model computes probabilities that are numbers, and the artifact does not."""
 
     def with_more(self, other: "Measurements") -> "Measurements":
         """These, and what was measured of the same rows beside them."""

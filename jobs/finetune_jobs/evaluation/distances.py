@@ -38,6 +38,15 @@ def distances(long: Sequence[bool], likely: Mapping[str, LogProbs]) -> list[Dist
     return found
 
 
+def without_numbers(likely: Mapping[str, LogProbs]) -> int:
+    """Of how many texts the artifact has lost what the base model has: probabilities that are numbers."""
+
+    def numbers(text: Sequence[float]) -> bool:
+        return all(map(math.isfinite, text))
+
+    return sum(numbers(base) and not numbers(it) for base, it in zip(likely["base"], likely["artifact"], strict=True))
+
+
 def _of(long: bool, likely: Mapping[str, LogProbs]) -> Distances:
     def apart(one: str, other: str) -> float:
         return round(fmean(distance(a, b) for a, b in zip(likely[one], likely[other], strict=True)), 4)

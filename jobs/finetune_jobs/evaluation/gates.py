@@ -126,6 +126,18 @@ def same_as_base(measurements: Measurements, task: TaskType) -> str:
     )
 
 
+def computes_no_numbers(measurements: Measurements) -> str:
+    """For how many texts the artifact is broken, in a sentence; empty if for none. This stands beside all goals too:
+    a server gives no usable answer to such a text, and verification cannot notice, since nothing is recorded of it."""
+    if not (texts := measurements.without_numbers):
+        return ""
+    return (
+        f"The artifact is broken: for {texts} of the texts that are read for its record, its probabilities are not "
+        "numbers (NaN or infinite), while those of its base model are. Train with a lower learning rate, or set "
+        "spec.export.format to one that rounds less."
+    )
+
+
 def no_better_than_base(measurements: Measurements, task: TaskType) -> str:
     """That the artifact is not better than its base model, in a sentence; empty if it is, beyond chance. Without goals
     it is published all the same, and people are to know."""

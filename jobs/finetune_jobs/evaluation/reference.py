@@ -6,6 +6,7 @@ given tokens need one forward pass, and move with every weight that moves. The p
 tuning makes a model so sure of its answer that little can shake that, while it was never taught the prompt.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -14,6 +15,8 @@ from finetune_jobs.artifacts.artifact import ReferenceText
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.disturbance import Disturbed
 from finetune_jobs.evaluation.passages import Passage
+
+log = logging.getLogger(__name__)
 
 SHORT: Final = 8
 """Short texts that show wrong weights: where base and artifact differ most. All of them show wrong positions, for which
@@ -37,7 +40,8 @@ def make_references(
 ) -> list[ReferenceText]:
     """What is recorded. ``disturbed``: of the artifact, what ``to_record`` has chosen, by its numbers, in its order.
     Short texts after the first SHORT are for positions only."""
-    short = [number for number in disturbed if not passages[number].long]
+    known = {number: _numbers(number, found) for number, found in disturbed.items()}
+    short = [number for number in known if not passages[number].long]
     return [
         ReferenceText(
             text=passages[number].text,
@@ -50,9 +54,26 @@ def make_references(
             turned=found.turned,
             noise=found.noise,
         )
-        for number, found in disturbed.items()
-        if _finite(found.straight, found.turned, [found.noise or 0.0]) and (found.turned or number not in short[SHORT:])
+        for number, found in known.items()
+        if found.turned or number not in short[SHORT:]
     ]
+
+
+def _numbers(number: int, found: Disturbed) -> Disturbed:
+    """Without what is none. The artifact computes numbers for the text itself, which stays as good a proof as before:
+    what is lost is its share in finding wrong positions, or the tolerance that follows from noise."""
+    straight = found.straight if _finite(found.straight) else []
+    turned = found.turned if straight and _finite(found.turned) else []
+    if found.turned and not turned:
+        log.warning("text %d shows no wrong positions: with changed ones, its probabilities are no numbers", number + 1)
+    if found.noise is None or math.isfinite(found.noise):
+        return Disturbed(straight, turned, found.noise)
+    log.warning(
+        "text %d shows no noise: with it, its probabilities are no numbers. So servers may be as far from the artifact "
+        "as its format usually allows; spec.verification.maxDistance of an AdapterDeployment asks for less",
+        number + 1,
+    )
+    return Disturbed(straight, turned, None)
 
 
 def _finite(*found: Sequence[float]) -> bool:

@@ -43,6 +43,8 @@ class Probabilities:
     """Of the expected ones; None: only of texts."""
     distances: Sequence[Distances] = ()
     """Between base model, tuned model and artifact, in given texts."""
+    without_numbers: int = 0
+    """Those of the texts for which the artifact computes no numbers, although the base model does."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,13 @@ class Evaluated:
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, known),
-            measured.model_copy(update={"automation": list(likely.automation), "distances": list(likely.distances)}),
+            measured.model_copy(
+                update={
+                    "automation": list(likely.automation),
+                    "distances": list(likely.distances),
+                    "without_numbers": likely.without_numbers,
+                }
+            ),
         )
 
     def matched(self, problem_of: Callable[[Any], str], groups: Groups | None = None) -> "Evaluated":
