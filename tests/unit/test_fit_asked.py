@@ -13,7 +13,7 @@ from finetune_api.evaluation import Coverage, Examination
 from finetune_api.timing import Pace, evaluate_seconds
 from finetune_api.training import Method, Training
 from finetune_jobs.evaluation import asking as evaluation
-from finetune_jobs.evaluation import generate, passages
+from finetune_jobs.evaluation import generate, passages, reference
 from finetune_jobs.evaluation.behaviour import probe
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.fit import answering, asked
@@ -51,6 +51,7 @@ def test_what_is_known_in_two_places_is_the_same() -> None:
     assert asked.BESIDE_TOKENS == probe.ANSWER_TOKENS
     assert asked.PASSAGES == passages.CANDIDATES
     assert asked.LONG_TOKENS == passages.LONG * passages.LONG_TOKENS
+    assert asked.NOISY == reference.SHORT
     assert answering.TOGETHER == evaluation.BATCH_SIZE
     assert answering.BESIDE_TOGETHER == probe.BATCH_SIZE
 
@@ -149,6 +150,16 @@ def test_questions_beside_the_task_take_their_time() -> None:
     assert evaluate_seconds(all_, 200) - evaluate_seconds(none, 200) == pytest.approx(
         all_.beside_seconds - none.beside_seconds
     )
+
+
+def test_the_exported_model_reads_the_recorded_texts_again() -> None:
+    """Each format three times, and half of the examples twice more: for wrong positions and for noise."""
+    one, two = (pace(CPU, formats=formats, max_length=128, config=SMOLLM) for formats in (1, 2))
+    token = 1 / 3 / one.tokens_per_second
+    once = (16 * 128 + 2 * 1008) * token
+    exported = 3 * once + 2 * 8 * 128 * token
+    assert two.beside_seconds - one.beside_seconds == pytest.approx(exported, rel=0.001)
+    assert one.beside_seconds == pytest.approx(2 * once + exported, rel=0.001)
 
 
 def test_the_demo_of_the_page() -> None:

@@ -47,7 +47,9 @@ class Reader:
     @property
     def beside_seconds(self) -> float:
         """Time of what is asked however many examples there are."""
-        read = self.asked.beside * QUESTION_TOKENS + PASSAGES * self.prompt_tokens + LONG_TOKENS
+        examples = self.asked.readings * PASSAGES + self.asked.noisy
+        texts = examples * self.prompt_tokens + self.asked.readings * LONG_TOKENS
+        read = self.asked.beside * QUESTION_TOKENS + texts
         batches = math.ceil(self.asked.beside / BESIDE_TOGETHER)
         return read * self.token_seconds + batches * self._writing(BESIDE_TOKENS, BESIDE_TOGETHER)
 

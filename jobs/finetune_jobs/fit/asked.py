@@ -32,6 +32,13 @@ PASSAGES: Final = 16
 """Examples whose tokens each model finds more or less likely (``evaluation.passages``)."""
 LONG_TOKENS: Final = 2 * 1008
 """The same of the two long texts that are made of examples."""
+DISTURBED: Final = 2
+"""How often the exported model reads all of these again: with the right positions and with wrong ones
+(``evaluation.disturbance``). Each format is counted, though only those read them that may be the artifact."""
+NOISY: Final = 8
+"""Those of the examples that it also reads with noise (``evaluation.reference``)."""
+TWINS: Final = 2
+"""How often (``evaluation.disturbance``)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,10 @@ class Asked:
     """How often it is given an example with the right answer, to see how likely it finds that."""
     beside: int = 0
     """Questions beside the task, however many examples there are."""
+    readings: int = 1
+    """How often it reads the examples and the long texts whose tokens it finds more or less likely."""
+    noisy: int = 0
+    """Further readings of one of these examples."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,13 @@ def asking(task: TaskType, evaluation: Examination, training: Training) -> Askin
     return Asking(
         base=Asked(2, 2 * ROOM + (LABEL_TOKENS if is_label else 0), likelihoods, both),
         tuned=Asked(1, 0, likelihoods, both),
-        exported=Asked(1 if is_text else 2, 0, likelihoods, ADVERSARIAL[evaluation.adversarial]),
+        exported=Asked(
+            1 if is_text else 2,
+            0,
+            likelihoods,
+            ADVERSARIAL[evaluation.adversarial],
+            readings=1 + DISTURBED,
+            noisy=TWINS * NOISY,
+        ),
         answer_tokens=LABEL_TOKENS if is_label else max(LABEL_TOKENS, ANSWER_SHARE * training.max_length),
     )
