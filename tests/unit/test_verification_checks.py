@@ -50,6 +50,8 @@ FAR_ONLY: Final = FAR.model_copy(update={"positions_only": True})
 ASTRAY: Final = Forced(IDS, [-1.08, -0.42, -0.08])
 """No further from it than another precision, but all the way."""
 
+NO_NUMBERS: Final = Forced(IDS, [-1.0, float("nan"), 0.0])
+
 
 def shifted(by: float, ids: Sequence[int] = IDS) -> Forced:
     """A server whose probabilities are so far from the artifact's, towards the base's."""
@@ -135,6 +137,10 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         (observed(forced=(SAME, SAME, Forced(IDS, [-1.02, -0.49, 0.01]))), []),
         (observed(references=[FAR, FAR_ONLY], forced=(ASTRAY, ASTRAY)), ["positions"]),
         (observed(references=[FAR, FAR_ONLY], forced=(SAME, SAME)), []),
+        # What is no number is no text that hardly shows them, nor does it hide what the others show.
+        (observed(references=[reference(), FAR_ONLY], forced=(SAME, NO_NUMBERS)), ["positions"]),
+        (observed(references=[reference(), FAR_ONLY], forced=(SAME, Forced(IDS, []))), ["positions"]),
+        (observed(references=[FAR, FAR_ONLY], forced=(NO_NUMBERS, ASTRAY)), ["logProbabilities", "positions"]),
         # Texts that are there for their positions say nothing of the weights.
         (observed(references=[FAR, FAR_ONLY], forced=(SAME, Forced(IDS, [-1.4, -0.9, -0.4]))), []),
         (observed(forced=(Forced(IDS, BASE), Forced(IDS, BASE), SAME)), ["differsFromBase", "logProbabilities"]),

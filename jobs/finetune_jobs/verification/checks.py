@@ -255,9 +255,8 @@ def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) 
     if not pairs:
         return skipped(name, without)
     expected = f"at most {tolerance:.3f} nats a token from the artifact"
-    silent = sum(not forced.log_probs for _, forced in pairs)
-    if silent:
-        return judged(name, False, expected, f"no probabilities for {silent} of {len(pairs)} texts")
+    if silent := _silent(pairs):
+        return judged(name, False, expected, silent)
     if not all(_comparable(*pair) for pair in pairs):
         return judged(name, False, expected, "probabilities of different tokens")
     seen = mean(distance(reference.artifact, forced.log_probs) for reference, forced in pairs)
@@ -267,6 +266,9 @@ def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) 
 def _positions(pairs: Pairs, usual_tolerance: float) -> VerificationCheck:
     """How far the server is on the way from right to wrong rotary positions: in long texts to a base that is nearly
     right, which short ones hardly show; in short ones to one that is far off, which long ones may not show."""
+    expected = "less than half the way to a wrong rotary base"
+    if silent := _silent([pair for pair in pairs if pair[0].positions_only]):  # of the others, their own checks say it
+        return judged(POSITIONS, False, expected, silent)
     known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
     if not known:
         return skipped(POSITIONS, "no comparable record of wrong positions")
@@ -276,7 +278,7 @@ def _positions(pairs: Pairs, usual_tolerance: float) -> VerificationCheck:
     if not told:
         return skipped(POSITIONS, "these texts would hardly reveal wrong positions")
     seen = ", ".join(f"{way:.2f} of the way in {name} texts" for name, way in told.items())
-    return judged(POSITIONS, max(told.values()) < _HALF_WAY, "less than half the way to a wrong rotary base", seen)
+    return judged(POSITIONS, max(told.values()) < _HALF_WAY, expected, seen)
 
 
 def _way(pairs: Pairs, usual_tolerance: float) -> float | None:
@@ -389,8 +391,14 @@ def _why_none_is_long(observed: Observed) -> str:
     return "the artifact has no record of long prompts"
 
 
+def _silent(pairs: Pairs) -> str:
+    """That a server gives no probabilities for some of the texts, or none that are numbers; empty: it does for all."""
+    silent = sum(not forced.has_numbers for _, forced in pairs)
+    return f"no probabilities for {silent} of {len(pairs)} texts" if silent else ""
+
+
 def _comparable(reference: ReferenceText, forced: Forced) -> bool:
-    return reference.ids == forced.ids and len(forced.log_probs) == len(reference.artifact)
+    return reference.ids == forced.ids and len(forced.log_probs) == len(reference.artifact) and forced.has_numbers
 
 
 def _same(left: str, right: str) -> bool:

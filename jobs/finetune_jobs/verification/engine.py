@@ -97,6 +97,11 @@ class Forced:
     log_probs: list[float]
     """Of all tokens but the first; empty if the server does not give them."""
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether it gives them, and all are numbers."""
+        return bool(self.log_probs) and all(map(math.isfinite, self.log_probs))
+
 
 class ServerCounts(Counter[tuple[str, str]]):
     """What a server has counted since it started: each count has a name and a part.
