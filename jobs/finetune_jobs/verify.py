@@ -269,7 +269,10 @@ def _summary(made: Sequence[VerificationCheck], observed: Observed) -> str:
     skipped = f", {len(made) - passed} skipped" if passed < len(made) else ""
     said = f"{passed} checks passed{skipped}; {counts.correct} of {counts.samples} test examples are right "
     said += f"(evaluation: {counts.expected})."
-    if not observed.references:
+    if observed.too_long and not observed.references:
+        said += f" The runtime has no room for any of the {observed.too_long} recorded texts, so the weights are not "
+        said += "proved by their log-probabilities: raise its maxInputTokens or maxTotalTokens."
+    elif not observed.references:
         said += " The artifact was published by an earlier version, without a record of log-probabilities: publish it "
         said += "again to have its weights proved."
     return said

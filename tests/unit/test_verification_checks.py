@@ -23,7 +23,7 @@ from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.servers import client_of
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.tolerance import tolerance
-from finetune_jobs.verify import _base_check
+from finetune_jobs.verify import _base_check, _summary
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -198,8 +198,14 @@ def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
 def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     checks = make_checks(observed(references=RECORD[:2], forced=(SAME, SAME), too_long=1), 75)
     assert_says(named(checks, "longPrompts").seen, "1 recorded texts are too long")
+    none_fits = observed(**NO_RECORD, too_long=18)
+    checks = make_checks(none_fits, 75)
+    for name in ("logProbabilities", "longPrompts"):
+        assert_says(named(checks, name).seen, "18 recorded texts are too long for the runtime")
+    assert_says(_summary(checks, none_fits), "no room for any of the 18 recorded texts", "raise", "maxInputTokens")
     checks = make_checks(observed(**NO_RECORD), 75)
     assert_says(named(checks, "logProbabilities").seen, "no record")
+    assert_says(_summary(checks, observed(**NO_RECORD)), "published by an earlier version", "publish it again")
     skipped = {check.name for check in checks if check.outcome is CheckOutcome.SKIPPED}
     speed = {"timeToFirstToken", "timePerOutputToken"}
     assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions", *speed}

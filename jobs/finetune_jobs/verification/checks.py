@@ -144,8 +144,8 @@ def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[Verifi
         _model_name(observed),
         _prompt_tokens(observed),
         _differs_from_base(observed, short),
-        _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, "the artifact has no record of them"),
-        _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none_is_long(observed)),
+        _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, _why_none(observed, "them")),
+        _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none(observed, "long prompts")),
         _positions(pairs, observed.usual_tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
@@ -385,10 +385,10 @@ def _latency(name: str, measured: Sequence[float | None], limit: float | None) -
     return judged(name, late <= limit, f"at most {1000 * limit:.0f} ms at p95, with several clients", seen)
 
 
-def _why_none_is_long(observed: Observed) -> str:
+def _why_none(observed: Observed, what: str) -> str:
     if observed.too_long:
         return f"{observed.too_long} recorded texts are too long for the runtime"
-    return "the artifact has no record of long prompts"
+    return f"the artifact has no record of {what}"
 
 
 def _silent(pairs: Pairs) -> str:
