@@ -245,3 +245,27 @@ def test_a_completion_that_cannot_be_read_is_no_answer() -> None:
         made = client(server)
         with pytest.raises(StageError, match=r"/v1/completions gives no details of a prompt \(KeyError\)"):
             made.answer(CALLING[0].model_copy(update={"prompt": "another"}))
+
+
+class Wordless(VllmContract):
+    """Answers every chat alike, with status 200."""
+
+    said: Any = None
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, self.said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"choices": []}, {"choices": None}, {"error": "overloaded"}, [], None, {"choices": [{"message": None}]}, "a page"],
+)
+def test_a_chat_that_cannot_be_read_is_no_answer(said: Any) -> None:
+    """Nor does it end the verification in a crash, which would not name the server."""
+    wordless = Wordless(ROOT)
+    wordless.said = said
+    with running(wordless) as server:
+        made = client(server)
+        with pytest.raises(StageError, match="/v1/chat/completions gives no details of a prompt") as error:
+            made.answer(ANSWERS[0])
+    assert error.value.reason is Reason.CANDIDATE_FAILED

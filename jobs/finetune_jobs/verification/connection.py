@@ -168,15 +168,17 @@ class Connection:
             found: Any = client.chat_completion(
                 asked.messages, model=model, max_tokens=asked.max_tokens, temperature=0.0
             )
+            choice, usage = found.choices[0], getattr(found, "usage", None)
+            reason = getattr(choice, "finish_reason", None)
+            return Reply(
+                text=answer_in(choice.message, asked),
+                stopped=reason != "length" if reason else None,
+                prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
+            )
         except (CLIENT_ERROR, InferenceTimeoutError) as error:
             raise self._failed(error, _PROMPT, seconds) from None
-        choice, usage = found.choices[0], getattr(found, "usage", None)
-        reason = getattr(choice, "finish_reason", None)
-        return Reply(
-            text=answer_in(choice.message, asked),
-            stopped=reason != "length" if reason else None,
-            prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
-        )
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise self.unreadable("/v1/chat/completions", error) from None
 
     def chat_in_form(self, asked: Answer, form: dict[str, Any], model: str | None, said: str) -> Reply | RefusedForm:
         """The most likely answer to a chat with further fields; ``said``: what was asked, for messages. The first such
