@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from finetune_api.evaluation import Coverage, Examination
 from finetune_api.timing import Pace, evaluate_seconds
 from finetune_api.training import Method, Training
 from finetune_jobs.evaluation import asking as evaluation
-from finetune_jobs.evaluation import generate, passages, reference
+from finetune_jobs.evaluation import generate, passages, reference, shots
 from finetune_jobs.evaluation.behaviour import probe
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.fit import answering, asked
@@ -80,6 +81,27 @@ def test_as_many_answers_are_counted_as_an_evaluation_asks_for(
     chosen = LABEL_TOKENS if task is TaskType.CLASSIFICATION else 0
     room = sum(asked.limit - paper.questions.limit for asked in (paper.roomy, paper.shown))
     assert counted.base.more_tokens == room + chosen
+
+
+@pytest.mark.parametrize("room", [0, -1, -60])
+def test_no_more_are_shown_than_the_model_has_positions_for(tmp_path: Path, room: int) -> None:
+    """A thousand tokens of characters are several thousand in many scripts: vLLM would refuse such a prompt, and with
+    it the evaluation. ``room``: what is left after the longest question behind all examples."""
+    base = build_tiny_llama(tmp_path / "base")
+    dataset, tuning = write_dataset(tmp_path / "dataset"), Tuning.of(Training(method=Method.LORA))
+    asked = TaskType.CLASSIFICATION, Examination(general=Coverage.OFF, adversarial=Coverage.OFF)
+    paper = evaluation.set_paper(base, dataset, tuning, *asked)
+    assert len(paper.shots) == shots.SHOTS
+    config = json.loads((base / "config.json").read_text())
+    lengths = [len(ids) for ids in paper.shown.encoded(paper.tokenizer)]
+    positions = max(lengths) + paper.shown.limit + room
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    found = evaluation.set_paper(base, dataset, tuning, *asked)
+    assert found.shots == paper.shots[: len(found.shots)]
+    assert (len(found.shots) == shots.SHOTS) is (room == 0)
+    longest = max(len(ids) for ids in found.shown.encoded(found.tokenizer)) + found.shown.limit
+    assert found.shots
+    assert longest <= positions
 
 
 def test_a_label_is_short_and_other_answers_follow_the_longest_example() -> None:

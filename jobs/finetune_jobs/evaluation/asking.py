@@ -32,7 +32,7 @@ from finetune_jobs.evaluation.generate import (
 )
 from finetune_jobs.evaluation.generators.protocol import Generator, Generators
 from finetune_jobs.evaluation.lenient import read
-from finetune_jobs.evaluation.passages import Passage, longest_text, make_passages
+from finetune_jobs.evaluation.passages import Passage, longest_text, make_passages, said_positions
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.evaluation.tasks import right_for
@@ -169,7 +169,7 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         checked=others if checked else None,
         checked_truth=checked_truth,
         # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
-        shots=[] if tuning.thoughts else choose_shots(iterate_split(dataset, "train"), task),
+        shots=[] if tuning.thoughts else _shots(base, dataset, tokenizer, questions, task),
         probe=probe_for(tokenizer, stop, sets_for(evaluation)),
         canaries=read_canaries(dataset),
         passages=make_passages(tokenizer, examples, stop, longest_text(base), thoughts=tuning.thoughts),
@@ -178,6 +178,22 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         else [],
         calls=find_format(tokenizer, stop, thoughts=tuning.thoughts) if about_tools else None,
     )
+
+
+def _shots(base: Path, dataset: Path, tokenizer: Any, questions: Questions, task: TaskType) -> list[Conversation]:
+    """Examples to show, as many as the base model has positions for before the longest question and its answer. Further
+    ones would make it look worse than a person finds it, and vLLM refuses such a prompt."""
+    chosen, positions = choose_shots(iterate_split(dataset, "train"), task), said_positions(base)
+    if positions is None or not questions.prompts:
+        return chosen
+
+    def length(prompt: Sequence[chat.Message], tools: chat.Tools) -> int:
+        return len(chat.prompt_ids(tokenizer, prompt, tools)) + questions.limit + ROOM
+
+    longest, tools = max(zip(questions.prompts, questions.tools, strict=True), key=lambda each: length(*each))
+    while chosen and length(with_shots(longest, chosen), tools) > positions:
+        chosen.pop()
+    return chosen
 
 
 def _given(tokenizer: Any, example: Conversation, stop: int, tuning: Tuning, id_: str) -> Given:
