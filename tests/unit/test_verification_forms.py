@@ -280,6 +280,31 @@ def test_earlier_calls_of_a_conversation_are_sent_as_the_api_has_them() -> None:
     assert server.seen[-1]["messages"] == sent.messages
 
 
+class Repeats(VllmContract):
+    """Its model repeats itself within a call, and its parser passes that on."""
+
+    arguments = ""
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        call = {"id": "call00000", "type": "function", "function": {"name": "refund", "arguments": self.arguments}}
+        return 200, {"choices": [{"message": {"content": None, "tool_calls": [call]}, "finish_reason": "length"}]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ['{"to":' * 3000, f'{{"to":{"[" * 300}{"]" * 300}}}', '{"sum": NaN}'])
+def test_arguments_that_no_client_should_read_are_no_call(arguments: str) -> None:
+    """Nested so deep that reading them may fail, or with what JSON does not have: the check says that the call is not
+    the recorded one, and the verification does not crash."""
+    repeats = Repeats(ROOT)
+    repeats.arguments = arguments
+    with running(repeats) as server:
+        client = VllmServer(server.url)
+        client.served()
+        reply = client.call_tools(CALLING[0])
+    assert isinstance(reply, Reply)
+    assert not reply.calls
+
+
 HELD: Final = [asked(number, RECORD) for number in range(3)]
 PROMISED_RECORDS: Final = Promise(HELD[:2], HELD, [], TaskType.EXTRACTION, "INT8", answer_schema=SCHEMA)
 

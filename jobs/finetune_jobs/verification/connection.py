@@ -19,6 +19,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.artifacts.calls import Call
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.strict_json import json_value
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.hub import CLIENT_ERROR
 from finetune_jobs.verification.engine import Limits, RefusedForm, Reply, Streamed
@@ -344,7 +345,7 @@ def _calls_of(functions: Iterable[Mapping[str, Any]]) -> list[Call]:
     """The calls of OpenAI's API; none if the arguments of one are no JSON object. Where there is nothing to tell, some
     servers leave them empty in a stream, which clients take for none."""
     try:
-        found = [(str(each["name"]), json.loads(each["arguments"] or "{}")) for each in functions]
+        found = [(str(each["name"]), json_value(each["arguments"] or "{}")) for each in functions]
     except ValueError:
         return []
     return found if all(isinstance(arguments, dict) for _, arguments in found) else []
