@@ -1,6 +1,7 @@
 """Which format of a model is served, what is said of the others, and when none is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,17 @@ def test_the_first_format_that_is_not_worse_beyond_chance(
     assert (chosen.format, list(chosen.passed_over)) == (served, passed_over)
     assert chosen.beside.keys() == set(FORMATS[: len(wrong)]) - {served}
     assert chosen.scores["artifact"] == found(wrong)[served].scores["artifact"]
+
+
+def test_a_format_that_computes_no_numbers_for_a_text_is_passed_over() -> None:
+    """However right its answers are: publish would refuse it, and the next one may do."""
+    formats = found([2, 2, 2])
+    broken = formats["INT4"].measurements.model_copy(update={"without_numbers": 3})
+    formats["INT4"] = replace(formats["INT4"], measurements=broken)
+    chosen = choose(formats, fall_back=True)
+    assert (chosen.format, chosen.passed_over) == ("INT8", ["INT4"])
+    assert_says(chosen.summary(), "INT4 computes no numbers for 3 of the recorded texts, so it is not the artifact.")
+    assert choose(formats, fall_back=False).format == "INT4"
 
 
 @pytest.mark.parametrize("fall_back", [True, False])

@@ -11,7 +11,7 @@ from finetune_jobs.evaluation.report import Evaluated
 def choose(found: Mapping[str, Evaluated], *, fall_back: bool) -> Evaluated:
     """The evaluation of the format that is the artifact, with the others beside it. ``found``: of each format, in the
     order in which they are tried. Without ``fall_back``, and where every format is worse, it is the first."""
-    holding = [name for name, each in found.items() if not each.export_difference.worse_beyond_chance]
+    holding = [name for name, each in found.items() if each.holds]
     first = next(iter(found))
     served = holding[0] if fall_back and holding else first
     before = list(found)[: list(found).index(served)]

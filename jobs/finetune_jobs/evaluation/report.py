@@ -78,7 +78,7 @@ class Evaluated:
     beside: Mapping[str, "Evaluated"] = field(default_factory=dict)
     """The same for each other format that was made: its files as the artifact. In the order in which they are tried."""
     passed_over: Sequence[str] = ()
-    """Those of them that would have been the artifact, had they not been worse than the tuned model."""
+    """Those of them that would have been the artifact, had they held what was trained."""
 
     @classmethod
     def of(
@@ -128,6 +128,12 @@ class Evaluated:
         return replace(self, measurements=self.measurements.with_more(found))
 
     @property
+    def holds(self) -> bool:
+        """Whether the artifact is what was trained, as far as anybody can tell: not worse beyond chance, and broken for
+        no text."""
+        return not (self.export_difference.worse_beyond_chance or self.measurements.without_numbers)
+
+    @property
     def export_difference(self) -> Difference:
         """The artifact against the tuned model."""
         return self.difference("artifact", "tuned")
@@ -175,7 +181,11 @@ class Evaluated:
         if judged := self.elsewhere():
             text += f" {judged}"
         for name in self.passed_over:
-            text += f" {name} cost {described(self.beside[name].export_difference)}, so it is not the artifact."
+            it = self.beside[name]
+            why = f"computes no numbers for {it.measurements.without_numbers} of the recorded texts"
+            if it.export_difference.worse_beyond_chance:
+                why = f"cost {described(it.export_difference)}"
+            text += f" {name} {why}, so it is not the artifact."
         if self.export_difference.worse_beyond_chance:
             text += f" {self.format or 'Quantization'} cost {described(self.export_difference)}, "
             text += "more than chance explains."
