@@ -85,8 +85,8 @@ def test_what_a_change_costs_of_numbers_costs_no_text_that_has_them(caplog: pyte
     assert (other.straight, other.turned, other.noise) == ([-1.0, -1.0], [], 0.1)
     assert (long.straight, long.turned, long.long) == ([], [], True)
     said = [each.getMessage() for each in caplog.records]
-    assert_says(said[0], "text 1 shows no noise", "no numbers", "its format usually allows", "maxDistance")
-    assert_says(said[1], "text 2 shows no wrong positions", "no numbers")
+    assert_says(said[0], "texts/0 shows no noise", "no numbers", "its format usually allows", "maxDistance")
+    assert_says(said[1], "texts/1 shows no wrong positions", "no numbers")
     assert len(said) == 3
     assert measured_tolerance([short, other, long], 0.25) == 0.25
     assert measured_tolerance([other, long], 0.25) == 0.5

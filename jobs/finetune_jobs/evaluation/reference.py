@@ -61,17 +61,18 @@ def make_references(
 
 def _numbers(number: int, found: Disturbed) -> Disturbed:
     """Without what is none. The artifact computes numbers for the text itself, which stays as good a proof as before:
-    what is lost is its share in finding wrong positions, or the tolerance that follows from noise."""
+    what is lost is its share in finding wrong positions, or the tolerance that follows from noise. The log names it as
+    ``outputs`` does."""
     straight = found.straight if _finite(found.straight) else []
     turned = found.turned if straight and _finite(found.turned) else []
     if found.turned and not turned:
-        log.warning("text %d shows no wrong positions: with changed ones, its probabilities are no numbers", number + 1)
+        log.warning("texts/%d shows no wrong positions: with changed ones, its probabilities are no numbers", number)
     if found.noise is None or math.isfinite(found.noise):
         return Disturbed(straight, turned, found.noise)
     log.warning(
-        "text %d shows no noise: with it, its probabilities are no numbers. So servers may be as far from the artifact "
-        "as its format usually allows; spec.verification.maxDistance of an AdapterDeployment asks for less",
-        number + 1,
+        "texts/%d shows no noise: with it, its probabilities are no numbers. So servers may be as far from the "
+        "artifact as its format usually allows; spec.verification.maxDistance of an AdapterDeployment asks for less",
+        number,
     )
     return Disturbed(straight, turned, None)
 
