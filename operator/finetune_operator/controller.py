@@ -51,6 +51,8 @@ STOP_SECONDS: Final = 20.0
 """Running reconciliations have so long to finish: less than the pod's terminationGracePeriodSeconds."""
 LOOK_SECONDS: Final = 0.5
 """How often to see whether something that waits is due."""
+LINE_SECONDS: Final = 60.0
+"""How often, at most, to try again to read the line where that fails. It begins with ``LOOK_SECONDS``, and doubles."""
 RESYNC_SPREAD: Final = 0.5
 """A resync spreads the turns of all resources over this share of its period."""
 _LEAST, _MOST = 0.9, 1.1
@@ -231,8 +233,10 @@ class Controller:
             informer = Informer(
                 self._client, self._cache, selection, changed=self.changed, seen=self.seen, turn=self._listing
             )
+            wait = LOOK_SECONDS
             while not self._stopping.is_set() and not self._has_read(informer):
-                self._stopping.wait(LOOK_SECONDS)
+                self._stopping.wait(wait)
+                wait = min(LINE_SECONDS, 2 * wait)
         self._reconciler.admit_contenders()
 
     def _has_read(self, informer: Informer) -> bool:
@@ -241,7 +245,10 @@ class Controller:
             informer.first_list(self._settings.resync_seconds)
         except ApiError as error:
             if not informer.refused:
-                logger.warning("nobody in line is rolled out until the AdapterDeployments can be read: %s", error)
+                remedy = ". The chart's role allows it: restore that with helm upgrade" if error.status == 403 else ""
+                logger.warning(
+                    "nobody in line is rolled out until AdapterDeployments can be listed: %s%s", error, remedy
+                )
             return informer.refused
         except Exception:  # a defect must not end the thread: nobody else lets the line go on
             logger.exception("reading the line failed")

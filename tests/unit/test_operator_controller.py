@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -317,6 +318,33 @@ class Refusing(StreamServer):
         if selection.resource in self.refuses:
             raise ApiError(403, "Forbidden", "not allowed")
         return super().pages(selection, limit)
+
+
+class Hour(threading.Event):
+    """One in which the waits take no time. It is set when they add up to an hour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout or 0.0)
+        if sum(self.waited) >= 3600:
+            self.set()
+        return self.is_set()
+
+
+def test_a_line_that_may_not_be_read_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """It was a request and a warning twice a second, for as long as the role lacked the right."""
+    controller = Controller(
+        cast(Any, Refusing(refuses=(ADAPTERDEPLOYMENTS,))), Cache(INDEXES), cast(Any, Calm()), SETTINGS
+    )
+    controller._stopping = hour = Hour()
+    controller._read_line()
+    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(told) == len(hour.waited) < 70
+    assert hour.waited[0] <= 1, "an error that passes at once holds nobody up"
+    assert all("AdapterDeployments" in each and "helm upgrade" in each for each in told)
 
 
 @pytest.mark.parametrize("refused", [(), (RESOURCE_QUOTAS,), WAKERS])
