@@ -49,6 +49,32 @@ class TestByTheSpec:
         assert cluster.traffic() == old
         assert [line.revision for line in cluster.status.revisions] == [new, old]
 
+    def test_what_an_earlier_version_kept_of_it_gets_no_traffic_either(self) -> None:
+        """It kept what was left, as long as after any update: an upgrade of the operator may come in that time."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec = pinned(GOOD, keepLastGood="10m")
+        cluster.reconcile()
+        assert cluster.status.previous is not None
+        assert (cluster.traffic(), cluster.status.previous.revision) == (old, new)
+        cluster.spec = pinned(BETTER, keepLastGood="10m", rollbackTo=old)
+        crash(cluster, old)
+        passes(cluster)
+        assert cluster.traffic() == old
+        assert cluster.status.previous is None
+        assert set(cluster.objects[DEPLOYMENTS]) == {f"demo-{old}"}
+
+    def test_what_served_before_stays_where_it_names_what_serves(self) -> None:
+        """Nobody has rejected that one."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec["rollbackTo"] = new
+        passes(cluster)
+        assert cluster.status.previous is not None
+        crash(cluster, new)
+        passes(cluster)
+        assert cluster.traffic() == old
+
     def test_to_one_whose_pods_crashed_long_ago(self) -> None:
         cluster, old, _ = promoted()
         passes(cluster)

@@ -46,12 +46,22 @@ def kept(observed: ObservedDeployment) -> Kept | None:
     """The revision that served before, as long as its pods are what was proved: with the keys, too, that the spec asks
     for by now. One that asks clients for none never comes back by itself where the spec does."""
     previous = observed.resource.status.previous
-    if previous is None or not _keeps(observed) or barred(observed, previous):
+    if previous is None or not _keeps(observed) or barred(observed, previous) or _was_rejected(observed, previous):
         return None
     target = recorded_target(observed, previous)
     if target is None or not is_as_the_spec_protects(target.serving, observed.resource.spec):
         return None
     return Kept(previous, target) if is_as_recorded(observed, target.record) else None
+
+
+def _was_rejected(observed: ObservedDeployment, previous: RevisionStatus) -> bool:
+    """Whether ``spec.rollbackTo`` leads back from it to an earlier one, which serves. Versions of the operator that
+    kept it all the same may have left it so."""
+    stable, records = observed.resource.status.stable, observed.records
+    if stable is None or observed.resource.spec.rollback_to != stable.revision:
+        return False
+    serves, left = records.get(stable.revision), records.get(previous.revision)
+    return serves is not None and left is not None and serves.number < left.number
 
 
 def barred(observed: ObservedDeployment, revision: RevisionStatus) -> str:
