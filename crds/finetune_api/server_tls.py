@@ -44,8 +44,10 @@ class Checked:
 
     fault: str = ""
     """Why they could not connect; empty: they could."""
+    since: str = ""
+    """Since when it is valid, in OpenSSL's words."""
     until: str = ""
-    """Until when it is valid, in OpenSSL's words."""
+    """Until when, likewise."""
 
 
 def read_server_tls(folder: Path) -> ServerTls:
@@ -100,7 +102,7 @@ def check(given: ServerTls, host: str, scratch: Path) -> Checked:
     except ssl.SSLError:
         return Checked(f"{AUTHORITY} is no certificate in PEM")
     try:
-        return Checked(until=_shake_hands(server, client, host))
+        return _shake_hands(server, client, host)
     except ssl.SSLCertVerificationError as error:
         by = AUTHORITY if given.authority.strip() else CERTIFICATE
         return Checked(f"clients that trust {by} refuse {CERTIFICATE}: {error.verify_message.rstrip('.')}")
@@ -114,8 +116,8 @@ def _unusable(error: ssl.SSLError) -> str:
     return f"{CERTIFICATE} and {PRIVATE_KEY} are no certificate and key in PEM, without a password ({error.reason})"
 
 
-def _shake_hands(server_context: ssl.SSLContext, client_side: ssl.SSLContext, host: str) -> str:
-    """Connect the two in memory; until when the certificate is valid. Raises ssl.SSLError."""
+def _shake_hands(server_context: ssl.SSLContext, client_side: ssl.SSLContext, host: str) -> Checked:
+    """Connect the two in memory; since and until when the certificate is valid. Raises ssl.SSLError."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_side.wrap_bio(to_client, to_server, server_hostname=host)
     server = server_context.wrap_bio(to_server, to_client, server_side=True)
@@ -130,4 +132,4 @@ def _shake_hands(server_context: ssl.SSLContext, client_side: ssl.SSLContext, ho
     if pending:
         raise ssl.SSLError("the handshake does not end")
     shown = client.getpeercert() or {}
-    return str(shown.get("notAfter", ""))
+    return Checked(since=str(shown.get("notBefore", "")), until=str(shown.get("notAfter", "")))

@@ -48,6 +48,14 @@ def queue(metric: str, labels: Mapping[str, str], fast: str, slow: str) -> tuple
     return tuple(series(f"{metric}_bucket", {**labels, "le": bound}, values) for bound, values in buckets)
 
 
+def certificate(since: float, until: float, pod: str = "p1") -> tuple[tuple[str, str], ...]:
+    """What a pod shows to clients: days from when the first of these metrics was scraped."""
+    times = {"not_before": since, "not_after": until}
+    labels = {**TGI, "pod": pod, "endpoint": "certificate"}
+    name = "finetune_proxy_certificate_%s_timestamp_seconds"
+    return tuple(series(name % each, labels, f"{days * 86400:.0f}x30") for each, days in times.items())
+
+
 @dataclass(frozen=True)
 class Case:
     """Series that a Prometheus has scraped each minute, and whom the alert names at a minute."""
@@ -254,6 +262,23 @@ CASES = (
             ("vllm:request_queue_time_seconds", VLLM),
         )
         for what, fast, fires in (("a tenth waits long", "0+90x30", True), ("one in fifty does", "0+98x30", False))
+    ),
+    *(
+        endpoint(what, 30, certificate(*times), alert="FinetuneEndpointCertificateExpires", fires=fires)
+        for what, times, fires in (
+            ("of 90 days, 13 are left", (-77, 13), True),
+            ("of 90 days, 15 are left", (-75, 15), False),
+            ("of seven days, one is left", (-6, 1), True),
+            ("of seven days, two are left, and it is about to be renewed", (-5, 2), False),
+            ("it has ended", (-90, -1), True),
+        )
+    ),
+    endpoint(
+        "one pod has not taken the new one",
+        30,
+        (*certificate(-77, 13), *certificate(0, 90, pod="p2")),
+        alert="FinetuneEndpointCertificateExpires",
+        fires=True,
     ),
 )
 

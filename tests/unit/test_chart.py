@@ -93,12 +93,14 @@ def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
     assert spec["namespaceSelector"] == {"any": True}
     assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
     # "http" is the port of clients where these need keys; "metrics" is fetch's in every pod.
-    assert [each["port"] for each in spec["podMetricsEndpoints"]] == ["http", "server-metrics", "server-metrics"]
+    assert [each["port"] for each in spec["podMetricsEndpoints"]] == ["http", *["server-metrics"] * 3]
     pod_label = "__meta_kubernetes_pod_label_"
-    *servers, proxy = spec["podMetricsEndpoints"]
-    assert proxy["path"] == "/proxy/metrics"
-    assert proxy["relabelings"][-1] == {"targetLabel": "endpoint", "replacement": "proxy"}
-    for endpoint in (*servers, proxy):
+    *servers, proxy, certificate = spec["podMetricsEndpoints"]
+    for each, name in ((proxy, "proxy"), (certificate, "certificate")):
+        assert each["path"] == "/proxy/metrics"
+        assert each["relabelings"][-1] == {"targetLabel": "endpoint", "replacement": name}
+    assert certificate["params"] == {"scope": ["frontend"], "about": ["certificate"]}
+    for endpoint in (*servers, proxy, certificate):
         named = {
             each["targetLabel"]: each["sourceLabels"][0]
             for each in endpoint["relabelings"]

@@ -41,6 +41,8 @@ from tests.unit.test_verification_vllm import ANSWERS, CALLING, ROOT, TEXT
 
 pytestmark = pytest.mark.unit
 
+CERTIFICATE = "/proxy/metrics?scope=frontend&about=certificate"
+"""As the chart's PodMonitor asks."""
 ISSUER = Issuer()
 OTHER = Issuer("another")
 
@@ -117,13 +119,30 @@ def trusting(issuer: Issuer = ISSUER) -> ssl.SSLContext:
     return context
 
 
+def told(door: Door) -> dict[str, float]:
+    """What the metrics say of the certificate."""
+    lines = door.answer(CERTIFICATE, inner=True)[2].decode().splitlines()
+    found = (line.removeprefix("finetune_proxy_certificate_").split() for line in lines)
+    return {name.removesuffix("_timestamp_seconds"): float(value) for name, value in found}
+
+
+def not_after(door: Door) -> float:
+    """Until when the certificate is valid that a new connection is shown."""
+    return ssl.cert_time_to_seconds(str(shown(door)["notAfter"]))
+
+
 def serial(door: Door) -> str:
     """Of the certificate that a new connection is shown."""
+    return str(shown(door)["serialNumber"])
+
+
+def shown(door: Door) -> dict[str, object]:
+    """The certificate that a new connection is shown."""
     assert door.trust is not None
     with socket.create_connection(("127.0.0.1", door.port), PATIENCE) as plain:
-        shown = door.trust.wrap_socket(plain, server_hostname=HOST).getpeercert()
-    assert shown is not None
-    return str(shown["serialNumber"])
+        found = door.trust.wrap_socket(plain, server_hostname=HOST).getpeercert()
+    assert found is not None
+    return dict(found)
 
 
 @pytest.mark.slow
@@ -167,6 +186,22 @@ class TestHaproxy:
             assert (serial(door), door.ask("/ready", inner=True)) == (second, 200), "a bad one replaces nothing"
             mount(door.certificate, ISSUER.secret(HOST))
             until(lambda: serial(door) not in (first, second))
+
+    def test_metrics_tell_until_when_what_clients_are_shown_is_valid(self, tmp_path: Path, engine: StandIn) -> None:
+        """A renewed one too; one that clients cannot use is not shown."""
+        with started(tmp_path, engine, ISSUER.secret(HOST), trusting()) as door:
+            first = told(door)
+            assert first["not_before"] < time.time() < first["not_after"] == not_after(door)
+            assert b"haproxy_frontend" in door.answer("/proxy/metrics", inner=True)[2]
+            mount(door.certificate, ISSUER.secret(HOST, days=9))
+            until(lambda: told(door)["not_after"] > first["not_after"])
+            assert told(door)["not_after"] == not_after(door)
+
+    def test_metrics_of_a_proxy_without_a_certificate_do_not(self, tmp_path: Path, engine: StandIn) -> None:
+        """It answers all the same: Prometheus would take the pod for one that is down."""
+        with started(tmp_path, engine) as door:
+            status, _, body = door.answer(CERTIFICATE, inner=True)
+            assert (status, b"certificate_not" in body) == (200, False)
 
     def test_one_that_is_not_valid_yet_is_taken_when_it_is(
         self, tmp_path: Path, engine: StandIn, caplog: pytest.LogCaptureFixture

@@ -14,6 +14,7 @@ import json
 import logging
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,9 +28,9 @@ from finetune_api import server_tls
 from finetune_api.api_keys import REMEDY, ApiKeys, read_api_keys
 from finetune_api.json_lines import JsonLines
 from finetune_api.meta import CLIENT_PORT, INNER_PORT, SERVING_PORT, ExitCode
-from finetune_api.server_tls import ServerTls, read_server_tls
-from finetune_proxy.config import DRAINING, HAS_KEYS, Files, Proxied, haproxy_config, key_hash
-from finetune_proxy.haproxy import HaproxyError, set_certificate, set_list
+from finetune_api.server_tls import Checked, ServerTls, read_server_tls
+from finetune_proxy.config import DRAINING, HAS_KEYS, VALID, Files, Proxied, haproxy_config, key_hash
+from finetune_proxy.haproxy import HaproxyError, set_certificate, set_entry, set_list
 from finetune_proxy.printed import log_printed
 
 _POLL_SECONDS: Final = 1.0
@@ -119,6 +120,7 @@ def run(options: Options, stop: threading.Event, drain: threading.Event) -> Exit
         checked = server_tls.check(tls, options.certificate.host, files.certificate)
         if checked.fault:
             return _refused(options, "CertificateUnusable", unusable(options.certificate, checked.fault))
+        files.validity.write_text("".join(f"{name} {moment}\n" for name, moment in _validity(checked).items()))
         log.info("clients connect by TLS; the certificate is valid until %s", checked.until)
     files.config.write_text(haproxy_config(options.told, files))
     files.keys.write_text("".join(f"{key_hash(key)}\n" for key in keys.accepted) if keys else "")
@@ -195,8 +197,15 @@ def _tell_certificate(certificate: Certificate | None, files: Files, known: _Kno
         known.refused = said
         return
     set_certificate(files.socket, files.certificate, tls.pem)
+    for name, moment in _validity(checked).items():
+        set_entry(files.socket, files.validity, name, str(moment))
     log.info("the certificate is a new one, valid until %s", checked.until)
     known.tls, known.refused = tls, ""
+
+
+def _validity(checked: Checked) -> dict[str, int]:
+    """Since and until when a certificate is valid, in seconds since 1970."""
+    return dict(zip(VALID, map(ssl.cert_time_to_seconds, (checked.since, checked.until)), strict=True))
 
 
 def _words(keys: ApiKeys | None, drain: threading.Event) -> list[str]:

@@ -15,6 +15,10 @@ HAS_KEYS: Final = "keys"
 """Word for: there is a key with which clients get in."""
 DRAINING: Final = "draining"
 """Word for: the pod is about to stop, so each answer is the last one of its connection."""
+VALID: Final = ("not_before", "not_after")
+"""Since and until when the certificate is valid that clients are shown: keys of a map, to seconds since 1970."""
+_METRICS: Final = "text/plain; version=0.0.4"
+"""The form in which Prometheus reads them."""
 _READ: Final = "GET HEAD"
 _MOST_CONNECTIONS: Final = 1900
 """Of clients. Beyond, they wait to be accepted. Each takes two buffers of 16 KiB, so these fit in the container's
@@ -81,6 +85,11 @@ class Files:
     def certificate(self) -> Path:
         """Certificate and private key."""
         return self.folder / "server.pem"
+
+    @property
+    def validity(self) -> Path:
+        """Since and until when the certificate is valid."""
+        return self.folder / "validity"
 
     @property
     def state(self) -> Path:
@@ -161,6 +170,7 @@ frontend inner
     maxconn {_INNER_CONNECTIONS}
     http-request return status 200 if {{ path /ready }} {_has(HAS_KEYS, files)}
     http-request return status 503 if {{ path /ready }}
+{_certificate(told, files)}\
     http-request use-service prometheus-exporter if {{ path /proxy/metrics }}
     http-request return status 404 unless {{ method {_READ} }} {{ path /health /metrics }}
     http-request del-header Upgrade
@@ -183,6 +193,19 @@ def _only_known(told: Proxied) -> str:
     said = _said(401, "Send an API key of this endpoint: Authorization: Bearer KEY.", "invalid_api_key")
     line = f"    http-request return {said} hdr WWW-Authenticate Bearer unless known\n"
     return line if told.asks_for_keys else ""
+
+
+def _certificate(told: Proxied, files: Files) -> str:
+    """What is told of the certificate that clients are shown. HAProxy's own metrics say nothing of it. A proxy without
+    TLS, or of an earlier release, does not know the parameter and answers with these."""
+    if not told.speaks_tls:
+        return ""
+    metrics = "".join(
+        f"finetune_proxy_certificate_{name}_timestamp_seconds %[str({name}),map_str({files.validity})]\\n"
+        for name in VALID
+    )
+    asked = "{ path /proxy/metrics } { url_param(about) -m str certificate }"
+    return f'    http-request return status 200 content-type "{_METRICS}" lf-string "{metrics}" if {asked}\n'
 
 
 def _has(word: str, files: Files) -> str:

@@ -45,6 +45,16 @@ def set_certificate(address: Path, name: Path, pem: str) -> None:
         raise HaproxyError("HAProxy rejected the certificate with its key")
 
 
+def set_entry(address: Path, name: Path, key: str, value: str) -> None:
+    """Change the value of a key in a map that was loaded from a file.
+
+    Raises:
+        HaproxyError: HAProxy refused it.
+        OSError: it does not listen.
+    """
+    _silent(address, f"set map {name} {key} {value}")
+
+
 def _silent(address: Path, command: str) -> None:
     """A command that answers only if it is refused. What it says is not repeated: it may quote the command."""
     if _command(address, command).strip():
