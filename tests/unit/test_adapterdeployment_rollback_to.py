@@ -55,8 +55,9 @@ class TestByTheSpec:
         passes(cluster)
         cluster.spec = pinned(GOOD, keepLastGood="10m")
         cluster.reconcile()
-        assert cluster.status.previous is not None
-        assert (cluster.traffic(), cluster.status.previous.revision) == (old, new)
+        kept = cluster.status.previous
+        assert kept is not None
+        assert (cluster.traffic(), kept.revision) == (old, new)
         cluster.spec = pinned(BETTER, keepLastGood="10m", rollbackTo=old)
         crash(cluster, old)
         passes(cluster)
