@@ -22,6 +22,7 @@ from tests.support.serving_specs import pinned
 pytestmark = pytest.mark.controlplane
 
 NAMES = ("demo", "second", "third")
+MOST_EVICTED = 8
 
 
 def test_a_chart_upgrade_moves_one_endpoint_at_a_time(serving: Serving) -> None:
@@ -91,8 +92,10 @@ def test_a_candidate_that_its_nodes_evict_again_and_again_gives_its_hardware_bac
     gone: set[str] = set()
 
     def given_back() -> bool:
+        """Its nodes evict no more than ``MOST_EVICTED``: an operator that gave up later would wait for the next one."""
         pods = {name: each for name, each in serving.children(PODS).items() if _serves(each)}
         new = {name for name, each in pods.items() if served(each["spec"]) == BETTER} - gone
+        new = set(sorted(new)[: MOST_EVICTED - len(gone)])
         for name in new:
             with suppress(ApiError):  # given back meanwhile
                 serving.team.api.patch_status(PODS, serving.team.namespace, name, {"status": evicted})
@@ -107,7 +110,7 @@ def test_a_candidate_that_its_nodes_evict_again_and_again_gives_its_hardware_bac
     assert_says(candidate.message, "Nodes that were low on ephemeral-storage have evicted", "was using 52Gi")
     assert_says(candidate.message, "so that others can use the hardware; it is tried again at")
     wait(lambda: not serving.others(old), "its pods to go", describe=lambda: str(serving.others(old)))
-    assert 3 <= len(gone) < 9
+    assert len(gone) >= 3
     assert serving.traffic() == old
 
 

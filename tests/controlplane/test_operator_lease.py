@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 from finetune_api.job_status import Phase
+from finetune_operator.framework.objects import LEASES
 from finetune_operator.settings import Lease
 from tests.controlplane.conftest import Team, wait
-from tests.support.operator_process import Running
+from tests.support.operator_process import PATIENCE, Running
 
 pytestmark = pytest.mark.controlplane
 
-TAKE_OVER = 20
-"""Seconds after the leader's freeze within which another replica must have done its first work."""
-HAND_OVER = 8
-"""The same after an orderly stop: less than the Lease lasts."""
+TAKE_OVER = 60
+"""Seconds after the leader's freeze within which another replica must have begun its first work. The Lease and the
+looks at it are 17 of them; the rest is for a machine at an eighth of its speed."""
 END = 4
-"""Seconds that an orderly stop may take: less than Kopf would wait for a flag that nobody sets."""
+"""Seconds that an orderly stop may take: less than the five that Kopf would wait for a flag that nobody sets. At full
+speed it takes a twentieth of one."""
 
 
 def replica(team: Team, name: str) -> Running:
@@ -39,6 +40,14 @@ def leads(operator: Running) -> bool:
     return operator.metric("finetune_operator_leader") == 1
 
 
+def holder(team: Team) -> str | None:
+    """Who has the Lease."""
+    found = team.api.get(LEASES, team.namespace, "operator")
+    assert found is not None
+    name: str | None = found["spec"].get("holderIdentity")
+    return name
+
+
 def test_a_replica_takes_over_from_a_frozen_one_which_then_writes_no_more(team: Team) -> None:
     """Nor does it when nobody leads: here the second one has died meanwhile, and a job waits."""
     first = replica(team, "first")
@@ -54,11 +63,9 @@ def test_a_replica_takes_over_from_a_frozen_one_which_then_writes_no_more(team: 
     first.wait_idle()
 
     os.kill(first.process.pid or 0, signal.SIGSTOP)
-    frozen = time.monotonic()
     written = log(team, "first").read_text()
     team.create("during")
     wait(lambda: team.jobs("during"), "the second to start a job", TAKE_OVER)
-    assert time.monotonic() - frozen <= TAKE_OVER
     team.until("during", Phase.SUCCEEDED)
     assert leads(second)
 
@@ -77,19 +84,22 @@ def test_a_replica_takes_over_from_a_frozen_one_which_then_writes_no_more(team: 
 
 
 def test_a_replica_that_stops_hands_over_at_once(team: Team) -> None:
-    """Kubernetes stops it for an upgrade: the other one need not wait until the Lease has run out."""
+    """Kubernetes stops it for an upgrade: the other one need not wait until the Lease has run out, since the first one
+    gives it up before it ends. Whoever reads such a Lease takes it at once, as a unit test shows."""
     first = replica(team, "first")
     wait(lambda: leads(first), "the first to lead")
     second = replica(team, "second")
+    had = holder(team)
+    assert had
     first.process.terminate()
-    stopped = time.monotonic()
-    # Only now, or the first would start the job with its last breath, as it may.
-    wait(lambda: leads(second), "the second to lead", HAND_OVER)
-    team.create("next")
-    wait(lambda: team.jobs("next"), "the second to start a job", HAND_OVER)
-    assert time.monotonic() - stopped <= HAND_OVER
-    first.process.join(20)
+    first.process.join(PATIENCE)
+    left = holder(team)
     assert first.process.exitcode == 0
+    assert left != had, "it was given up before the process ended"
+    # Only now, or the first would start the job with its last breath, as it may.
+    wait(lambda: leads(second), "the second to lead")
+    team.create("next")
+    wait(lambda: team.jobs("next"), "the second to start a job")
 
 
 def test_an_operator_without_work_ends_as_soon_as_it_is_told_to(team: Team) -> None:
@@ -99,7 +109,7 @@ def test_an_operator_without_work_ends_as_soon_as_it_is_told_to(team: Team) -> N
     operator.wait_ready()
     operator.process.terminate()
     told = time.monotonic()
-    operator.process.join(20)
+    operator.process.join(PATIENCE)
     assert operator.process.exitcode == 0
     assert time.monotonic() - told < END
 

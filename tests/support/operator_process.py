@@ -34,6 +34,10 @@ from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.settings import Settings
 from hack.cluster.layout import free_ports
 
+PATIENCE = 180.0
+"""Seconds to wait for what is sure to come: a machine may run at an eighth of its speed."""
+ANSWER_SECONDS = 60.0
+"""Of a request to the operator's probe or metrics."""
 WRITES = frozenset({"create", "apply", "patch", "patch_status", "delete"})
 CRASH_EXIT = 86
 NEWER_VERSION = "9.9.9"
@@ -155,7 +159,7 @@ class Running:
 
     def healthz(self) -> bytes:
         """What the probe answers; raises OSError while it does not."""
-        with urllib.request.urlopen(self.health, timeout=15) as answer:
+        with urllib.request.urlopen(self.health, timeout=ANSWER_SECONDS) as answer:
             return bytes(answer.read())
 
     def metric(self, name: str, **labels: str) -> float:
@@ -170,11 +174,11 @@ class Running:
         return counted
 
     def _samples(self, name: str) -> list[Sample]:
-        with urllib.request.urlopen(self.metrics, timeout=15) as answer:
+        with urllib.request.urlopen(self.metrics, timeout=ANSWER_SECONDS) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         return [each for family in families for each in family.samples if each.name == name]
 
-    def wait_ready(self, seconds: float = 30) -> None:
+    def wait_ready(self, seconds: float = PATIENCE) -> None:
         """Until the probe answers, which is after the first LIST."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.is_alive():
@@ -184,7 +188,7 @@ class Running:
             time.sleep(0.05)
         raise AssertionError(f"the operator did not become ready (exit code {self.process.exitcode})")
 
-    def wait_idle(self, seconds: float = 60) -> None:
+    def wait_idle(self, seconds: float = PATIENCE) -> None:
         """Until no resource waits for a turn or has one: an event is written after the status that it is about, and a
         write is logged after it can be seen."""
         deadline = time.monotonic() + seconds
