@@ -160,13 +160,14 @@ def mount(folder: Path, entries: dict[str, str]) -> None:
 
 
 def exchange(port: int, request: str) -> bytes:
-    """All that is answered to these bytes, until the connection ends or nothing more comes."""
+    """All that is answered to these bytes, until the connection ends or nothing more comes. The first of it may take
+    its time."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port)) as connection, contextlib.suppress(TimeoutError):
-        connection.settimeout(1)
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection, contextlib.suppress(TimeoutError):
         connection.sendall(request.encode())
         while piece := connection.recv(4096):
             answer += piece
+            connection.settimeout(1)
     return answer
 
 

@@ -39,7 +39,7 @@ class Lagging(StreamServer):
             yield Page([], self.version)
             return
         if self.lists and limit > 1:
-            self.ready.wait(10)
+            self.ready.wait(120)
             if self.refusals:
                 raise self.refusals.pop(0)
         yield from super().pages(selection, limit)
@@ -67,7 +67,7 @@ class Noting(Reconciler):
 
 
 def until(reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from itertools import pairwise
@@ -65,7 +67,15 @@ def test_equal_prompts_are_asked_once_and_each_sample_is_asked_for(store: Store)
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_never_more_requests_at_a_time_than_allowed(store: Store, concurrency: int) -> None:
-    _, server = distilled(store, lambda p, n: says("x", delay=0.03), 16, concurrency=concurrency)
+    """Nobody gets an answer before as many ask as may: on a busy machine the first would be answered by then."""
+    together = threading.Barrier(concurrency, timeout=60)
+
+    def at_the_same_time(prompt: str, nth: int) -> Reply:
+        with suppress(threading.BrokenBarrierError):
+            together.wait()
+        return says("x", delay=0.03)
+
+    _, server = distilled(store, at_the_same_time, 16, concurrency=concurrency)
     assert server.peak == concurrency
 
 

@@ -166,8 +166,8 @@ def test_sigterm_keeps_every_answer_within_seconds(store: Store, pod: Callable[[
         _wait_until(lambda: len(server.received) > 20)
         began = time.monotonic()
         process.terminate()
-        said, _ = process.communicate(20)
-        assert time.monotonic() - began < 10
+        said, _ = process.communicate(60)
+        assert time.monotonic() - began < 30, "half of the time that its pod has to end"
         assert process.returncode == 0
         asked = len(server.received)
         assert kept_journal(store, config(server.url)).found == asked  # those on their way too
@@ -184,7 +184,7 @@ def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the
     with TeacherServer.running(behaviour) as server:
         spec = config(server.url, requests_per_minute=120, concurrency=8)
         with pytest.raises(StoppedError):
-            run(store, prompts(20), spec, stopping=stopping, patience=replace(QUICK, grace=3.0))
+            run(store, prompts(20), spec, stopping=stopping, patience=replace(QUICK, grace=60.0))
         assert kept_journal(store, spec).spent == Tokens(10 * len(server.received), 5 * len(server.received))
     assert len(server.received) <= 2
 

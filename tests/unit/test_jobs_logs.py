@@ -117,12 +117,12 @@ def test_the_end_of_a_log_is_kept_whenever_there_is_more(s3: SeaweedFS, place: s
     kept.begin(store, "logs/train.jsonl")
     for number in range(2):
         tail.handle(record(f"line {number}"))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while f"line {number}".encode() not in (store.get("logs/train.jsonl") or b""):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     tail.handle(record("the end"))
-    assert kept.finish(20) == store.uri("logs/train.jsonl")
+    assert kept.finish(60) == store.uri("logs/train.jsonl")
     messages = [json.loads(line)["message"] for line in (store.get("logs/train.jsonl") or b"").splitlines()]
     assert messages == ["line 0", "line 1", "the end"]
 

@@ -207,7 +207,7 @@ def test_the_resync_survives_any_error_and_tells_how_late_it_is() -> None:
         time.sleep(0.5)
         assert controller.resync_delay() > 0.2
         cache.broken = False
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while controller.resync_delay() > 0.2:
             assert time.monotonic() < deadline, "the resync does not come back"
             time.sleep(0.02)
@@ -247,7 +247,7 @@ class OneJob(StreamServer):
 def test_the_log_says_how_long_reading_and_looking_took(caplog: pytest.LogCaptureFixture) -> None:
     """On a replica that has stood by for days too: that time is in neither."""
     caplog.set_level("INFO")
-    server, stands_by = OneJob(), 0.5
+    server, stands_by = OneJob(), 2.0
     server.put(job(1))
     settings = SETTINGS.model_copy(update={"workers": 1})
     controller = Controller(cast(Any, server), Cache(INDEXES), cast(Any, Calm()), settings)
@@ -255,7 +255,7 @@ def test_the_log_says_how_long_reading_and_looking_took(caplog: pytest.LogCaptur
     time.sleep(stands_by)
     controller.lead()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not any(FIRST_TURNS in each for each in caplog.messages):
             assert time.monotonic() < deadline, caplog.messages
             time.sleep(0.02)

@@ -229,7 +229,7 @@ def test_each_key_is_worked_on_by_one_thread_at_a_time() -> None:
         pass
     queue.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
     assert clashes == []
     assert turns >= 5

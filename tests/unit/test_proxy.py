@@ -32,7 +32,7 @@ from finetune_proxy import config
 from finetune_proxy.__main__ import Options, failure, nobody, parse, run
 from finetune_proxy.config import Files, Proxied, haproxy_config, keep_alive_seconds, key_hash
 from finetune_proxy.printed import read_line
-from hack.cluster.layout import free_port
+from hack.cluster.layout import free_port, free_ports
 from hack.cluster.packages import SYSTEM_PATH
 from tests.support.closed_port import closed_port
 from tests.support.proxy_door import (
@@ -178,7 +178,8 @@ class TestLog:
 
 def logged(folder: Path, port: int, program: str) -> tuple[int, list[dict[str, str]]]:
     """Exit code and log of a proxy in a process of its own, which ends by itself."""
-    told = Proxied(port, free_port(), free_port(), READ, WRITE, 15, asks_for_keys=False)
+    inner, server = free_ports(2)
+    told = Proxied(port, inner, server, READ, WRITE, 15, asks_for_keys=False)
     options = f"Options(None, '', Path({str(folder)!r}), {told!r}, program={program!r})"
     ended = subprocess.run(
         [sys.executable, "-c", f"{_START}; sys.exit(run({options}, Event(), Event()))"],
@@ -208,7 +209,8 @@ def engine() -> Iterator[StandIn]:
 @pytest.mark.slow
 class TestHaproxy:
     def test_without_a_key_it_does_not_start(self, tmp_path: Path, engine: StandIn) -> None:
-        told = Proxied(free_port(), free_port(), engine.port, READ, WRITE, drain_seconds=15)
+        port, inner = free_ports(2)
+        told = Proxied(port, inner, engine.port, READ, WRITE, drain_seconds=15)
         options = Options(tmp_path / "none", "clients", tmp_path, told, tmp_path / "message", "no-such-program")
         assert run(options, threading.Event(), threading.Event()) is ExitCode.RETRIABLE
         result = parse_result((tmp_path / "message").read_text())
@@ -347,7 +349,8 @@ class TestHaproxy:
 
     def test_it_ends_with_haproxy(self, tmp_path: Path) -> None:
         mount(tmp_path / "secret", {"a": FIRST})
-        told = Proxied(free_port(), free_port(), free_port(), READ, WRITE, drain_seconds=15)
+        port, inner, server = free_ports(3)
+        told = Proxied(port, inner, server, READ, WRITE, drain_seconds=15)
         options = Options(tmp_path / "secret", "clients", tmp_path, told, tmp_path / "message", "false")
         assert run(options, threading.Event(), threading.Event()) is ExitCode.RETRIABLE
 

@@ -32,7 +32,7 @@ from finetune_operator.settings import Engine, Runtime
 from finetune_proxy import config
 from finetune_proxy.__main__ import Certificate, Options, run
 from finetune_proxy.config import Files, Proxied, haproxy_config
-from hack.cluster.layout import free_port
+from hack.cluster.layout import free_port, free_ports
 from tests.support.certificates import Issuer
 from tests.support.proxy_door import FIRST, HOST, PATIENCE, READ, WRITE, Door, StandIn, mount, stand_in, started, until
 from tests.support.sentences import assert_says
@@ -232,7 +232,8 @@ class TestHaproxy:
     @pytest.mark.parametrize("entries", [{}, ISSUER.secret("other.team.svc")], ids=["no Secret", "another name"])
     def test_without_a_certificate_it_does_not_start(self, tmp_path: Path, entries: dict[str, str]) -> None:
         mount(tmp_path / "certificate", entries)
-        told = Proxied(free_port(), free_port(), free_port(), READ, WRITE, 15, asks_for_keys=False, speaks_tls=True)
+        port, inner, server = free_ports(3)
+        told = Proxied(port, inner, server, READ, WRITE, 15, asks_for_keys=False, speaks_tls=True)
         certificate = Certificate(tmp_path / "certificate", "servers", HOST)
         options = Options(None, "", tmp_path, told, tmp_path / "message", "no-such-program", certificate)
         assert run(options, threading.Event(), threading.Event()) is ExitCode.RETRIABLE

@@ -152,8 +152,8 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
             took = time.monotonic() - began
             began = time.monotonic()
         ending = time.monotonic() - began
-    assert took < 1
-    assert ending < 4
+    assert took < 5
+    assert ending < 8, "the client itself would try for ten seconds and longer"
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert "not all figures reached Weights & Biases" in warnings
     assert sum("the stage continues" in message for message in warnings) <= 1
@@ -173,7 +173,7 @@ def test_a_server_that_falls_silent_holds_up_the_end_for_some_seconds_only(
     began = time.monotonic()
     run.end(End.FINISHED)
     assert not run.wait(0.0)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8
     assert "not all figures reached Weights & Biases" in caplog.text
 
 
