@@ -49,7 +49,7 @@ def test_it_has_a_share_through_a_restart_and_loses_it_with_the_first_crash(serv
     status = serving.until(ServingPhase.DEGRADED)
     assert status.candidate is not None
     assert (status.candidate.state, status.candidate.reason) == (RevisionState.FAILED, Reason.CANDIDATE_FAILED)
-    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "its pods to go", 60)
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "its pods to go")
     serving.change(rerun="again", strategy=by_steps("0s"))
     wait(lambda: serving.traffic() == new, "the promotion")
     serving.until_only(new)

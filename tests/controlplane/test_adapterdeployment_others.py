@@ -7,8 +7,9 @@ import pytest
 from finetune_api import meta
 from finetune_api.job_status import Phase
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import ServingPhase
+from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from finetune_api.stages import Stage
+from finetune_operator.framework.client import Selection
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -133,21 +134,32 @@ def test_tampering_is_put_right(serving: Serving) -> None:
     api.patch(DEPLOYMENTS, namespace, f"demo-{revision}", {"spec": {"replicas": 5}})
     wait(lambda: serving.children(DEPLOYMENTS)[f"demo-{revision}"]["spec"]["replicas"] == 1, "one pod")
     api.patch(SERVICES, namespace, NAME, {"spec": {"selector": {meta.LABEL_REVISION: "00000000"}}})
-    wait(lambda: serving.traffic() == revision, "the selector", 40)
+    wait(lambda: serving.traffic() == revision, "the selector")
     wait(lambda: serving.reached() == {revision}, "its endpoints")
 
 
 def test_a_service_that_is_deleted_comes_back_and_ready_is_not_said_without_it(serving: Serving) -> None:
     serving.start()
     revision = serving.serve(GOOD)
-    deleted = serving.get(SERVICES, NAME)
+    before, deleted = serving.get(ADAPTERDEPLOYMENTS, NAME), serving.get(SERVICES, NAME)
+    assert before is not None
     assert deleted is not None
     serving.team.api.delete(SERVICES, serving.team.namespace, NAME, deleted["metadata"]["uid"])
-    status = serving.until(ServingPhase.PROGRESSING)
+    status = _saw(serving, ServingPhase.PROGRESSING, before)
     assert [(each.status, each.reason) for each in status.conditions if each.type == "Ready"] == [("False", "Waiting")]
     serving.until(ServingPhase.READY)
     assert serving.traffic() == revision
     assert serving.reached() == {revision}
+
+
+def _saw(serving: Serving, phase: ServingPhase, since: Object) -> AdapterDeploymentStatus:
+    """The first status with a phase after a state of the resource: a watch shows it, however soon it passes."""
+    selection = Selection(ADAPTERDEPLOYMENTS, serving.team.namespace)
+    for change in serving.team.api.watch(selection, int(since["metadata"]["resourceVersion"]), 180):
+        status = AdapterDeploymentStatus.model_validate(change.object.get("status") or {})
+        if status.phase is phase:
+            return status
+    raise AssertionError(f"it was never {phase}")
 
 
 def _delete(serving: Serving) -> None:
@@ -205,6 +217,6 @@ def test_two_operators_leave_what_is_not_theirs_alone(serving: Serving) -> None:
     size = len(canary.read_text())
     found = team.status("theirs").conditions[0].observed_generation
     team.api.patch(FINETUNEJOBS, team.namespace, "theirs", handed_over)
-    wait(lambda: team.status("theirs").conditions[0].observed_generation != found, "the other operator's status", 30)
+    wait(lambda: team.status("theirs").conditions[0].observed_generation != found, "the other operator's status")
     assert {job["metadata"]["uid"] for job in team.jobs("theirs")} == jobs
     assert len(canary.read_text()) == size

@@ -50,7 +50,7 @@ def test_a_crash_loop_goes_back_by_itself_and_is_not_tried_again(serving: Servin
     shown = _shown(serving)
     assert shown["RolledBack"] == shown["Stalled"] == ("True", Reason.CANDIDATE_FAILED)
     wait(lambda: ("Warning", "RolledBack") in serving.events(), "the event")
-    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the bad pods to go", 60)
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the bad pods to go")
     states = {line.revision: line.state for line in serving.status().revisions}
     assert states == {new: RevisionState.ROLLED_BACK, old: RevisionState.SERVING}
     asked = len(serving.asked)
@@ -72,10 +72,10 @@ def test_by_the_spec_and_forward_again(serving: Serving) -> None:
     status = serving.until(ServingPhase.READY)
     assert {each.type: each.reason for each in status.conditions}["RolledBack"] == Reason.ROLLED_BACK
     assert len(serving.asked) == asked, "nothing was verified again"
-    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the pods that were left to end", 60)
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the pods that were left to end")
     serving.change(rollbackTo=None, keepLastGood="0s")
     wait(lambda: serving.traffic() == new, "the way forward by a rollout")
-    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{new}"}, "the old pods to go", 60)
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{new}"}, "the old pods to go")
     asked = len(serving.asked)
     serving.change(rollbackTo=old)
     wait(lambda: serving.traffic() == old, "the way back by a rollout")
@@ -104,7 +104,7 @@ def test_an_operator_that_dies_on_the_way_back(endpoint: Serving, crash: int) ->
     )
     endpoint.team.stop()
     endpoint.start()
-    wait(lambda: set(endpoint.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the bad pods to go", 60)
+    wait(lambda: set(endpoint.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the bad pods to go")
     status = endpoint.until(ServingPhase.DEGRADED)
     assert endpoint.traffic() == old
     states = {line.revision: line.state for line in status.revisions}
@@ -145,7 +145,7 @@ def test_pods_that_answer_otherwise_later_get_no_clients(endpoint: Serving) -> N
     fallen = wait(lambda: endpoint.status().candidate, "the status")
     assert (fallen.revision, fallen.reason) == (new, Reason.VERIFICATION_FAILED)
     assert [each.name for each in fallen.verification] == ["logProbabilities"]
-    wait(lambda: set(endpoint.children(DEPLOYMENTS)) == {name}, "the wrong pods to go", 60)
+    wait(lambda: set(endpoint.children(DEPLOYMENTS)) == {name}, "the wrong pods to go")
 
 
 def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:

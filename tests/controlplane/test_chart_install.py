@@ -44,7 +44,7 @@ class Installed:
 
     def helm(self, *arguments: str) -> str:
         connection = ("--kubeconfig", self.plane.kubeconfig, "--namespace", SYSTEM)
-        return run([toolchain.program("helm"), *arguments, *connection], timeout=120)
+        return run([toolchain.program("helm"), *arguments, *connection], timeout=300)
 
     def runner_objects(self, namespace: str = "team-a") -> list[str]:
         """What the pods that the operator starts need in a namespace of the chart's values."""
@@ -95,7 +95,7 @@ def test_the_operators_rights(installed: Installed, arguments: tuple[str, ...]) 
         ]
 
     # The API server's authorizer follows roles a moment later.
-    wait(lambda: not wrong(), "the operator's rights", 60, lambda: str(wrong()))
+    wait(lambda: not wrong(), "the operator's rights", describe=lambda: str(wrong()))
     for verb in VERBS:
         for namespace in ("team-a", SYSTEM):
             assert not installed.operator_may(namespace, verb, "", "secrets")
@@ -127,6 +127,8 @@ def test_users_rights(installed: Installed, user: str, verb: str, resource: str,
         return installed.allowed("editor", "team-a", "create", meta.GROUP, meta.FINETUNEJOBS)
 
     wait(aggregated, "aggregation of the roles")
+    if expected:  # each role is aggregated on its own
+        wait(lambda: installed.allowed(user, "team-a", verb, meta.GROUP, resource), "the right")
     assert installed.allowed(user, "team-a", verb, meta.GROUP, resource) == expected
 
 
@@ -162,8 +164,8 @@ def test_a_second_release_must_handle_something_else(installed: Installed, argum
     assert_says(str(refused.value), "finetune-operator", "invalid ownership metadata", "second", RELEASE)
     installed.helm("install", "canary", str(CHART), *watched, "--set", "operator.instance=canary")
     canary = f"system:serviceaccount:{SYSTEM}:canary-{RELEASE}"
-    wait(lambda: installed.allowed(canary, "team-a", "create", "batch", "jobs"), "the second one's rights", 60)
-    wait(lambda: installed.allowed(canary, SYSTEM, "create", "coordination.k8s.io", "leases"), "its Lease", 60)
+    wait(lambda: installed.allowed(canary, "team-a", "create", "batch", "jobs"), "the second one's rights")
+    wait(lambda: installed.allowed(canary, SYSTEM, "create", "coordination.k8s.io", "leases"), "its Lease")
     assert not installed.allowed(canary, "team-a", "get", "coordination.k8s.io", "leases")
     installed.helm("uninstall", "canary")
 

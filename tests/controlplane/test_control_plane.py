@@ -29,7 +29,7 @@ input()
 def test_two_stand_side_by_side_and_one_leaves_nothing(plane: ControlPlane) -> None:
     with ControlPlane.temporary(controllers=("serviceaccount-controller",)) as other:
         plane.kubectl("create", "namespace", "only-here")
-        other.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s", timeout=90)
+        other.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=180s", timeout=200)
         assert "only-here" in plane.kubectl("get", "namespaces")
         assert "only-here" not in other.kubectl("get", "namespaces")
         parts = [record.identity for each in other.daemons() if (record := each.record())]

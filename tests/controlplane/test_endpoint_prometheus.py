@@ -38,7 +38,7 @@ from tests.support.proxy_door import FIRST, StandIn, started
 from tests.support.tgi_process import tgi_cpu
 from tests.support.tiny_model import build_tiny_llama
 
-pytestmark = pytest.mark.controlplane
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(1800)]
 
 ONLY_VLLM = {"finetune_endpoint:first_token_seconds_bucket:rate5m"}
 BUSY_S = 0.2
@@ -109,7 +109,7 @@ def asking(ask: Callable[[int], object]) -> Iterator[None]:
 @contextmanager
 def load(url: str) -> Iterator[None]:
     """Requests of which each fourth has a parameter out of its range."""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=120) as client:
 
         def ask(number: int) -> None:
             asked = {"max_new_tokens": 4, "top_p": 0.5 if number % 4 else 2.0}
@@ -192,13 +192,21 @@ def test_what_only_the_proxy_answers_is_counted(server: Prometheus, proxy: Asked
     )
     (found,) = result(server, one % "failed", "what failed")
     assert {key: found["metric"][key] for key in labels("proxy")} == labels("proxy")
-    wait(lambda: server.alert("FinetuneEndpointFails") == "pending", "the alert")
+    wait(lambda: server.alert("FinetuneEndpointFails") != "inactive", "the alert")
 
 
 def test_every_graph_has_data(server: Prometheus) -> None:
+    """Numbers, once every server has answered a request between two looks at it."""
+
+    def numbers(query: str) -> list[str]:
+        return [each["value"][1] for each in server.ask("query", query=query)["result"]]
+
     for panel, query in queries(CHART_FILES / "dashboards" / "endpoints.json"):
-        numbers = [each["value"][1] for each in result(server, query, panel)]
-        assert "NaN" not in numbers, f"{panel}: {query} is not a number"
+        wait(
+            lambda query=query: (found := numbers(query)) and "NaN" not in found,  # type: ignore[misc]
+            f"numbers in {panel}: {query}",
+            describe=lambda query=query: str(numbers(query)),  # type: ignore[misc]
+        )
 
 
 def test_a_request_counts_once_and_an_alert_follows(server: Prometheus) -> None:
@@ -207,12 +215,16 @@ def test_a_request_counts_once_and_an_alert_follows(server: Prometheus) -> None:
     rate = "finetune_endpoint:requests:rate5m" + one
     share = f"{rate % 'failed'} / on (pod) {rate % 'answered'}"
     wait(lambda: 0.2 < (server.value(share) or 0) < 0.32, "a quarter of what is answered to have failed")
-    wait(lambda: server.alert("FinetuneEndpointFails") == "pending", "the alert")
-    rules = server.ask("rules")["groups"][0]["rules"]
-    assert {rule["health"] for rule in rules} == {"ok"}
-    alerts = [alert for rule in rules if rule["name"] == "FinetuneEndpointFails" for alert in rule["alerts"]]
-    assert sorted(alert["annotations"]["summary"] for alert in alerts) == [
-        "More than one request in twenty fails at team-a/proxy",
-        "More than one request in twenty fails at team-a/vllm",
-    ]
+
+    def rules() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = server.ask("rules")["groups"][0]["rules"]
+        return found
+
+    def alerts() -> list[str]:
+        found = [alert for rule in rules() if rule["name"] == "FinetuneEndpointFails" for alert in rule["alerts"]]
+        return sorted(alert["annotations"]["summary"] for alert in found)
+
+    failing = [f"More than one request in twenty fails at team-a/{name}" for name in ("proxy", "vllm")]
+    wait(lambda: alerts() == failing, "both alerts, and no other", describe=lambda: str(alerts()))
+    assert {rule["health"] for rule in rules()} == {"ok"}
     assert server.alert("FinetuneEndpointQueues") == "inactive"

@@ -70,7 +70,7 @@ def test_the_service_by_which_pods_find_each_other_comes_back(team: Team) -> Non
     slices = f"{LABEL_SERVICE}={deleted['metadata']['name']}"
     wait(lambda: team.api.select(ENDPOINT_SLICES, team.namespace, slices), "its endpoints")
     team.api.delete(SERVICES, team.namespace, deleted["metadata"]["name"], deleted["metadata"]["uid"])
-    restored = wait(lambda: _service(team, apart_from=deleted["metadata"]["uid"]), "the Service", 30)
+    restored = wait(lambda: _service(team, apart_from=deleted["metadata"]["uid"]), "the Service")
     for field in ("name", "labels", "ownerReferences"):
         assert restored["metadata"][field] == deleted["metadata"][field]
     assert restored["spec"] == deleted["spec"]

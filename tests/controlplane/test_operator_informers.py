@@ -46,17 +46,17 @@ def test_a_deployment_that_loses_a_label_is_not_lost(serving: Serving, label: st
     before = take_off(team, DEPLOYMENTS, name, label)
     if put_back:
         team.api.patch(DEPLOYMENTS, team.namespace, name, {"metadata": {"labels": {label: before[label]}}})
-    wait(lambda: labels(team, DEPLOYMENTS, name) == before, "the label", 30)
+    wait(lambda: labels(team, DEPLOYMENTS, name) == before, "the label")
     serving.change(replicas=2)
-    assert serving.until(ServingPhase.READY, 60).ready_replicas == 2
+    assert serving.until(ServingPhase.READY).ready_replicas == 2
 
 
 def test_a_service_that_loses_its_labels_gets_them_back(serving: Serving) -> None:
     serving.start()
     serving.serve(GOOD)
     before = take_off(serving.team, SERVICES, NAME, meta.LABEL_OWNER_KIND, meta.LABEL_OWNER_NAME)
-    wait(lambda: labels(serving.team, SERVICES, NAME) == before, "the labels", 30)
-    serving.until(ServingPhase.READY, 60)
+    wait(lambda: labels(serving.team, SERVICES, NAME) == before, "the labels")
+    serving.until(ServingPhase.READY)
 
 
 @pytest.mark.parametrize("put_back", [True, False])
@@ -71,7 +71,7 @@ def test_a_stage_job_that_loses_its_labels_is_not_lost(team: Team, put_back: boo
     before = take_off(team, JOBS, name, meta.LABEL_OWNER_KIND, meta.LABEL_STAGE)
     if put_back:
         team.api.patch(JOBS, team.namespace, name, {"metadata": {"labels": before}})
-    wait(lambda: labels(team, JOBS, name) == before, "the labels", 30)
+    wait(lambda: labels(team, JOBS, name) == before, "the labels")
     del team.node.scripts[Stage.TRAIN]
     team.until("storm", Phase.SUCCEEDED)
     assert [each["metadata"]["uid"] for each in team.jobs("storm", Stage.TRAIN)] == [job["metadata"]["uid"]]
@@ -106,7 +106,7 @@ def test_a_tenants_pod_with_our_labels_changes_nothing(team: Team) -> None:
         team.api.create(PODS, each)
     first = job["metadata"]["uid"]
     team.api.delete(JOBS, team.namespace, job["metadata"]["name"], first)
-    wait(lambda: {each["metadata"]["uid"] for each in team.jobs("storm", Stage.TRAIN)} - {first}, "a new Job", 60)
+    wait(lambda: {each["metadata"]["uid"] for each in team.jobs("storm", Stage.TRAIN)} - {first}, "a new Job")
     del team.node.scripts[Stage.TRAIN]
     team.until("storm", Phase.SUCCEEDED)
     log = (team.directory / "operator.log").read_text()

@@ -24,7 +24,7 @@ def test_prometheus_reads_the_metrics_and_evaluates_the_alerts(team: Team, tmp_p
     alerts = alerts.replace("RELEASE_NAME-", "finetune-operator-")
     labels = {"namespace": "finetune-system", "pod": "finetune-operator-7c9d8b6f5-x2x7k"}
     with prometheus(tmp_path, alerts, [Target(target, labels)]) as server:
-        wait(lambda: server.value("up == 1"), "a scrape", 60)
+        wait(lambda: server.value("up == 1"), "a scrape")
         team.create("counted")
         team.until("counted", Phase.SUCCEEDED)
         done = 'finetune_operator_resources{kind="FineTuneJob", phase="Succeeded", reason="RunSucceeded"}'
@@ -46,4 +46,4 @@ def test_prometheus_reads_the_metrics_and_evaluates_the_alerts(team: Team, tmp_p
         for panel, query in queries(CHART_FILES / "dashboards" / "operator.json"):
             wait(lambda asked=query: server.ask("query", query=asked)["result"], f"data in {panel}: {query}")  # type: ignore[misc]
         operator.stop()
-        wait(lambda: server.alert("FinetuneOperatorWithoutLeader") == "pending", "the alert", 60)
+        wait(lambda: server.alert("FinetuneOperatorWithoutLeader") == "pending", "the alert")

@@ -60,7 +60,7 @@ def complaints(
         (folder / f"{number}.json").write_text(json.dumps(named))
     command = [toolchain.program("kubectl"), "--kubeconfig", plane.kubeconfig, "apply", *request.param]
     done = subprocess.run(
-        [*command, "--dry-run=server", "-f", folder], capture_output=True, text=True, check=False, timeout=60
+        [*command, "--dry-run=server", "-f", folder], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.stdout == "", "every object is refused"
     # A complaint names the file, the object or both.

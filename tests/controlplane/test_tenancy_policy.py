@@ -175,9 +175,9 @@ def refusals(
     plane.kubectl("apply", "-f", "-", stdin=text.replace('"failurePolicy": "Ignore"', '"failurePolicy": "Fail"'))
     result = Refusals(api, crds, plane, namespace, configuration)
     refused = {"output.uri": "s3://nobodys/../place", "profile": "gpu-h100-80", "storage.endpoint": "http://10.0.0.1"}
-    wait(lambda: result.servers(result.job(refused)), "the policy to be in force", 60)
+    wait(lambda: result.servers(result.job(refused)), "the policy to be in force")
     beyond = {"runtime": "beyond", "source.artifact.storage.endpoint": "http://10.0.0.1"}
-    wait(lambda: result.servers(result.deployment(beyond)), "the other policy to be in force", 60)
+    wait(lambda: result.servers(result.deployment(beyond)), "the other policy to be in force")
     yield result
     plane.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", stdin=text)
     plane.kubectl("delete", "namespace", namespace, "--wait=false")
@@ -386,10 +386,10 @@ def test_an_update_that_asks_for_nothing_new_passes(refusals: Refusals) -> None:
         except ApiError:
             return None
 
-    made = wait(taken, "the policy to be no longer in force", 60)
+    made = wait(taken, "the policy to be no longer in force")
     refusals.enforce("Deny")
     other = body | {"metadata": body["metadata"] | {"name": "other"}}
-    wait(lambda: refusals.servers(other), "the policy to be in force again", 60)
+    wait(lambda: refusals.servers(other), "the policy to be in force again")
     place = (FINETUNEJOBS, refusals.namespace, made["metadata"]["name"])
     refusals.api.patch(*place, {"spec": {"suspend": True}, "metadata": {"labels": {"any": "thing"}}})
     with pytest.raises(ApiError) as error:

@@ -50,7 +50,7 @@ def registered(plane: ControlPlane, namespace: str, port: int) -> Iterator[None]
     ]
     try:
         plane.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-        plane.kubectl("wait", "--for=condition=Available", "--timeout=60s", f"apiservice/{name}", timeout=90)
+        plane.kubectl("wait", "--for=condition=Available", "--timeout=180s", f"apiservice/{name}", timeout=200)
         yield
     finally:
         # Before its server stops: no namespace can be deleted while an API does not answer.

@@ -40,7 +40,7 @@ class Prometheus:
 
     def ask(self, path: str, **query: str) -> Any:
         """The data of an answer of its API; raises OSError while it does not answer."""
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=60) as answer:
             return json.load(answer)["data"]
 
     def value(self, expression: str) -> float | None:
