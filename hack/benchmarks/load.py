@@ -111,15 +111,15 @@ class Load:
         """Start it in an image with Python, and wait until each client has an answer.
 
         Faults before that are not counted: a node learns a new pod's address, by which policies name it, up to a second
-        late. Raises ClusterError if one has none within two minutes.
+        late. Raises ClusterError if one has none within five minutes.
         """
         from tests.support.restricted import pod
 
         program = Path(load_client.__file__).read_text(encoding="utf-8")
         self.team.apply(pod(POD, image, "python", "-c", program, json.dumps(asdict(self.plan))))
-        wait_for("the load's pod", lambda: self.team.get("pod", POD)["status"]["phase"] == "Running", 120)
+        wait_for("the load's pod", lambda: self.team.get("pod", POD)["status"]["phase"] == "Running", 300)
         clients = sum(self.plan.clients.values())
-        wait_for("the load's first answers", lambda: _clients(self.heard()) == clients, 120, _LOOK_S)
+        wait_for("the load's first answers", lambda: _clients(self.heard()) == clients, 300, _LOOK_S)
 
     def heard(self) -> ClientAnswers:
         """What its clients have heard so far."""

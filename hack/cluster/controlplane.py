@@ -118,7 +118,7 @@ class ControlPlane:
         if self.temporary_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 180) -> str:
         """Run kubectl as administrator and return its output."""
         kubectl = toolchain.program("kubectl")
         return run([kubectl, "--kubeconfig", self.kubeconfig, *arguments], stdin=stdin, timeout=timeout)
@@ -214,7 +214,7 @@ class ControlPlane:
                 front_proxy.directory / f"{FRONT_PROXY}.crt",
             ),
             env=FEW_COLLECTIONS if self.temporary_directory else {},
-            ready_seconds=120,
+            ready_seconds=300,
         )
 
     def _controller_manager(self) -> Daemon:

@@ -157,7 +157,9 @@ class NativeCluster:
         start_in_order((kube_router,))
 
     def _wait_for_dns(self) -> None:
-        self.plane.kubectl("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=90s", timeout=100)
+        self.plane.kubectl(
+            "rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=300s", timeout=320
+        )
         _wait(dns.answers_for_kubernetes, "cluster DNS to answer at its service address", 30, self.node.agents()[1])
 
     def _write_commands(self) -> None:

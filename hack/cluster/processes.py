@@ -88,7 +88,7 @@ class Daemon:
     ready: Callable[[], bool]
     files: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    ready_seconds: float = 60
+    ready_seconds: float = 180
 
     @property
     def pid_file(self) -> Path:

@@ -17,7 +17,7 @@ from hack.cluster.processes import Record
 from hack.platform.kubectl import Kubectl, wait_for
 from tests.support.restricted import CONNECT, LOOKUP, message_of, python_pod, restricted_namespace, serve
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 CLIENTS = {"controller-manager", "scheduler", "kubelet", "kube-proxy", "kube-router"}
 PARTS = {"etcd", "apiserver", "containerd", *CLIENTS}
@@ -85,7 +85,7 @@ def test_up_after_the_machine_was_switched_off(native: NativeCluster, namespace:
     namespace.apply(python_pod("caller", LOOKUP, "kubernetes.default"))
     assert message_of(namespace, "caller") == KUBERNETES_SERVICE_IP
     wait_for(
-        "the pod of before to be given up", lambda: namespace.get("pod", "web")["status"]["phase"] == "Failed", 180
+        "the pod of before to be given up", lambda: namespace.get("pod", "web")["status"]["phase"] == "Failed", 600
     )
 
 

@@ -17,7 +17,7 @@ from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from hack.platform.tiny import tiny_job
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 NAME = f"pair-{uuid.uuid4().hex[:8]}"
 """Nobody has trained it before: a result that is there already would be reused."""
@@ -36,12 +36,12 @@ TRAINING = {
 def test_a_pod_is_killed_and_both_go_on_from_the_last_checkpoint(team: Kubectl) -> None:
     team.apply(tiny_job(NAME, profile="cpu-pair", training=TRAINING))
     prefix = f"{NAME}/runs/"
-    wait_for("a checkpoint", lambda: unfailed(team) and manifests(team, prefix), 600)
+    wait_for("a checkpoint", lambda: unfailed(team) and manifests(team, prefix), 1200)
     first, second = (pod["metadata"] for pod in training_pods(team))
 
     team("delete", "pod", second["name"], "--grace-period=0", "--force")
 
-    job = wait_for("the end of the run", lambda: succeeded(team), 1000)
+    job = wait_for("the end of the run", lambda: succeeded(team), 2000)
     train = next(stage for stage in job.status.stages if stage.name == Stage.TRAIN)
     folder = output_folder(Stage.TRAIN, train.output_digest)
     (manifest,) = manifests(team, f"{NAME}/{folder}/")

@@ -10,7 +10,7 @@ from hack.platform import local
 from hack.platform.kubectl import Kubectl
 from tests.support.restricted import ended, pod, restricted_namespace
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 IMPORT = """
 import importlib, importlib.util, os, pathlib, sys

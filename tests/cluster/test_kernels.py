@@ -13,7 +13,7 @@ from hack.cluster.provider import provider
 from hack.platform.kubectl import Kubectl
 from tests.support.restricted import ended, pod, restricted_namespace
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 SOURCE = Path(REPOSITORY, "hack", "gpu", "kernels.py")
 PARTS = 1 + 14 * 4

@@ -59,13 +59,13 @@ def test_a_node_port_leads_to_the_pod(namespace: Kubectl) -> None:
 
     def answer() -> bytes | None:
         try:
-            with socket.create_connection((node_address(), port), timeout=2) as client:
+            with socket.create_connection((node_address(), port), timeout=10) as client:
                 client.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
                 return client.recv(64)
         except OSError:
             return None
 
-    assert wait_for("the node port", answer, 60, interval=0.2).startswith(b"HTTP/1.0 200")
+    assert wait_for("the node port", answer, 240, interval=0.2).startswith(b"HTTP/1.0 200")
 
 
 def test_a_network_policy_lets_in_whom_it_names_and_refuses_others(namespace: Kubectl) -> None:

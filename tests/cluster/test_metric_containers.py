@@ -19,7 +19,7 @@ from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, wait_for
 from hack.platform.tiny import tiny_job
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 QUESTIONS = 3
 """Of 40, as the image has, a third cannot be right."""
@@ -40,7 +40,7 @@ EVALUATION = {
 
 def test_what_a_container_measures_becomes_goals(team: Kubectl) -> None:
     team.apply(tiny_job(name_in(team), evaluation=EVALUATION))
-    brief, words = wait_for("the goals", lambda: goals(team), 800)
+    brief, words = wait_for("the goals", lambda: goals(team), 1600)
     assert (brief.outcome, words.outcome) == (GateOutcome.PASS, GateOutcome.PASS), [brief.sentence, words.sentence]
     assert (float(brief.value), 0 <= float(words.value) <= 40) == (1.0, True)
     [pod] = team.items("pods", f"{LABEL_OWNER_NAME}={name_in(team)},{LABEL_STAGE}={Stage.EVALUATE}")
@@ -82,7 +82,7 @@ def test_lm_eval_asks_both_models_questions_from_a_bucket(with_lm_eval: Kubectl,
     # Random models choose at random: any figure will do.
     goal = {"metric": "custom", "custom": "lm-eval.acc", "class": "sums", "atLeast": "0"}
     with_lm_eval.apply(tiny_job(name_in(with_lm_eval), evaluation=EVALUATION | {"metrics": [metric], "goals": [goal]}))
-    [found] = wait_for("the goal", lambda: goals(with_lm_eval), 800)
+    [found] = wait_for("the goal", lambda: goals(with_lm_eval), 1600)
     assert found.outcome == GateOutcome.PASS, found.sentence
     assert found.value in {f"{right / QUESTIONS:.4f}" for right in range(QUESTIONS + 1)}, found.sentence
 

@@ -14,7 +14,7 @@ from hack.cluster.console import ClusterError, run
 from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 OTHER_PORT = 9401
 PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
@@ -66,7 +66,7 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
         *(pod(name, training, OTHER_PORT) for name in ("trainer", "trainer-2")),
     )
     names = ("pod/stage", "pod/stranger", "pod/prometheus", "pod/trainer", "pod/trainer-2")
-    kubectl("wait", "--for=condition=Ready", *names, "--timeout=120s", timeout=140)
+    kubectl("wait", "--for=condition=Ready", *names, "--timeout=600s", timeout=620)
     yield kubectl
     cluster("delete", "namespace", name, "--wait=false")
 
@@ -110,4 +110,4 @@ def test_who_reaches_what(cluster: Kubectl, stage: Kubectl, source: str, target:
         return True
 
     # Policies take a moment to reach the node's packet filter.
-    wait_for(f"{source} → {target}:{port} {reached}", lambda: connects() == reached, timeout=120)
+    wait_for(f"{source} → {target}:{port} {reached}", lambda: connects() == reached, timeout=600)

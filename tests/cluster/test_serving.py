@@ -19,14 +19,14 @@ from hack.platform.kubectl import Kubectl, Object, wait_for
 from tests.support.artifacts import PROMPTS
 from tests.support.endpoints import NAME, Endpoint
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 TOKENS = {FRESH: 6, KEPT: 6, STREAM: 24}
 """Few enough for a model of random weights to write the same text on every CPU: later ones were within rounding."""
 CLIENTS = {FRESH: 1, KEPT: 1, STREAM: 1}
 PAUSE_S = 1.0
 """Of a client between two requests: servers, self-checks and the demo's training share the machine's cores."""
-ROLLOUT_S = 600
+ROLLOUT_S = 1200
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +55,17 @@ def test_clients_hear_one_revision_and_then_the_next_and_never_a_bad_one(
 
     begin = time.time()
     endpoint.serve(artifacts["second"].uri, **replicas)
-    load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
-    second = wait_for("the promotion", lambda: _promoted(endpoint, first.revision), 60)
+    rollout = load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S) - begin
+    second = wait_for("the promotion", lambda: _promoted(endpoint, first.revision), 240)
     begin = time.time()
     endpoint.serve(artifacts["second"].uri, **replicas, rollbackTo=first.revision)
-    assert load.wait_until_fresh_clients_hear("first", begin, 60) - begin <= 10
+    back = load.wait_until_fresh_clients_hear("first", begin, ROLLOUT_S) - begin
+    assert back <= max(10, rollout / 4), "nothing starts, and nothing is verified"
     begin = time.time()
     endpoint.serve(artifacts["second"].uri, **replicas, keepLastGood="5s")
     load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
     # A client that keeps its connection comes over when the pod at its other end stops.
-    load.wait_until_all_hear("second", 240)
+    load.wait_until_all_hear("second", ROLLOUT_S)
 
     endpoint.serve(artifacts["boastful"].uri, **replicas)
     status = endpoint.until(ServingPhase.DEGRADED)
@@ -105,14 +106,14 @@ def test_a_canary_that_crashes_goes_back_and_takes_over_when_it_is_tried_again(
     assert status.stable.revision == first
     assert status.candidate is not None
     assert (status.candidate.state, status.candidate.reason) == (RevisionState.FAILED, Reason.CANDIDATE_FAILED)
-    load.wait_until_all_hear("first", 120)
+    load.wait_until_all_hear("first", ROLLOUT_S)
 
     begin = time.time()
     analysis = {"minRequests": 10, "maxErrorIncrease": "0.1", "maxLatencyIncrease": "9"}
     endpoint.serve(artifacts["second"].uri, strategy=_canary(pause="10s", analysis=analysis), rerun="again")
     load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
     wait_for("the promotion", lambda: _promoted(endpoint, first), ROLLOUT_S)
-    load.wait_until_all_hear("second", 240)
+    load.wait_until_all_hear("second", ROLLOUT_S)
     # The crashed server was asked, too. Its clients could not but notice.
     assert [each for each in load.heard().faults if each["at"] > begin] == []
     team("delete", "pod", POD, "--wait=false")
@@ -124,9 +125,9 @@ def test_a_change_in_place_announces_its_gap_and_a_refused_artifact_ends_it(
     """The revision before comes back by itself, and answers as it did."""
     endpoint = Endpoint(team)
     first = _serving(endpoint, artifacts["first"])
-    endpoint.serve(artifacts["boastful"].uri, strategy={"type": "InPlace", "notice": "5s"})
-    assert wait_for("the announced gap", lambda: _gap(endpoint, "False"), 120) == Reason.GAP_ANNOUNCED
-    assert wait_for("the gap", lambda: _gap(endpoint, "True"), 120) == Reason.GAP_IN_SERVICE
+    endpoint.serve(artifacts["boastful"].uri, strategy={"type": "InPlace", "notice": "10s"})
+    assert wait_for("the announced gap", lambda: _gap(endpoint, "False"), ROLLOUT_S) == Reason.GAP_ANNOUNCED
+    assert wait_for("the gap", lambda: _gap(endpoint, "True"), ROLLOUT_S) == Reason.GAP_IN_SERVICE
     status = wait_for("the way back", lambda: _serves_again(endpoint), ROLLOUT_S)
     assert status.stable is not None
     assert status.stable.revision == first
@@ -152,7 +153,7 @@ def test_keys_of_clients_come_and_go_without_a_restart(team: Kubectl, artifacts:
         assert _status(f"http://127.0.0.1:{port}/metrics", "first-key-0123456789abcdef") == 404
         team.apply(_clients(two="second-key-0123456789abcdef"))
         # The kubelet looks at a Secret every ten seconds here, and by default once a minute.
-        wait_for("the other key", lambda: _status(url, "second-key-0123456789abcdef") == 200, 240)
+        wait_for("the other key", lambda: _status(url, "second-key-0123456789abcdef") == 200, ROLLOUT_S)
         assert _status(url, "first-key-0123456789abcdef") == 401
     [same] = team.items("pods", pods)
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]

@@ -33,7 +33,7 @@ class Endpoint:
             }
         )
 
-    def until(self, phase: ServingPhase, timeout: float = 400) -> AdapterDeploymentStatus:
+    def until(self, phase: ServingPhase, timeout: float = 1200) -> AdapterDeploymentStatus:
         """Wait until the present spec has come to a phase; the status."""
 
         def reached() -> AdapterDeploymentStatus | None:

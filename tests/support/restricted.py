@@ -25,7 +25,7 @@ def restricted_namespace(prefix: str) -> Iterator[Kubectl]:
     kubectl = local.kubectl().within(f"{prefix}-{uuid.uuid4().hex[:8]}")
     kubectl("create", "namespace", kubectl.namespace)
     kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=110s")
     try:
         yield kubectl
     finally:
@@ -72,7 +72,7 @@ def python_pod(name: str, code: str, *arguments: str) -> Object:
     return pod(name, python_image(), "python", "-c", code, *arguments)
 
 
-def ended(kubectl: Kubectl, name: str, seconds: float = 90) -> Object:
+def ended(kubectl: Kubectl, name: str, seconds: float = 300) -> Object:
     """Wait for the end of a pod's only container: its exit code and termination message."""
 
     def state() -> Object | None:
@@ -101,12 +101,12 @@ def service(name: str, kind: str = "ClusterIP") -> Object:
 def serve(kubectl: Kubectl, kind: str = "ClusterIP") -> None:
     """A web server behind a Service, both called ``web``, ready."""
     kubectl.apply(python_pod("web", _SERVER), service("web", kind))
-    kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+    kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=240s", timeout=260)
 
 
 LOOKUP = """
 import socket, sys, time
-end = time.monotonic() + 30
+end = time.monotonic() + 120
 answers = set()
 while not answers and time.monotonic() < end:
     try:
@@ -118,10 +118,10 @@ open('/dev/termination-log', 'w').write(' '.join(answers))
 
 CONNECT = """
 import sys, time, urllib.request
-end = time.monotonic() + 60
+end = time.monotonic() + 240
 while time.monotonic() < end:
     try:
-        urllib.request.urlopen(sys.argv[1], timeout=2)
+        urllib.request.urlopen(sys.argv[1], timeout=5)
         answer = 'answered'
     except OSError:
         answer = 'refused'
