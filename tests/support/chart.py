@@ -28,7 +28,7 @@ Object = dict[str, Any]
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(toolchain.program("helm")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def render(*arguments: str) -> list[Object]:

@@ -95,7 +95,7 @@ class Forked:
 def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """As ``subprocess.run`` with its outputs captured as text, of what ``start`` starts."""
     process = start(command, environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess([*command], process.wait(), out.decode(), err.decode())
 
 

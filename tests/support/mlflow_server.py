@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hack.cluster.layout import free_port
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 400.0
 """It makes its tables and imports half of PyPI: a minute on a busy machine."""
 ENVIRONMENT = {
     "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
@@ -55,7 +55,7 @@ def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except (OSError, urllib.error.URLError) as error:
             if process.poll() is not None or time.monotonic() > deadline:

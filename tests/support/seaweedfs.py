@@ -25,7 +25,7 @@ from finetune_api.storage import Storage
 from hack.cluster.layout import free_ports
 
 WEED = Path(sys.executable).with_name("weed")
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 STARTS = 3
 """A port that was free can be taken by another program before the server listens on it."""
 
@@ -78,7 +78,7 @@ class SeaweedFS:
             aws_access_key_id=user.key,
             aws_secret_access_key=user.secret,
             config=Config(
-                s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=30
+                s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60
             ),
         )
 

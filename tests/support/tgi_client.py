@@ -104,7 +104,7 @@ def parse_event(line: str | bytes) -> Any:
     return data if data in ("", "[DONE]") else json.loads(data)
 
 
-def eventually(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
+def eventually(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> bool:
     """Whether the condition comes true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -84,7 +84,8 @@ def browser() -> Iterator[Browser]:
     if program is None:
         pytest.fail("chromium is missing: `python3 -m hack.environments browser` installs it")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # By default it has half a minute, which a busy machine may need.
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=180_000)
         yield started
         started.close()
 

@@ -125,7 +125,7 @@ def pod(s3: SeaweedFS, place: str) -> Iterator[Callable[[TeacherServer, int], Fo
     yield start
     for process in started:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def _wait_until(condition: Any, seconds: float = 60) -> None:
@@ -149,7 +149,7 @@ def test_after_a_killed_pod_only_what_is_missing_is_asked(
         process = pod(server, 100)
         _wait_until(lambda: list(store.list()))
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
         hurry.set()
         kept = kept_journal(store, config(server.url)).found
         before = len(server.received)

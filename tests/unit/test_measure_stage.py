@@ -66,7 +66,7 @@ def run_program(given: Path, out: Path, program: Path = PROGRAM) -> subprocess.C
     """A metric container, as a process with its folders and nothing of the environment."""
     env = {"METRICS_IN": str(given), "METRICS_OUT": str(out), "METRICS_LOG": str(out / "log")}
     command = [sys.executable, "-I", str(program)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def test_a_disk_that_is_too_small_is_said(
     command = [str(tmp_path / "program.py"), str(volume), *asked]
     environment = os.environ | WRITER.environment() | {"TMPDIR": str(volume)}
     process = forked.start(command, environment, within=NEW_MOUNTS)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.wait() == ExitCode.FATAL
     assert said.decode() == (
         f"ScratchFull: The disk that holds {volume} is full. Set TMPDIR to a folder on a larger one.\n"

@@ -360,6 +360,6 @@ def test_nothing_but_the_tracking_server_is_contacted(mlflow_url: str, tmp_path:
     """In a process of its own without the variables by which MLflow knows that it is under test or opted out."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mlflow_url], env=environment, capture_output=True, timeout=120, check=True
+        [sys.executable, "-c", PROGRAM, mlflow_url], env=environment, capture_output=True, timeout=300, check=True
     )
     assert json.loads(ended.stdout) == [True, ["127.0.0.1"]], "and nothing else is printed where the result may go"

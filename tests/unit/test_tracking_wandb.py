@@ -234,7 +234,7 @@ def test_nothing_but_the_run_is_sent_and_to_nobody_else(server: WandbServer, tmp
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=True,
         )
         with pytest.raises(BlockingIOError):  # nobody has called

@@ -111,7 +111,7 @@ def test_only_the_first_process_ever_has_the_whole_model(base: Path, large: Path
         for rank, result in enumerate(found)
     ]
     for process in processes:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=580)
         assert process.returncode == 0, (output + errors).decode()
 
     first, second = (int(result.read_text()) for result in found)
