@@ -28,7 +28,7 @@ class Gate(Store):
         return Gate(self._client, uri, self)
 
     def upload_all(self, files: Mapping[str, Path], advance: Any = None) -> None:
-        assert self.open.wait(30)
+        assert self.open.wait(120)
         if self.failures:
             raise self.failures.pop()
         super().upload_all(files, advance)

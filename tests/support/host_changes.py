@@ -52,7 +52,7 @@ def observe(scratch: Path) -> tuple[Traces, Traces, Traces]:
         ClusterError: something failed; carries the end of its output.
     """
     script = ["sh", "-euc", ISOLATED, "sh", str(scratch), sys.executable]
-    run(["unshare", "--mount", *script], cwd=REPOSITORY, timeout=240)
+    run(["unshare", "--mount", *script], cwd=REPOSITORY, timeout=500)
     before, meanwhile, after = json.loads((scratch / "traces.json").read_text())
     return before, meanwhile, after
 
@@ -113,7 +113,7 @@ def change(cluster: NativeCluster) -> None:
     cluster.plane.kubectl("create", "-f", "-", stdin=json.dumps(named | {"spec": policy}))
     _, *network_agents = cluster.node.agents()
     start_in_order(network_agents)
-    wait_for("kube-router's sets", lambda: run(["ipset", "list", "-name"]).strip(), 30)
+    wait_for("kube-router's sets", lambda: run(["ipset", "list", "-name"]).strip(), 180)
     connect_a_pod(cluster.directory)
     leave_what_containers_leave(cluster.directory)
 

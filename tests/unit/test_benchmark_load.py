@@ -27,6 +27,7 @@ from hack.benchmarks.load_client import (
 )
 from hack.benchmarks.rollout_under_load import FIRST, MOVES, SECOND, moves
 from hack.cluster.console import ClusterError
+from tests.support.closed_port import closed_port
 
 pytestmark = pytest.mark.unit
 
@@ -167,7 +168,8 @@ def test_a_refused_connection_is_a_fault() -> None:
     with answering(reply(chat("one"))) as port:
         pass_by = asked(port, FRESH, 1)
     assert pass_by.faults == ()
-    assert "ConnectionRefusedError" in asked(port, FRESH, 1).faults[0]["fault"]
+    with closed_port() as port:
+        assert "ConnectionRefusedError" in asked(port, FRESH, 1).faults[0]["fault"]
 
 
 def test_what_a_client_hears_before_it_is_let_in_is_no_fault() -> None:
