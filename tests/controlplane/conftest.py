@@ -253,7 +253,7 @@ class Team:
         found.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
         return [(event["type"], event["reason"]) for event in found]
 
-    def until(self, name: str, what: str, seconds: float = 180) -> FineTuneJobStatus:
+    def until(self, name: str, what: str, seconds: float = 400) -> FineTuneJobStatus:
         """Wait for a phase or for a reason of Ready; returns the status."""
 
         def reached() -> FineTuneJobStatus | None:
@@ -371,7 +371,7 @@ def condition(status: FineTuneJobStatus, kind: str) -> str:
 
 
 def wait(
-    reached: Callable[[], T | None], what: str, seconds: float = 180, describe: Callable[[], str] = lambda: ""
+    reached: Callable[[], T | None], what: str, seconds: float = 400, describe: Callable[[], str] = lambda: ""
 ) -> T:
     """Ask until the answer is true; fails after ``seconds`` with what ``describe`` says."""
     deadline = time.monotonic() + seconds

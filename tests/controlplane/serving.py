@@ -88,7 +88,7 @@ class Serving:
         assert found is not None
         return AdapterDeploymentStatus.model_validate(found.get("status") or {})
 
-    def until(self, what: str, seconds: float = 180) -> AdapterDeploymentStatus:
+    def until(self, what: str, seconds: float = 400) -> AdapterDeploymentStatus:
         """Wait for a phase, for this generation of the spec and with all of it done; the status."""
 
         def reached() -> AdapterDeploymentStatus | None:

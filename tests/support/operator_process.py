@@ -34,7 +34,7 @@ from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.settings import Settings
 from hack.cluster.layout import free_ports
 
-PATIENCE = 180.0
+PATIENCE = 400.0
 """Seconds to wait for what is sure to come: a machine may run at an eighth of its speed."""
 ANSWER_SECONDS = 60.0
 """Of a request to the operator's probe or metrics."""
