@@ -70,6 +70,8 @@ def test_a_format_that_computes_no_numbers_for_a_text_is_passed_over() -> None:
     assert (chosen.format, chosen.passed_over) == ("INT8", ["INT4"])
     assert_says(chosen.summary(), "INT4 computes no numbers for 3 of the recorded texts, so it is not the artifact.")
     assert choose(formats, fall_back=False).format == "INT4"
+    told = {each.format: each.without_numbers for each in measured(chosen, dict.fromkeys(FORMATS, "0" * 64))}
+    assert told == {"INT8": 0, "INT4": 3, "Merged": 0}
 
 
 @pytest.mark.parametrize("fall_back", [True, False])

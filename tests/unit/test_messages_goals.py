@@ -356,6 +356,8 @@ def test_a_loss_that_no_format_avoids_has_another_remedy() -> None:
     lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
     assert_says(lost_by_export(lost, TaskType.CLASSIFICATION), "accuracy -0.1000", "onRegression to FallBack")
     assert_says(lost_by_export(lost, TaskType.CLASSIFICATION, [beside(lost)]), "no other format holds it")
+    broken = beside(evaluated(9, 9)).model_copy(update={"without_numbers": 2})
+    assert_says(lost_by_export(lost, TaskType.CLASSIFICATION, [broken]), "no other format holds it")
 
 
 def between(least: str, most: str, second: str = "a.b") -> dict[str, Any]:

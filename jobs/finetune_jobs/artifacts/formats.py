@@ -40,6 +40,8 @@ class MeasuredFormat(ExportedFormat):
     """Of texts only."""
     loss: Difference
     """Against the tuned model, in the task's main metric."""
+    without_numbers: int = 0
+    """Recorded texts for which it is broken, as of the artifact's own ``Measurements``."""
 
 
 def read_alternatives(folder: Path) -> list[ExportedFormat]:

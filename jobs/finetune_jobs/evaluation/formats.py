@@ -36,6 +36,7 @@ def measured(evaluated: Evaluated, digests: Mapping[str, str]) -> list[MeasuredF
             f1=each.scores["artifact"].f1,
             chrf=each.value(Metric.CHRF, "artifact"),
             loss=each.export_difference,
+            without_numbers=each.measurements.without_numbers,
         )
         for name, each in {evaluated.format: evaluated, **evaluated.beside}.items()
     ]

@@ -92,7 +92,7 @@ def lost_by_export(measurements: Measurements, task: TaskType, others: Sequence[
     if loss is None or not loss.worse_beyond_chance:
         return ""
     it = loss.estimate
-    if others and all(each.loss.worse_beyond_chance for each in others):
+    if others and all(each.loss.worse_beyond_chance or each.without_numbers for each in others):
         remedy = "no other format holds it either. Test on more examples (spec.evaluation.maxSamples), or train longer."
     else:
         remedy = "set spec.export.onRegression to FallBack, or spec.export.format to one that rounds less."
