@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, ServingPhase
+from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from tests.support.played_pods import BETTER, GOOD
 from tests.support.promoted import crash, crashed_before, passes, promoted, until
@@ -59,6 +61,11 @@ class TestByTheSpec:
         assert kept is not None
         assert (cluster.traffic(), kept.revision) == (old, new)
         cluster.spec = pinned(BETTER, keepLastGood="10m", rollbackTo=old)
+        assert cluster.status.stable is not None
+        asked = spec_hash(AdapterDeploymentSpec.model_validate(cluster.spec))
+        cluster.status = cluster.status.model_copy(
+            update={"stable": cluster.status.stable.model_copy(update={"spec_hash": asked})}
+        )
         crash(cluster, old)
         passes(cluster)
         assert cluster.traffic() == old
@@ -75,6 +82,20 @@ class TestByTheSpec:
         crash(cluster, new)
         passes(cluster)
         assert cluster.traffic() == old
+
+    def test_what_served_before_stays_where_the_source_had_gone_back(self) -> None:
+        """Nobody has rejected that one either, though it is the later of the two."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec = pinned(GOOD, keepLastGood="10m")
+        passes(cluster)
+        assert cluster.traffic() == old
+        cluster.spec["rollbackTo"] = old
+        passes(cluster)
+        assert cluster.status.previous is not None
+        crash(cluster, old)
+        passes(cluster)
+        assert cluster.traffic() == new
 
     def test_to_one_whose_pods_crashed_long_ago(self) -> None:
         cluster, old, _ = promoted()

@@ -56,9 +56,12 @@ def kept(observed: ObservedDeployment) -> Kept | None:
 
 def _was_rejected(observed: ObservedDeployment, previous: RevisionStatus) -> bool:
     """Whether ``spec.rollbackTo`` leads back from it to an earlier one, which serves. Versions of the operator that
-    kept it all the same may have left it so."""
+    kept it all the same may have left it so. Where what serves was asked for by its source first, and was named by
+    ``spec.rollbackTo`` later, nobody has rejected what served before."""
     stable, records = observed.resource.status.stable, observed.records
     if stable is None or observed.resource.spec.rollback_to != stable.revision:
+        return False
+    if stable.spec_hash != asked_hash(observed):
         return False
     serves, left = records.get(stable.revision), records.get(previous.revision)
     return serves is not None and left is not None and serves.number < left.number
