@@ -49,7 +49,6 @@ from finetune_operator.adapterdeployment.record import failed_in_place, fallen
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted, serve
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import ROUTE, look_after, route_actions, takes_back
-from finetune_operator.adapterdeployment.set_back import by_the_clock
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
@@ -72,7 +71,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
-    seeing = look(by_the_clock(observed, now), now)
+    seeing = look(observed, now)
     observed = seeing.observed
     target = find_target(observed)
     stable, previous = serving_revision(observed, target, now), kept(observed)

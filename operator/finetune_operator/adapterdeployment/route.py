@@ -270,10 +270,9 @@ def _undivided_since(live: Object) -> str:
 
 
 def _undivided_from(live: Object, name: str, now: datetime) -> str:
-    """Since when an HTTPRoute names the public Service alone, if it does from now on; empty: it has always. Not since
-    later than now, by a clock that was set back."""
+    """Since when an HTTPRoute names the public Service alone, if it does from now on; empty: it has always."""
     divides = any(each.service != name for each in backends_of(live))
-    return timestamp(now) if divides else min(timestamp(now), _undivided_since(live))
+    return timestamp(now) if divides else _undivided_since(live)
 
 
 def _backends(observed: ObservedDeployment) -> list[Backend]:

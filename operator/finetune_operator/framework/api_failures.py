@@ -20,8 +20,7 @@ class ApiFailures:
     def persists(self, key: Key, now: datetime) -> bool:
         """Record that an attempt failed; True if attempts have failed for a while."""
         with self._lock:
-            self._since[key] = min(now, self._since.get(key, now))  # the clock may have been set back
-            return now - self._since[key] >= LASTING
+            return now - self._since.setdefault(key, now) >= LASTING
 
     def clear(self, key: Key) -> None:
         """Record that an attempt succeeded, or that the resource is gone."""

@@ -42,9 +42,7 @@ class _Failure:
     wait: timedelta
 
     def left(self, now: datetime) -> float:
-        """Seconds until the next try; none once the clock was set back, by hours perhaps."""
-        if now < self.tried:
-            return 0.0
+        """Seconds until the next try."""
         return max(0.0, (self.tried + self.wait - now).total_seconds())
 
 
@@ -65,7 +63,7 @@ class Unmet:
         """Record that the actions failed; returns what is to be said."""
         with self._lock:
             known = self._known.get((key, word))
-            since = min(known.since, now) if known is not None else now
+            since = known.since if known is not None else now
             lasts = now - since >= LASTING or (known is not None and known.said != "")
             wait = known.wait * 2 if known is not None else FIRST_RETRY
             told = problem.said if lasts or not problem.passes else ""
