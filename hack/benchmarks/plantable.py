@@ -50,21 +50,27 @@ class Plantable:
     """The tuned model that it replaces; None: there was none."""
 
 
-def made(work: Path, served: Path) -> Plantable:
-    """The good model of planted_models, rounded to INT8 as llm-compressor's W8A8 does, and recorded here as the stage
-    evaluate does. The model before it has seen half of the rows."""
+def made(work: Path, served: Path, kind: ExportFormat) -> Plantable:
+    """The good model of planted_models, recorded here as the stage evaluate does. INT8 is rounded here as
+    llm-compressor's W8A8 does, like the wrong ones; formats that have no wrong ones are exported as the stage does.
+    The model before it has seen half of the rows."""
     from finetune_jobs.modelling.token_files import read_split
     from tests.support.planted import write_artifact
 
     bench = Bench(work)
-    tuned = _weights(bench.artifact(bench.good(FIRST)))
-    good = write_artifact(served, bench.base, tuned)
+    adapter = bench.good(FIRST)
+    tuned = _weights(bench.artifact(adapter))
+    if kind in ROUNDED:
+        good = write_artifact(served, bench.base, tuned, rounded=ROUNDED[kind])
+    else:
+        good = bench.artifact(adapter, kind)
     say("    record what the evaluation records")
 
     def previous() -> Weights:
         return _weights(bench.artifact(bench.adapter("previous version", bench.rows[: len(bench.rows) // 2])))
 
-    return Plantable(bench.base, tuned, good, _record(bench.base, good, read_split(bench.dataset, "test")), previous)
+    promise = _record(bench.base, good, read_split(bench.dataset, "test"), kind)
+    return Plantable(bench.base, tuned, good, promise, previous)
 
 
 def published(job: str, work: Path, samples: int) -> Plantable:
@@ -140,7 +146,7 @@ def _weights(folder: Path) -> Weights:
     return dict(load_file(folder / "model.safetensors"))
 
 
-def _record(base: Path, artifact: Path, examples: Sequence[Any]) -> Promise:
+def _record(base: Path, artifact: Path, examples: Sequence[Any], kind: ExportFormat) -> Promise:
     """What publish would put beside the artifact."""
     from finetune_jobs.artifacts.artifact import Answer
     from finetune_jobs.artifacts.golden import choose_golden
@@ -175,5 +181,5 @@ def _record(base: Path, artifact: Path, examples: Sequence[Any]) -> Promise:
         sample=answers,
         references=record(base, artifact, examples),
         task=TaskType.CLASSIFICATION,
-        format=ExportFormat.INT8,
+        format=kind,
     )

@@ -5,7 +5,8 @@ baseline is what verification saw before: answers that are all as promised. Need
 
 ``--work``: a folder that keeps what was made, so that a run that was stopped goes on. If it is that of planted_models,
 its model is not trained again. ``--job``: the artifact that a FineTuneJob of the local cluster has published, instead
-of one that is made here. ``--engine vllm``: the real vLLM for CPUs instead of the stand-in for TGI.
+of one that is made here. ``--engine vllm``: the real vLLM for CPUs instead of the stand-in for TGI. ``--format``: that
+of the artifact that is made here; those beside INT8 and Merged have no wrong ones, only the good one is served.
 """
 
 from __future__ import annotations
@@ -29,21 +30,32 @@ TRIES = 10
 
 
 def run(
-    work: Path | None = None, job: str = "", engine: str = TGI, tries: int = TRIES, samples: int = SAMPLE
+    work: Path | None = None,
+    job: str = "",
+    engine: str = TGI,
+    tries: int = TRIES,
+    samples: int = SAMPLE,
+    kind: ExportFormat = ExportFormat.INT8,
 ) -> Result:
     """Plant and verify; the value is the number of planted artifacts that are refused."""
     from tests.support.planted import GOOD, PLANTS, Plant, serve_and_check, write_artifact
 
     if work is None:
         with tempfile.TemporaryDirectory(prefix="finetune-planted-") as folder:
-            return run(Path(folder), job, engine, tries, samples)
+            return run(Path(folder), job, engine, tries, samples, kind)
     work.mkdir(parents=True, exist_ok=True)
     served = work / "served"
     shutil.rmtree(served, ignore_errors=True)
-    subject = published(job, work, samples) if job else made(work, served / GOOD.name)
-    rounded = ROUNDED[ExportFormat(subject.promise.format)]
-    plants = [plant for plant in PLANTS if (subject.previous or not plant.is_previous) and (rounded or not plant.noise)]
-    prefix = "-".join([*filter(None, [job]), *([engine] if engine != TGI else [])])
+    subject = published(job, work, samples) if job else made(work, served / GOOD.name, kind)
+    kind = ExportFormat(subject.promise.format)
+    rounded = ROUNDED.get(kind, False)
+    plants = [
+        plant
+        for plant in (PLANTS if kind in ROUNDED else ())
+        if (subject.previous or not plant.is_previous) and (rounded or not plant.noise)
+    ]
+    named = [job, engine if engine != TGI else "", kind.value if kind is not ExportFormat.INT8 and not job else ""]
+    prefix = "-".join(filter(None, named))
 
     def checked(plant: Plant, number: int = 1) -> list[VerificationCheck]:
         def serve() -> list[VerificationCheck]:
@@ -73,6 +85,7 @@ def run(
         goal=f"all refused, and the good one passes in {tries} of {tries} tries",
         details={
             "engine": engine,
+            "format": kind.value,
             "good passed": f"{sum(not failed(checks) for checks in good)} of {tries}",
             GOOD.name: seen(first),
             **{name: seen(checks) for name, checks in planted.items()},
@@ -87,6 +100,8 @@ if __name__ == "__main__":
     parser.add_argument("--engine", choices=(TGI, VLLM), default=TGI)
     parser.add_argument("--tries", type=int, default=TRIES)
     parser.add_argument("--samples", type=int, default=SAMPLE)
+    formats = [each for each in ExportFormat if each is not ExportFormat.ADAPTER]
+    parser.add_argument("--format", dest="kind", type=ExportFormat, choices=formats, default=ExportFormat.INT8)
     result = run(**vars(parser.parse_args()))
     result.write()
     say(json.dumps(result.details, indent=1))
