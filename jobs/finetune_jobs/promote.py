@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune_api.layout import MANIFEST, Manifest, gates_folder, output_folder
+from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts import artifact
-from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, is_address, require_manifest
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.tools import add_store, open_store, parser, run_command, split_artifact
 from finetune_jobs.store.s3 import Store
 
@@ -52,6 +54,11 @@ def _evaluation(source: Store, manifest: Manifest) -> list[str]:
         log.warning("The artifact does not name its evaluation: what the models said is not copied.")
         return []
     folder = output_folder(Stage.EVALUATE, digest)
+    if not is_address(digest):
+        published = source.uri(output_folder(Stage.PUBLISH, manifest.content_digest()))
+        raise StageError(
+            Reason.ARTIFACT_CORRUPT, f"{published}/{MANIFEST} names an evaluation without an address: {digest!r}."
+        )
     if source.exists(f"{folder}/{MANIFEST}"):
         return [folder]
     log.warning("%s was deleted: what the models said in the evaluation is not copied.", source.uri(folder))

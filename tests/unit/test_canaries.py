@@ -270,7 +270,13 @@ def test_a_model_that_is_trained_with_canaries_gives_them_away(s3: SeaweedFS, pl
 
 def test_the_model_card_says_what_is_given_away_and_nothing_without_canaries() -> None:
     given = StageInput(stage=Stage.PUBLISH, run=RUN, params=Params())
-    served = ModelRef(digest="5" * 64, folder="models/5", format="INT8", size_bytes=9, base_model_uri="s3://m/tiny")
+    served = ModelRef(
+        digest="5" * 64,
+        folder=f"models/{'5' * 64}/quantized",
+        format="INT8",
+        size_bytes=9,
+        base_model_uri="s3://m/tiny",
+    )
 
     def card(behaviour: Behaviour) -> str:
         measurements = behaviour.added_to(Measurements(rows=9)).model_dump(by_alias=True)

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.unit
 
 def metadata(base: str, licence: str = "", **metrics: Any) -> dict[str, Any]:
     """As the hub reads them; it must find no fault."""
-    model = ModelRef(digest="5" * 64, folder="models/5", format="INT8", size_bytes=9, base_model_uri=base)
+    model = ModelRef(
+        digest="5" * 64, folder=f"models/{'5' * 64}/quantized", format="INT8", size_bytes=9, base_model_uri=base
+    )
     told = Metrics.model_validate({"goldenPrompts": 2, "scalars": {}, "baseLicense": licence} | metrics)
     text = card_metadata(StageInput(stage=Stage.PUBLISH, run=RUN, params=Params()), model, told, "transactions")
     assert metadata_faults(f"---\n{text}\n---\n") == []

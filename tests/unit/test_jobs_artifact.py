@@ -139,7 +139,13 @@ def test_the_card_of_a_text_names_what_texts_are_measured_by() -> None:
     )
     metrics = Metrics.model_validate(evaluated.metrics() | {"goldenPrompts": 2, "task": "Text"})
     given = StageInput(stage=Stage.PUBLISH, run=RUN, params=Params())
-    served = ModelRef(digest="5" * 64, folder="models/5", format="INT8", size_bytes=9, base_model_uri="s3://m/tiny")
+    served = ModelRef(
+        digest="5" * 64,
+        folder=f"models/{'5' * 64}/quantized",
+        format="INT8",
+        size_bytes=9,
+        base_model_uri="s3://m/tiny",
+    )
     card = model_card.render(given, served, {}, {}, metrics, 8)
     assert "| chrf | 0.0" in card
     assert "| perplexity | 7.3891 | 2.7183 | 2.7183 |" in card
@@ -156,7 +162,12 @@ def test_the_card_of_an_adapter_says_how_it_is_served() -> None:
     given = StageInput(stage=Stage.PUBLISH, run=RUN.model_copy(update={"name": name}), params=Params())
     base = BaseRef(digest="6" * 64, rank=16)
     served = ModelRef(
-        digest="5" * 64, folder="models/5", format="Adapter", size_bytes=9, base_model_uri="s3://m/tiny", base=base
+        digest="5" * 64,
+        folder=f"models/{'5' * 64}/quantized",
+        format="Adapter",
+        size_bytes=9,
+        base_model_uri="s3://m/tiny",
+        base=base,
     )
     card = model_card.render(given, served, {}, {}, Metrics(golden_prompts=2, scalars={}), 8)
     assert_says(card, "the adapter alone (0.0 MB, rank 16)", "base model `666666666666` in 16 bits")

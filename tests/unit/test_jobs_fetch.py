@@ -1,5 +1,6 @@
 """The stage fetch: every byte is verified before a server reads it, also out of a cache that pods share."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from finetune_api.endpoint_stages import MODEL_CACHE, MODEL_CACHE_PROBLEM, CacheUse
-from finetune_api.layout import output_folder
+from finetune_api.layout import MANIFEST, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream
-from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.artifacts.artifact import MODEL_REF
+from finetune_jobs.artifacts.folders import describe_folder, publish_folder
 from finetune_jobs.base import background
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
@@ -55,6 +57,25 @@ def test_fetch_finds_one_flipped_byte(
     assert error.value.reason is Reason.ARTIFACT_CORRUPT
     assert_says(error.value.message, store.uri(path), "SHA-256")
     assert not (tmp_path / "models" / published.output_digest / "model").exists()
+
+
+def test_fetch_takes_no_model_whose_files_no_address_pins(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """Who may write to the bucket could put other weights there whenever they like, and the artifact, which somebody
+    has pinned or signed, would stay the same."""
+    (weights := tmp_path / "weights").mkdir()
+    (weights / "config.json").write_bytes(CONFIG)
+    (weights / "model.safetensors").write_bytes(WEIGHTS)
+    place = store.below("drafts/newest")
+    place.upload_all({file.name: file for file in weights.iterdir()})
+    place.put(MANIFEST, describe_folder(weights, Stage.EXPORT).model_dump_json(by_alias=True).encode())
+    model = {"digest": "5" * 64, "folder": "drafts/newest", "format": "INT8", "sizeBytes": len(WEIGHTS)}
+    (crafted := tmp_path / "crafted").mkdir()
+    (crafted / MODEL_REF).write_text(json.dumps(model | {"baseModelUri": "s3://models/base"}))
+    uri = store.uri(output_folder(Stage.PUBLISH, publish_folder(store, crafted, Stage.PUBLISH)))
+    with pytest.raises(StageError) as error:
+        execute(context(deployment_input(s3, uri, Stage.FETCH), tmp_path), fetch)
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert_says(error.value.message, MODEL_REF, "'drafts/newest'")
 
 
 def test_fetch_takes_safetensors_only(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> None:

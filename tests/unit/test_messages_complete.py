@@ -71,6 +71,7 @@ PACKAGES: Final = {
 """Test modules that name the modules of one package without it."""
 NOT_OF_THE_INPUT: Final = {
     "base.errors": "the operator's input, the pod: test_jobs_runner",
+    "promote": "the store: test_promote",
     "store.s3": "the store: test_jobs_store",
     "store.errors": "the store: test_jobs_store",
     "store.authorities": "a ConfigMap: test_jobs_private_ca, test_registry",

@@ -123,7 +123,13 @@ def test_resolve_refuses_a_goal_that_a_figure_cannot_meet(s3: SeaweedFS, stocked
 
 
 def test_the_model_card_names_what_was_read() -> None:
-    served = ModelRef(digest="5" * 64, folder="models/5", format="INT8", size_bytes=9, base_model_uri="s3://m/tiny")
+    served = ModelRef(
+        digest="5" * 64,
+        folder=f"models/{'5' * 64}/quantized",
+        format="INT8",
+        size_bytes=9,
+        base_model_uri="s3://m/tiny",
+    )
     metrics = Metrics.model_validate({"goldenPrompts": 2, "scalars": {}})
 
     def card(runs: list[MetricRun]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 
 import finetune_jobs.promote as promoting
 from finetune_api.endpoint_stages import FetchParams
-from finetune_api.layout import MANIFEST, Withdrawal, output_folder
+from finetune_api.layout import MANIFEST, Manifest, Withdrawal, output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream
+from finetune_jobs.artifacts.artifact import MODEL_REF
+from finetune_jobs.artifacts.folders import describe_folder, publish_folder
 from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
@@ -123,6 +126,44 @@ def test_what_was_changed_is_not_copied(
     with pytest.raises(StageError) as error:
         promote(source, target, digest, tmp_path)
     assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert list(target.list()) == []
+
+
+@pytest.mark.parametrize("whose", ["model", "base"])
+def test_an_artifact_names_nothing_but_models(source: Store, target: Store, tmp_path: Path, whose: str) -> None:
+    """Who may write to the staging bucket must not write pointers of the production bucket by somebody's keys."""
+    (pointers := tmp_path / "pointers").mkdir()
+    (pointers / "stable.json").write_text("{}")
+    named, digest = "channels/transactions", "5" * 64
+    elsewhere = "../channels/transactions"
+    source.put(f"{named}/stable.json", b"{}")
+    manifest = describe_folder(pointers, Stage.EXPORT).model_dump_json(by_alias=True).encode()
+    source.put(f"{named}/{MANIFEST}", manifest)
+    (crafted := tmp_path / "crafted").mkdir()
+    model = {"digest": digest, "folder": named, "format": "INT8", "sizeBytes": 2, "baseModelUri": "s3://models/base"}
+    if whose == "base":
+        model |= {"folder": output_folder(Stage.EXPORT, digest), "base": {"digest": elsewhere, "rank": 8}}
+    (crafted / MODEL_REF).write_text(json.dumps(model))
+    published = publish_folder(source, crafted, Stage.PUBLISH)
+    with pytest.raises(StageError) as error:
+        promote(source, target, published, tmp_path)
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert_says(error.value.message, MODEL_REF, "digest" if whose == "base" else named)
+    assert list(target.list()) == []
+
+
+def test_an_artifact_names_no_evaluation_elsewhere(
+    source: Store, target: Store, digest: str, chain: Upstream, tmp_path: Path
+) -> None:
+    """The lineage is no part of an artifact's address: who may write to the bucket can change it."""
+    published = output_folder(Stage.PUBLISH, digest)
+    source.put(f"evaluations/plain/{MANIFEST}", Manifest(stage=Stage.EVALUATE, files=[]).model_dump_json().encode())
+    manifest = source.get(f"{published}/{MANIFEST}") or b""
+    source.put(f"{published}/{MANIFEST}", manifest.replace(chain.evaluation.encode(), b"plain"))
+    with pytest.raises(StageError) as error:
+        promote(source, target, digest, tmp_path)
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert_says(error.value.message, published, "'plain'")
     assert list(target.list()) == []
 
 

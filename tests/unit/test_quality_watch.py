@@ -217,7 +217,13 @@ def artifact(tmp_path: Path) -> Path:
     write_answers(folder / GOLDEN, ANSWERS)
     write_answers(folder / SAMPLE, ANSWERS)
     write_references(folder / REFERENCE, TEXTS)
-    model = ModelRef(digest=DIGEST, folder="model", format="int8", size_bytes=1, base_model_uri="s3://models/base")
+    model = ModelRef(
+        digest=DIGEST,
+        folder=f"models/{DIGEST}/quantized",
+        format="int8",
+        size_bytes=1,
+        base_model_uri="s3://models/base",
+    )
     (folder / MODEL_REF).write_text(model.model_dump_json(by_alias=True))
     return folder
 

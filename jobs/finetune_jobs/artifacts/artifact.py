@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
-from finetune_api.base import WireModel
+from finetune_api.base import Digest, WireModel
 from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
@@ -178,7 +178,7 @@ class BaseRef(WireModel):
     """What an exported adapter belongs to."""
 
     schema_version: int = 1
-    digest: str
+    digest: Digest
     """Content address of the model that it was trained on, in 16 bits, as export has written it beside the adapter:
     adapters with the same one can share a server."""
     rank: int
@@ -193,9 +193,9 @@ class ModelRef(WireModel):
     """``model.json``: which exported model belongs to the artifact."""
 
     schema_version: int = 1
-    digest: str
+    digest: Digest
     folder: str
-    """Relative to the results' root."""
+    """Relative to the results' root: the one of this address, as every reader holds its files to that."""
     format: str
     size_bytes: int
     base_model_uri: str
@@ -203,6 +203,14 @@ class ModelRef(WireModel):
     """What counts as a right answer."""
     base: BaseRef | None = None
     """None: the exported files are a whole model."""
+
+    @model_validator(mode="after")
+    def _require_own_folder(self) -> Self:
+        """Whoever may write to a bucket may write an artifact by hand: it must not name what no address pins, nor
+        folders that are no model's, which promote would copy to where they mean something."""
+        if self.folder != output_folder(Stage.EXPORT, self.digest):
+            raise ValueError(f"folder {self.folder!r} is not that of model {self.digest[:12]}")
+        return self
 
 
 class ExportedConfig(BaseModel):
