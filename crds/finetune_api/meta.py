@@ -65,6 +65,8 @@ INNER_PORT: Final = 9402
 
 INPUT_FILE: Final = "/etc/finetune/input.json"
 """Where a stage's container finds its StageInput."""
+INPUT_DIGEST_VARIABLE: Final = "FINETUNE_INPUT_SHA256"
+"""Environment variable with the SHA-256 of that file as the operator wrote it, in hexadecimal."""
 SELF_CHECK_FILE: Final = "/etc/finetune-self-check/limits.json"
 """Where the self-check of a serving pod finds its SelfCheckLimits; they change while it runs."""
 WANTED_ADAPTERS_FILE: Final = "/etc/finetune-self-check/adapters.json"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from finetune_api.base import ObjectMeta
-from finetune_operator.framework.actions import Action, Apply, Patch
+from finetune_api.endpoint_stages import SelfCheckLimits
+from finetune_operator.framework.actions import Action, Apply, Create, Patch
 from finetune_operator.framework.apply import apply_action
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError
-from finetune_operator.framework.objects import SERVICES
+from finetune_operator.framework.objects import CONFIG_MAPS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.resources.self_check import self_check_config_map
 from finetune_operator.resources.service import public_service
 from tests.controlplane.serving import NAME, Serving
 from tests.support.played_pods import GOOD
@@ -48,3 +50,18 @@ def test_an_object_that_is_gone_is_for_the_next_pass_to_make(serving: Serving) -
     with pytest.raises(ApiError) as refused:
         apply_action(api, cache, owner, Apply(SERVICES, public_service(owner, "22222222")))
     assert refused.value.conflict, refused.value
+
+
+def test_an_input_that_somebody_has_made_beforehand_is_made_anew(serving: Serving) -> None:
+    """Its name can be told, and whoever may create ConfigMaps may name any owner in one. Content is what counts."""
+    api, namespace, cache = serving.team.api, serving.team.namespace, Cache()
+    owner = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(serving.create(pinned(GOOD))["metadata"]))
+    ours = self_check_config_map(owner, "demo-input", {}, SelfCheckLimits(max_distance=0.5), "") | {"immutable": True}
+    theirs = api.create(CONFIG_MAPS, ours | {"data": {"limits.json": "{}"}})
+    apply_action(api, cache, owner, Create(CONFIG_MAPS, ours))
+    made = api.get(CONFIG_MAPS, namespace, "demo-input")
+    assert made is not None
+    assert made["data"] == ours["data"]
+    assert made["metadata"]["uid"] != theirs["metadata"]["uid"]
+    apply_action(api, cache, owner, Create(CONFIG_MAPS, ours))
+    assert api.get(CONFIG_MAPS, namespace, "demo-input") == made

@@ -22,8 +22,9 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment, Sour
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.turns import contenders_for
 from finetune_operator.framework.actions import Action, Create, Event, Plan
-from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
+from finetune_operator.framework.stripped import strip
 from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from finetune_operator.settings import Settings
 from tests.support.copies import copied
@@ -86,7 +87,10 @@ class ServingCluster(PlayedJobs):
             source=self.source,
             sources=self.sources,
             service_account=self.service_account,
-            children={resource: dict(found) for resource, found in self.objects.items()},
+            children={
+                kind: {name: strip(kind, each) if kind == CONFIG_MAPS else each for name, each in found.items()}
+                for kind, found in self.objects.items()
+            },
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
             job_events=self.job_events,
             contenders=contenders_for(self.status.candidate, (raw, *self.others)),

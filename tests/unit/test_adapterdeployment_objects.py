@@ -17,8 +17,10 @@ from finetune_api.strategy import QualityWatch
 from finetune_jobs.self_check import parse as parse_self_check
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.side_jobs import stage_objects
 from finetune_operator.adapterdeployment.target import Target, find_target
-from finetune_operator.framework.actions import Apply, Create
+from finetune_operator.adapterdeployment.verification import verify_request
+from finetune_operator.framework.actions import Apply, Create, Delete
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
@@ -28,7 +30,7 @@ from finetune_operator.resources.network_policy import candidate_policy, serving
 from finetune_operator.resources.pod import repository
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
-from finetune_operator.resources.stage_job import input_config_map
+from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.settings import PodShape, Proxy, ServingAccess
 from tests.support.copies import copied
 from tests.support.played_pods import BETTER, GOOD, INACTIVE
@@ -172,6 +174,29 @@ def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
     del cluster.objects[CONFIG_MAPS][name]
     cluster.settle()
     assert limits_of(cluster, name).max_distance == 0.7
+    loosened = SelfCheckLimits(max_distance=9.9).model_dump_json(by_alias=True)
+    cluster.objects[CONFIG_MAPS][name]["data"]["limits.json"] = loosened
+    cluster.settle()
+    assert limits_of(cluster, name).max_distance == 0.7, "what somebody has written into it does not stay"
+
+
+def test_a_verification_asks_for_what_the_operator_wrote() -> None:
+    """The names of Jobs and inputs can be told beforehand, and whoever may write ConfigMaps may name any owner."""
+    cluster = ServingCluster()
+    observed = cluster.observe()
+    target = find_target(observed)
+    assert isinstance(target, Target)
+    request = verify_request(observed, target)
+    for action in stage_objects(observed, request):
+        cluster.apply_action(action)
+    written = cluster.objects[CONFIG_MAPS][request.name]
+    job = cluster.objects[JOBS].pop(request.name)
+    assert stage_objects(cluster.observe(), request) == (Create(JOBS, stage_job(request)),)
+    written["data"] = {"input.json": "{}"}
+    [removed] = stage_objects(cluster.observe(), request)
+    assert removed == Delete(CONFIG_MAPS, request.name, written["metadata"]["uid"])
+    cluster.objects[JOBS][request.name] = job
+    assert stage_objects(cluster.observe(), request) == (), "the pod refuses it, and the Job's end says so"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.framework.events import event_object
+from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Key, Owner, owner_key
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
@@ -103,6 +105,25 @@ def test_the_command_needs_no_shell() -> None:
         *("python", "-m", "finetune_jobs.train"),
         *("--input", "/etc/finetune/input.json", "--result", "/dev/termination-log"),
     ]
+
+
+def test_the_pod_is_told_which_input_it_takes() -> None:
+    """By what nobody writes who may only write ConfigMaps."""
+    [given] = input_config_map(request())["data"].values()
+    assert input_digests(stage_job(request())["spec"]["template"]["spec"]) == {
+        "stage": sha256(given.encode()).hexdigest()
+    }
+
+
+def input_digests(pod: Object) -> dict[str, str]:
+    """The inputs that containers take, by the names of these."""
+    containers = [*pod.get("initContainers", []), *pod["containers"]]
+    return {
+        each["name"]: variable["value"]
+        for each in containers
+        for variable in each["env"]
+        if variable["name"] == meta.INPUT_DIGEST_VARIABLE
+    }
 
 
 def test_credentials_are_references() -> None:

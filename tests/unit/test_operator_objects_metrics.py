@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import MetricContainer, Profile
 from tests.support.runs import GIVEN, SETTINGS, SPEC, observed
-from tests.unit.test_operator_objects import SHAPE, context
+from tests.unit.test_operator_objects import SHAPE, context, input_digests
 
 pytestmark = pytest.mark.unit
 
@@ -76,6 +77,10 @@ def test_metric_containers_run_between_the_answers_and_the_rest() -> None:
         ("metric-brevity", "NotIn", [0, 75, 137, 143]),
         ("metric-deep", "NotIn", [0, 75, 137, 143]),
     ]
+    assert input_digests(pod) == {
+        container: sha256(input_config_map(made)["data"][name].encode()).hexdigest()
+        for container, name in {"answers": "answers.json", "stage": "input.json"}.items()
+    }
     first, whole = (json.loads(input_config_map(made)["data"][name]) for name in ("answers.json", "input.json"))
     plain = stage_request(context(observed()), Stage.EVALUATE)
     assert first["inputKey"] == plain.input.input_key != whole["inputKey"]

@@ -11,6 +11,7 @@ from finetune_api import meta
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, ENDPOINT_SLICES, JOBS, PODS, Object, Resource
 from finetune_operator.framework.stripped import pack, strip, unpack
 from finetune_operator.kinds import FINETUNEJOBS
+from finetune_operator.resources.drift import has_content
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from tests.unit.test_operator_objects import request
 
@@ -66,8 +67,16 @@ def test_what_is_compared_with_what_is_wanted_stays_whole() -> None:
     assert strip(DEPLOYMENTS, found) == found
 
 
-def test_an_input_is_not_kept() -> None:
-    assert strip(CONFIG_MAPS, input_config_map(request())).keys() == {"metadata"}
+def test_of_an_input_hashes_are_kept() -> None:
+    """They tell whether it is still what the operator wrote."""
+    wanted = input_config_map(request())
+    kept = strip(CONFIG_MAPS, wanted)
+    assert kept.keys() == {"metadata", "data"}
+    assert len(kept["data"]["input.json"]) == 10
+    assert has_content(kept, wanted)
+    other = wanted | {"data": {"input.json": wanted["data"]["input.json"].replace("s3", "s4")}}
+    assert not has_content(strip(CONFIG_MAPS, other), wanted)
+    assert not has_content(strip(CONFIG_MAPS, {"metadata": wanted["metadata"]}), wanted)
 
 
 def test_endpoints_are_kept_without_addresses() -> None:

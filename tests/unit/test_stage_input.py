@@ -1,11 +1,13 @@
 """Inputs that an operator of an earlier version wrote: read as they were meant, or refused with the field."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api.meta import INPUT_DIGEST_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Addressing, Encryption, EncryptionAlgorithm, Storage
@@ -43,6 +45,18 @@ def test_an_unknown_field_beside_them_is_refused(tmp_path: Path) -> None:
     document = flat(Stage.PREPARE)
     document["params"]["prepare"]["addedLater"] = 3
     with pytest.raises(StageError, match=r"has params\.prepare\.addedLater \(3\)") as caught:
+        read(tmp_path, document)
+    assert caught.value.reason is Reason.SPEC_INVALID
+
+
+def test_a_pod_takes_the_input_that_the_operator_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write ConfigMaps can put another one under its name: with another teacher for the key, or another
+    place for the results, than the rules of tenancy were applied to."""
+    document = json.loads(example_input(Stage.PREPARE).model_dump_json(by_alias=True))
+    monkeypatch.setenv(INPUT_DIGEST_VARIABLE, hashlib.sha256(json.dumps(document).encode()).hexdigest())
+    assert read(tmp_path, document).stage is Stage.PREPARE
+    document["output"]["uri"] = "s3://theirs"
+    with pytest.raises(StageError, match=r"input\.json is not the one that the operator wrote") as caught:
         read(tmp_path, document)
     assert caught.value.reason is Reason.SPEC_INVALID
 

@@ -1,12 +1,16 @@
 """The input of a stage: read from its file, checked against this version's fields, and given its key."""
 
+import hashlib
 import json
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from finetune_api import __version__
 from finetune_api.base import unknown_fields
+from finetune_api.meta import INPUT_DIGEST_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput, input_key
 from finetune_jobs.base.documents import parse_json
@@ -25,11 +29,22 @@ def read_input(stage: Stage, path: str) -> StageInput:
         content = Path(path).read_bytes()
     except OSError as error:
         raise StageError(Reason.SPEC_INVALID, f"{place} cannot be read: {error.strerror}.") from None
+    _require_written(content, place, os.environ)
     given = parse_json(content, StageInput, place, Reason.SPEC_INVALID)
     if given.stage != stage:
         raise StageError(Reason.SPEC_INVALID, f"{place} is for stage {given.stage}, this is {stage}.")
     _require_known(given, json.loads(content), place)
     return _with_key(given, place)
+
+
+def _require_written(content: bytes, place: str, environment: Mapping[str, str]) -> None:
+    """A pod takes the input that the operator has checked, and no other one. Outside of one nobody names any."""
+    expected = environment.get(INPUT_DIGEST_VARIABLE, "")
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is not the one that the operator wrote: somebody has replaced the pod's ConfigMap.",
+        )
 
 
 def _require_known(given: StageInput, content: Any, place: str) -> None:

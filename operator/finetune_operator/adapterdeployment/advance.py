@@ -48,17 +48,17 @@ from finetune_operator.adapterdeployment.revision_objects import (
     serve,
     start_candidate,
 )
+from finetune_operator.adapterdeployment.side_jobs import stage_objects
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, recorded_target
 from finetune_operator.adapterdeployment.verification import Verification
 from finetune_operator.framework.actions import Action, Event, Patch
 from finetune_operator.framework.conditions import parse_timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
+from finetune_operator.framework.objects import DEPLOYMENTS, NETWORK_POLICIES, Object
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.resources.deployment import server_labels
-from finetune_operator.resources.drift import ensure, ensure_exists
-from finetune_operator.resources.stage_job import input_config_map, stage_job
+from finetune_operator.resources.drift import ensure
 
 
 def keep_serving(
@@ -165,10 +165,7 @@ def advance(context: RolloutContext, target: Target) -> RolloutStep:
         due_after = min((seconds for seconds in looks if seconds is not None), default=None)
         return RolloutStep(stable, waiting, actions, events, due_after)
     request = tried.request
-    actions += (
-        *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
-        *ensure_exists(JOBS, observed.child(JOBS, request.name), lambda: stage_job(request)),
-    )
+    actions += stage_objects(observed, request)
     verifying, waits = _verifying(candidate, tried, now), verification is not None and verification.refused
     first_look = verification.due_after if verification else FIRST_LOOK_SECONDS
     looks = [first_look, tried.due_after, gap_left, long_wait_left(verifying, now)]

@@ -21,12 +21,11 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.pod_problems import Outlook, ServerProblem
 from finetune_operator.adapterdeployment.record import recorded
 from finetune_operator.adapterdeployment.revision_objects import is_proxied
+from finetune_operator.adapterdeployment.side_jobs import stage_objects
 from finetune_operator.framework.actions import Action, Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
-from finetune_operator.resources.drift import ensure_exists
-from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref, stage_name
 from finetune_operator.settings import PodShape
 
@@ -98,11 +97,7 @@ def analysis_of(context: CanaryContext, candidate: RevisionStatus) -> Analysis |
     if job is None and left > 0 and not _is_recorded(observed):
         return Analysis(_running(known, until, again), goes_on=False, due_after=_RECORD_SECONDS)
     if job is None and left > 0:
-        request = _request(context, candidate, until)
-        made = (
-            *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, name), lambda: input_config_map(request)),
-            *ensure_exists(JOBS, job, lambda: stage_job(request)),
-        )
+        made = stage_objects(observed, _request(context, candidate, until))
         return Analysis(_running(known, until, again), again and not patient, made, left)
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(name, ()), now) if job is not None else None
     if verdict is not None and verdict.state in UNFINISHED and left > -LATE_SECONDS:

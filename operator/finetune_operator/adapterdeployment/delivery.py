@@ -35,18 +35,16 @@ from finetune_operator.adapterdeployment.adapters import read_back, shown
 from finetune_operator.adapterdeployment.health import PASSING
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import asked_hash, choice_of
-from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again
+from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again, stage_objects
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.framework.actions import Action, Delete, Event
-from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
+from finetune_operator.framework.objects import JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.outcome.pod import find_condition
 from finetune_operator.resources.deployment import Adapter, Serving, fetch_and_prove_seconds
-from finetune_operator.resources.drift import ensure_exists
 from finetune_operator.resources.pod import scratch_bytes
 from finetune_operator.resources.self_check import loads_adapters
-from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape
 
@@ -159,10 +157,7 @@ def deliver(
         if job is not None:
             verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()), now)
             due_after = look_again(job, verdict, now) if verdict.state in UNFINISHED else None
-        actions = (
-            *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
-            *ensure_exists(JOBS, job, lambda: stage_job(request)),
-        )
+        actions = stage_objects(observed, request)
         if job is not None and verdict is not None and _says_nothing(verdict) and not _passed(verdict):
             # The pods go on trying. Another Job of the name asks them again.
             actions, due_after = (Delete(JOBS, request.name, job["metadata"]["uid"]),), _RECORD_SECONDS

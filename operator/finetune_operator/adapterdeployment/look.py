@@ -19,16 +19,14 @@ from finetune_operator.adapterdeployment.blockers import not_allowed
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.channel import asked_of, identity_of, known_channel
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again
+from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again, stage_objects
 from finetune_operator.blockers import choice_unknown
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
+from finetune_operator.framework.objects import JOBS, Object
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.outcome.pod import count_of, refusal
-from finetune_operator.resources.drift import ensure_exists
-from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape
 
@@ -67,10 +65,7 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
         return Look(_knowing(observed, known), due_after=left)
     request = _request(observed, asked, known)
     job = observed.child(JOBS, request.name)
-    made = (
-        *ensure_exists(CONFIG_MAPS, observed.child(CONFIG_MAPS, request.name), lambda: input_config_map(request)),
-        *ensure_exists(JOBS, job, lambda: stage_job(request)),
-    )
+    made = stage_objects(observed, request)
     begun = known or _nothing_known(asked)
     if said := observed.unmet.get(LOOK):
         waits = _waiting(begun, *refusal(said))

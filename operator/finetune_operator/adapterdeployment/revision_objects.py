@@ -18,7 +18,7 @@ from finetune_operator.framework.objects import (
 )
 from finetune_operator.resources.client_proxy import has_proxy, speaks_tls
 from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
-from finetune_operator.resources.drift import ensure, ensure_exists, holds
+from finetune_operator.resources.drift import ensure, ensure_exists, has_content, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map, source_of_limits
 from finetune_operator.resources.service import candidate_service, leads_elsewhere, names_no_revision, public_service
@@ -98,7 +98,8 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
     adapters = wanted_adapters(observed, target.record, target.adapters)
     wanted = self_check_config_map(observed.owner, name, labels, limits, source, adapters)
     marks = {"annotations": wanted["metadata"]["annotations"]}
-    return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
+    same = live is not None and holds(live["metadata"], marks) and has_content(live, wanted)
+    return () if same else ensure(CONFIG_MAPS, wanted, live)
 
 
 def _watch_seconds(observed: ObservedDeployment) -> int:

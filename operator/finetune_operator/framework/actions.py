@@ -12,7 +12,7 @@ from finetune_operator.framework.objects import Object, Resource
 class Create:
     """Create an object once. If it exists, that is success where the owner owns it, and NameTaken where it does not.
 
-    The owner's object gets labels back that were taken off it.
+    The owner's object gets labels back that were taken off it, and a ConfigMap what it is to hold.
     """
 
     resource: Resource

@@ -52,15 +52,17 @@ def _create(client: KubeClient, owner: Owner, resource: Resource, body: Object) 
     if existing is None:
         raise ApiError(409, "Conflict", f"{resource.kind} {name} has just been deleted")
     _refuse_conflict(owner, resource, existing)
-    if body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items():
+    labelled = body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items()
+    if labelled and (resource != CONFIG_MAPS or existing.get("data") == body["data"]):
         return existing
-    return _relabel(client, resource, body, existing)
+    return _restore(client, resource, body, existing)
 
 
-def _relabel(client: KubeClient, resource: Resource, body: Object, existing: Object) -> Object:
+def _restore(client: KubeClient, resource: Resource, body: Object, existing: Object) -> Object:
     """Give the owner's object back the labels by which it is found: somebody took them off.
 
-    A ConfigMap is made anew, with what it is to hold: most are immutable, and the cache keeps no content to compare.
+    A ConfigMap is made anew, with what it is to hold: most are immutable, and whoever may create one may name any
+    owner in it.
     """
     metadata = existing["metadata"]
     if resource == CONFIG_MAPS:

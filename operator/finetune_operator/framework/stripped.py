@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from finetune_api.hashing import short
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     ENDPOINT_SLICES,
@@ -77,13 +78,16 @@ _KEPT: Final[Mapping[Resource, Fields]] = {
     ENDPOINT_SLICES: _ENDPOINT_SLICE,
     SERVICE_ACCOUNTS: {"metadata": _METADATA},  # the same
     RESOURCE_QUOTAS: {"metadata": _METADATA},  # an event of one is all that matters
-    CONFIG_MAPS: {"metadata": _METADATA},  # they are immutable, or say in an annotation which content they have
+    CONFIG_MAPS: {"metadata": _METADATA, "data": WHOLE},  # of which ``strip`` leaves hashes
 }
 
 
 def strip(resource: Resource, found: Object) -> Object:
-    """The object without what nothing reads; it shares its parts with the given one, which stays as it is."""
+    """The object without what nothing reads; it shares its parts with the given one, which stays as it is. Of what a
+    ConfigMap holds there are hashes, which tell whether somebody has changed it."""
     kept = _kept(found, _KEPT[resource]) if resource in _KEPT else dict(found)
+    if resource == CONFIG_MAPS:
+        kept |= {"data": {name: short(text) for name, text in (found.get("data") or {}).items()}}
     metadata: Object = _kept(kept["metadata"], _METADATA)
     if _LAST_APPLIED in (annotations := metadata.get("annotations") or {}):
         metadata["annotations"] = {name: value for name, value in annotations.items() if name != _LAST_APPLIED}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
+from finetune_api.hashing import short
 from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import Object, Resource
 
@@ -64,6 +65,12 @@ def holds(live: Any, desired: Any, *, whole_lists: bool = False) -> bool:
     if desired == "":
         return live is None
     return _same_quantity(live, desired)
+
+
+def has_content(live: Object, desired: Object) -> bool:
+    """The same of what a ConfigMap holds, of which the cache keeps hashes."""
+    known = live.get("data") or {}
+    return all(known.get(name) == short(text) for name, text in desired["data"].items())
 
 
 def _same_quantity(live: Any, desired: Any) -> bool:

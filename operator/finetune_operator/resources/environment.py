@@ -1,8 +1,9 @@
 """Environment variables of containers: references to credentials, folders, threads, the pod's name."""
 
 from finetune_api import meta
+from finetune_api.hashing import digest
 from finetune_api.references import SecretKeyRef
-from finetune_api.stages import Stage
+from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import STORE_SECRET_KEYS, STORE_SESSION_KEY
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.framework.objects import Object
@@ -55,6 +56,12 @@ def name_env(request: StageRequest) -> list[Object]:
     if request.nodes == 1:
         return []
     return [{"name": meta.POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
+
+
+def input_env(given: StageInput) -> list[Object]:
+    """What the input is, as the Job says it, which only its creator writes: a ConfigMap can be replaced under its name,
+    immutable or not, by whoever may create one, and the rules of tenancy were applied to what is in it."""
+    return [{"name": meta.INPUT_DIGEST_VARIABLE, "value": digest(given)}]
 
 
 def scratch_env() -> list[Object]:

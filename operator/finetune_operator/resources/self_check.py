@@ -11,13 +11,13 @@ from typing import Final
 
 from finetune_api import meta
 from finetune_api.endpoint_stages import SelfCheckLimits, WantedAdapters
-from finetune_api.hashing import canonical_json, short
+from finetune_api.hashing import canonical_json
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.access import access_of
 from finetune_operator.resources.egress import ca_mounts, proxy_env
-from finetune_operator.resources.environment import access_env, cpu_env, scratch_env
+from finetune_operator.resources.environment import access_env, cpu_env, input_env, scratch_env
 from finetune_operator.resources.model_cache import model_cache_mounts
 from finetune_operator.resources.pod import container
 from finetune_operator.resources.stage_request import StageRequest
@@ -26,8 +26,6 @@ from finetune_operator.settings import Engine, Images, ModelCache, PodShape, Pro
 
 SELF_CHECK: Final = "self-check"
 """Name of the container, and of the volume with its limits."""
-ANNOTATION_CONTENT: Final = f"{meta.GROUP}/content"
-"""Hash of what a ConfigMap holds: the cache keeps no content."""
 _ANNOTATION_SOURCE: Final = f"{meta.GROUP}/source"
 """FineTuneJob of the spec that the limits are from; empty: it names an artifact."""
 _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"})
@@ -82,7 +80,8 @@ def loading_container(fetch: StageRequest, engine: Engine, room: int) -> Object:
         *ca_mounts(access.authorities),
         *model_cache_mounts(fetch.model_cache),
     ]
-    env = [*access_env(access), *proxy_env(_past_loopback(fetch.proxy)), *scratch_env(), *cpu_env(_LOADING_SHAPE)]
+    reach = [*access_env(access), *proxy_env(_past_loopback(fetch.proxy))]
+    env = [*reach, *input_env(fetch.input), *scratch_env(), *cpu_env(_LOADING_SHAPE)]
     options = ["--wanted", meta.WANTED_ADAPTERS_FILE, "--model", fetch.owner.name, "--engine", engine.value]
     options += ["--models-room", str(room)]
     options += _held(fetch.model_cache)
@@ -136,8 +135,7 @@ def self_check_config_map(
     """The limits by which the pods of a revision prove themselves, and the adapters that they are to serve where they
     load them while they run. It changes with the spec, and the kubelet tells the running pods within about a minute:
     other limits are no reason for other pods. ``source``: FineTuneJobs or channel of the spec, if it names any."""
-    content: object = limits if wanted is None else [limits, wanted]
-    marks = {ANNOTATION_CONTENT: short(content), _ANNOTATION_SOURCE: source}
+    marks = {_ANNOTATION_SOURCE: source}
     metadata = owner.metadata(name, labels) | {"annotations": marks}
     data = {_LIMITS_KEY: canonical_json(limits).decode()}
     data |= {} if wanted is None else {_WANTED_KEY: canonical_json(wanted).decode()}

@@ -18,6 +18,7 @@ from finetune_operator.resources.egress import ca_mounts, ca_volumes, proxy_env
 from finetune_operator.resources.environment import (
     access_env,
     cpu_env,
+    input_env,
     name_env,
     scratch_env,
     teacher_env,
@@ -147,6 +148,7 @@ def stage_container(request: StageRequest) -> Object:
             *proxy_env(request.proxy),
             *teacher_env(request),
             *tracking_env(request),
+            *input_env(request.input),
             *scratch_env(),
             *cpu_env(request.shape),
             *name_env(request),
