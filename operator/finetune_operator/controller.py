@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from finetune_operator.adapterdeployment.followed import SOURCE_INDEXES, FollowedJob
-from finetune_operator.adapterdeployment.route_claims import ADDRESS_INDEXES
+from finetune_operator.adapterdeployment.route_claims import HOST_INDEXES
 from finetune_operator.adapterdeployment.turns import Line, contender_of, frees_a_place, line_of, next_in_line
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
@@ -37,11 +37,11 @@ INDEXES: Final[Indexes] = {
         line_of,
         phase_and_reason(ADAPTERDEPLOYMENTS.kind),
         degraded(ADAPTERDEPLOYMENTS.kind),
-        *ADDRESS_INDEXES,
+        *HOST_INDEXES,
     ),
 }
 """How custom resources are found: by what they publish and what they serve, in line, by what they say, and by the
-addresses that they ask for."""
+hosts that they ask for."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
 FIRST_TURNS: Final = "all resources that existed at the start have been reconciled"
 """The log's words for the end of a cold start, or of a take-over."""

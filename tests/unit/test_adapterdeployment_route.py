@@ -15,7 +15,7 @@ from finetune_api.routes import Route
 from finetune_api.serving_status import ServingPhase
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
-from finetune_operator.adapterdeployment.route_claims import Address, Holder, address_of, holder
+from finetune_operator.adapterdeployment.route_claims import Address, Holder, Host, address_on, holder, host_at
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError, Selection
@@ -24,7 +24,9 @@ from finetune_operator.framework.objects import DEPLOYMENTS, HTTP_ROUTES, INGRES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.route import Backend, backends_of, http_route, ingress
-from finetune_operator.settings import FormerRoutes, HttpRoutes, Ingresses, ServingAccess
+from finetune_operator.runtimes import serving_plan
+from finetune_operator.runtimes.plan import ServedModel
+from finetune_operator.settings import Engine, FormerRoutes, HttpRoutes, Ingresses, ServingAccess
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.played_pods import GOOD
 from tests.support.sentences import assert_says
@@ -369,7 +371,8 @@ def test_the_oldest_that_may_have_an_address_has_it() -> None:
     older = deployment("older", "2026-01-01T00:00:00Z", namespace="other")
     same = deployment("a", "2026-01-02T00:00:00Z")
     leaving = deployment("leaving", "2025-01-01T00:00:00Z", deletionTimestamp="2026-01-01T00:00:00Z")
-    assert [address_of(me, number) for number in range(3)] == [Address("first.example", "/"), address, None]
+    assert [host_at(me, number) for number in range(3)] == [Host("first.example"), Host("a.example"), None]
+    assert [address_on(me, host) for host in ("a.example", "b.example")] == [address, None]
     found = holder(me, [older, same, leaving, me], address, OFFERED, lambda _: False)
     assert found == Holder(address, "other", "older", has_it=False)
     by_uid = holder(me, [same, me], address, OFFERED, lambda _: False)
@@ -382,7 +385,51 @@ def test_the_oldest_that_may_have_an_address_has_it() -> None:
 
 @pytest.mark.parametrize("route", [None, {"httpRoute": {"parentRefs": 3}}, {"newer": {}}])
 def test_a_route_that_cannot_be_read_has_no_address(route: Any) -> None:
-    assert address_of({"metadata": {}, "spec": {"access": {"route": route}}}, 0) is None
+    stored = {"metadata": {}, "spec": {"access": {"route": route}}}
+    assert (host_at(stored, 0), address_on(stored, "a.example")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ("/", "/", True),
+        ("/", "/v1", True),
+        ("/", "/v1/chat/completions", True),
+        ("/payments", "/payments/v1", True),
+        ("/payments", "/payments/generate_stream", True),
+        ("/", "/payments", False),
+        ("/", "/payments/v1", False),
+        ("/pay", "/payments/v1", False),
+        ("/payments", "/refunds", False),
+        ("/payments", "/v1", False),
+        ("/", "/v1.2", False),
+    ],
+)
+def test_addresses_of_which_two_endpoints_cannot_have_one_each(one: str, other: str, *, meet: bool) -> None:
+    """A gateway follows the longest prefix: who has /v1 of a host gets all that clients of its / ask, with their
+    keys. Beside each other, and below, there is room for others."""
+    first, second = Address("a.example", one), Address("a.example", other)
+    assert (first.meets(second), second.meets(first)) == (meet, meet)
+    assert not first.meets(Address("b.example", other))
+
+
+def test_what_clients_of_an_endpoint_ask_goes_to_no_other_one() -> None:
+    mine, theirs = deployment("mine", "2026-01-01T00:00:00Z"), deployment("theirs", "2026-01-02T00:00:00Z")
+    theirs["metadata"]["namespace"] = "other"
+    theirs["spec"]["access"]["route"]["httpRoute"]["pathPrefix"] = "/v1/chat"
+    asked, both = Address("a.example", "/v1/chat"), [mine, theirs]
+    found = holder(theirs, both, asked, OFFERED, lambda each: each is mine)
+    assert found == Holder(asked, "team", "mine", has_it=True)
+    assert holder(mine, both, Address("a.example", "/"), OFFERED, lambda each: each is mine) is None
+    first = holder(mine, both, Address("a.example", "/"), OFFERED, lambda each: each is theirs)
+    assert first == Holder(Address("a.example", "/"), "other", "theirs", has_it=True)
+
+
+def test_every_path_to_which_clients_write_is_among_those() -> None:
+    root, known = Address("a.example", "/"), SETTINGS.runtimes["tgi"]
+    for engine in Engine:
+        rendered = serving_plan(known.model_copy(update={"engine": engine}), ServedModel("/models/m", "demo"))
+        assert all(root.meets(Address("a.example", path)) for path in rendered.write_paths)
 
 
 # A kind that the API server lacks

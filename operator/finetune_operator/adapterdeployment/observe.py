@@ -18,7 +18,7 @@ from finetune_api.reasons import Reason
 from finetune_api.routes import Route
 from finetune_api.serving_status import AdapterDeploymentStatus
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.route_claims import Address, Holder, addresses, has_address, holder
+from finetune_operator.adapterdeployment.route_claims import Holder, Host, address_on, addresses, has_address, holder
 from finetune_operator.adapterdeployment.stored_record import Record, read_record
 from finetune_operator.adapterdeployment.turns import Contender, Line, contenders_for
 from finetune_operator.blockers import Choice
@@ -243,11 +243,14 @@ class DeploymentObserver:
     def _holders(self, raw: Object, route: Route | None, lacking: frozenset[Resource]) -> Iterator[Holder]:
         """Who has those of the addresses that somebody has before this one."""
         for address in addresses(route) if route else ():
-            has = partial(self._has, address)
-            if found := holder(raw, self._cache.indexed(address), address, self._settings, has, lacking):
+            asking, has = self._cache.indexed(Host(address.host)), partial(self._has, address.host)
+            if found := holder(raw, asking, address, self._settings, has, lacking):
                 yield found
 
-    def _has(self, address: Address, raw: Object) -> bool:
+    def _has(self, host: str, raw: Object) -> bool:
+        address = address_on(raw, host)
+        if address is None:
+            return False
         owner = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(raw["metadata"]))
         routes = [each for resource in ROUTES for each in self._children(owner, resource).values()]
         return has_address(raw, routes, address)

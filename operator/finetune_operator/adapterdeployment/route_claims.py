@@ -14,6 +14,16 @@ from finetune_operator.tenancy.claim import Claim, Subject, secret_claim
 from finetune_operator.tenancy.verdict import tenancy_violation
 
 _PLACE: Final = "spec.access.route"
+_API: Final = frozenset(
+    {"v1", "inference", "invocations", "generate", "generate_stream", "tokenize", "chat_tokenize", "detokenize"}
+)
+"""How the paths begin to which clients send what they ask, below an endpoint's own path and with any engine."""
+
+
+class Host(NamedTuple):
+    """A host by which clients outside of the cluster may know several endpoints, each by a path of its own."""
+
+    name: str
 
 
 class Address(NamedTuple):
@@ -24,6 +34,15 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.host}{self.path_prefix}"
+
+    def meets(self, other: "Address") -> bool:
+        """Whether two endpoints cannot have both: they are the same, or one is where clients of the other ask. A
+        gateway follows the longest prefix, so that one would get what they ask, and their keys."""
+        return self == other or self._cuts_into(other) or other._cuts_into(self)
+
+    def _cuts_into(self, other: "Address") -> bool:
+        own, whole = self.path_prefix, f"{other.path_prefix.rstrip('/')}/"
+        return self.host == other.host and own.startswith(whole) and own.removeprefix(whole).partition("/")[0] in _API
 
 
 def route_claims(namespace: str, route: Route | None) -> Iterator[Claim]:
@@ -73,15 +92,21 @@ def route_of(resource: Object) -> Route | None:
         return None
 
 
-def address_of(resource: Object, number: int) -> Address | None:
-    """An address of a stored AdapterDeployment; None where it has not so many."""
+def host_at(resource: Object, number: int) -> Host | None:
+    """A host of a stored AdapterDeployment; None where it has not so many."""
     route = route_of(resource)
-    found = addresses(route) if route else []
-    return found[number] if number < len(found) else None
+    found = route.hosts if route else []
+    return Host(found[number]) if number < len(found) else None
 
 
-ADDRESS_INDEXES: Final = tuple(partial(address_of, number=number) for number in range(MAX_HOSTNAMES))
-"""How the cache finds the AdapterDeployments that ask for an address."""
+HOST_INDEXES: Final = tuple(partial(host_at, number=number) for number in range(MAX_HOSTNAMES))
+"""How the cache finds the AdapterDeployments that ask for a host."""
+
+
+def address_on(resource: Object, host: str) -> Address | None:
+    """The address of a stored AdapterDeployment on a host; None where it asks for none there."""
+    route = route_of(resource)
+    return Address(host, route.path_prefix) if route and host in route.hosts else None
 
 
 class Holder(NamedTuple):
@@ -112,15 +137,16 @@ def holder(
     has: Callable[[Object], bool],
     lacking: Collection[Resource] = (),
 ) -> Holder | None:
-    """Who of those that ask for an address goes before the resource, if anyone does: one whose route is there keeps
-    it, whoever asks later; among others the oldest, by age and uid, so that everybody finds the same one.
+    """Who of those that ask for an address, or for one that meets it, goes before the resource, if anyone does: one
+    whose route is there keeps its own, whoever asks later; among others the oldest, by age and uid, so that everybody
+    finds the same one.
 
     Args:
         resource: asks for the address too.
-        asking: those that ask for it. Only those count that may and can have it.
+        asking: those that ask for its host. Only those count that may and can have what they ask for.
         address: the address.
         settings: what the platform allows and offers.
-        has: whether the route of one of them is there (``has_address``).
+        has: whether the route of one of them is there for what it asks (``has_address``).
         lacking: kinds of routes that the API server does not have.
     """
     mine = (not has(resource), _age(resource))
@@ -129,6 +155,8 @@ def holder(
         for each in asking
         if each["metadata"]["uid"] != resource["metadata"]["uid"]
         and "deletionTimestamp" not in each["metadata"]
+        and (theirs := address_on(each, address.host)) is not None
+        and theirs.meets(address)
         and _may(each, settings, lacking)
     ]
     lacks_it, age, metadata = min(others, key=lambda each: each[:2], default=(True, mine[1], resource["metadata"]))
