@@ -4,6 +4,7 @@ A table of what was done to a good model, and what is said of it where prepare a
 made once, for its own test and for the one that no sentence is untested.
 """
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,11 @@ def tokenizer(**changes: Any) -> Damage:
     return lambda model: edit_json(model / "tokenizer_config.json", **changes)
 
 
+def special_tokens(**given: Any) -> Damage:
+    """With a special_tokens_map.json, as older releases of transformers wrote it."""
+    return lambda model: (model / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|im_end|>"} | given))
+
+
 def template(old: str, new: str) -> Damage:
     """Another chat template."""
     return tokenizer(chat_template=CHAT_TEMPLATE.replace(old, new))
@@ -88,6 +94,18 @@ TOKENIZERS: Final[list[tuple[Damage, str]]] = [
     (
         tokenizer(eos_token=None),
         unreadable("tokenizer", "no eos_token. … tokenizer_config.json"),
+    ),
+    (
+        tokenizer(vocab="/proc/self/environ"),
+        unreadable("tokenizer", "vocab in tokenizer_config.json … outside of the model. Remove"),
+    ),
+    (
+        tokenizer(init_inputs=["/proc/self/environ"]),
+        unreadable("tokenizer", "init_inputs in tokenizer_config.json … outside of the model. Remove"),
+    ),
+    (
+        special_tokens(vocab_file="/proc/self/environ"),
+        unreadable("tokenizer", "vocab_file in special_tokens_map.json … outside of the model. Remove"),
     ),
     (
         halved("generation_config.json"),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -13,16 +13,46 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import chat
 
+_CONTENT: Final = ("vocab", "merges")
+"""What a tokenizer is made of. As a text, it is the path of a file with that."""
+
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises StageError(ModelUnsupported)."""
     with readable("tokenizer", folder):
+        if foreign := _files_elsewhere(folder):
+            raise unsupported("tokenizer", f"{foreign} may name a file outside of the model. Remove it.")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise unsupported("tokenizer", "it has no eos_token. Add one to its tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels and attention masks are explicit everywhere
     return tokenizer
+
+
+def _files_elsewhere(folder: Path) -> str:
+    """What of a tokenizer's settings transformers would open as a file, wherever it is: a model could read the keys in
+    this process's environment (/proc/self/environ) into its vocabulary, and so into all that it writes.
+
+    transformers 5.24 replaces paths of the names that a tokenizer's files have (``vocab_file``) in
+    tokenizer_config.json, but not those that come after them, by other names or in other places.
+    """
+    config = _settings(folder / "tokenizer_config.json")
+    if config.get("init_inputs"):
+        return "init_inputs in tokenizer_config.json"
+    named = [(key, "tokenizer_config.json") for key in _CONTENT if isinstance(config.get(key), str)]
+    special = _settings(folder / "special_tokens_map.json")
+    named += [
+        (key, "special_tokens_map.json")
+        for key, value in special.items()
+        if isinstance(value, str) and not key.endswith(("_token", "_tokens"))
+    ]
+    return next((f"{key} in {place}" for key, place in named), "")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def stop_token(folder: Path, tokenizer: Any) -> int:
