@@ -196,6 +196,16 @@ REFUSED = [
         Reason.MODEL_UNSUPPORTED,
         "pickles (model.pt, pytorch_model.bin), … run code … *.safetensors",
     ),
+    (
+        ["adapter_config.json", "adapter_model.safetensors"],
+        Reason.MODEL_UNSUPPORTED,
+        "adapter_config.json: … an adapter, not a model. Set spec.model.uri",
+    ),
+    (
+        ["adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"],
+        Reason.MODEL_UNSUPPORTED,
+        "adapter_config.json: … an adapter beside the model. Copy the model without",
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.storage import InputStorage
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.tuning import ADAPTER_CONFIG
 from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.hub import HUB_ERRORS, hub_client, hub_error
@@ -55,8 +56,8 @@ def find_base_model(
 ) -> BaseModel:
     """Check a model without downloading it; ``secret`` names the token for one of the hub.
 
-    Raises StageError: ModelNotFound, ModelUnsupported (no config.json, no safetensors), GatedModelUnauthorized, and as
-    Store for a model in S3.
+    Raises StageError: ModelNotFound (no config.json), ModelUnsupported (no safetensors, an adapter),
+    GatedModelUnauthorized, and as Store for a model in S3.
     """
     return _find_in_s3(places.open(uri, storage), uri) if uri.startswith("s3://") else _find_on_hub(uri, secret)
 
@@ -144,6 +145,14 @@ def _s3_digest(entries: list[StoredObject]) -> str:
 
 
 def _require_usable(uri: str, names: list[str]) -> None:
+    if ADAPTER_CONFIG in names:
+        # transformers puts an adapter on the model beside it, without a word; vLLM serves the model alone.
+        said = (
+            "an adapter beside the model. Copy the model without the adapter, or merged with it."
+            if "config.json" in names
+            else "an adapter, not a model. Set spec.model.uri to its base model, or merge the two."
+        )
+        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} contains {ADAPTER_CONFIG}: it has {said}")
     if "config.json" not in names:
         found = ", ".join(names[:5])
         raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} is not a model: it has no config.json (found: {found}).")
