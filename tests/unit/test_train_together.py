@@ -366,6 +366,18 @@ CRASH = "Process 1 … signal 9 … log"
         ),
         pytest.param([Ended(1, -9, None), Ended(0, 76, LOST)], ExitCode.RETRIABLE, CRASH, id="killed"),
         pytest.param([Ended(1, 1, None), Ended(0, 76, LOST)], ExitCode.RETRIABLE, "exit code 1", id="crashed"),
+        pytest.param(
+            [Ended(2, -6, None), Ended(1, 76, failed(Reason.CUDA_OUT_OF_MEMORY)), Ended(0, -9, None)],
+            ExitCode.RESTART_GROUP,
+            "said CudaOutOfMemory",
+            id="aborted or killed, as they waited on their GPUs for one that restarts all",
+        ),
+        pytest.param(
+            [Ended(1, 76, failed(Reason.CUDA_OUT_OF_MEMORY)), Ended(0, 65, failed(Reason.LOSS_NOT_FINITE))],
+            ExitCode.FATAL,
+            "said LossNotFinite",
+            id="a failure, not a restart that another wants",
+        ),
     ],
 )
 def test_the_pod_ends_as_the_process_that_is_the_cause(ended: list[Ended], code: ExitCode, says: str) -> None:

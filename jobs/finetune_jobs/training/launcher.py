@@ -106,12 +106,21 @@ def verdict(ended: Sequence[Ended]) -> tuple[StageResult | None, ExitCode]:
     failed = [each for each in ended if each.code != ExitCode.OK]
     if not failed:
         return None, ExitCode.OK
-    cause = min(failed, key=lambda each: each.code == ExitCode.RESTART_GROUP)
+    cause = min(failed, key=_blame)
     if cause.result and cause.code in set(ExitCode):
         return cause.result, ExitCode(cause.code)
     how = f"was killed by signal {-cause.code}" if cause.code < 0 else f"ended with exit code {cause.code}"
     message = f"Process {cause.rank} of the training {how} without a result; see the end of the pod's log."
     return failure(Stage.TRAIN, Reason.STAGE_CRASHED, message), ExitCode.RETRIABLE
+
+
+def _blame(ended: Ended) -> int:
+    """Which of several failures is the cause: the lowest. Where one process has decided that all restart, others may
+    not get to say so: on GPUs they wait for it in NCCL, which aborts them, or until they are killed (``supervise``).
+    Where processes have only lost another one, it is that which a signal has ended."""
+    if ended.code == ExitCode.RESTART_GROUP:
+        return 3 if ended.result is None or ended.result.reason is Reason.PEER_LOST else 1
+    return 2 if ended.code < 0 else 0
 
 
 def _command(options: argparse.Namespace, result: Path, shared: Path) -> list[str]:
