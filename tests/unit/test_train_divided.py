@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,16 +90,15 @@ def test_the_others_wait_for_what_the_first_process_does_alone() -> None:
     del server
 
 
-def test_only_the_first_process_ever_has_the_whole_model(base: Path, large: Path, tmp_path: Path) -> None:
-    """The most that each takes while it loads: of two, the second one its half and a few weights in passing."""
-    whole = (large / "model.safetensors").stat().st_size
-    port, found = str(free_port()), [tmp_path / "0", tmp_path / "1"]
+def outputs_of_two(commands: Sequence[Sequence[str]], home: Path) -> list[str]:
+    """What two processes that train together print until they end well."""
+    port = str(free_port())
     processes = [
         forked.start(
-            ["tests.support.divided_load", str(large), Method.FULL.value, str(result), str(base)],
+            command,
             {
                 "PATH": os.environ["PATH"],
-                "HOME": str(tmp_path),
+                "HOME": str(home),
                 "OMP_NUM_THREADS": "1",
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -108,11 +107,30 @@ def test_only_the_first_process_ever_has_the_whole_model(base: Path, large: Path
                 "MASTER_PORT": port,
             },
         )
-        for rank, result in enumerate(found)
+        for rank, command in enumerate(commands)
     ]
+    found = []
     for process in processes:
         output, errors = process.communicate(timeout=580)
         assert process.returncode == 0, (output + errors).decode()
+        found.append(output.decode())
+    return found
+
+
+def test_the_others_wait_for_a_large_checkpoint(tmp_path: Path) -> None:
+    """Of a whole model with its optimiser, which takes the first process longer than others wait for a message."""
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3/trainer_state.json").write_text("{}")
+    found = outputs_of_two([["tests.support.slow_restore", str(tmp_path)]] * 2, tmp_path)
+    assert [line.strip() for line in found] == [str(tmp_path / "checkpoint-3")] * 2
+
+
+def test_only_the_first_process_ever_has_the_whole_model(base: Path, large: Path, tmp_path: Path) -> None:
+    """The most that each takes while it loads: of two, the second one its half and a few weights in passing."""
+    whole = (large / "model.safetensors").stat().st_size
+    found = [tmp_path / "0", tmp_path / "1"]
+    load = ["tests.support.divided_load", str(large), Method.FULL.value]
+    outputs_of_two([[*load, str(result), str(base)] for result in found], tmp_path)
 
     first, second = (int(result.read_text()) for result in found)
 

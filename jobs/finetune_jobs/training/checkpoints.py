@@ -28,7 +28,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -137,18 +137,20 @@ class Checkpoints:
         """Download the store's checkpoints to ``work``, once per pod; the newest, or None if there is none. A damaged
         one is skipped with a warning: resuming from an older one, or restarting, costs only time.
         """
-        if self._team.first:
-            self._fetch(work)
+        self._team.wait_for_work(lambda: self._fetch(work) if self._team.first else None)
         places = json.loads(self._team.share(json.dumps(self._owner.state.checkpoints).encode()))
         if not self._team.first:
             self._owner.update(checkpoints=places)
-        if self._team.first_of_pod and not self._team.first:
-            for place in places:
-                folders.fetch_folder(self._store, place, work / place.rpartition("/")[2])
+        copies = self._team.first_of_pod and not self._team.first
+        self._team.wait_for_work(lambda: self._fetch_all(places, work) if copies else None)
         if self._team.first_of_pod:
             newest(work)  # its changes to the files must not happen concurrently
         self._team.wait()
         return newest(work)
+
+    def _fetch_all(self, places: Sequence[str], work: Path) -> None:
+        for place in places:
+            folders.fetch_folder(self._store, place, work / place.rpartition("/")[2])
 
     def _fetch(self, work: Path) -> None:
         whole = []

@@ -7,8 +7,10 @@ pickles.
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +30,7 @@ GATHERING_SECONDS: Final = 3600.0
 SILENCE_SECONDS: Final = 900.0
 """How long a process waits for another's message or gradients: a node that lost power closes no connection."""
 _PAUSE: Final = 1.0
+_WORK_PAUSE: Final = 0.2
 _ASK_SECONDS: Final = 5.0
 """Between two questions of a waiting process whether there is anything to do."""
 _LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
@@ -99,6 +102,29 @@ class Team:
             if self.first:
                 store.set(done, "yes")
             store.wait([done], limit)
+
+    def wait_for_work(self, work: Callable[[], None]) -> None:
+        """Do ``work``, which may take longer than any message: a large checkpoint's download. Returns once no process
+        is at its own; one that is lost is noticed at once. All call this together, and ``work`` sends no messages.
+        Raises what ``work`` does."""
+        if self.size == 1:
+            work()
+            return
+        doing: futures.Future[None] = futures.Future()
+
+        def run() -> None:
+            try:
+                work()
+                doing.set_result(None)
+            except BaseException as error:  # noqa: BLE001 # raised again below
+                doing.set_exception(error)
+
+        threading.Thread(target=run, name="work", daemon=True).start()
+        while self.any(not doing.done())[0]:
+            if doing.done():
+                doing.result()
+            time.sleep(_WORK_PAUSE)
+        doing.result()
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set in any process. All must ask at the same point of their work."""
