@@ -35,6 +35,9 @@ _ASK_SECONDS: Final = 5.0
 """Between two questions of a waiting process whether there is anything to do."""
 _LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
 """Texts of torch's errors when another process is gone."""
+_OWN: Final = ("ncclinvalidusage", "ncclinvalidargument", "ncclunhandledcudaerror", "shared memory segment")
+"""Texts of NCCL's errors that are this pod's own: its settings, its GPUs, its /dev/shm. All processes have them again
+after a restart."""
 _TIME_IS_UP: Final = ("timed out", "timeout")
 """Texts of those when another process does not answer."""
 
@@ -202,8 +205,9 @@ def _gathering(team: Team, host: str, port: int) -> Iterator[None]:
 
 def _is_about_others(error: Exception) -> bool:
     """Whether torch says that another process is gone or does not answer."""
-    reported = isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in _LOST)
-    return reported and not is_out_of_memory(error)
+    said = str(error).lower()
+    reported = isinstance(error, distributed.DistError) or any(word in said for word in _LOST)
+    return reported and not is_out_of_memory(error) and not any(word in said for word in _OWN)
 
 
 def _await(host: str, port: int, seconds: float, done: Callable[[], bool]) -> bool:
