@@ -15,8 +15,8 @@ from finetune_operator.settings import Runtime
 LOOPBACK: Final = "127.0.0.1"
 """Where a server listens that has a proxy before it."""
 _STARTUP_PERIOD_SECONDS: Final = 2
-"""A server that has loaded is noticed at most so much later: a rollout waits for it, and so does a pod of a scale-up. Each
-failure is an event of the pod, so not every second."""
+"""A server that has loaded is noticed at most so much later: a rollout waits for it, and so does a pod of a scale-up.
+Each failure is an event of the pod, so not every second."""
 _GPUS: Final = "nvidia.com/"
 
 
