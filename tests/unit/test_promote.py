@@ -223,6 +223,25 @@ def test_half_a_pair_of_keys_is_none(given: str, lacking: str, monkeypatch: pyte
     assert_says(error.value.message, f"TO_AWS_{lacking} is empty", f"TO_AWS_{given}", "set both, or neither")
 
 
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("--endpoint=localhost:8333", ("--endpoint is 'localhost:8333'", "URL", "without a path")),
+        ("--endpoint=http://localhost:8333/", ("--endpoint is 'http://localhost:8333/'", "without a path")),
+        ("--to-endpoint=s3.example.com", ("--to-endpoint is 's3.example.com'", "URL")),
+        ("--to-region=EU West", ("--to-region is 'EU West'", "eu-central-1")),
+    ],
+)
+def test_an_option_that_is_none_is_said(given: str, parts: tuple[str, ...]) -> None:
+    options = parser("promote", "")
+    add_store(options, "to-")
+    prefix = "to-" if given.startswith("--to-") else ""
+    with pytest.raises(StageError) as error:
+        open_store(options.parse_args([given]), "s3://models", prefix)
+    assert error.value.reason is Reason.SPEC_INVALID
+    assert_says(error.value.message, *parts)
+
+
 PROGRAM: Final = """
 import subprocess, sys
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", sys.argv.pop(1)], check=True)

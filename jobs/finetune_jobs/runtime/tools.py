@@ -8,7 +8,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
+
+from pydantic import ValidationError
 
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
@@ -30,6 +32,12 @@ exit codes:
   {fatal:2d}  cannot succeed unchanged: standard error says what to change
   {retriable:2d}  may succeed later: the store did not answer
 """
+
+_FORMS: Final = {
+    "endpoint": "the URL of a store without a path, e.g. https://s3.example.internal",
+    "region": "the name of a region, e.g. eu-central-1",
+}
+"""What the options for a store take that argparse does not look at."""
 
 
 def parser(name: str, does: str) -> argparse.ArgumentParser:
@@ -61,19 +69,22 @@ def add_store(made: argparse.ArgumentParser, prefix: str = "") -> None:
 
 def open_store(options: argparse.Namespace, uri: str, prefix: str = "") -> Store:
     """The place that a URI names, as the options say. A second store may have keys of its own, in variables that begin
-    with its prefix (``TO_AWS_ACCESS_KEY_ID``). Raises StageError: SecretMissing, if only some of them are set."""
+    with its prefix (``TO_AWS_ACCESS_KEY_ID``). Raises StageError: SecretMissing, if only some of them are set;
+    SpecInvalid for an option that says no store."""
     name = prefix.replace("-", "_")
     secret = None
     if prefix and _has_own_keys(name.upper()):
         secret = SecretRef(name=prefix.strip("-"))
         for key in (*STORE_SECRET_KEYS, STORE_SESSION_KEY):
             os.environ[secret.at(key).variable] = os.environ.get(f"{name.upper()}{key}", "")
-    storage = Storage(
-        endpoint=getattr(options, f"{name}endpoint"),
-        region=getattr(options, f"{name}region"),
-        addressing=getattr(options, f"{name}addressing"),
-        secret_ref=secret,
-    )
+    given = {field: getattr(options, f"{name}{field}") for field in ("endpoint", "region", "addressing")}
+    try:
+        storage = Storage(**given, secret_ref=secret)
+    except ValidationError as error:
+        field = str(error.errors()[0]["loc"][0])
+        raise StageError(
+            Reason.SPEC_INVALID, f"--{prefix}{field} is {given[field]!r}: it must be {_FORMS[field]}."
+        ) from None
     return Store.connect(storage, uri)
 
 
