@@ -155,7 +155,8 @@ def test_the_identity_follows_names_order_and_content(store: Store) -> None:
 
 NO_FILE = ("no file", "empty", "hidden", "manifest.json")
 NO_FILES: list[tuple[str, Reason, tuple[str, ...]]] = [
-    ("none.csv", Reason.DATASET_NOT_FOUND, ("does not exist",)),
+    ("none.csv", Reason.DATASET_NOT_FOUND, ("does not exist.",)),
+    ("set", Reason.DATASET_NOT_FOUND, ("does not exist", "a folder ends with /")),
     ("none/", Reason.DATASET_NOT_FOUND, NO_FILE),
     ("set/_*", Reason.DATASET_NOT_FOUND, NO_FILE),
     (

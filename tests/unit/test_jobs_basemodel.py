@@ -184,7 +184,12 @@ def test_a_model_that_is_deleted_while_it_is_copied(s3: SeaweedFS, store: Store,
 
 
 REFUSED = [
-    ([], Reason.MODEL_NOT_FOUND, "no files"),
+    ([], Reason.MODEL_NOT_FOUND, "no files."),
+    (
+        ["small/config.json", "small/model.safetensors", "large/config.json"],
+        Reason.MODEL_NOT_FOUND,
+        "no files, only folders: large, small.",
+    ),
     (
         ["model.safetensors", "tokenizer.json"],
         Reason.MODEL_NOT_FOUND,

@@ -131,9 +131,17 @@ def _changed(uri: str) -> StageError:
 
 
 def _find_in_s3(place: Store, uri: str) -> BaseModel:
-    entries = sorted((e for e in place.list() if "/" not in e.key), key=lambda e: e.key)
+    entries, folders = list[StoredObject](), dict[str, None]()
+    for entry in place.list():
+        name, slash, _ = entry.key.partition("/")
+        if slash:
+            folders[name] = None
+        elif name:  # consoles of stores make an object without a name of a folder
+            entries.append(entry)
     if not entries:
-        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} contains no files.")
+        only = f", only folders: {', '.join(list(folders)[:5])}" if folders else ""
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} contains no files{only}.")
+    entries.sort(key=lambda entry: entry.key)
     _require_usable(uri, [entry.key for entry in entries])
     copied = [entry for entry in entries if entry.key.endswith(_COPIED)]
     size = sum(entry.size for entry in copied)

@@ -102,10 +102,11 @@ def _files(places: Places, origin: DatasetSource, mount: Path) -> list[SourceFil
 
 
 def _missing(uri: str) -> StageError:
-    if uri.endswith("/") or "*" in uri.rpartition("/")[2]:
+    name = uri.rpartition("/")[2]
+    if not name or "*" in name:
         problem = "matches no file (empty files, hidden files and manifest.json are ignored)"
     else:
-        problem = "does not exist"
+        problem = "does not exist" if "." in name else "does not exist; the URI of a folder ends with /"
     return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
 
 
