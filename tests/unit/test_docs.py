@@ -27,6 +27,7 @@ from finetune_operator.framework.conditions import ConditionType
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY
 from tests.support.pages import CODE, PAGES, anchors, blocks, every_page, identify, links, prose
+from tests.support.sentences import sentences
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +37,9 @@ KINDS: Final[dict[str, type[FineTuneJob | AdapterDeployment]]] = {
 }
 PATH: Final = re.compile(r"(?:spec|status)(?:\.[a-z]\w*(?:\[\])?)+")
 """A field of a custom resource, as the reference writes it: spec.dataset.sources[].part."""
+
+QUOTED: Final = re.compile(rf"(?:(?:{'|'.join(Reason)}) )?… ([a-z].+)")
+"""A part of a message, after its reason or after what is left out."""
 
 
 # Links
@@ -169,6 +173,21 @@ def test_every_field_that_is_named_exists(page: Path) -> None:
     code = [*CODE.findall(prose(page)), *blocks(page, "console", "sh")]
     known = fields() | {path.replace("[]", "") for path in fields()}
     assert sorted({path for text in code for path in PATH.findall(text)} - known) == []
+
+
+@cache
+def said() -> str:
+    """Every sentence in the code of jobs and operator; {} stands for numbers, and for what an f-string leaves open."""
+    files = [path for folder in ("jobs", "operator") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    return re.sub(r"\d+", "{}", "\n".join(text for path in files for text in sentences(path)))
+
+
+@pytest.mark.slow
+@every_page
+def test_every_message_that_is_quoted_in_part_is_said(page: Path) -> None:
+    """Tables of what you see name a reason and a part of its message: DatasetInvalid … rows are invalid."""
+    quoted = {match[1] for code in CODE.findall(prose(page)) if (match := QUOTED.fullmatch(code))}
+    assert sorted(part for part in quoted if re.sub(r"\d+", "{}", part) not in said()) == []
 
 
 @every_page
