@@ -1,6 +1,6 @@
 """Invoices as plain text, each with its record: README.md says what a record is.
 
-    python examples/extraction/generate.py --rows 1200 --seed 7 --out build/invoices.jsonl
+    python3 examples/extraction/generate.py --rows 1200 --seed 7 --out build/invoices.jsonl
 
 The same rows and seed give the same bytes on every machine and Python version: all randomness comes from
 ``random.Random.random``, the one method whose sequence Python guarantees. Suppliers, people and goods do not exist;

@@ -1,6 +1,6 @@
 """Questions about the Parcelbird API, which does not exist (MANUAL.md): prompts for a teacher, without answers.
 
-    python examples/support/generate.py --rows 600 --seed 7 --out build/support.jsonl
+    python3 examples/support/generate.py --rows 600 --seed 7 --out build/support.jsonl
 
 The same rows and seed give the same bytes on every machine and Python version: all randomness comes from
 ``random.Random.random``, the one method whose sequence Python guarantees.

@@ -1,6 +1,6 @@
 """Bank transactions of Tarnwell Outfitters, a company that does not exist, booked by the rules in RULES.md.
 
-    python examples/transactions/generate.py --rows 1500 --seed 7 --out build/transactions.csv
+    python3 examples/transactions/generate.py --rows 1500 --seed 7 --out build/transactions.csv
 
 The same rows and seed give the same bytes on every machine and Python version: all randomness comes from
 ``random.Random.random``, the one method whose sequence Python guarantees. A fixed share of the rows is dirty, as real
