@@ -41,7 +41,8 @@ class Gpu(ApiModel):
     name: str
     """Product name, e.g. NVIDIA L4."""
     count: Annotated[int, Field(ge=1)] = 1
-    """GPUs per pod."""
+    """GPUs per pod: the same as nvidia.com/gpu in the limits of accelerator. Processes, time and cost follow from this
+    number."""
     memory_gib: Annotated[float, Field(gt=0)]
     """Memory of one GPU in GiB."""
     peak_tflops: Annotated[float, Field(gt=0)]

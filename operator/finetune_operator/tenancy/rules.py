@@ -57,7 +57,8 @@ class TenancyRule(ApiModel):
     others need https://."""
     secrets: list[DottedGlob] | None = None
     """Allowed names of the Secrets whose keys are sent to a store, a hub, teacher, judge, tracking server or registry,
-    are asked of an endpoint's clients, or are an Ingress's certificate, e.g. finetune-*."""
+    sign what is published, are asked of an endpoint's clients, or are the certificate of an Ingress or of an endpoint's
+    pods, e.g. finetune-*."""
     gateways: list[GatewayGlob] | None = None
     """Allowed Gateways of HTTPRoutes, each as namespace/name, e.g. gateways/public or {namespace}/*."""
     ingress_classes: list[DottedGlob] | None = None
