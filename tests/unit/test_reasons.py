@@ -112,6 +112,12 @@ def test_a_remedy_speaks_of_fields_and_things_that_its_kind_has(kind: str, reaso
     assert "still serves" not in text, "whether anything serves, the message says"
 
 
+def test_no_remedy_is_what_was_tried_already_or_instead_of_what_the_message_names() -> None:
+    """Passes were halved down to one example; of a model that cannot be rounded the message names other formats."""
+    assert "batchSize" not in remedy(Reason.CUDA_OUT_OF_MEMORY, FINETUNEJOB)
+    assert remedy(Reason.MODEL_UNSUPPORTED, FINETUNEJOB).startswith("Make the change named here, or ")
+
+
 @pytest.mark.parametrize(("kind", "reason"), BY_KIND)
 def test_a_remedy_survives_a_long_message_and_is_said_once(kind: str, reason: Reason) -> None:
     text = remedy(reason, kind)
