@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune_operator.adapterdeployment.history import Current, history
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.resources import deployment
+from finetune_operator.resources.deployment import SERVER
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Proxy, Settings
 from tests.support.played_cluster import START
@@ -292,6 +294,18 @@ class TestWithoutRecords:
         assert kept["data"]["template"] == pods[f"demo-{old}"]["spec"]["template"]
         cluster.settle()
         assert cluster.objects[DEPLOYMENTS] == pods
+        assert cluster.status.candidate is None
+
+    @pytest.mark.parametrize("seconds", [600, 601])
+    def test_pods_that_were_asked_less_often_whether_they_had_started(self, seconds: int) -> None:
+        """How often is the release's: what the values decide is for how long."""
+        cluster = self.earlier(with_runtime(startup_timeout_seconds=seconds))
+        [live] = cluster.objects[DEPLOYMENTS].values()
+        server = next(each for each in live["spec"]["template"]["spec"]["containers"] if each["name"] == SERVER)
+        server["startupProbe"] |= {"periodSeconds": 5, "failureThreshold": math.ceil(seconds / 5)}
+        made = cluster.reconcile()
+        assert [action.resource for action in made.actions] == [CONTROLLER_REVISIONS]
+        cluster.settle()
         assert cluster.status.candidate is None
 
     @pytest.mark.parametrize("names", [("a",), ()])

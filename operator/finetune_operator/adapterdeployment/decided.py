@@ -5,6 +5,7 @@ For revisions without a record: nothing tells which values they were made from, 
 server that the values no longer name looks like one of the older release. It stays until the next revision.
 """
 
+import math
 from typing import Any, Final
 
 from finetune_operator.framework.objects import Object
@@ -30,7 +31,8 @@ def is_as_decided(live: Object, fresh: Object, runtime: Runtime) -> bool:
     old, new = _decided(live), _decided(fresh)
     has, wants = _env(_container(live, SERVER)), _env(_container(fresh, SERVER))
     shared = {name: value for name, value in wants.items() if name in has or name in runtime.env}
-    return holds(old, new) and holds(new, old) and shared.items() <= has.items()
+    same = holds(old, new) and holds(new, old) and shared.items() <= has.items()
+    return same and _has_time_to_start(live, runtime)
 
 
 def _decided(pod: Object) -> Object:
@@ -43,12 +45,18 @@ def _decided(pod: Object) -> Object:
         "pod": {field: pod.get(field) for field in _OF_POD},
         "server": {field: server.get(field) for field in _OF_SERVER},
         "drain": {"seconds": drain_seconds_of(server)},
-        "startup": {"failures": (server.get("startupProbe") or {}).get("failureThreshold")},
         "sizes": {name: volumes.get(name, {}).get("sizeLimit") for name in _SIZED},
         "fetch": {"repository": repository(fetch.get("image", ""))},
         "proxy": {name: variables.get(name) for name in PROXY_VARIABLES},
     }
     return {part: {name: value for name, value in found.items() if value} for part, found in decided.items()}
+
+
+def _has_time_to_start(pod: Object, runtime: Runtime) -> bool:
+    """Whether the server has the time to load that the values give it. How often it is asked is the release's."""
+    probe = _container(pod, SERVER).get("startupProbe") or {}
+    times = math.ceil(runtime.startup_timeout_seconds / max(1, probe.get("periodSeconds") or 0))
+    return bool(probe.get("failureThreshold") == times)
 
 
 def _container(pod: Object, name: str) -> Object:
