@@ -10,9 +10,11 @@ from finetune_operator.framework.actions import Action, Apply, Create, Patch
 from finetune_operator.framework.apply import apply_action
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError
-from finetune_operator.framework.objects import CONFIG_MAPS, SERVICES
+from finetune_operator.framework.objects import CONFIG_MAPS, SERVICES, Object
 from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.stripped import strip
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.resources.drift import is_fixed
 from finetune_operator.resources.self_check import self_check_config_map
 from finetune_operator.resources.service import public_service
 from tests.controlplane.serving import NAME, Serving
@@ -65,3 +67,16 @@ def test_an_input_that_somebody_has_made_beforehand_is_made_anew(serving: Servin
     assert made["metadata"]["uid"] != theirs["metadata"]["uid"]
     apply_action(api, cache, owner, Create(CONFIG_MAPS, ours))
     assert api.get(CONFIG_MAPS, namespace, "demo-input") == made
+
+
+@pytest.mark.parametrize("fixed", [{"immutable": True}, {"data": {}, "binaryData": {"limits.json": "e30="}}])
+def test_what_a_config_map_holds_cannot_always_be_changed_back(serving: Serving, fixed: Object) -> None:
+    """Why limits that somebody has fixed so are deleted first (``is_fixed``)."""
+    api, cache = serving.team.api, Cache()
+    owner = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(serving.create(pinned(GOOD))["metadata"]))
+    ours = self_check_config_map(owner, "demo-limits", {}, SelfCheckLimits(max_distance=0.5), "")
+    live = api.create(CONFIG_MAPS, ours | {"data": {"limits.json": "{}"}} | fixed)
+    assert is_fixed(strip(CONFIG_MAPS, live))
+    with pytest.raises(ApiError) as refused:
+        apply_action(api, cache, owner, Apply(CONFIG_MAPS, ours))
+    assert refused.value.status == 422, refused.value

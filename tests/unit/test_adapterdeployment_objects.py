@@ -180,6 +180,24 @@ def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
     assert limits_of(cluster, name).max_distance == 0.7, "what somebody has written into it does not stay"
 
 
+@pytest.mark.parametrize(
+    "fixed", [{"immutable": True}, {"data": None, "binaryData": {"limits.json": "e30="}}], ids=["immutable", "binary"]
+)
+def test_limits_that_cannot_be_changed_back_are_made_anew(fixed: dict[str, Any]) -> None:
+    """The API server refuses each change of an immutable ConfigMap, and a key of data that is in binaryData too."""
+    cluster = ServingCluster()
+    cluster.settle()
+    [name] = cluster.objects[DEPLOYMENTS]
+    before, found = limits_of(cluster, name), cluster.objects[CONFIG_MAPS][name]
+    found["data"]["limits.json"] = SelfCheckLimits(max_distance=9.9).model_dump_json(by_alias=True)
+    found |= fixed
+    made = cluster.reconcile()
+    assert made.actions == (Delete(CONFIG_MAPS, name, found["metadata"]["uid"]),)
+    cluster.settle()
+    assert limits_of(cluster, name) == before
+    assert cluster.objects[CONFIG_MAPS][name].keys().isdisjoint(fixed.keys() - {"data"})
+
+
 def test_a_verification_asks_for_what_the_operator_wrote() -> None:
     """The names of Jobs and inputs can be told beforehand, and whoever may write ConfigMaps may name any owner."""
     cluster = ServingCluster()

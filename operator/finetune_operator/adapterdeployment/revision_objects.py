@@ -7,7 +7,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import api_keys_secret, tls_secret
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.framework.actions import Action, Patch
+from finetune_operator.framework.actions import Action, Delete, Patch
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
@@ -18,7 +18,7 @@ from finetune_operator.framework.objects import (
 )
 from finetune_operator.resources.client_proxy import has_proxy, speaks_tls
 from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
-from finetune_operator.resources.drift import ensure, ensure_exists, has_content, holds
+from finetune_operator.resources.drift import ensure, ensure_exists, has_content, holds, is_fixed
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map, source_of_limits
 from finetune_operator.resources.service import candidate_service, leads_elsewhere, names_no_revision, public_service
@@ -99,6 +99,8 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
     wanted = self_check_config_map(observed.owner, name, labels, limits, source, adapters)
     marks = {"annotations": wanted["metadata"]["annotations"]}
     same = live is not None and holds(live["metadata"], marks) and has_content(live, wanted)
+    if live is not None and not same and is_fixed(live):  # the next pass makes it anew
+        return (Delete(CONFIG_MAPS, name, live["metadata"]["uid"]),)
     return () if same else ensure(CONFIG_MAPS, wanted, live)
 
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_api.hashing import short
+from finetune_api.hashing import digest
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     ENDPOINT_SLICES,
@@ -78,7 +78,7 @@ _KEPT: Final[Mapping[Resource, Fields]] = {
     ENDPOINT_SLICES: _ENDPOINT_SLICE,
     SERVICE_ACCOUNTS: {"metadata": _METADATA},  # the same
     RESOURCE_QUOTAS: {"metadata": _METADATA},  # an event of one is all that matters
-    CONFIG_MAPS: {"metadata": _METADATA, "data": WHOLE},  # of which ``strip`` leaves hashes
+    CONFIG_MAPS: {"metadata": _METADATA, "immutable": WHOLE, "data": WHOLE, "binaryData": WHOLE},  # see ``strip``
 }
 
 
@@ -87,7 +87,11 @@ def strip(resource: Resource, found: Object) -> Object:
     ConfigMap holds there are hashes, which tell whether somebody has changed it."""
     kept = _kept(found, _KEPT[resource]) if resource in _KEPT else dict(found)
     if resource == CONFIG_MAPS:
-        kept |= {"data": {name: short(text) for name, text in (found.get("data") or {}).items()}}
+        kept |= {
+            part: {name: digest(text) for name, text in found[part].items()}
+            for part in ("data", "binaryData")
+            if found.get(part)
+        }
     metadata: Object = _kept(kept["metadata"], _METADATA)
     if _LAST_APPLIED in (annotations := metadata.get("annotations") or {}):
         metadata["annotations"] = {name: value for name, value in annotations.items() if name != _LAST_APPLIED}

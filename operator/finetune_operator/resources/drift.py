@@ -5,7 +5,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
-from finetune_api.hashing import short
+from finetune_api.hashing import digest
 from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import Object, Resource
 
@@ -70,7 +70,13 @@ def holds(live: Any, desired: Any, *, whole_lists: bool = False) -> bool:
 def has_content(live: Object, desired: Object) -> bool:
     """The same of what a ConfigMap holds, of which the cache keeps hashes."""
     known = live.get("data") or {}
-    return all(known.get(name) == short(text) for name, text in desired["data"].items())
+    return all(known.get(name) == digest(text) for name, text in desired["data"].items())
+
+
+def is_fixed(live: Object) -> bool:
+    """Whether the API server refuses to change what a ConfigMap holds: because it is immutable, or may be since the
+    same keys are in its ``binaryData``. None that others have left alone is either."""
+    return bool(live.get("immutable") or live.get("binaryData"))
 
 
 def _same_quantity(live: Any, desired: Any) -> bool:
