@@ -419,10 +419,14 @@ def test_what_clients_of_an_endpoint_ask_goes_to_no_other_one() -> None:
     theirs["spec"]["access"]["route"]["httpRoute"]["pathPrefix"] = "/v1/chat"
     asked, both = Address("a.example", "/v1/chat"), [mine, theirs]
     found = holder(theirs, both, asked, OFFERED, lambda each: each is mine)
-    assert found == Holder(asked, "team", "mine", has_it=True)
+    assert found == Holder(asked, "team", "mine", has_it=True, other=Address("a.example", "/"))
+    assert_says(found.told("team"), "mine already has a.example/", "a.example/v1/chat would get what its clients ask")
+    assert found.told("other").startswith("One in another namespace already has another path of a.example: ")
     assert holder(mine, both, Address("a.example", "/"), OFFERED, lambda each: each is mine) is None
     first = holder(mine, both, Address("a.example", "/"), OFFERED, lambda each: each is theirs)
-    assert first == Holder(Address("a.example", "/"), "other", "theirs", has_it=True)
+    assert first == Holder(Address("a.example", "/"), "other", "theirs", has_it=True, other=asked)
+    assert_says(first.told("team"), "another path of a.example", "it would get", "a.example/'s clients")
+    assert "/v1" not in first.told("team"), "paths may be names"
 
 
 def test_every_path_to_which_clients_write_is_among_those() -> None:

@@ -117,6 +117,8 @@ class Holder(NamedTuple):
     name: str
     has_it: bool
     """Whether its route is there already; if not, it goes first because it is older."""
+    other: Address | None = None
+    """What it asks for, where that is not the same address but meets it."""
 
     def told(self, namespace: str) -> str:
         """Who has the address, in a sentence. Another namespace may belong to another tenant: names in it are not
@@ -124,9 +126,16 @@ class Holder(NamedTuple):
         own = self.namespace == namespace
         if self.has_it:
             who = f"AdapterDeployment {self.name}" if own else "One in another namespace"
-            return f"{who} already has {self.address}."
-        who = f"AdapterDeployment {self.name}, which is older," if own else "An older one in another namespace"
-        return f"{who} asks for {self.address} too."
+            does, too = "already has", ""
+        else:
+            who = f"AdapterDeployment {self.name}, which is older," if own else "An older one in another namespace"
+            does, too = "asks for", " too"
+        if self.other is None:
+            return f"{who} {does} {self.address}{too}."
+        theirs = str(self.other) if own else f"another path of {self.address.host}"
+        longer = len(self.address.path_prefix) > len(self.other.path_prefix)
+        gets = f"{self.address} would get what its" if longer else f"it would get what {self.address}'s"
+        return f"{who} {does} {theirs}: {gets} clients ask."
 
 
 def holder(
@@ -151,7 +160,7 @@ def holder(
     """
     mine = (not has(resource), _age(resource))
     others = [
-        (not has(each), _age(each), each["metadata"])
+        (not has(each), _age(each), each["metadata"], theirs)
         for each in asking
         if each["metadata"]["uid"] != resource["metadata"]["uid"]
         and "deletionTimestamp" not in each["metadata"]
@@ -159,10 +168,12 @@ def holder(
         and theirs.meets(address)
         and _may(each, settings, lacking)
     ]
-    lacks_it, age, metadata = min(others, key=lambda each: each[:2], default=(True, mine[1], resource["metadata"]))
-    if (lacks_it, age) >= mine:
+    first = min(others, key=lambda each: each[:2], default=None)
+    if first is None or first[:2] >= mine:
         return None
-    return Holder(address, metadata["namespace"], metadata["name"], has_it=not lacks_it)
+    lacks_it, _, metadata, theirs = first
+    other = None if theirs == address else theirs
+    return Holder(address, metadata["namespace"], metadata["name"], has_it=not lacks_it, other=other)
 
 
 def has_address(resource: Object, routes: Iterable[Object], address: Address) -> bool:
