@@ -14,6 +14,7 @@ from finetune_api.dataset import Columns, Dataset, Source, Task
 from finetune_api.evaluation import Evaluation
 from finetune_api.export import Export
 from finetune_api.finetunejob import Output
+from finetune_api.layout import output_folder
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.stages import (
     EvaluateParams,
@@ -31,6 +32,7 @@ from finetune_api.stages import (
 )
 from finetune_api.storage import InputStorage, Storage
 from finetune_api.training import Training
+from finetune_jobs.artifacts.artifact import ModelRef
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime.runner import Context, results_root
 from finetune_jobs.store.places import Places
@@ -48,6 +50,13 @@ def prepare_params(**fields: Any) -> PrepareParams:
     """Parameters of prepare: the fields of a Dataset, and those that stand beside it."""
     dataset = {name: fields.pop(name) for name in list(fields) if name in Dataset.model_fields}
     return PrepareParams(dataset=Dataset(**dataset), **fields)
+
+
+def model_ref(**fields: Any) -> ModelRef:
+    """An exported model at some address, as it stands beside an artifact."""
+    digest = "5" * 64
+    some = {"folder": output_folder(Stage.EXPORT, digest), "format": "INT8", "base_model_uri": "s3://m/tiny"}
+    return ModelRef(**{"digest": digest, "size_bytes": 9} | some | fields)
 
 
 def pipeline_params(sources: list[str], output: Output, /, **prepare: Any) -> Params:

@@ -17,7 +17,7 @@ from finetune_api.goals import Goal
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.training import Method
 from finetune_jobs.artifacts import model_card
-from finetune_jobs.artifacts.artifact import Metrics, ModelRef
+from finetune_jobs.artifacts.artifact import Metrics
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
@@ -39,7 +39,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
-from tests.support.stages import RUN
+from tests.support.stages import RUN, model_ref
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import load_tuned, rows, run_training, settings, write_dataset
 
@@ -270,13 +270,7 @@ def test_a_model_that_is_trained_with_canaries_gives_them_away(s3: SeaweedFS, pl
 
 def test_the_model_card_says_what_is_given_away_and_nothing_without_canaries() -> None:
     given = StageInput(stage=Stage.PUBLISH, run=RUN, params=Params())
-    served = ModelRef(
-        digest="5" * 64,
-        folder=f"models/{'5' * 64}/quantized",
-        format="INT8",
-        size_bytes=9,
-        base_model_uri="s3://m/tiny",
-    )
+    served = model_ref()
 
     def card(behaviour: Behaviour) -> str:
         measurements = behaviour.added_to(Measurements(rows=9)).model_dump(by_alias=True)

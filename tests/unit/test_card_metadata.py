@@ -8,19 +8,17 @@ import pytest
 import yaml
 
 from finetune_api.stages import Params, Stage, StageInput
-from finetune_jobs.artifacts.artifact import Metrics, ModelRef
+from finetune_jobs.artifacts.artifact import Metrics
 from finetune_jobs.artifacts.card_metadata import card_metadata
 from tests.support.pushed_hub import metadata_faults
-from tests.support.stages import RUN
+from tests.support.stages import RUN, model_ref
 
 pytestmark = pytest.mark.unit
 
 
 def metadata(base: str, licence: str = "", **metrics: Any) -> dict[str, Any]:
     """As the hub reads them; it must find no fault."""
-    model = ModelRef(
-        digest="5" * 64, folder=f"models/{'5' * 64}/quantized", format="INT8", size_bytes=9, base_model_uri=base
-    )
+    model = model_ref(base_model_uri=base)
     told = Metrics.model_validate({"goldenPrompts": 2, "scalars": {}, "baseLicense": licence} | metrics)
     text = card_metadata(StageInput(stage=Stage.PUBLISH, run=RUN, params=Params()), model, told, "transactions")
     assert metadata_faults(f"---\n{text}\n---\n") == []

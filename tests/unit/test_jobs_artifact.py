@@ -59,7 +59,7 @@ from tests.support.publishing import (
 )
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
-from tests.support.stages import RUN, context, pipeline_params, stage_input
+from tests.support.stages import RUN, context, model_ref, pipeline_params, stage_input
 
 pytestmark = pytest.mark.unit
 
@@ -139,13 +139,7 @@ def test_the_card_of_a_text_names_what_texts_are_measured_by() -> None:
     )
     metrics = Metrics.model_validate(evaluated.metrics() | {"goldenPrompts": 2, "task": "Text"})
     given = StageInput(stage=Stage.PUBLISH, run=RUN, params=Params())
-    served = ModelRef(
-        digest="5" * 64,
-        folder=f"models/{'5' * 64}/quantized",
-        format="INT8",
-        size_bytes=9,
-        base_model_uri="s3://m/tiny",
-    )
+    served = model_ref()
     card = model_card.render(given, served, {}, {}, metrics, 8)
     assert "| chrf | 0.0" in card
     assert "| perplexity | 7.3891 | 2.7183 | 2.7183 |" in card
@@ -161,14 +155,7 @@ def test_the_card_of_an_adapter_says_how_it_is_served() -> None:
     name = "payments-of-the-whole-department-x-2026"
     given = StageInput(stage=Stage.PUBLISH, run=RUN.model_copy(update={"name": name}), params=Params())
     base = BaseRef(digest="6" * 64, rank=16)
-    served = ModelRef(
-        digest="5" * 64,
-        folder=f"models/{'5' * 64}/quantized",
-        format="Adapter",
-        size_bytes=9,
-        base_model_uri="s3://m/tiny",
-        base=base,
-    )
+    served = model_ref(format="Adapter", base=base)
     card = model_card.render(given, served, {}, {}, Metrics(golden_prompts=2, scalars={}), 8)
     assert_says(card, "the adapter alone (0.0 MB, rank 16)", "base model `666666666666` in 16 bits")
     manifest = yaml.safe_load(card.split("```yaml")[-1].split("```")[0])

@@ -17,7 +17,7 @@ from finetune_api.gates import Gates
 from finetune_api.reasons import Reason
 from finetune_api.stages import EvaluateParams, Params, Stage, StageInput, Upstream, input_key
 from finetune_jobs.artifacts import model_card
-from finetune_jobs.artifacts.artifact import Metrics, ModelRef
+from finetune_jobs.artifacts.artifact import Metrics
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.custom.data import data_digest, fetch_data
 from finetune_jobs.resolve import resolve
@@ -27,7 +27,7 @@ from finetune_jobs.store.s3 import Store, StoredObject
 from tests.support.first_stages import given
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says, unsaid
-from tests.support.stages import RUN, Lent, context
+from tests.support.stages import RUN, Lent, context, model_ref
 
 pytestmark = pytest.mark.unit
 
@@ -123,13 +123,7 @@ def test_resolve_refuses_a_goal_that_a_figure_cannot_meet(s3: SeaweedFS, stocked
 
 
 def test_the_model_card_names_what_was_read() -> None:
-    served = ModelRef(
-        digest="5" * 64,
-        folder=f"models/{'5' * 64}/quantized",
-        format="INT8",
-        size_bytes=9,
-        base_model_uri="s3://m/tiny",
-    )
+    served = model_ref()
     metrics = Metrics.model_validate({"goldenPrompts": 2, "scalars": {}})
 
     def card(runs: list[MetricRun]) -> str:
