@@ -45,6 +45,8 @@ MEASURED: Final = {
 """CPU seconds of the files that take longest. Only what they take beside each other matters."""
 _BYTES_A_SECOND: Final = 50_000
 """So much of other files is read and run in a CPU second."""
+_BEYOND: Final = 0.2
+"""So much of an even share a part may have beside it: two long files may be neighbours."""
 _seen: Final[list[str]] = []
 
 
@@ -80,7 +82,8 @@ def divided(folder: Path, parts: int) -> list[list[Path]]:
     for others in reversed(range(parts)):
         part: list[Path] = []
         room = left / (others + 1)
-        while len(files) > others and (not part or seconds(files[0]) / 2 <= room):
+        beyond = _BEYOND * room
+        while len(files) > others and (not part or seconds(files[0]) / 2 <= room >= seconds(files[0]) - beyond):
             part.append(files.popleft())
             room -= seconds(part[-1])
         left -= sum(map(seconds, part))
