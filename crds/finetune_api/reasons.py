@@ -186,7 +186,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.DATASET_TOO_SMALL: "Too few examples remain for training, validation and test.",
     Reason.DATASET_NOT_FOUND: "A source does not exist, is empty, or was overwritten during the run. If a hub does not answer, the stage is retried.",
     Reason.MODEL_NOT_FOUND: "There is no base model at spec.model.uri. If a hub does not answer, the stage is retried.",
-    Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, cannot be written in the format of spec.export, or its files cannot be read.",
+    Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, has an adapter beside it, cannot be written in the format of spec.export, or its files cannot be read.",
     Reason.FIT_REFUSED: "The training is estimated to exceed the profile's memory; the message names the smallest change that would make it fit.",
     Reason.RUNTIME_UNSUITABLE: "The runtime cannot serve a model of this architecture and format on its GPU, or it is not known whether it can, or the model does not fit its pods' scratch space or memory; a FineTuneJob fails, before a GPU is requested, only if every runtime of the platform is known to be unable to serve it.",
     Reason.ADAPTERS_UNSUITABLE: "The artifacts of spec.source.adapters cannot share one server: one is not of format Adapter, was trained on another base model, has too high a rank, or is in a store with other access settings; or an adapter is to be served as a whole model.",
