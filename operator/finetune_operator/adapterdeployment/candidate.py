@@ -29,9 +29,9 @@ from finetune_operator.resources.deployment import deployment_name
 
 PAUSE_SECONDS: Final = 3600.0
 """For how long a candidate that has given its hardware back leaves it to others."""
-RECORD_SECONDS: Final = 1.0
-"""When to look whose turn it is, once a candidate is in line: all that came in the same second are in line by then."""
-_GETS_A_PLACE: Final = "It gets a place in the line of rollouts, and starts in a few seconds if none are ahead of it."
+RECORD_SECONDS: Final = 0.1
+"""When to look whose turn it is, once a candidate is in line. Its record is in the cache by then, and wakes it too."""
+_GETS_A_PLACE: Final = "It gets a place in the line of rollouts, and starts at once if its turn has come."
 MESSAGE_LIMIT: Final = 1024
 """The API's limit; a scheduler's message about many nodes is longer."""
 _CAUSE_LIMIT: Final = 768
@@ -139,7 +139,7 @@ def _in_line(context: RolloutContext, limit: int, waiting: RevisionStatus) -> Ca
     """The candidate in its place in line, or started if its turn has come."""
     observed, now = context.observed, context.now
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
-    if turn is None or (turn.has_come and _just_recorded(waiting, now)):
+    if turn is None:
         message, due_after = _GETS_A_PLACE, RECORD_SECONDS
     elif turn.has_come:
         return _started(context, waiting)
@@ -147,14 +147,6 @@ def _in_line(context: RolloutContext, limit: int, waiting: RevisionStatus) -> Ca
         message, due_after = turn.message(observed.owner.namespace), turn.look_after
     queued = in_state(waiting, RevisionState.WAITING, Reason.ROLLOUT_QUEUED, message, now)
     return Candidacy(queued, due_after=due_after)
-
-
-def _just_recorded(waiting: RevisionStatus, now: datetime) -> bool:
-    """Whether others that were recorded at the same time may be missing in the cache still, while this one is there:
-    each would find itself the first in line. A clock that was set back, or another replica's that is behind, does not
-    let it wait for hours."""
-    seconds = (now - parse_timestamp(waiting.since)).total_seconds()  # up to one more than have passed
-    return abs(seconds) < RECORD_SECONDS + 1
 
 
 def _started(context: RolloutContext, waiting: RevisionStatus) -> Candidacy:
