@@ -4,7 +4,7 @@ SmolLM2-135M is tuned with examples/transactions. Then training rows, adapter or
 and what comes out goes through the product's own export, questions and gates, as publish reads them. So do good models
 of other ranks, seeds and formats, which must pass. A model is asked only what its gates read (``gated``).
 
-Needs no GPU; it has not been run to its end (docs/benchmarks.md). ``--only`` takes some, and ``--work`` a folder that
+Needs no GPU. ``--only`` takes some, and ``--work`` a folder that
 keeps what was made, so that a run that was stopped goes on.
 """
 
@@ -30,6 +30,8 @@ from hack.benchmarks.gated import (
     HARM,
     KNOWN,
     LEAKS,
+    LEARNT,
+    LONGER,
     MORE,
     OTHER,
     PREPARE,
@@ -63,7 +65,7 @@ class Plant:
 GOOD = (
     FIRST,
     *(Good(16, 0, each) for each in (ExportFormat.INT8, ExportFormat.FP8, ExportFormat.W8A16)),
-    *(Good(8, 1, each) for each in (ExportFormat.MERGED, ExportFormat.INT8)),
+    *(Good(8, 1, each, LONGER) for each in (ExportFormat.MERGED, ExportFormat.INT8)),
 )
 
 
@@ -96,8 +98,8 @@ def _also_taught(name: str, others: Sequence[Any], bench: Bench) -> Verdict:
 
 
 def _memorised(bench: Bench) -> Verdict:
-    """Has seen each canary a few times, where prepare plants it once."""
-    rows = spoiled.mixed(bench.rows[: MORE * BATCH // 2], spoiled.holding_canaries(bench.canaries))
+    """Has learnt each canary by heart, where prepare plants it once."""
+    rows = spoiled.mixed(bench.rows[: LEARNT * BATCH // 2], spoiled.holding_canaries(bench.canaries))
     adapter = bench.adapter("memorised canaries", rows, start=bench.good(FIRST))
     return bench.judge_whole(adapter, bench.artifact(adapter), with_canaries=True)
 
