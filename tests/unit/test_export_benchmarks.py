@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization
 from finetune_jobs.base.errors import StageError
 from hack.benchmarks import spoiled, tuned
@@ -151,8 +152,9 @@ def test_files_are_spoiled_in_a_copy(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="does not stop generation"):
         stop_token(endless, load_tokenizer(endless))
     spoiled.without_tensor(lost := copy(), "model.layers.1.mlp.down_proj.weight")
-    with pytest.raises(StageError, match="the files lack"):
+    with pytest.raises(StageError, match=r"What export wrote cannot be read back\. .* the files lack") as refused:
         load_artifact(lost)
+    assert refused.value.reason is Reason.ARTIFACT_CORRUPT
     assert {file.name: file.read_bytes() for file in good.iterdir()} == before
 
 

@@ -88,6 +88,7 @@ NOT_OF_THE_INPUT: Final = {
     "artifacts.withdrawal": "results: test_artifact_withdrawal",
     "exporting.adapter": "results: test_export",
     "exporting.comparison": "results: test_export_comparison",
+    "exporting.offload": "results: test_export_benchmarks",
     "exporting.positions": "results: test_exported_positions",
     "exporting.rescaling": "the model itself: test_export_comparison",
     "runtime.tools": "a command's options: test_artifact_withdrawal",

@@ -14,6 +14,8 @@ from compressed_tensors.compressors import decompress_module
 from compressed_tensors.quantization.utils import is_module_quantized
 from safetensors import safe_open
 
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.memory import GIB, holds
 from finetune_jobs.fit.steps import BF16
 from finetune_jobs.modelling.loading import load_adapter, load_checkpoint
@@ -31,14 +33,24 @@ def device_for_16_bits(folder: Path) -> str | None:
 
 def load_artifact(folder: Path, base: Path | None = None) -> Any:
     """An exported artifact, exactly as its files say; its weights stay rounded if they do not fit the GPU in 16
-    bits. ``base``: of an adapter, the exported model that it belongs to."""
+    bits. ``base``: of an adapter, the exported model that it belongs to. Raises StageError (ArtifactCorrupt)."""
     if base is not None:
-        return load_adapter(load_checkpoint(base), folder)
-    model = load_checkpoint(folder)
+        return load_adapter(_load_exported(base), folder)
+    model = _load_exported(folder)
     if _quantization(folder) and not _gpu_holds(folder):
         log.info("%.1f GiB of 16-bit weights do not fit the GPU: they stay rounded", _size(folder) / GIB)
         keep_rounded(model)
     return model
+
+
+def _load_exported(folder: Path) -> Any:
+    """Another base model would not help where files that ``export`` wrote cannot be read."""
+    try:
+        return load_checkpoint(folder)
+    except StageError as error:
+        if error.reason is not Reason.MODEL_UNSUPPORTED:
+            raise
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"What export wrote cannot be read back. {error.message}") from error
 
 
 def keep_rounded(model: Any) -> None:

@@ -116,6 +116,6 @@ def readable(what: str, folder: Path) -> Iterator[None]:
 
 
 def unsupported(what: str, why: str) -> StageError:
-    """The error for a base model with an unusable part."""
+    """The error for a model with an unusable part."""
     first_line = next(iter(why.splitlines()), "")[:300].rstrip(".: ")
-    return StageError(Reason.MODEL_UNSUPPORTED, f"The base model's {what} cannot be read: {first_line}.")
+    return StageError(Reason.MODEL_UNSUPPORTED, f"The model's {what} cannot be read: {first_line}.")
