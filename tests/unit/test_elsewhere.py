@@ -108,7 +108,7 @@ def evaluated(elsewhere: int) -> Evaluated:
     ("right", "parts", "badge"),
     [
         (40, "Another model would not have been enough … +40.0", "✓ no"),
-        (78, "Another model may be enough … +2.0 … within chance", "! perhaps"),
+        (78, "Another model may do as well … +2.0 … within chance", "! perhaps"),
         (97, "Another model does better … -17.0", "✕ yes"),
     ],
 )

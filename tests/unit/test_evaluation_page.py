@@ -183,7 +183,7 @@ def test_tuning_that_makes_it_worse_is_called_so() -> None:
         (
             10,
             "! perhaps",
-            "Prompting may be enough: artifact against base model with few-shot examples, accuracy +0.0 points",
+            "Prompting may do as well: artifact against base model with few-shot examples, accuracy +0.0 points",
         ),
         (
             20,

@@ -47,7 +47,7 @@ def described(difference: Difference) -> str:
 
 _VERDICTS: Final = (
     "Prompting does better: {}.",
-    "Prompting may be enough: {}, within chance.",
+    "Prompting may do as well: {}, within chance.",
     "Prompting would not have been enough: {}.",
 )
 

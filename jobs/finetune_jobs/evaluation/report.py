@@ -212,7 +212,7 @@ class Evaluated:
             return f"Another model would not have been enough: {what}."
         if gain.worse_beyond_chance:
             return f"Another model does better: {what}."
-        return f"Another model may be enough: {what}, within chance."
+        return f"Another model may do as well: {what}, within chance."
 
     def metrics(self) -> dict[str, Any]:
         """Everything measured, as JSON."""
