@@ -9,11 +9,21 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.base import ApiModel, Name, as_map
 from finetune_api.hashing import digest
 from finetune_api.meta import NAME_PATTERN
-from finetune_api.rules import exactly_one_of
+from finetune_api.rules import exactly_one_of, spelled
 from finetune_api.storage import S3Uri, Storage
 from finetune_api.strategy import seconds_of
 
 ARTIFACT_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
+ArtifactUri = Annotated[
+    str,
+    spelled(
+        ARTIFACT_URI,
+        "write s3://bucket/prefix/artifacts/ and the artifact's digest of 64 hexadecimal digits, as in a FineTuneJob's "
+        "status.artifact.uri",
+        min_length=6,
+        max_length=512,
+    ),
+]
 
 
 def artifact_digest(uri: str) -> str:
@@ -33,7 +43,7 @@ class FineTuneJobRef(ApiModel):
 class ArtifactRef(ApiModel):
     """A pinned, published artifact."""
 
-    uri: Annotated[str, Field(pattern=ARTIFACT_URI, min_length=6, max_length=512)]
+    uri: ArtifactUri
     """The artifact, as in a FineTuneJob's status.artifact.uri: s3://bucket/prefix/artifacts/<digest>."""
     storage: Storage = Storage()
     """How to reach S3."""

@@ -19,7 +19,7 @@ from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from finetune_api.freeze import places
 from finetune_api.job_status import FineTuneJobStatus
-from finetune_api.rules import NotEmpty, Rule, frozen_at_work, name_rule
+from finetune_api.rules import NotEmpty, Rule, frozen_at_work, name_rule, spelled_out
 from finetune_api.serving_status import AdapterDeploymentStatus
 
 Schema = dict[str, Any]
@@ -119,7 +119,7 @@ def crd(kind: Kind) -> Schema:
             "apiVersion": {"type": "string", "description": "Version of this representation of the object."},
             "kind": {"type": "string", "description": "Kind of the object."},
             "metadata": {"type": "object"},
-            "spec": structural(kind.spec),
+            "spec": _in_words(structural(kind.spec)),
             "status": _written(structural(kind.status), kind.status) | {"default": {"observedGeneration": -1}},
         },
         "x-kubernetes-validations": [rule.as_schema() for rule in kind.rules],
@@ -231,6 +231,15 @@ def _present(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _present(each) for name, each in value.items() if each is not None}
     return [_present(each) for each in value] if isinstance(value, list) else value
+
+
+def _in_words(schema: Schema) -> Schema:
+    """The schema of a spec, without the patterns that a rule spells out: people should read one complaint, in words."""
+    for child in (*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])):
+        _in_words(child)
+    if spelled_out(schema):
+        schema.pop("pattern", None)
+    return schema
 
 
 def _written(schema: Schema, model: type[BaseModel] | None) -> Schema:

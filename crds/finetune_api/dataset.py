@@ -13,7 +13,7 @@ from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
 from finetune_api.distillation import Distillation
 from finetune_api.freeze import Changes
 from finetune_api.references import ConfigMapKeyRef, SecretKeyRef
-from finetune_api.rules import Rule, exactly_one_of, not_zero
+from finetune_api.rules import Rule, exactly_one_of, not_zero, spelled
 from finetune_api.storage import InputStorage, S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
@@ -30,6 +30,16 @@ DATA_URI: Final = (
     r"/([A-Za-z0-9!_.'()=+@/-]*/)?[A-Za-z0-9!_.*'()=+@-]*)$"
 )
 """A file, a folder (ends with ``/``) or a pattern (``*`` in its last part)."""
+DataUri = Annotated[
+    str,
+    spelled(
+        DATA_URI,
+        "write s3://bucket/path or hf://datasets/organisation/name@revision/path: of a file, a folder (ends with /) or "
+        "several files (* in the last part only); a path has letters, digits and !_.'()=+@/- only",
+        min_length=6,
+        max_length=512,
+    ),
+]
 
 
 class DataFormat(StrEnum):
@@ -57,7 +67,7 @@ class Source(ApiModel):
         "configMap": Retired("name the ConfigMap and its key in configMapKeyRef"),
     }
 
-    uri: Annotated[str, Field(pattern=DATA_URI, min_length=6, max_length=512)] | None = None
+    uri: DataUri | None = None
     """s3://bucket/key or hf://datasets/organisation/name@revision/path: a file, a folder (ends with /), or several
     files (* in the last part). Files are read in name order."""
     config_map_key_ref: ConfigMapKeyRef | None = None

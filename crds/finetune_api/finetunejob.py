@@ -17,7 +17,7 @@ from finetune_api.job_status import FineTuneJobStatus
 from finetune_api.push import MAX_TARGETS, PushTarget
 from finetune_api.references import SecretKeyRef
 from finetune_api.rules import Rule
-from finetune_api.storage import MODEL_URI, InputStorage, S3Uri, Storage
+from finetune_api.storage import InputStorage, ModelUri, S3Uri, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import AdapterKind, Method, Training
 
@@ -27,7 +27,7 @@ class BaseModelRef(ApiModel):
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": access_rules()})
 
-    uri: Annotated[str, Field(pattern=MODEL_URI, min_length=6, max_length=512)]
+    uri: ModelUri
     """s3://bucket/prefix of a checkpoint with safetensors, or hf://organisation/name@revision."""
     storage: InputStorage | None = None
     """How to reach the model's store, in place of spec.storage as a whole."""

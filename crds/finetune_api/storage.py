@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.base import ApiModel, Retired, Successor
 from finetune_api.freeze import Changes
 from finetune_api.references import ConfigMapKeyRef, SecretRef
-from finetune_api.rules import NotEmpty, Rule
+from finetune_api.rules import NotEmpty, Rule, spelled
 
 S3_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@/-]*)?$"
 MODEL_URI: Final = (
@@ -21,7 +21,19 @@ STORE_SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 STORE_SESSION_KEY: Final = "AWS_SESSION_TOKEN"
 """Optional key of a store's Secret, for temporary credentials."""
 
-S3Uri = Annotated[str, Field(pattern=S3_URI, min_length=6, max_length=512)]
+_KEY: Final = "after the bucket come letters, digits and !_.*'()=+@/- only"
+ModelUri = Annotated[
+    str,
+    spelled(
+        MODEL_URI,
+        f"write s3://bucket/prefix, or hf://organisation/name@revision with a branch, tag or commit; {_KEY}",
+        min_length=6,
+        max_length=512,
+    ),
+]
+S3Uri = Annotated[
+    str, spelled(S3_URI, f"write s3://bucket or s3://bucket/prefix; {_KEY}", min_length=6, max_length=512)
+]
 
 
 class CaBundle(ApiModel):

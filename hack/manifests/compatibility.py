@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 
 from finetune_api import crdgen
+from finetune_api.rules import spelled_out
 from hack.cluster.layout import REPOSITORY
 
 Schema = dict[str, Any]
@@ -51,7 +52,7 @@ def breaks(old: Schema, new: Schema, path: str = "") -> Iterator[tuple[str, str]
 
 def _narrowed(old: Schema, new: Schema) -> Iterator[str]:
     for name in _SAME:
-        was, now = (each.get(name, _UNSAID.get((each.get("type", ""), name))) for each in (old, new))
+        was, now = (_said(each, name) for each in (old, new))
         if was != now and not (name == "pattern" and now is None):
             yield f"has another {name}: {was} → {now}"
     if "enum" in old or "enum" in new:
@@ -66,8 +67,15 @@ def _narrowed(old: Schema, new: Schema) -> Iterator[str]:
         yield f"has another default: {old.get('default')} → {new.get('default')}"
     known = {rule["rule"] for rule in old.get("x-kubernetes-validations", [])}
     for rule in new.get("x-kubernetes-validations", []):
-        if rule["rule"] not in known:
+        if rule["rule"] not in known and not spelled_out({"x-kubernetes-validations": [rule]}):
             yield f"has another rule: {rule['message']}"
+
+
+def _said(schema: Schema, name: str) -> Any:
+    """What a schema says, or a rule in place of its pattern, or the API server takes."""
+    if name == "pattern" and (words := spelled_out(schema)):
+        return words[0]
+    return schema.get(name, _UNSAID.get((schema.get("type", ""), name)))
 
 
 def schema(crd: Schema) -> Schema:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from finetune_api import meta
 from finetune_api.custom_metrics import CUSTOM_PATTERN
 from tests.support.copies import copied
-from tests.support.crd_patterns import KINDS, PATTERNS, SCHEMAS, Object
+from tests.support.crd_patterns import KINDS, PATTERNS, SCHEMAS, Object, complaint
 
 Path = tuple[str | int, ...]
 
@@ -48,6 +48,8 @@ class Case:
     path: Path
     value: Any
     complaint: str | None
+    of_a_rule: bool = False
+    """A CEL rule complains, to which the API server comes only where everything else is right."""
 
     def __str__(self) -> str:
         shown = json.dumps(self.value)
@@ -187,14 +189,16 @@ def _is_divided(case: Case) -> bool:
 
 def batches(cases: Iterable[Case]) -> list[list[Case]]:
     """Cases whose changes one object can bear: each changes another place of the same valid object, and what is
-    refused stands apart from what is accepted. What changes a second place for its own sake stands alone."""
+    refused stands apart from what is accepted, and what a rule refuses from the rest. What changes a second place for
+    its own sake stands alone."""
     found: list[list[Case]] = []
-    open_: dict[tuple[str, bool], list[_Batch]] = {}
+    open_: dict[tuple[str, bool, bool], list[_Batch]] = {}
     for case in cases:
         if case.complaint is None and (case.path[: len(GOAL)] == GOAL or case.value == "InPlace" or _is_divided(case)):
             found.append([case])
             continue
-        same = open_.setdefault((json.dumps(_valid_object(case.kind, case.path)), case.complaint is None), [])
+        kept_apart = (json.dumps(_valid_object(case.kind, case.path)), case.complaint is None, case.of_a_rule)
+        same = open_.setdefault(kept_apart, [])
         batch = next((each for each in same if each.has_room(case.path)), None)
         if batch is None:
             batch = _Batch()
@@ -235,7 +239,8 @@ def cases(kind: str, path: Path, schema: Object, tried: set[str]) -> Iterator[Ca
     texts = schema["pattern"] not in tried if "pattern" in schema else False
     tried |= {schema["pattern"]} if texts else set()
     yield from (Case(kind, path, value, None) for value in _accepted(schema, texts))
-    yield from (Case(kind, path, value, complaint) for value, complaint in _refused(schema, texts))
+    for value, said in _refused(schema, texts):
+        yield Case(kind, path, value, said, of_a_rule=said == schema.get("complaint"))
     for name in schema.get("required", []):
         yield Case(kind, (*path, name), ABSENT, f"{dotted((*path, name))}: Required value")
     if schema["type"] == "array":
@@ -267,7 +272,7 @@ def _refused(schema: Object, texts: bool) -> Iterator[tuple[Any, str]]:
         yield schema["maximum"] + 1, f"should be less than or equal to {schema['maximum']}"
     if "pattern" in schema:
         refused = PATTERNS[schema["pattern"]].refused
-        yield from ((text, f"should match '{schema['pattern']}'") for text in (refused if texts else refused[:1]))
+        yield from ((text, complaint(schema)) for text in (refused if texts else refused[:1]))
     if long := _of_length(schema, 1):
         yield long, f"may not be more than {schema['maxLength']} bytes"
     if "minLength" in schema:

@@ -22,6 +22,7 @@ from finetune_api import (
     verification,
 )
 from finetune_api.base import is_retired
+from finetune_api.rules import spelled_out
 
 Object = dict[str, Any]
 
@@ -29,8 +30,11 @@ KINDS = {kind.kind: kind for kind in crdgen.KINDS}
 
 
 def _current(schema: Object) -> Object:
-    """The schema without the fields that only refuse objects of earlier versions."""
+    """The schema without the fields that only refuse objects of earlier versions, and with the patterns that it spells
+    out in a rule: ``complaint`` is what the API server says of a text that such a pattern refuses."""
     result = dict(schema)
+    if words := spelled_out(schema):
+        result |= dict(zip(("pattern", "complaint"), words, strict=True))
     if "properties" in schema:
         fields = {name: each for name, each in schema["properties"].items() if not is_retired(each)}
         result["properties"] = {name: _current(each) for name, each in fields.items()}
@@ -43,6 +47,11 @@ SCHEMAS = {
     name: _current(crdgen.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]) for name, kind in KINDS.items()
 }
 DIGEST = "0123456789abcdef" * 4
+
+
+def complaint(schema: Object) -> str:
+    """What the API server says of a text that a field's pattern refuses."""
+    return str(schema.get("complaint") or f"should match '{schema['pattern']}'")
 
 
 @dataclass(frozen=True)

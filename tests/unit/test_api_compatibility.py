@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from finetune_api import crdgen
+from finetune_api.rules import spelled
 from hack.manifests.compatibility import accepted, between, breaks, committed, listed, schema
 from tests.support.sentences import Saying, assert_says
 
@@ -75,6 +77,12 @@ BASE: Schema = {
 }
 
 
+def in_words(pattern: str) -> Schema:
+    """A text whose pattern a rule spells out."""
+    made = TypeAdapter(Annotated[str, spelled(pattern, "write it so", min_length=0, max_length=9)]).json_schema()
+    return {name: made[name] for name in ("type", "x-kubernetes-validations")}
+
+
 def edited(edit: Callable[[Schema], Any]) -> Schema:
     result = copy.deepcopy(BASE)
     edit(result["properties"])
@@ -95,6 +103,8 @@ def edited(edit: Callable[[Schema], Any]) -> Schema:
         (lambda p: p["b"].pop("default"), Saying("b has another default", "3 → None")),
         (lambda p: p["b"].update(type="string"), Saying("b has another type", "integer → string")),
         (lambda p: p["e"].update(pattern="^f$"), Saying("e has another pattern", "^e$ → ^f$")),
+        (lambda p: p.update(e=in_words("^f$")), Saying("e has another pattern", "^e$ → ^f$")),
+        (lambda p: p["a"].update(in_words("^a$")), Saying("a has another pattern", "None → ^a$")),
         (lambda p: p["c"].update({"x-kubernetes-list-type": "set"}), Saying("c has another x-kubernetes-list-type")),
         (
             lambda p: p["c"].update({"x-kubernetes-validations": [{"rule": "r", "message": "m"}]}),
@@ -115,6 +125,7 @@ def test_what_breaks(edit: Callable[[Schema], Any], said: Saying) -> None:
         lambda p: p["b"].update(minimum=0, maximum=6),
         lambda p: p["e"].pop("pattern"),
         lambda p: p["e"].update(description="other words"),
+        lambda p: p.update(e=in_words("^e$")),
     ],
 )
 def test_what_breaks_nothing(edit: Callable[[Schema], Any]) -> None:
