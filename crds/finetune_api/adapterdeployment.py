@@ -5,18 +5,19 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.artifact_source import ArtifactSource
-from finetune_api.base import ApiModel, Name, ObjectMeta, WireModel
+from finetune_api.base import ApiModel, Name, ObjectMeta, RerunToken, WireModel
 from finetune_api.references import SecretRef
 from finetune_api.routes import Route
 from finetune_api.rules import Rule
 from finetune_api.serving_status import AdapterDeploymentStatus
+from finetune_api.spelled import spelled
 from finetune_api.strategy import (
-    KEEP,
     KEPT_BY_DEFAULT,
     MOST_SHARE,
     QualityWatch,
     Strategy,
     StrategyType,
+    TimeSpan,
     seconds_of,
 )
 from finetune_api.verification import Policy, Verification
@@ -93,18 +94,20 @@ class AdapterDeploymentSpec(ApiModel):
     """Which artifacts may be served."""
     access: ClientAccess = ClientAccess()
     """How clients reach the endpoint."""
-    rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    rerun: RerunToken = ""
     """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
     strategy: Strategy = Strategy()
     """How another revision takes over. Until one has served, there is nothing to take over from."""
-    keep_last_good: Annotated[str, Field(pattern=KEEP, max_length=6)] | None = None
+    keep_last_good: TimeSpan | None = None
     """How long the pods of the previous revision are kept after another one has taken over: seconds, minutes or hours;
     10m by default. During this time the new revision is watched, and traffic goes back at once if it crashes or stops
     answering. The pods are removed earlier if others need their room. "0s": no pods are kept, and there is no automatic
     rollback. With strategy InPlace none are kept either: 10m means the same there, and no other value is accepted."""
     quality_watch: QualityWatch = QualityWatch()
     """The pods are asked again while they serve. A change of it starts no pod."""
-    rollback_to: Annotated[str, Field(max_length=8, pattern=REVISION)] = ""
+    rollback_to: Annotated[
+        str, spelled(REVISION, "write the name of a revision in status.revisions: 8 hexadecimal digits", max_length=8)
+    ] = ""
     """Serve this revision of status.revisions, whatever the source says, until it is removed or changed."""
 
     @model_validator(mode="after")

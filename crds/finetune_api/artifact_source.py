@@ -6,10 +6,11 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Name, as_map
+from finetune_api.base import NAME_IN_WORDS, ApiModel, Name, as_map
 from finetune_api.hashing import digest
 from finetune_api.meta import NAME_PATTERN
-from finetune_api.rules import exactly_one_of, spelled
+from finetune_api.rules import exactly_one_of
+from finetune_api.spelled import spelled
 from finetune_api.storage import S3Uri, Storage
 from finetune_api.strategy import seconds_of
 
@@ -79,7 +80,9 @@ class OutputRef(ApiModel):
     same."""
     storage: Storage = Storage()
     """How to reach S3."""
-    interval: Annotated[str, Field(pattern=LOOK_INTERVAL, max_length=6)] = "5m"
+    interval: Annotated[str, spelled(LOOK_INTERVAL, "write minutes or hours, e.g. 5m or 2h, or 0m", max_length=6)] = (
+        "5m"
+    )
     """How often a Job looks where the channel points: minutes or hours. "0m": only for a new value of the annotation
     finetune.dev/look, which has it look at once, whatever the interval. A change of it starts no pod but that of the
     Job."""
@@ -100,7 +103,7 @@ MAX_ADAPTERS: Final = 8
 LONGEST_ADAPTER: Final = 32
 """Characters of an adapter's name."""
 
-AdapterName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=LONGEST_ADAPTER)]
+AdapterName = Annotated[str, spelled(NAME_PATTERN, NAME_IN_WORDS, min_length=1, max_length=LONGEST_ADAPTER)]
 
 
 def adapter_model(deployment: str, adapter: str) -> str:

@@ -27,6 +27,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from finetune_api.meta import MAX_NAME, NAME_PATTERN
+from finetune_api.spelled import spelled
 
 T = TypeVar("T")
 MAX_INTEGER: Final = 2**63 - 1
@@ -188,14 +189,25 @@ def as_map(key: str) -> Any:
     return Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]})
 
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]
+NAME_IN_WORDS: Final = "write lower-case letters, digits and -, starting with a letter and not ending with -"
+Name = Annotated[str, spelled(NAME_PATTERN, NAME_IN_WORDS, min_length=1, max_length=MAX_NAME)]
 """Name of an object of this API or of the platform's values."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 """A SHA-256 in hexadecimal: the address of content."""
 
-Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,8})?([eE]-?[0-9]{1,2})?$", max_length=20)]
+Decimal = Annotated[
+    str,
+    spelled(
+        r"^[0-9]{1,6}(\.[0-9]{1,8})?([eE]-?[0-9]{1,2})?$",
+        "write a number of at least 0, e.g. 0.05 or 2e-4, with at most 6 digits before the point and 8 after it",
+        max_length=20,
+    ),
+]
 """A number as text, e.g. ``0.05`` or ``2e-4``: Kubernetes APIs avoid floats (API conventions, "Primitive types")."""
+
+RerunToken = Annotated[str, spelled(r"^[A-Za-z0-9._:-]*$", "write letters, digits and ._:-", max_length=64)]
+"""What asks for another attempt where it changes."""
 
 Message = Annotated[str, Field(max_length=1024)]
 """Text for people, at most 1 KiB."""

@@ -12,11 +12,19 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Count, Message, Number, OpenEnum, WireModel
+from finetune_api.spelled import spelled
 
 CURRENCY: Final = "USD"
 _CENT: Final = Amount("0.01")
 
-Usd = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,2})?$", max_length=16)]
+Usd = Annotated[
+    str,
+    spelled(
+        r"^[0-9]{1,7}(\.[0-9]{1,2})?$",
+        "write an amount in USD, e.g. 100 or 12.50, with at most 7 digits before the point and 2 after it",
+        max_length=16,
+    ),
+]
 """An amount of money as text, e.g. ``12.50``."""
 
 

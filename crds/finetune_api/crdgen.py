@@ -19,8 +19,9 @@ from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from finetune_api.freeze import places
 from finetune_api.job_status import FineTuneJobStatus
-from finetune_api.rules import NotEmpty, Rule, frozen_at_work, name_rule, spelled_out
+from finetune_api.rules import NotEmpty, Rule, frozen_at_work, name_rule
 from finetune_api.serving_status import AdapterDeploymentStatus
+from finetune_api.spelled import spelled_out
 
 Schema = dict[str, Any]
 

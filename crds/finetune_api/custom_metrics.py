@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from finetune_api.base import ApiModel, Name, WireModel, as_map
 from finetune_api.dataset import TaskType
+from finetune_api.spelled import spelled
 from finetune_api.storage import InputStorage, S3Uri
 
 MAX_METRICS: Final = 8
@@ -59,7 +60,14 @@ def _each_once(items: list[Named]) -> list[Named]:
 class MetricParameter(ApiModel):
     """A parameter of a metric container."""
 
-    name: Annotated[str, Field(pattern=PARAMETER_PATTERN, max_length=64)]
+    name: Annotated[
+        str,
+        spelled(
+            PARAMETER_PATTERN,
+            "write letters, digits, _ and -, starting with a letter and ending with a letter or digit",
+            max_length=64,
+        ),
+    ]
     """Its name, as the container's admin has documented it."""
     value: Annotated[str, Field(max_length=1024)]
     """Its value, as text."""

@@ -13,7 +13,8 @@ from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
 from finetune_api.distillation import Distillation
 from finetune_api.freeze import Changes
 from finetune_api.references import ConfigMapKeyRef, SecretKeyRef
-from finetune_api.rules import Rule, exactly_one_of, not_zero, spelled
+from finetune_api.rules import Rule, exactly_one_of, not_zero
+from finetune_api.spelled import spelled
 from finetune_api.storage import InputStorage, S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
@@ -125,7 +126,15 @@ class Columns(ApiModel):
 
     input: Column | None = None
     """Column with the model's input text."""
-    template: Annotated[str, Field(min_length=3, max_length=4096, pattern=r"\{[^{}]+\}")] | None = None
+    template: (
+        Annotated[
+            str,
+            spelled(
+                r"\{[^{}]+\}", "name at least one column in braces, e.g. {question}", min_length=3, max_length=4096
+            ),
+        ]
+        | None
+    ) = None
     """The model's input text, with {column} placeholders for column values."""
     label: Column
     """Column with the answer that the model learns."""
@@ -209,7 +218,9 @@ class Cleaning(ApiModel):
     """Minimum words of an answer; examples with shorter ones are dropped. 2 suits free text, where a single word seldom
     teaches anything."""
     languages: Annotated[
-        list[Annotated[str, Field(pattern=r"^[a-z]{2}$", max_length=2)]], Field(max_length=16), *AS_SET
+        list[Annotated[str, spelled(r"^[a-z]{2}$", "write a language's two letters, e.g. en", max_length=2)]],
+        Field(max_length=16),
+        *AS_SET,
     ] = []
     """ISO 639-1 codes of the languages to keep, e.g. en; all if omitted."""
     secrets: OnFinding = OnFinding.MASK
@@ -228,7 +239,18 @@ class NamesModel(ApiModel):
     """S3 prefix of the pipeline's folder, the one with config.cfg."""
     storage: InputStorage | None = None
     """How to reach the pipeline's store, in place of spec.storage as a whole."""
-    package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", min_length=1, max_length=64)] | None = None
+    package: (
+        Annotated[
+            str,
+            spelled(
+                r"^[a-z0-9][a-z0-9._-]*$",
+                "write a package's name: lower-case letters, digits and ._-, starting with a letter or digit",
+                min_length=1,
+                max_length=64,
+            ),
+        ]
+        | None
+    ) = None
     """Name of a package installed in the platform's prepare image."""
 
     @model_validator(mode="after")
@@ -246,7 +268,14 @@ class Pii(ApiModel):
     """What to do with personal data: Mask it (with a pseudonym such as <EMAIL_ADDRESS_1>, one per value and example),
     Drop the row, only Report it, or Off (no scan)."""
     entities: Annotated[
-        list[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]{1,39}$", max_length=40)]], Field(max_length=40), *AS_SET
+        list[
+            Annotated[
+                str,
+                spelled(r"^[A-Z][A-Z_]{1,39}$", "write capital letters and _, e.g. EMAIL_ADDRESS", max_length=40),
+            ]
+        ],
+        Field(max_length=40),
+        *AS_SET,
     ] = []
     """Entities to look for, e.g. EMAIL_ADDRESS; all that the recognisers know if omitted
     (docs/how-to/prepare-data.md)."""

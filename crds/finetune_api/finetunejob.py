@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.access import access_rules, require_fitting
-from finetune_api.base import ApiModel, Name, ObjectMeta, WireModel
+from finetune_api.base import ApiModel, Name, ObjectMeta, RerunToken, WireModel
 from finetune_api.budget import Budget
 from finetune_api.dataset import Dataset, Task
 from finetune_api.evaluation import Evaluation, Generator
@@ -120,7 +120,7 @@ class FineTuneJobSpec(ApiModel):
     """How much of the runs' state is kept."""
     suspend: Annotated[bool, Changes.NOTHING] = False
     """True stops the running stage's pod and keeps all finished work; false resumes."""
-    rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    rerun: RerunToken = ""
     """Any new value starts a new run once the last one has ended, e.g. with new credentials; finished stages are
     reused."""
     reuse: Reuse = Reuse.ALLOWED

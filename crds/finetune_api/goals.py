@@ -10,18 +10,36 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.base import ApiModel
 from finetune_api.custom_metrics import CUSTOM_PATTERN
 from finetune_api.rules import Rule, exactly_one_of
+from finetune_api.spelled import spelled
 
 MAX_GOALS: Final = 12
 """So many outcomes fit into a stage's result."""
 LONGEST_TEXT: Final = 256
 """Characters of a goal in a status."""
-Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
+Share = Annotated[
+    str,
+    spelled(
+        r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$",
+        "write a number from 0 to 1 with at most 4 decimals, e.g. 0.95",
+        max_length=16,
+    ),
+]
 """A share of 1 as text, e.g. ``0.95``."""
-Bound = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?$", max_length=16)]
+Bound = Annotated[
+    str,
+    spelled(
+        r"^(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?$",
+        "write a number of at least 0, e.g. 0.95, with at most 6 digits before the point and 4 after it",
+        max_length=16,
+    ),
+]
 """A share of 1, or of what has no such limit (a perplexity, a custom figure), as text."""
 PRECISIONS: Final = (*(f"0.{number}" for number in range(50, 100)), "0.995", "0.999")
 """At which automation is measured, so that every goal finds its own."""
-Precision = Annotated[str, Field(pattern=r"^0\.([5-9][0-9]?|99[59])$", max_length=16)]
+Precision = Annotated[
+    str,
+    spelled(r"^0\.([5-9][0-9]?|99[59])$", "write hundredths from 0.5 to 0.99, or 0.995, or 0.999", max_length=16),
+]
 """One of PRECISIONS as text; 0.9 is 0.90."""
 
 
@@ -188,7 +206,13 @@ class Goal(ApiModel):
     memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest.
 
     custom: a figure of one of spec.evaluation.metrics, which the field custom names."""
-    custom: Annotated[str, Field(pattern=CUSTOM_PATTERN, max_length=65)] | None = None
+    custom: (
+        Annotated[
+            str,
+            spelled(CUSTOM_PATTERN, "write a metric container and its figure, e.g. lm-eval.acc", max_length=65),
+        ]
+        | None
+    ) = None
     """For metric custom: the container's name, a dot and its figure, e.g. politeness.score."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
     """One label of a classification that f1, precision or recall is about; by default the mean over all of them. Of a

@@ -8,10 +8,20 @@ from finetune_api.base import ApiModel, WireModel
 from finetune_api.freeze import Changes
 from finetune_api.references import SecretKeyRef, SecretRef
 from finetune_api.rules import exactly_one_of
+from finetune_api.spelled import spelled
 from finetune_api.storage import CaBundle
 
 MAX_TARGETS: Final = 4
 REGISTRY_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$"
+RegistryUrl = Annotated[
+    str,
+    spelled(
+        REGISTRY_URL,
+        "write http:// or https://, a host and, if need be, a port, without a path, e.g. https://ghcr.io",
+        min_length=8,
+        max_length=253,
+    ),
+]
 REPOSITORY: Final = r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$"
 """A repository's name, as OCI's distribution spec has it (https://github.com/opencontainers/distribution-spec)."""
 TAG: Final = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
@@ -31,11 +41,25 @@ _TAG_LENGTH: Final = 12
 class OciTarget(ApiModel):
     """A repository of an OCI registry, in which the model becomes an artifact in the layout of CNCF's ModelPack."""
 
-    registry: Annotated[str, Field(pattern=REGISTRY_URL, min_length=8, max_length=253)]
+    registry: RegistryUrl
     """URL of the registry, without a path, e.g. https://ghcr.io; for Docker Hub https://registry-1.docker.io."""
-    repository: Annotated[str, Field(pattern=REPOSITORY, min_length=1, max_length=255)]
+    repository: Annotated[
+        str,
+        spelled(
+            REPOSITORY,
+            "write lower-case letters and digits, with ., _, __ or - between them, in parts divided by /, e.g. "
+            "acme/support",
+            min_length=1,
+            max_length=255,
+        ),
+    ]
     """Name of the repository, e.g. acme/support."""
-    tag: Annotated[str | None, Field(pattern=TAG, min_length=1, max_length=128)] = None
+    tag: Annotated[
+        str | None,
+        spelled(
+            TAG, "write letters, digits, _, . and -, starting with a letter, digit or _", min_length=1, max_length=128
+        ),
+    ] = None
     """Tag of the model. If it already points to another one, the run fails: no tag is ever moved. Default: the first
     12 characters of the artifact's digest, so that each artifact has a tag of its own."""
     secret_ref: Annotated[SecretRef | None, Changes.RETRY] = None
@@ -62,11 +86,28 @@ class OciTarget(ApiModel):
 class HubTarget(ApiModel):
     """A model repository of the Hugging Face hub. Each artifact is one commit on its branch main, with a tag."""
 
-    endpoint: Annotated[str, Field(pattern=REGISTRY_URL, min_length=8, max_length=253)] = "https://huggingface.co"
+    endpoint: RegistryUrl = "https://huggingface.co"
     """URL of the hub, without a path."""
-    repository: Annotated[str, Field(pattern=HUB_REPOSITORY, min_length=3, max_length=96)]
+    repository: Annotated[
+        str,
+        spelled(
+            HUB_REPOSITORY,
+            "write organisation/name, each in letters, digits and _, with single . or - in between",
+            min_length=3,
+            max_length=96,
+        ),
+    ]
     """Organisation or user, and name, e.g. acme/support. It is created, private, if it does not exist."""
-    tag: Annotated[str | None, Field(pattern=HUB_TAG, min_length=1, max_length=128)] = None
+    tag: Annotated[
+        str | None,
+        spelled(
+            HUB_TAG,
+            "write letters, digits, _, - and single points, starting with a letter, digit or _ and not ending with a "
+            "point",
+            min_length=1,
+            max_length=128,
+        ),
+    ] = None
     """Tag of the model. If it already points to another one, the run fails: no tag is ever moved. Default: the first
     12 characters of the artifact's digest, so that each artifact has a tag of its own."""
     public: bool = False

@@ -6,9 +6,8 @@ that its field lists. Pods read what is referred to; the operator never does.
 
 from typing import Annotated, Final
 
-from pydantic import Field
-
 from finetune_api.base import ApiModel
+from finetune_api.spelled import spelled
 
 OBJECT_NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 DATA_KEY: Final = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
@@ -16,14 +15,26 @@ DATA_KEY: Final = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
 SECRET_PREFIX: Final = "FINETUNE_SECRET."
 """How the environment variables of a stage begin that hold a Secret's value."""
 
-_Name = Annotated[str, Field(pattern=OBJECT_NAME, min_length=1, max_length=253)]
-_Key = Annotated[str, Field(pattern=DATA_KEY, min_length=1, max_length=253)]
+ObjectName = Annotated[
+    str,
+    spelled(
+        OBJECT_NAME,
+        "write lower-case letters, digits, - and ., starting and ending with a letter or digit",
+        min_length=1,
+        max_length=253,
+    ),
+]
+"""Name of an object of Kubernetes."""
+_Key = Annotated[
+    str,
+    spelled(DATA_KEY, "write letters, digits, -, _ and ., not starting with two points", min_length=1, max_length=253),
+]
 
 
 class SecretKeyRef(ApiModel):
     """A key of a Secret of the same namespace. Pods read it; the operator never does."""
 
-    name: _Name
+    name: ObjectName
     """Name of the Secret, in the namespace of this resource."""
     key: _Key
     """Key of the Secret."""
@@ -38,7 +49,7 @@ class SecretKeyRef(ApiModel):
 class SecretRef(ApiModel):
     """A Secret of the same namespace, with fixed keys. Pods read it; the operator never does."""
 
-    name: _Name
+    name: ObjectName
     """Name of the Secret, in the namespace of this resource."""
 
     def at(self, key: str) -> SecretKeyRef:
@@ -49,7 +60,7 @@ class SecretRef(ApiModel):
 class ConfigMapKeyRef(ApiModel):
     """A key of a ConfigMap of the same namespace."""
 
-    name: _Name
+    name: ObjectName
     """Name of the ConfigMap, in the namespace of this resource."""
     key: _Key
     """Key of the ConfigMap."""

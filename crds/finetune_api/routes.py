@@ -9,8 +9,9 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel
-from finetune_api.references import OBJECT_NAME, SecretRef
+from finetune_api.references import ObjectName, SecretRef
 from finetune_api.rules import exactly_one_of
+from finetune_api.spelled import spelled
 
 NAMESPACE: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 """A namespace's name, DNS-1123."""
@@ -23,17 +24,36 @@ MAX_PARENTS: Final = 4
 MAX_HOSTNAMES: Final = 4
 """So many names an endpoint has outside of the cluster."""
 
-Hostname = Annotated[str, Field(pattern=HOSTNAME, min_length=3, max_length=253)]
+Hostname = Annotated[
+    str,
+    spelled(
+        HOSTNAME,
+        "write a host's full name in lower-case letters, digits, - and ., e.g. models.example.com; no wildcard",
+        min_length=3,
+        max_length=253,
+    ),
+]
 
 
 class ParentRef(ApiModel):
     """A Gateway, or one of its listeners."""
 
-    name: Annotated[str, Field(pattern=OBJECT_NAME, min_length=1, max_length=253)]
+    name: ObjectName
     """Name of the Gateway."""
-    namespace: Annotated[str, Field(pattern=NAMESPACE, min_length=1, max_length=63)] | None = None
+    namespace: (
+        Annotated[
+            str,
+            spelled(
+                NAMESPACE,
+                "write lower-case letters, digits and -, starting and ending with a letter or digit",
+                min_length=1,
+                max_length=63,
+            ),
+        ]
+        | None
+    ) = None
     """Its namespace; by default that of this resource. The Gateway's listener must allow routes from here."""
-    section_name: Annotated[str, Field(pattern=OBJECT_NAME, min_length=1, max_length=253)] | None = None
+    section_name: ObjectName | None = None
     """Name of one listener; by default all that fit the hostnames."""
 
 
@@ -51,7 +71,16 @@ class HttpRoute(ApiModel):
     """The Gateways that take the route, as the platform allows (tenancy.rules[].gateways)."""
     hostnames: Annotated[list[Hostname], Field(min_length=1, max_length=MAX_HOSTNAMES)]
     """Names by which clients reach the endpoint, as the platform allows (tenancy.rules[].hostnames)."""
-    path_prefix: Annotated[str, Field(pattern=PATH_PREFIX, min_length=1, max_length=128)] = "/"
+    path_prefix: Annotated[
+        str,
+        spelled(
+            PATH_PREFIX,
+            "write /, or a path that starts with / and does not end with it, in letters, digits and ._~-, e.g. "
+            "/transactions",
+            min_length=1,
+            max_length=128,
+        ),
+    ] = "/"
     """Where the endpoint's paths begin, e.g. /transactions: clients ask for /transactions/v1/chat/completions. The
     gateway takes it off (the filter URLRewrite, which not every gateway has)."""
     scheme: Scheme = Scheme.HTTPS
@@ -61,7 +90,7 @@ class HttpRoute(ApiModel):
 class IngressRoute(ApiModel):
     """An Ingress."""
 
-    class_name: Annotated[str, Field(pattern=OBJECT_NAME, min_length=1, max_length=253)]
+    class_name: ObjectName
     """The IngressClass, as the platform allows (tenancy.rules[].ingressClasses)."""
     host: Hostname
     """Name by which clients reach the endpoint, as the platform allows (tenancy.rules[].hostnames)."""

@@ -3,11 +3,11 @@
 Rules for one model are in its ``json_schema_extra``; the rules here span the whole object.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, ValidationInfo
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, ValidationInfo
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
@@ -66,7 +66,10 @@ class NotEmpty:
         return core_schema.with_info_before_validator_function(self._absent, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return handler(core) | {"x-kubernetes-validations": [self._rule.as_schema()]}
+        schema = handler(core)
+        return schema | {
+            "x-kubernetes-validations": [*schema.get("x-kubernetes-validations", []), self._rule.as_schema()]
+        }
 
     @property
     def _rule(self) -> Rule:
@@ -78,26 +81,6 @@ class NotEmpty:
         if info.context == REFUSE_RETIRED:
             raise ValueError(self._rule.message)
         return self.absent
-
-
-_SPELLED: Final = 'self.matches(r"{}")'
-
-
-def spelled(pattern: str, message: str, *, min_length: int, max_length: int) -> Any:
-    """A text's pydantic field, of which the API server says what it must be in a sentence, not in a regular expression.
-    The pattern has no double quotation mark."""
-    rule = Rule(_SPELLED.format(pattern), message)
-    extra: dict[str, JsonValue] = {"x-kubernetes-validations": [rule.as_schema()]}
-    return Field(pattern=pattern, min_length=min_length, max_length=max_length, json_schema_extra=extra)
-
-
-def spelled_out(schema: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The pattern of a text that was made by ``spelled``, and its sentence; None: it is another text."""
-    start, end = _SPELLED.split("{}")
-    for rule in schema.get("x-kubernetes-validations", []):
-        if rule["rule"].startswith(start):
-            return rule["rule"].removeprefix(start).removesuffix(end), rule["message"]
-    return None
 
 
 def name_rule() -> Rule:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
 from finetune_api.base import ApiModel, Retired, Successor
 from finetune_api.freeze import Changes
 from finetune_api.references import ConfigMapKeyRef, SecretRef
-from finetune_api.rules import NotEmpty, Rule, spelled
+from finetune_api.rules import NotEmpty, Rule
+from finetune_api.spelled import spelled
 
 S3_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@/-]*)?$"
 MODEL_URI: Final = (
@@ -70,7 +71,7 @@ class Encryption(ApiModel):
     """aws:kms (a key of the store's key management service) or AES256 (the store's own key)."""
     kms_key_id: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9:/_.-]*$", max_length=2048),
+        spelled(r"^[A-Za-z0-9:/_.-]*$", "write letters, digits and :/_.-", max_length=2048),
         NotEmpty("omit kmsKeyId for the store's default key"),
     ] = None
     """Id, ARN or alias of the key for aws:kms, e.g. alias/models. Default: the store's default key."""
@@ -106,11 +107,19 @@ class InputStorage(ApiModel):
 
     endpoint: Annotated[
         str | None,
-        Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$", max_length=253),
+        spelled(
+            r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$",
+            "write http:// or https://, a host and, if need be, a port, without a path, e.g. "
+            "http://seaweedfs.storage.svc:8333",
+            max_length=253,
+        ),
         NotEmpty("omit endpoint for AWS"),
     ] = None
     """URL of an S3-compatible store, e.g. http://seaweedfs.storage.svc:8333. Default: AWS."""
-    region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", min_length=1, max_length=32)] = "us-east-1"
+    region: Annotated[
+        str,
+        spelled(r"^[a-z0-9-]+$", "write lower-case letters, digits and -, e.g. eu-west-1", min_length=1, max_length=32),
+    ] = "us-east-1"
     """Region for the request signature."""
     addressing: Addressing = Addressing.AUTO
     """Where URLs have the bucket's name: Path (most S3-compatible stores), or VirtualHost, in front of the host's name.

@@ -6,11 +6,14 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.spelled import spelled
 
 KEEP: Final = r"^([0-9]{1,5}s|[0-9]{1,4}m|[0-9]{1,2}h)$"
 """Pattern of a time with one unit."""
 KEPT_BY_DEFAULT: Final = "10m"
 """For how long the pods of the revision before stay where the spec does not say."""
+TimeSpan = Annotated[str, spelled(KEEP, "write seconds, minutes or hours, e.g. 90s, 10m or 2h", max_length=6)]
+
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -42,7 +45,7 @@ class CanaryStep(ApiModel):
     because all pods of the serving revision stay. With an HTTPRoute (access.route.httpRoute, without access.tls) it
     is exact, percent of the requests that come through it, and at most 99; above 50 it has as many pods as the revision
     that serves."""
-    pause: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
+    pause: TimeSpan = "10m"
     """For how long it has to stand this share before the next step, counted from when it has it: seconds, minutes or
     hours."""
 
@@ -69,10 +72,16 @@ class CanaryAnalysis(ApiModel):
     """What another revision must not do worse than the one that serves, by the metrics of their own servers. It fails
     for what is no chance: for a revision that is as good, once in a hundred steps at most."""
 
-    max_error_increase: Annotated[str, Field(pattern=ERROR_INCREASE, max_length=16)] = "0.01"
+    max_error_increase: Annotated[
+        str,
+        spelled(ERROR_INCREASE, "write a number from 0 to below 1 with at most 3 decimals, e.g. 0.01", max_length=16),
+    ] = "0.01"
     """By how much more of its requests may fail: of all its requests, e.g. "0.01" for one in a hundred more than of the
     revision that serves. What a client asks wrongly is no failure."""
-    max_latency_increase: Annotated[str, Field(pattern=LATENCY_INCREASE, max_length=16)] = "0.5"
+    max_latency_increase: Annotated[
+        str,
+        spelled(LATENCY_INCREASE, "write a number from 0 to below 10 with at most 2 decimals, e.g. 0.5", max_length=16),
+    ] = "0.5"
     """By how much longer the slowest 5 % of its requests may take, whole and, where the server measures it, until their
     first token: e.g. "0.5" for half as long again. Servers count times in ranges, so a small increase is not seen."""
     min_requests: Annotated[int, Field(ge=10, le=1_000_000, json_schema_extra={"format": "int32"})] = 100
@@ -106,7 +115,7 @@ class Strategy(ApiModel):
     revision comes back automatically."""
     canary: Canary = Canary()
     """Canary: the steps."""
-    notice: Annotated[str, Field(pattern=KEEP, max_length=6)] = "30s"
+    notice: TimeSpan = "30s"
     """InPlace: for how long the status announces the gap in service before it begins: seconds, minutes or hours."""
 
     @property
@@ -117,7 +126,9 @@ class Strategy(ApiModel):
 
 WATCH_INTERVAL: Final = r"^(0s|[1-9][0-9]{1,4}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h)$"
 """Pattern of the time between two questions: none, or 10 s and more."""
-WatchInterval = Annotated[str, Field(pattern=WATCH_INTERVAL, max_length=6)]
+WatchInterval = Annotated[
+    str, spelled(WATCH_INTERVAL, "write at least 10 seconds, e.g. 30s, 10m or 2h, or 0s", max_length=6)
+]
 
 
 def watch_seconds(interval: str) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field
 from finetune_api.base import ApiModel, Retired
 from finetune_api.references import SecretKeyRef, SecretRef
 from finetune_api.rules import NotEmpty
+from finetune_api.spelled import spelled
 
 MLFLOW_SECRET_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Optional keys of the Secret; the container gets them as environment variables with the same names (MLflow's own)."""
@@ -19,7 +20,14 @@ WANDB_KEY_VARIABLE: Final = "WANDB_API_KEY"
 """Environment variable of the training container with the Weights & Biases API key (W&B's own name)."""
 
 ServerUrl = Annotated[
-    str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$", min_length=9, max_length=253)
+    str,
+    spelled(
+        r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$",
+        "write http:// or https://, a host and, if need be, a port and a path, e.g. http://mlflow.tracking.svc:5000; "
+        "no user, password or query",
+        min_length=9,
+        max_length=253,
+    ),
 ]
 """URL without user name, password and query."""
 
@@ -33,7 +41,11 @@ class Mlflow(ApiModel):
     """URL of the server, e.g. http://mlflow.tracking.svc:5000; no user name or password in it."""
     experiment: Annotated[
         str | None,
-        Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$"),
+        spelled(
+            r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$",
+            "write letters, digits, spaces and ._/-, starting with a letter or digit",
+            max_length=128,
+        ),
         NotEmpty("omit experiment for namespace/name"),
     ] = None
     """Experiment of the runs, created if it does not exist. Default: namespace/name of this resource."""
@@ -53,13 +65,21 @@ class Wandb(ApiModel):
     """URL of the API; no user name or password in it."""
     entity: Annotated[
         str | None,
-        Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"),
+        spelled(
+            r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+            "write letters, digits and ._-, starting with a letter or digit",
+            max_length=128,
+        ),
         NotEmpty("omit entity for the key owner's default"),
     ] = None
     """Team or user of the runs. Default: the default entity of the API key's owner."""
     project: Annotated[
         str | None,
-        Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$"),
+        spelled(
+            r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$",
+            "write letters, digits, spaces and ._-, starting with a letter or digit",
+            max_length=128,
+        ),
         NotEmpty("omit project for namespace.name"),
     ] = None
     """Project of the runs, created if it does not exist. Default: namespace.name of this resource."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
 from finetune_api.rules import not_zero
+from finetune_api.spelled import spelled
 
 
 class Method(StrEnum):
@@ -32,10 +33,23 @@ class Loss(StrEnum):
     ALL_ANSWERS = "AllAnswers"
 
 
-Fraction = Annotated[str, Field(pattern=r"^0(\.[0-9]{1,8})?$", max_length=10)]
+Fraction = Annotated[
+    str,
+    spelled(
+        r"^0(\.[0-9]{1,8})?$", "write a number from 0 to below 1 with at most 8 decimals, e.g. 0.05", max_length=10
+    ),
+]
 """A number as text, at least 0 and less than 1."""
 
-LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
+LayerName = Annotated[
+    str,
+    spelled(
+        r"^[A-Za-z0-9_.]+$",
+        "write a layer's name in letters, digits, _ and ., e.g. q_proj",
+        min_length=1,
+        max_length=128,
+    ),
+]
 
 
 class LearningCurve(ApiModel):

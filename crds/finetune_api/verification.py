@@ -9,10 +9,20 @@ from pydantic import Field
 from finetune_api.base import AS_SET, ApiModel
 from finetune_api.custom_metrics import CUSTOM_PATTERN
 from finetune_api.goals import MAX_GOALS, Metric
+from finetune_api.spelled import spelled
 
 PUBLIC_KEY: Final = r"^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n){1,4}-----END PUBLIC KEY-----\n?$"
 
-PublicKey = Annotated[str, Field(pattern=PUBLIC_KEY, min_length=1, max_length=400)]
+PublicKey = Annotated[
+    str,
+    spelled(
+        PUBLIC_KEY,
+        "write a public key in PEM: the line -----BEGIN PUBLIC KEY-----, one to four lines of base64, and the line "
+        "-----END PUBLIC KEY-----",
+        min_length=1,
+        max_length=400,
+    ),
+]
 
 
 DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
@@ -36,13 +46,20 @@ _MISSED: Final = 0.1
 
 GATE: Final = "|".join([*(rf"^{metric.value}$" for metric in Metric if metric is not Metric.CUSTOM), CUSTOM_PATTERN])
 """Pattern of what a gate is about: a metric, or a container's figure."""
-RequiredGate = Annotated[str, Field(pattern=GATE, max_length=65)]
+RequiredGate = Annotated[
+    str,
+    spelled(
+        GATE,
+        "write a metric of goals, e.g. accuracy, or a metric container and its figure, e.g. lm-eval.acc",
+        max_length=65,
+    ),
+]
 
 
 DURATION: Final = r"^([1-9][0-9]{0,5}ms|[1-9][0-9]{0,2}s)$"
 """Pattern of a short time, above 0."""
 
-Duration = Annotated[str, Field(pattern=DURATION, max_length=8)]
+Duration = Annotated[str, spelled(DURATION, "write milliseconds or seconds, e.g. 500ms or 2s", max_length=8)]
 
 
 def duration_seconds(duration: str) -> float:
@@ -65,7 +82,9 @@ class Verification(ApiModel):
     samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = DEFAULT_SAMPLES
     """Number of test examples sent to the server; their accuracy must match the evaluation. Not looked at with
     detectDrop."""
-    detect_drop: Annotated[str, Field(pattern=DROP, max_length=4)] | None = None
+    detect_drop: Annotated[str, spelled(DROP, "write hundredths from 0.01 to 0.99, e.g. 0.1", max_length=4)] | None = (
+        None
+    )
     """Send as many test examples as show, with 90 % probability, that the server's accuracy is lower by this much, e.g.
     "0.1" for 0.9 down to 0.8; at most 1000, and what the test split has. Then samples is not looked at. Where there are
     too few, the check says which drop they show; where they show none, 50 are sent. So it is with most texts: only
@@ -73,7 +92,12 @@ class Verification(ApiModel):
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
     labels, and of the answers that must end by themselves where the artifact's did."""
-    max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=16)] | None = None
+    max_distance: (
+        Annotated[
+            str, spelled(DISTANCE, "write a number from 0 to below 10 with at most 3 decimals, e.g. 0.7", max_length=16)
+        ]
+        | None
+    ) = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""
     objectives: Objectives = Objectives()

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api import crdgen, meta
 from finetune_api.base import is_retired
+from finetune_api.spelled import is_spelled, spelled_out
 
 Schema = dict[str, Any]
 
@@ -83,7 +84,9 @@ def _bounds(field: Schema) -> str:
             parts.append(_range(schema.get("minLength"), schema.get("maxLength"), " characters"))
         if "minItems" in schema or "maxItems" in schema:
             parts.append(_range(schema.get("minItems"), schema.get("maxItems"), " entries"))
-        if "pattern" in schema:
+        if words := spelled_out(schema):
+            parts.append(words[1])
+        elif "pattern" in schema:
             parts.append(f"matches `{schema['pattern']}`")
     return f" ({'; '.join(parts)})" if parts else ""
 
@@ -114,5 +117,5 @@ def _rules(path: str, schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def _own_rules(schema: Schema) -> list[dict[str, str]]:
-    rules: list[dict[str, str]] = schema.get("x-kubernetes-validations", [])
-    return rules
+    """But for those that stand for a pattern, which are among the bounds."""
+    return [rule for rule in schema.get("x-kubernetes-validations", []) if not is_spelled(rule)]

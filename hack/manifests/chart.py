@@ -228,12 +228,17 @@ def _infer(value: Any, path: Path, comments: dict[Path, str], known: dict[Path, 
 
 
 def _plain(model: Any) -> Any:
-    """A model's schema without titles, and with optional fields instead of unions with null: gives clearer errors."""
+    """A model's schema without titles, which gives clearer errors, and CEL rules, which Helm does not know; optional
+    fields instead of unions with null."""
     if isinstance(model, list):
         return [_plain(each) for each in model]
     if not isinstance(model, dict):
         return model
-    kept = {key: _plain(value) for key, value in model.items() if not (key == "title" and isinstance(value, str))}
+    kept = {
+        key: _plain(value)
+        for key, value in model.items()
+        if not (key == "title" and isinstance(value, str)) and key != "x-kubernetes-validations"
+    }
     if isinstance(kept.get("description"), str):
         kept["description"] = " ".join(kept["description"].split())
     options = [option for option in kept.get("anyOf", []) if option.get("type") != "null"]

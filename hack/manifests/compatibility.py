@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from finetune_api import crdgen
-from finetune_api.rules import spelled_out
+from finetune_api.spelled import is_spelled, spelled_out
 from hack.cluster.layout import REPOSITORY
 
 Schema = dict[str, Any]
@@ -67,7 +67,7 @@ def _narrowed(old: Schema, new: Schema) -> Iterator[str]:
         yield f"has another default: {old.get('default')} → {new.get('default')}"
     known = {rule["rule"] for rule in old.get("x-kubernetes-validations", [])}
     for rule in new.get("x-kubernetes-validations", []):
-        if rule["rule"] not in known and not spelled_out({"x-kubernetes-validations": [rule]}):
+        if rule["rule"] not in known and not is_spelled(rule):
             yield f"has another rule: {rule['message']}"
 
 

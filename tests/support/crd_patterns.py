@@ -22,7 +22,7 @@ from finetune_api import (
     verification,
 )
 from finetune_api.base import is_retired
-from finetune_api.rules import spelled_out
+from finetune_api.spelled import spelled_out
 
 Object = dict[str, Any]
 

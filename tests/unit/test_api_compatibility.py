@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from finetune_api import crdgen
-from finetune_api.rules import spelled
+from finetune_api.spelled import spelled
 from hack.manifests.compatibility import accepted, between, breaks, committed, listed, schema
 from tests.support.sentences import Saying, assert_says
 
@@ -79,7 +79,7 @@ BASE: Schema = {
 
 def in_words(pattern: str) -> Schema:
     """A text whose pattern a rule spells out."""
-    made = TypeAdapter(Annotated[str, spelled(pattern, "write it so", min_length=0, max_length=9)]).json_schema()
+    made = TypeAdapter(Annotated[str, spelled(pattern, "write it so", max_length=9)]).json_schema()
     return {name: made[name] for name in ("type", "x-kubernetes-validations")}
 
 

@@ -45,6 +45,14 @@ def test_descriptions_are_sentences() -> None:
     assert [(path, text) for path, text in DESCRIPTIONS if not text.endswith((".", '."'))] == []
 
 
+def test_people_are_told_in_words_what_a_text_must_be() -> None:
+    """A field of the spec is made by ``spelled`` where it has a pattern: the API server would quote that."""
+    specs = [(kind, schema["properties"]["spec"]) for kind, schema in CRDS.items()]
+    assert [path for kind, schema in specs for path, _ in texts(schema, kind, key="pattern")] == []
+    rules = [rule for kind, schema in specs for _, rule in texts(schema, kind, key="rule")]
+    assert any(rule.startswith("self.matches(r") for rule in rules)
+
+
 def test_nothing_in_a_schema_is_null() -> None:
     """The API server refuses a default with null in it, and so the upgrade of the chart."""
 
