@@ -43,6 +43,30 @@ DataUri = Annotated[
 ]
 
 
+Language = Annotated[str, spelled(r"^[a-z]{2}$", "write a language's two letters, e.g. en", max_length=2)]
+"""An ISO 639-1 code."""
+Template = Annotated[
+    str,
+    spelled(r"\{[^{}]+\}", "name at least one column in braces, e.g. {question}", min_length=3, max_length=4096),
+]
+"""The model's input, with placeholders for columns."""
+PackageName = Annotated[
+    str,
+    spelled(
+        r"^[a-z0-9][a-z0-9._-]*$",
+        "write a package's name: lower-case letters, digits and ._-, starting with a letter or digit",
+        min_length=1,
+        max_length=64,
+    ),
+]
+"""A Python package in the platform's image."""
+Entity = Annotated[
+    str,
+    spelled(r"^[A-Z][A-Z_]{1,39}$", "write capital letters and _, e.g. EMAIL_ADDRESS", max_length=40),
+]
+"""A kind of personal data, as Presidio names it."""
+
+
 class DataFormat(StrEnum):
     """Format of a source."""
 
@@ -126,15 +150,7 @@ class Columns(ApiModel):
 
     input: Column | None = None
     """Column with the model's input text."""
-    template: (
-        Annotated[
-            str,
-            spelled(
-                r"\{[^{}]+\}", "name at least one column in braces, e.g. {question}", min_length=3, max_length=4096
-            ),
-        ]
-        | None
-    ) = None
+    template: Template | None = None
     """The model's input text, with {column} placeholders for column values."""
     label: Column
     """Column with the answer that the model learns."""
@@ -218,7 +234,7 @@ class Cleaning(ApiModel):
     """Minimum words of an answer; examples with shorter ones are dropped. 2 suits free text, where a single word seldom
     teaches anything."""
     languages: Annotated[
-        list[Annotated[str, spelled(r"^[a-z]{2}$", "write a language's two letters, e.g. en", max_length=2)]],
+        list[Language],
         Field(max_length=16),
         *AS_SET,
     ] = []
@@ -239,18 +255,7 @@ class NamesModel(ApiModel):
     """S3 prefix of the pipeline's folder, the one with config.cfg."""
     storage: InputStorage | None = None
     """How to reach the pipeline's store, in place of spec.storage as a whole."""
-    package: (
-        Annotated[
-            str,
-            spelled(
-                r"^[a-z0-9][a-z0-9._-]*$",
-                "write a package's name: lower-case letters, digits and ._-, starting with a letter or digit",
-                min_length=1,
-                max_length=64,
-            ),
-        ]
-        | None
-    ) = None
+    package: PackageName | None = None
     """Name of a package installed in the platform's prepare image."""
 
     @model_validator(mode="after")
@@ -268,12 +273,7 @@ class Pii(ApiModel):
     """What to do with personal data: Mask it (with a pseudonym such as <EMAIL_ADDRESS_1>, one per value and example),
     Drop the row, only Report it, or Off (no scan)."""
     entities: Annotated[
-        list[
-            Annotated[
-                str,
-                spelled(r"^[A-Z][A-Z_]{1,39}$", "write capital letters and _, e.g. EMAIL_ADDRESS", max_length=40),
-            ]
-        ],
+        list[Entity],
         Field(max_length=40),
         *AS_SET,
     ] = []

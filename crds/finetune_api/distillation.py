@@ -16,6 +16,29 @@ from finetune_api.spelled import spelled
 
 TEACHER_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/v1$"
 MODEL_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
+QuestionTemplate = Annotated[
+    str,
+    spelled(r"\{document\}", "say where the row's text belongs: {document}", min_length=10, max_length=4096),
+]
+"""A prompt about a document."""
+TeacherUrl = Annotated[
+    str,
+    spelled(
+        TEACHER_URL,
+        "write http:// or https://, a host and a path that ends with /v1, e.g. https://api.openai.com/v1",
+        min_length=10,
+        max_length=253,
+    ),
+]
+ModelName = Annotated[
+    str,
+    spelled(
+        MODEL_NAME,
+        "write letters, digits and ._:/@+-, starting with a letter or digit",
+        min_length=1,
+        max_length=128,
+    ),
+]
 MAX_TEMPERATURE: Final = 2
 """Highest temperature that OpenAI's API accepts."""
 
@@ -56,25 +79,9 @@ class TeacherRef(ApiModel):
         "credentials": Retired("name the Secret and its key with the API key in secretKeyRef")
     }
 
-    url: Annotated[
-        str,
-        spelled(
-            TEACHER_URL,
-            "write http:// or https://, a host and a path that ends with /v1, e.g. https://api.openai.com/v1",
-            min_length=10,
-            max_length=253,
-        ),
-    ]
+    url: TeacherUrl
     """Base URL, ending in /v1, e.g. https://api.openai.com/v1 or http://vllm.models.svc:8000/v1."""
-    model: Annotated[
-        str,
-        spelled(
-            MODEL_NAME,
-            "write letters, digits and ._:/@+-, starting with a letter or digit",
-            min_length=1,
-            max_length=128,
-        ),
-    ]
+    model: ModelName
     """Name of the model on the server."""
     secret_key_ref: Annotated[SecretKeyRef | None, Changes.RETRY] = None
     """The API key; omit it if the server needs none."""
@@ -125,13 +132,7 @@ class Distillation(ApiModel):
     """System prompt for the teacher only, e.g. with background knowledge; dataset.instruction is for the student."""
     column: Annotated[str, Field(max_length=128), _IN_KEY("omit column for the default")] = ""
     """Column or key of the sources with the prompts. Default: prompt, or document if questionTemplate is set."""
-    question_template: (
-        Annotated[
-            str,
-            spelled(r"\{document\}", "say where the row's text belongs: {document}", min_length=10, max_length=4096),
-        ]
-        | None
-    ) = None
+    question_template: QuestionTemplate | None = None
     """Turns a document into a prompt: {document} stands for the row's text. If omitted, the row's text is the
     prompt."""
     samples_per_prompt: Annotated[int, Field(ge=1, le=16)] = 1

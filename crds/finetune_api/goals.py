@@ -43,6 +43,13 @@ Precision = Annotated[
 """One of PRECISIONS as text; 0.9 is 0.90."""
 
 
+CustomFigure = Annotated[
+    str,
+    spelled(CUSTOM_PATTERN, "write a metric container and its figure, e.g. lm-eval.acc", max_length=65),
+]
+"""A figure that a metric container measures."""
+
+
 class Metric(StrEnum):
     """What a goal is about."""
 
@@ -206,13 +213,7 @@ class Goal(ApiModel):
     memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest.
 
     custom: a figure of one of spec.evaluation.metrics, which the field custom names."""
-    custom: (
-        Annotated[
-            str,
-            spelled(CUSTOM_PATTERN, "write a metric container and its figure, e.g. lm-eval.acc", max_length=65),
-        ]
-        | None
-    ) = None
+    custom: CustomFigure | None = None
     """For metric custom: the container's name, a dot and its figure, e.g. politeness.score."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
     """One label of a classification that f1, precision or recall is about; by default the mean over all of them. Of a

@@ -35,23 +35,33 @@ Hostname = Annotated[
 ]
 
 
+Namespace = Annotated[
+    str,
+    spelled(
+        NAMESPACE,
+        "write lower-case letters, digits and -, starting and ending with a letter or digit",
+        min_length=1,
+        max_length=63,
+    ),
+]
+PathPrefix = Annotated[
+    str,
+    spelled(
+        PATH_PREFIX,
+        "write /, or a path that starts with / and does not end with it, in letters, digits and ._~-, e.g. "
+        "/transactions",
+        min_length=1,
+        max_length=128,
+    ),
+]
+
+
 class ParentRef(ApiModel):
     """A Gateway, or one of its listeners."""
 
     name: ObjectName
     """Name of the Gateway."""
-    namespace: (
-        Annotated[
-            str,
-            spelled(
-                NAMESPACE,
-                "write lower-case letters, digits and -, starting and ending with a letter or digit",
-                min_length=1,
-                max_length=63,
-            ),
-        ]
-        | None
-    ) = None
+    namespace: Namespace | None = None
     """Its namespace; by default that of this resource. The Gateway's listener must allow routes from here."""
     section_name: ObjectName | None = None
     """Name of one listener; by default all that fit the hostnames."""
@@ -71,16 +81,7 @@ class HttpRoute(ApiModel):
     """The Gateways that take the route, as the platform allows (tenancy.rules[].gateways)."""
     hostnames: Annotated[list[Hostname], Field(min_length=1, max_length=MAX_HOSTNAMES)]
     """Names by which clients reach the endpoint, as the platform allows (tenancy.rules[].hostnames)."""
-    path_prefix: Annotated[
-        str,
-        spelled(
-            PATH_PREFIX,
-            "write /, or a path that starts with / and does not end with it, in letters, digits and ._~-, e.g. "
-            "/transactions",
-            min_length=1,
-            max_length=128,
-        ),
-    ] = "/"
+    path_prefix: PathPrefix = "/"
     """Where the endpoint's paths begin, e.g. /transactions: clients ask for /transactions/v1/chat/completions. The
     gateway takes it off (the filter URLRewrite, which not every gateway has)."""
     scheme: Scheme = Scheme.HTTPS

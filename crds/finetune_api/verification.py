@@ -29,6 +29,10 @@ DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
 """Pattern of nats a token."""
 DROP: Final = r"^0\.(0[1-9]|[1-9][0-9]?)$"
 """Pattern of a drop in accuracy: hundredths, above 0 and below 1."""
+Drop = Annotated[str, spelled(DROP, "write hundredths from 0.01 to 0.99, e.g. 0.1", max_length=4)]
+Distance = Annotated[
+    str, spelled(DISTANCE, "write a number from 0 to below 10 with at most 3 decimals, e.g. 0.7", max_length=16)
+]
 DEFAULT_SAMPLES: Final = 50
 """Test examples that are sent where nothing says how many."""
 MAX_SAMPLES: Final = 1000
@@ -82,9 +86,7 @@ class Verification(ApiModel):
     samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = DEFAULT_SAMPLES
     """Number of test examples sent to the server; their accuracy must match the evaluation. Not looked at with
     detectDrop."""
-    detect_drop: Annotated[str, spelled(DROP, "write hundredths from 0.01 to 0.99, e.g. 0.1", max_length=4)] | None = (
-        None
-    )
+    detect_drop: Drop | None = None
     """Send as many test examples as show, with 90 % probability, that the server's accuracy is lower by this much, e.g.
     "0.1" for 0.9 down to 0.8; at most 1000, and what the test split has. Then samples is not looked at. Where there are
     too few, the check says which drop they show; where they show none, 50 are sent. So it is with most texts: only
@@ -92,12 +94,7 @@ class Verification(ApiModel):
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
     labels, and of the answers that must end by themselves where the artifact's did."""
-    max_distance: (
-        Annotated[
-            str, spelled(DISTANCE, "write a number from 0 to below 10 with at most 3 decimals, e.g. 0.7", max_length=16)
-        ]
-        | None
-    ) = None
+    max_distance: Distance | None = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""
     objectives: Objectives = Objectives()
