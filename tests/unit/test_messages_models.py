@@ -71,7 +71,7 @@ def without_a_matrix(model: Path) -> None:
 
 def unreadable(what: str, why: str) -> str:
     """Parts of the message about a part of the model; what a library says of it is one of them."""
-    return f"model's {what} … {why}"
+    return f"The model's {what} … {why}"
 
 
 def never_stops(found: str) -> str:
