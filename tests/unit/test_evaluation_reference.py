@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_jobs.evaluation.disturbance import Disturbed
-from finetune_jobs.evaluation.passages import CANDIDATES, LONG, LONG_TOKENS, Passage, make_passages
+from finetune_jobs.evaluation.passages import CANDIDATES, LONG, LONG_TOKENS, WORDS, Passage, make_passages
 from finetune_jobs.evaluation.reference import SHORT, make_references, to_record
 from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -37,7 +37,17 @@ def test_two_texts_are_a_thousand_tokens_long_and_end_with_an_example(tokens: tu
     for each in long:
         assert 1000 <= len(each.ids) <= LONG_TOKENS
         assert any(each.text.rstrip().endswith(other.text[-40:].rstrip()) for other in short), "as it was trained"
-    assert long[0].text[:200] != long[1].text[:200], "each begins with texts of its own"
+    own, words = (each.text for each in long)
+    assert "refund of parcel" in own[:200]
+    assert "able about above absent" in words[:200], "not of the job's examples, which may be all alike"
+
+
+def test_one_example_ends_both_long_texts(tokens: tuple[Any, int]) -> None:
+    """A small test split still shows positions."""
+    tokenizer, stop = tokens
+    long = [each for each in make_passages(tokenizer, EXAMPLES[:1], stop, 8192) if each.long]
+    assert len(long) == LONG
+    assert all(EXAMPLES[0].messages[-1]["content"] in each.text[-200:] for each in long)
 
 
 @pytest.mark.parametrize("longest", [40, 512, 1008])
@@ -45,6 +55,13 @@ def test_no_text_is_longer_than_the_model_takes(tokens: tuple[Any, int], longest
     passages = make_passages(*_asked(tokens), longest)
     assert all(len(each.ids) <= longest for each in passages)
     assert sum(each.long for each in passages) == (0 if longest < 100 else LONG)
+
+
+def test_the_list_of_words_is_long_enough_not_to_begin_again() -> None:
+    """However few tokens a word takes. What repeats itself shows no positions."""
+    words = WORDS.read_text(encoding="utf-8").split()
+    assert len(words) > LONG_TOKENS
+    assert words == sorted(set(words))
 
 
 def test_the_order_of_the_examples_does_not_count(tokens: tuple[Any, int]) -> None:

@@ -240,6 +240,16 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
     assert named(checks, "positions").outcome is CheckOutcome.SKIPPED
 
 
+def test_a_long_text_that_would_hardly_show_positions_hides_nothing_in_another() -> None:
+    """Such as invoices after invoices, in which noise alone goes against the way; the words beside them show it."""
+    repeating = reference(long=True).model_copy(update={"turned": [-1.0, -0.52, -0.13]})
+    words = reference(long=True)
+    less_sure, turned = Forced(IDS, [-1.0, -0.2, 0.0]), Forced(IDS, [-1.08, -0.46, 0.0])
+    checks = make_checks(observed(references=[repeating, words], forced=(less_sure, turned)), 75)
+    found = named(checks, "positions")
+    assert (found.outcome, found.seen) == (CheckOutcome.FAILED, "0.80 of the way in long texts")
+
+
 @pytest.mark.parametrize(
     ("seen", "reason", "parts"),
     [

@@ -21,9 +21,14 @@ from finetune_jobs.modelling.token_files import Conversation
 CANDIDATES: Final = 16
 """Short ones: conversations of the test split."""
 LONG: Final = 2
+"""Long ones: one of the split's own texts, which tuning has changed most, and one of words in alphabetical order, which
+shows positions best. Texts that are all alike hardly show them."""
 LONG_TOKENS: Final = 1008
 """Length of a long conversation: with a few tokens to spare, what a runtime accepts by default (1,024). A rotary base
 of seven tenths of the right one shows from about 1,000 tokens on."""
+WORDS: Final = Path(__file__).with_name("words.txt")
+"""A thousand, in order. Each is uncertain, but where the list is says much about it. To change them is to change what
+evaluations find: their recipe."""
 _CHUNK: Final = 256
 """Tokens of one forward pass: the probabilities of a whole vocabulary at 1,000 positions may take a gigabyte."""
 _LIKELY: Final = FindingKind("passage", TypeAdapter(list[float]))
@@ -43,7 +48,7 @@ def make_passages(
 ) -> list[Passage]:
     """Conversations to look at, the same for the same examples in any order; ``longest``: the model's positions.
 
-    The long ones are examples whose question follows the text of others.
+    The long ones are examples whose question follows other text: that of further examples, and a list of words.
     """
     ordered = sorted(examples, key=lambda example: digest(example.messages))
     short = [_passage(tokenizer, example, stop, thoughts) for example in ordered[:CANDIDATES]]
@@ -101,14 +106,13 @@ def _long(
     asked = [
         each for each in ordered if each.prompt[-1]["role"] == "user" and isinstance(each.prompt[-1]["content"], str)
     ]
-    words = [str(message["content"]) for each in ordered for message in each.messages if message.get("content")]
+    own = [str(message["content"]) for each in ordered for message in each.messages if message.get("content")]
+    words = [" ".join(WORDS.read_text(encoding="utf-8").split())]
     limit = min(LONG_TOKENS, longest - 1)
-    for number, example in enumerate(asked[:LONG]):
+    for example, texts in zip(cycle(asked), (own, words), strict=False):
         room = limit - len(_passage(tokenizer, example, stop, thoughts).ids)
-        # From another text on for each, so that the two do not begin alike.
-        before = _filler(tokenizer, words[number * len(words) // LONG :] + words, room)
         messages = [dict(message) for message in example.messages]
-        messages[-2]["content"] = f"{before}\n\n{messages[-2]['content']}"
+        messages[-2]["content"] = f"{_filler(tokenizer, texts, room)}\n\n{messages[-2]['content']}"
         passage = _passage(tokenizer, Conversation(messages, example.tools), stop, thoughts, long=True)
         if room > 0 and len(passage.ids) <= longest:
             yield passage

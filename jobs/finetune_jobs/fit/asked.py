@@ -31,7 +31,7 @@ ANSWER_SHARE: Final = 1 / 4
 PASSAGES: Final = 16
 """Examples whose tokens each model finds more or less likely (``evaluation.passages``)."""
 LONG_TOKENS: Final = 2 * 1008
-"""The same of the two long texts that are made of examples."""
+"""The same of the two long texts, of examples and of words."""
 DISTURBED: Final = 2
 """How often the exported model reads all of these again: with the right positions and with wrong ones
 (``evaluation.disturbance``). Each format is counted, though only those read them that may be the artifact."""

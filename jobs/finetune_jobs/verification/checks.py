@@ -22,6 +22,7 @@ from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.verification.engine import Forced, Reply, Streamed
 from finetune_jobs.verification.forms import Formed, form_checks
 from finetune_jobs.verification.outcomes import judged, skipped
+from finetune_jobs.verification.positions import HALF_WAY, Pairs, ways_to_wrong_positions
 from finetune_jobs.verification.power import SampleSize, is_worse
 
 DIGEST: Final = "digest"
@@ -41,12 +42,6 @@ BASE_MODEL: Final = "baseModel"
 ALL: Final = "checks"
 """Of an adapter: what came of all of them."""
 
-_HALF_WAY: Final = 0.5
-_SENSITIVE: Final = 0.15
-"""Largest standard error of the way to wrong positions with which half of it can be told from none."""
-_NOTICEABLE: Final = 0.25
-"""Share of the usual tolerance that wrong positions must change. In a text that repeated three lines, in which a lost
-layer cost 0.1 nats a token, vLLM was 0.6 of the way with the right positions."""
 _SURE: Final = math.log(0.8)
 """Of an answer's log-probability: the next best one is at least 1.4 nats behind, which no order of additions makes
 up."""
@@ -206,9 +201,6 @@ def unprovable(answers: Sequence[Answer], references: Sequence[ReferenceText], t
     )
 
 
-Pairs = Sequence[tuple[ReferenceText, Forced]]
-
-
 def _model_name(observed: Observed) -> VerificationCheck:
     """A client with a wrong name must learn of it, and not be answered by whatever model there is."""
     if observed.refuses_other_names is None:
@@ -264,38 +256,18 @@ def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) 
 
 
 def _positions(pairs: Pairs, usual_tolerance: float) -> VerificationCheck:
-    """How far the server is on the way from right to wrong rotary positions: in long texts to a base that is nearly
-    right, which short ones hardly show; in short ones to one that is far off, which long ones may not show."""
+    """A rotary base that is nearly right, or far off, moves probabilities in a direction that was recorded."""
     expected = "less than half the way to a wrong rotary base"
     if silent := _silent([pair for pair in pairs if pair[0].positions_only]):  # of the others, their own checks say it
         return judged(POSITIONS, False, expected, silent)
     known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
     if not known:
         return skipped(POSITIONS, "no comparable record of wrong positions")
-    divided = {"long": [pair for pair in known if pair[0].long], "short": [pair for pair in known if not pair[0].long]}
-    ways = [(name, _way(those, usual_tolerance)) for name, those in divided.items()]
-    told = {name: way for name, way in ways if way is not None}
-    if not told:
+    ways = ways_to_wrong_positions(known, usual_tolerance)
+    if not ways:
         return skipped(POSITIONS, "these texts would hardly reveal wrong positions")
-    seen = ", ".join(f"{way:.2f} of the way in {name} texts" for name, way in told.items())
-    return judged(POSITIONS, max(told.values()) < _HALF_WAY, expected, seen)
-
-
-def _way(pairs: Pairs, usual_tolerance: float) -> float | None:
-    """The share of the way to wrong positions (least squares); None where these texts would not show it.
-
-    The distance alone would not: with activations of 8 bits, a base of 0.7 of the right one is no further away than the
-    same weights in another precision. But that noise goes in no direction; unless the texts repeat themselves, so that
-    every token is nearly certain: then all that is worse, noise too, makes the same tokens less so.
-    """
-    wrong = [b - a for r, _ in pairs for a, b in zip(r.straight, r.turned, strict=True)]
-    seen = [b - a for r, f in pairs for a, b in zip(r.artifact, f.log_probs, strict=True)]
-    length = sum(w * w for w in wrong)
-    if not length or sum(map(abs, wrong)) / len(wrong) < _NOTICEABLE * usual_tolerance:
-        return None
-    way = sum(w * s for w, s in zip(wrong, seen, strict=True)) / length
-    rest = sum((s - way * w) ** 2 for w, s in zip(wrong, seen, strict=True))
-    return way if math.sqrt(rest / len(seen) / length) <= _SENSITIVE else None
+    seen = ", ".join(f"{way:.2f} of the way in {name} texts" for name, way in ways.items())
+    return judged(POSITIONS, max(ways.values()) < HALF_WAY, expected, seen)
 
 
 def _finish(observed: Observed, min_percent: int) -> VerificationCheck:
