@@ -190,7 +190,7 @@ def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> St
             raise error.of(f"Adapter {ref.name!r}", [*told, *failed]) from error
         told += checks.of_adapter(ref.name, made)
         seen.append(observed)
-    told.append(_base_check(client_of(params.engine, params.endpoint, key=key), seen))
+    told.append(_base_check(client_of(params.engine, params.endpoint, key=key), seen, params.max_distance))
     checks.require_all(told, params.endpoint)
     found = [checks.count(each) for each in seen]
     right, asked = sum(each.correct for each in found), sum(each.samples for each in found)
@@ -222,12 +222,14 @@ def _adapter_promise(context: Context, ref: AdapterRef, params: VerifyParams) ->
         raise error.of(f"Adapter {ref.name!r}") from error
 
 
-def _base_check(server: ModelServer, seen: Sequence[Observed]) -> VerificationCheck:
+def _base_check(server: ModelServer, seen: Sequence[Observed], max_distance: float | None = None) -> VerificationCheck:
     """Under its own name the base answers as its evaluation did, without any adapter. It is recorded beside each
-    adapter: one record is enough. The noise in it is the adapter's, so the base is held to what is usual."""
+    adapter: one record is enough. The noise in it is the adapter's, so the base is held to what is usual,
+    unless the spec says how far a server may be."""
     server.served()
     recorded = [([text for text in each.references if text.of_weights], each.usual_tolerance) for each in seen]
-    short, tolerance = next((each for each in recorded if each[0]), recorded[0])
+    short, usual = next((each for each in recorded if each[0]), recorded[0])
+    tolerance = usual if max_distance is None else max_distance
     return checks.base_check(short, [server.log_probs(each) for each in short], tolerance)
 
 

@@ -46,7 +46,9 @@ def passes(cluster: ServingCluster, count: int = 4, seconds: int = 5) -> None:
         cluster.now += timedelta(seconds=seconds)
 
 
-def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
+def crash(
+    cluster: ServingCluster, revision: str, restarts: int = 3, code: int = 137, reason: str = "OOMKilled"
+) -> None:
     """The server of a pod of the revision crashes; the Deployment says that it is not ready."""
     cluster.pods[f"demo-{revision}"][0]["status"] |= {
         "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
@@ -55,7 +57,7 @@ def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
                 "name": "server",
                 "restartCount": restarts,
                 "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+                "lastState": {"terminated": {"exitCode": code, "reason": reason}},
             }
         ],
     }

@@ -176,6 +176,21 @@ def test_a_refused_deployment_does_not_keep_a_crashed_one_in_the_traffic() -> No
     assert (cluster.traffic(), cluster.shared()) == (old, False)
 
 
+def test_a_server_that_ends_without_an_error_has_crashed() -> None:
+    """So does vLLM when its engine has died."""
+    cluster, old, new = started()
+    crash_once(cluster, new)
+    cluster.pods[f"demo-{new}"][0]["status"]["containerStatuses"][0]["lastState"]["terminated"] |= {
+        "exitCode": 0,
+        "reason": "Completed",
+    }
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.state is RevisionState.FAILED
+    assert_says(cluster.status.candidate.message, "code 0", "never ends by itself")
+
+
 @pytest.mark.parametrize(("reason", "code"), [("Unknown", 255), ("ContainerStatusUnknown", 137)])
 def test_a_node_that_restarts_gives_it_back(reason: str, code: int) -> None:
     """The kubelet finds the containers of before gone: nothing says that the server would have crashed."""

@@ -208,6 +208,11 @@ CANDIDATES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], tuple[Reason, 
         [on_node(60, server={"restartCount": 3, "state": BACKOFF, "lastState": ended(1)})],
         (Reason.CANDIDATE_FAILED, FAIL),
     ),
+    "the server ends again and again, as vLLM does when its engine dies": (
+        deployment(),
+        [on_node(60, server={"restartCount": 3, "state": BACKOFF, "lastState": ended(0, reason="Completed")})],
+        (Reason.CANDIDATE_FAILED, FAIL),
+    ),
     "the server needs more memory": (
         deployment(),
         [on_node(60, server={"restartCount": 3, "state": BACKOFF, "lastState": ended(137, reason="OOMKilled")})],
@@ -395,6 +400,12 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
         [on_node(60, "old", server=RUNNING | {"restartCount": 1, "lastState": ended(1)})],
         Reason.SERVER_UNAVAILABLE,
         Saying("pod old", "code 1"),
+    ),
+    "it ended by itself": (
+        deployment(),
+        [on_node(60, "old", server=RUNNING | {"restartCount": 1, "lastState": ended(0, reason="Completed")})],
+        Reason.SERVER_UNAVAILABLE,
+        Saying("pod old", "code 0", "never ends by itself", "kubectl logs old -c server --previous"),
     ),
     "it was killed for its memory": (
         deployment(),

@@ -178,6 +178,14 @@ class TestByItself:
         assert line.promoted_at is not None
         assert line.ended_at is not None
 
+    def test_a_server_that_ends_without_an_error(self) -> None:
+        """So does vLLM when its engine has died."""
+        cluster, old, new = promoted(replicas=3)
+        crash(cluster, new, code=0, reason="Completed")
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert condition(cluster.status, "RolledBack")[0] == "True"
+
     def test_two_crashes_are_no_loop(self) -> None:
         cluster, _, new = promoted()
         crash(cluster, new, restarts=2)

@@ -415,11 +415,12 @@ class Truthful(TgiServer):
         return Forced(reference.ids, reference.artifact)
 
 
-@pytest.mark.parametrize(("asked_for", "expected", "noticed"), [(None, 0.12, 0.25), (0.9, 0.9, 0.9)])
+@pytest.mark.parametrize(("asked_for", "expected", "noticed"), [(None, 0.12, 0.25), (0.9, 0.9, 0.25), (0.1, 0.1, 0.1)])
 def test_an_artifact_whose_noise_was_measured_is_held_to_it(
     asked_for: float | None, expected: float, noticed: float
 ) -> None:
-    """Unless the spec says how far a server may be. What is noticeable stays a share of what is usual."""
+    """Unless the spec says how far a server may be. What is noticeable stays a share of what is usual: who admits a
+    server that is further away does not give up the checks for wrong positions and for drift."""
     texts = [reference().model_copy(update={"noise": noise}) for noise in (0.06, 0.1)]
     promise = Promise([], [], texts, TaskType.TEXT, "Merged", max_distance=asked_for)
     found = observe(Truthful("http://candidate"), promise, Limits(), lambda *_: None)
@@ -447,6 +448,7 @@ def test_the_base_under_adapters_is_held_to_what_is_usual() -> None:
     )
     assert seen.tolerance < 0.2 < seen.usual_tolerance
     assert _base_check(UnderAdapters("http://candidate"), [seen]).outcome is CheckOutcome.PASSED
+    assert _base_check(UnderAdapters("http://candidate"), [seen], 0.1).outcome is CheckOutcome.FAILED
 
 
 def test_an_image_older_than_the_engine_says_so() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import signal
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -252,6 +254,16 @@ def test_an_open_stream_ends_after_sigterm(served: ServerProcess) -> None:
     assert said[-1] == b"data: [DONE]\n"
     assert len(said) > 30
     assert served.process.wait(timeout=80) == 0
+
+
+def test_it_ends_without_an_error_when_its_engine_dies(recorded: Recorded, work: Path) -> None:
+    """So the code of a server's end does not tell a crash."""
+    with vllm(recorded.artifact, work) as server:
+        pid = server.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        [engine] = [each for each in children if "EngineCore" in Path(f"/proc/{each}/cmdline").read_text()]
+        os.kill(int(engine), signal.SIGKILL)
+        assert server.process.wait(timeout=80) == 0
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Observed:
     """Nats a token that another engine or precision may be away from the evaluation."""
     usual_tolerance: float
     """The same for a model of which no noise was measured, as the base under adapters. What is noticeable is a share of
-    it."""
+    it, which ``maxDistance`` may lower, not raise: else it would switch off the checks that look for small changes."""
     too_long: int = 0
     """References that the server has no room for."""
     refuses_other_names: bool | None = None

@@ -170,7 +170,7 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         probe = made[0].text if made else ""
         return Formed(asked, plain, made[1:], choice.why_none or refused, promise.answer_schema, probe)
 
-    usual = tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance
+    usual, asked_for = tolerance(server.engine, promise.format), promise.max_distance
     forced = list(ask(server.log_probs, references))
     streamed = stream_all()  # before their prompts are asked alone, which the server would remember
     replies = list(ask(server.answer, promise.answers))
@@ -185,8 +185,8 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         sample=promise.sample,
         references=references,
         task=promise.task,
-        tolerance=measured_tolerance(promise.references, usual) if promise.max_distance is None else usual,
-        usual_tolerance=usual,
+        tolerance=measured_tolerance(promise.references, usual) if asked_for is None else asked_for,
+        usual_tolerance=usual if asked_for is None else min(usual, asked_for),
         too_long=len(promise.references) - len(references),
         refuses_other_names=server.refuses_other_names(),
         size=promise.size,

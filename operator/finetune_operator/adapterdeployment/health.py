@@ -188,7 +188,7 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
     """
     for container in containers(pod):
         ended = last_end(container)
-        if container["name"] != SERVER or ended is None or ended["exitCode"] == ExitCode.OK or went_with_node(ended):
+        if container["name"] != SERVER or ended is None or went_with_node(ended):
             continue
         times = [parse_timestamp(ended[field]) for field in ("startedAt", "finishedAt") if ended.get(field)]
         if any(time < since for time in times):
@@ -209,7 +209,7 @@ def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProbl
     for pod in pods:
         for container in containers(pod):
             ended = last_end(container)
-            if container["name"] != SERVER or ending(pod) or ended is None or ended["exitCode"] == ExitCode.OK:
+            if container["name"] != SERVER or ending(pod) or ended is None:
                 continue
             if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
                 problem = container_problem(pod["metadata"]["name"], container, ended)

@@ -79,7 +79,7 @@ def pod_problems(pod: Object) -> Iterator[ServerProblem]:
         ended = last_end(container)
         if container["name"] in (SELF_CHECK, PROXY) and container.get("ready"):
             continue  # it has passed since
-        if ended is not None and ended["exitCode"] != ExitCode.OK:
+        if ended is not None and ended_badly(container, ended):
             yield container_problem(pod["metadata"]["name"], container, ended)
     if _has_lost_its_keys(pod):
         name = pod["metadata"]["name"]
@@ -100,6 +100,12 @@ def _has_lost_its_keys(pod: Object) -> bool:
     return runs and not proxy.get("ready") and all(each.get("ready") for each in others)
 
 
+def ended_badly(container: Object, ended: Object) -> bool:
+    """Whether a container's end is a failure. A server's always is, if its pod was not to end: vLLM exits with 0 when
+    its engine has died (vllm-project/vllm#48966)."""
+    return bool(container["name"] == SERVER or ended["exitCode"] != ExitCode.OK)
+
+
 def container_problem(pod: str, container: Object, ended: Object) -> ServerProblem:
     """Why a container ended; the kubelet keeps restarting it."""
     name, code, restarts = container["name"], ended["exitCode"], container.get("restartCount", 0)
@@ -117,6 +123,8 @@ def container_problem(pod: str, container: Object, ended: Object) -> ServerProbl
         return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     message = f"Container {name!r} of pod {pod} exited with code {code} after {restarts} restarts."
+    if name == SERVER and code == ExitCode.OK:
+        message += f" A server never ends by itself: `kubectl logs {pod} -c {SERVER} --previous` says why it did."
     if name == SELF_CHECK and code == _NO_MODULE:
         message += " Its image may be too old to have one. Set images.data to the image that was built with the chart."
     return ServerProblem(reason, message, outlook)
