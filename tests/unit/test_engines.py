@@ -1,13 +1,15 @@
 """What every engine must have: this is what a further one (SGLang) would need.
 
 A module of the operator that renders its pods, one of the jobs that talks to its servers, both behind a protocol that
-mypy holds them to; rows in the table of what serves what; a tolerance; the fields of a runtime that mean nothing to it.
+mypy holds them to; rows in the table of what serves what; a tolerance; the fields of a runtime that mean nothing to it;
+its metrics in the chart's recording rules, which dashboards, alerts and autoscalers read.
 """
 
 import inspect
 from typing import Any
 
 import pytest
+import yaml
 
 from finetune_api.compatibility import ROWS, TITLES, Level
 from finetune_api.export import ExportFormat
@@ -18,6 +20,7 @@ from finetune_jobs.verification.tolerance import TOLERANCES
 from finetune_operator.runtimes import ENGINES
 from finetune_operator.runtimes.plan import EngineModule, ServedModel
 from finetune_operator.settings import Engine, PodShape, Runtime
+from tests.support.prometheus import ENDPOINT_RULES
 
 pytestmark = [pytest.mark.unit, pytest.mark.parametrize("engine", Engine)]
 
@@ -86,6 +89,19 @@ def test_the_table_speaks_of_its_formats_and_of_architectures(engine: Engine) ->
 
 def test_its_distance_from_the_evaluation_is_known(engine: Engine) -> None:
     assert {name for each, name in TOLERANCES if each == engine.value} == {each.value for each in ExportFormat}
+
+
+def test_its_metrics_are_in_the_vocabulary_of_all(engine: Engine) -> None:
+    """What refuses requests and the time to the first part of an answer not every engine tells of."""
+    rules = [each for group in yaml.safe_load(ENDPOINT_RULES)["groups"] for each in group["rules"] if "record" in each]
+    own = SERVERS[engine.value]("http://candidate").metrics
+    told = {(each["record"], each.get("labels", {}).get("outcome", "")) for each in rules if own in each["expr"]}
+    wanted = {
+        *(("requests:rate5m", outcome) for outcome in ("answered", "failed")),
+        *((name, "") for name in ("running_requests", "waiting_requests", "generated_tokens:rate5m")),
+        *((f"{what}_seconds_bucket:rate5m", "") for what in ("request", "queue", "token")),
+    }
+    assert {(f"finetune_endpoint:{name}", outcome) for name, outcome in wanted} - told == set()
 
 
 def test_the_longest_prompt_leaves_room_for_an_answer(engine: Engine) -> None:

@@ -127,6 +127,8 @@ class ModelServer(Protocol):
 
     engine: str
     """Its API, as the tolerances know it."""
+    metrics: str
+    """What the names of its metrics begin with. The chart's recording rules give them the names of all engines."""
 
     def served(self) -> Served:
         """What it serves; its path holds the artifact's digest."""

@@ -39,6 +39,7 @@ class TgiServer:
     """A server that speaks TGI's API at a URL."""
 
     engine = TGI
+    metrics = "tgi_"
 
     def __init__(self, endpoint: str, *, key: str = "", adapter: str = "") -> None:
         """The operator gives TGI no adapters."""

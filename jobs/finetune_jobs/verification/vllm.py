@@ -49,6 +49,7 @@ class VllmServer:
     """A server that speaks vLLM's API at a URL."""
 
     engine = VLLM
+    metrics = "vllm:"
 
     def __init__(self, endpoint: str, *, key: str = "", adapter: str = "") -> None:
         self._connection = Connection(endpoint, _REJECTED, _LENGTH, key=key)
