@@ -8,27 +8,36 @@ from typing import Any, Final
 from finetune_api import meta
 from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from hack.platform import object_store
-from hack.platform.kubectl import Kubectl, wait_for
+from hack.platform.kubectl import Kubectl, Object, wait_for
 
 NAME: Final = "demo"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One AdapterDeployment named ``NAME`` in a team's namespace, on a runtime of the operator's."""
+    """One AdapterDeployment in a team's namespace, on a runtime of the operator's."""
 
     team: Kubectl
     runtime: str = "tgi-cpu"
+    name: str = NAME
 
     def serve(self, uri: str, **spec: Any) -> None:
         """Ask for an artifact to be served."""
+        self.serve_from(self.artifact(uri), **spec)
+
+    @staticmethod
+    def artifact(uri: str) -> Object:
+        """An artifact of the cluster's store, as a source."""
         storage = {"endpoint": object_store.ENDPOINT, "secretRef": {"name": "s3-credentials"}}
-        source = {"artifact": {"uri": uri, "storage": storage}}
+        return {"artifact": {"uri": uri, "storage": storage}}
+
+    def serve_from(self, source: Object, **spec: Any) -> None:
+        """Ask for a source to be served."""
         self.team.apply(
             {
                 "apiVersion": meta.API_VERSION,
                 "kind": meta.ADAPTERDEPLOYMENT,
-                "metadata": {"name": NAME},
+                "metadata": {"name": self.name},
                 "spec": {"source": source, "runtime": self.runtime} | spec,
             }
         )
@@ -40,10 +49,10 @@ class Endpoint:
             status = self.status()
             return status if status is not None and status.phase is phase else None
 
-        return wait_for(f"{NAME} to be {phase}", reached, timeout)
+        return wait_for(f"{self.name} to be {phase}", reached, timeout)
 
     def status(self) -> AdapterDeploymentStatus | None:
         """The status; None while it does not describe the present spec."""
-        found = self.team.get("adep", NAME)
+        found = self.team.get("adep", self.name)
         status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
         return status if status.observed_generation == found["metadata"]["generation"] else None

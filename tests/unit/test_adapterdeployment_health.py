@@ -405,7 +405,9 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
         deployment(),
         [on_node(60, "old", server=RUNNING | {"restartCount": 1, "lastState": ended(0, reason="Completed")})],
         Reason.SERVER_UNAVAILABLE,
-        Saying("pod old", "code 0", "never ends by itself", "kubectl logs old -c server --previous"),
+        Saying(
+            "pod old", "code 0", "never ends by itself", "kubectl logs old -c server --previous", "describe pod old"
+        ),
     ),
     "it was killed for its memory": (
         deployment(),

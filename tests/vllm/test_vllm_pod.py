@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
+import base64
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx2
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import CheckOutcome, RevisionState, ServingPhase
+from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, RevisionState, ServingPhase
 from finetune_api.storage import Storage
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 from hack.platform import local, object_store
-from hack.platform.kubectl import Kubectl
-from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_artifact
+from hack.platform.kubectl import Kubectl, Object, wait_for
+from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_adapter, publish_artifact
 from tests.support.endpoints import NAME, Endpoint
 from tests.support.planted import write_artifact
 from tests.support.teams import team_namespace
@@ -29,6 +31,16 @@ LOST = range(8, 12)
 """Layers that the base model lacks, so that the artifact can be told from it without a training."""
 PROMOTION_S = 900
 """Fetch, load in the CPU build, and verify, on two cores that do other things too."""
+
+
+KEY = "vllm-key-0123456789abcdef"
+SERVERS = f"{meta.LABEL_OWNER_NAME}=shared,{meta.LABEL_ROLE}=server"
+KILL_ENGINE = """
+import os, pathlib, signal
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    if b"EngineCore" in (process / "cmdline").read_bytes():
+        os.kill(int(process.name), signal.SIGKILL)
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,18 @@ def team() -> Iterator[Kubectl]:
         yield namespace
 
 
+@contextmanager
+def stored(team: Kubectl) -> Iterator[Storage]:
+    """The cluster's object store, with its owner's keys in the environment."""
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        team.within(object_store.NAMESPACE).port_forward(f"service/{object_store.NAME}", object_store.PORT) as port,
+    ):
+        environment.setenv("AWS_ACCESS_KEY_ID", object_store.OWNER.access_key_id)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", object_store.OWNER.secret_access_key)
+        yield Storage(endpoint=f"http://127.0.0.1:{port}")
+
+
 @pytest.fixture(scope="module")
 def artifacts(team: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     folder, model = tmp_path_factory.mktemp("artifacts"), ensure_smollm2(cache_directory())
@@ -58,13 +82,7 @@ def artifacts(team: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Artifa
     lost = tuple(f"model.layers.{layer}.mlp.down_proj." for layer in LOST)
     without = {name: torch.zeros_like(each) if name.startswith(lost) else each for name, each in weights.items()}
     tuned, base = write_artifact(folder / "tuned", model, weights), write_artifact(folder / "base", model, without)
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        team.within(object_store.NAMESPACE).port_forward(f"service/{object_store.NAME}", object_store.PORT) as port,
-    ):
-        environment.setenv("AWS_ACCESS_KEY_ID", object_store.OWNER.access_key_id)
-        environment.setenv("AWS_SECRET_ACCESS_KEY", object_store.OWNER.secret_access_key)
-        storage = Storage(endpoint=f"http://127.0.0.1:{port}")
+    with stored(team) as storage:
         place = f"s3://artifacts/vllm-{folder.name}"
         good, boastful = (
             publish_artifact(storage, f"{place}/{name}", folder / name, base=base, tuned=tuned, exported=exported)
@@ -94,15 +112,72 @@ def test_it_is_verified_serves_and_gives_way_to_no_bad_artifact(team: Kubectl, a
     assert ask(team) == artifacts.answer
 
 
-def ask(team: Kubectl) -> str:
-    """The endpoint's answer to the first prompt, by the name under which it offers the model."""
-    body = {"model": NAME, "messages": PROMPTS[0], "max_tokens": LIMIT, "temperature": 0}
-    with team.port_forward(f"service/{NAME}", 80) as port:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+def test_adapters_come_and_go_while_a_pod_serves_and_are_there_after_a_crash(
+    team: Kubectl, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One more is loaded, proves itself and is offered, and one is taken away, without a restart. When the engine has
+    died, the server that starts again offers what it did, and its pod proves itself before clients reach it."""
+    folder, model = tmp_path_factory.mktemp("adapters"), ensure_smollm2(cache_directory())
+    with stored(team) as storage:
+        place = f"s3://artifacts/vllm-{folder.name}"
+        uris = {
+            name: publish_adapter(storage, place, folder / name, base=model, seed=seed).scalars["artifactUri"]
+            for seed, name in enumerate(("de", "fr"))
+        }
+    endpoint = Endpoint(team, "vllm-cpu", "shared")
+    key = base64.b64encode(KEY.encode()).decode()
+    team.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clients"}, "data": {"one": key}})
+
+    def offer(*names: str) -> AdapterDeploymentStatus:
+        artifacts = {name: endpoint.artifact(uris[name]) for name in names}
+        endpoint.serve_from(
+            {"adapters": [{"name": name} | artifact for name, artifact in artifacts.items()]},
+            access={"apiKeys": {"secretRef": {"name": "clients"}}},
+            verification={"samples": 2, "minAgreementPercent": 50},
         )
-        with urllib.request.urlopen(request, timeout=120) as response:
-            answer: str = json.load(response)["choices"][0]["message"]["content"]
-    return answer
+        status = endpoint.until(ServingPhase.READY, PROMOTION_S)
+        assert status.stable is not None
+        assert [each.name for each in status.stable.adapters] == list(names)
+        return status
+
+    first = offer("de").stable
+    assert first is not None
+    [pod] = team.items("pods", SERVERS)
+    said = ask(team, "shared", "shared:de")
+    assert ask(team, "shared", "shared:fr") == 404
+    both = offer("de", "fr").stable
+    assert both is not None
+    other = ask(team, "shared", "shared:fr")
+    assert isinstance(other, str)
+    assert ask(team, "shared", "shared:de") == said != other
+    [same] = team.items("pods", SERVERS)
+    assert (same["metadata"]["uid"], server(same)["restartCount"]) == (pod["metadata"]["uid"], 0)
+
+    team("exec", pod["metadata"]["name"], "-c", "server", "--", "python3", "-c", KILL_ENGINE)
+    wait_for("the end of the server", lambda: server(team.items("pods", SERVERS)[0])["restartCount"] == 1, PROMOTION_S)
+    wait_for("the pod to be ready again", lambda: ask(team, "shared", "shared:fr") == other, PROMOTION_S)
+    assert ask(team, "shared", "shared:de") == said
+    offer("fr")
+    assert ask(team, "shared", "shared:de") == 404
+    assert ask(team, "shared", "shared:fr") == other
+    [same] = team.items("pods", SERVERS)
+    assert (same["metadata"]["uid"], server(same)["restartCount"]) == (pod["metadata"]["uid"], 1)
+    assert server(same)["lastState"]["terminated"]["exitCode"] == 0, "as that of a server that was asked to end"
+
+
+def server(pod: Object) -> Object:
+    """The status of the pod's server."""
+    [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == "server"]
+    return dict(found)
+
+
+def ask(team: Kubectl, endpoint: str = NAME, model: str = NAME) -> str | int:
+    """The endpoint's answer to the first prompt from the model that it offers under a name; the status of a refusal."""
+    body = {"model": model, "messages": PROMPTS[0], "max_tokens": LIMIT, "temperature": 0}
+    with team.port_forward(f"service/{endpoint}", 80) as port:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        answer = httpx2.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+    if answer.status_code != 200:
+        return answer.status_code
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text

@@ -102,7 +102,7 @@ def _has_lost_its_keys(pod: Object) -> bool:
 
 def ended_badly(container: Object, ended: Object) -> bool:
     """Whether a container's end is a failure. A server's always is, if its pod was not to end: vLLM exits with 0 when
-    its engine has died (vllm-project/vllm#48966)."""
+    its engine has died (vllm-project/vllm#48966), and when it no longer answers its liveness probe."""
     return bool(container["name"] == SERVER or ended["exitCode"] != ExitCode.OK)
 
 
@@ -124,7 +124,10 @@ def container_problem(pod: str, container: Object, ended: Object) -> ServerProbl
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     message = f"Container {name!r} of pod {pod} exited with code {code} after {restarts} restarts."
     if name == SERVER and code == ExitCode.OK:
-        message += f" A server never ends by itself: `kubectl logs {pod} -c {SERVER} --previous` says why it did."
+        message += (
+            f" A server never ends by itself: `kubectl logs {pod} -c {SERVER} --previous` shows whether its engine has "
+            f"died, and `kubectl describe pod {pod}` whether it no longer answered its liveness probe."
+        )
     if name == SELF_CHECK and code == _NO_MODULE:
         message += " Its image may be too old to have one. Set images.data to the image that was built with the chart."
     return ServerProblem(reason, message, outlook)
