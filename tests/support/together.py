@@ -17,6 +17,7 @@ from finetune_api.layout import MANIFEST, output_folder, run_folder
 from finetune_api.stages import Stage, StageInput, StageResult, TrainParams
 from finetune_api.training import Method, Training
 from finetune_jobs.store.s3 import Store
+from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN, pipeline_params, stage_input
 from tests.support.training import BASE, publish_inputs, rows, settings, write_dataset
@@ -52,6 +53,12 @@ def comparable(method: Method) -> Training:
         dropout="0",
         learning_rate="1e-3",
     )
+
+
+def two_processes() -> tuple[str, ...]:
+    """The arguments of a training by two processes. They meet at a port of their own: what runs beside the tests may
+    have the one that they meet at in a pod."""
+    return "--processes", "2", "--coordinator-port", str(free_port())
 
 
 def train_input(base: Path, dataset: Path, store: Store, s3: SeaweedFS, training: Training) -> StageInput:

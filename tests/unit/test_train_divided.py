@@ -38,6 +38,7 @@ from tests.support.together import (  # noqa: F401 - one_thread is a fixture
     one_thread,
     train_input,
     train_log,
+    two_processes,
     uneven_dataset,
     weights,
 )
@@ -157,7 +158,7 @@ def together(base: Path, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory
         place = Store.connect(s3.storage, f"s3://data/divided-{method}")
         dataset, plain = uneven_dataset(folder / "dataset"), {PLAIN: "1"} if method is Method.LORA else {}
         given = train_input(base, dataset, place, s3, comparable(method))
-        ended = run_process(given, folder, ADMIN, "--processes", "2", program=PROGRAM, variables=plain)
+        ended = run_process(given, folder, ADMIN, *two_processes(), program=PROGRAM, variables=plain)
         assert ended.code == ExitCode.OK, ended.log
         return Together(dataset, place, ended)
 
@@ -192,14 +193,14 @@ def test_a_divided_adapter_resumes_bit_for_bit_and_with_another_number_of_proces
     """Two that are told to stop leave what one process would: two go on as if nothing had been, and one too."""
     undisturbed, training, stopped = together(Method.QLORA), comparable(Method.QLORA), store.below("stopped")
     given = train_input(base, undisturbed.dataset, stopped, s3, training)
-    left = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables={STOPPED_AT: "8"})
+    left = run_process(given, tmp_path, ADMIN, *two_processes(), program=PROGRAM, variables={STOPPED_AT: "8"})
     assert left.result.reason is Reason.PREEMPTED, left.log
     assert newest_step(stopped) == 9, "the step that ends next, amid the last epoch"
     alone = train_input(base, undisturbed.dataset, store.below("alone"), s3, training)
     for entry in stopped.below("runs").list():
         store.below("alone/runs").put(entry.key, stopped.below("runs").get(entry.key) or b"")
 
-    again = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
+    again = run_process(given, tmp_path, ADMIN, *two_processes(), program=PROGRAM)
     ended = execute(context(alone, tmp_path), train)
 
     assert again.code == ExitCode.OK, again.log

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -60,6 +61,7 @@ from tests.support.together import (  # noqa: F401 - one_thread is a fixture
     one_thread,
     train_input,
     train_log,
+    two_processes,
     uneven_dataset,
     weights,
 )
@@ -92,7 +94,7 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
     alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
 
     given = train_input(base, dataset, store.below("together"), s3, training)
-    together = run_process(given, tmp_path, ADMIN, "--processes", "2")
+    together = run_process(given, tmp_path, ADMIN, *two_processes())
 
     assert together.code == ExitCode.OK, together.log
     scalars = together.result.scalars
@@ -134,7 +136,7 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
     dataset = write_dataset(tmp_path / "dataset", train=rows(12))
     training = settings(method, epochs=2, batch_size=1, gradient_accumulation=2, checkpoint_steps=8, dropout="0.1")
     undisturbed = run_process(
-        train_input(base, dataset, store.below("whole"), s3, training), tmp_path, ADMIN, "--processes", "2"
+        train_input(base, dataset, store.below("whole"), s3, training), tmp_path, ADMIN, *two_processes()
     )
     place = store.below("killed")
     given = train_input(base, dataset, place, s3, training)
@@ -173,10 +175,10 @@ def test_helpers_of_a_training_that_is_done_end_with_it(
     and in a pod of its own, instead of waiting until it is killed. The first pod's Pythons start, its process's too."""
     training = settings(Method.LORA, max_steps=2, batch_size=2)
     given = train_input(base, write_dataset(tmp_path / "dataset"), store, s3, training)
-    made = run_process(given, tmp_path, ADMIN, "--processes", "2")
+    made = run_process(given, tmp_path, ADMIN, *two_processes())
     assert made.code == ExitCode.OK, made.log
 
-    again = run_process(given, tmp_path, ADMIN, "--processes", "2")
+    again = run_process(given, tmp_path, ADMIN, *two_processes())
 
     assert (again.code, again.result.reused) == (ExitCode.OK, True), again.log
     assert again.result.output_digest == made.result.output_digest
@@ -227,7 +229,7 @@ def test_a_whole_model_is_divided_among_two_processes_and_trained_as_by_one(
     training = settings(Method.FULL, epochs=6, batch_size=2, gradient_accumulation=4, checkpoint_steps=6)
     alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
 
-    together = run_process(train_input(base, dataset, place, s3, training), tmp_path, ADMIN, "--processes", "2")
+    together = run_process(train_input(base, dataset, place, s3, training), tmp_path, ADMIN, *two_processes())
 
     assert together.code == ExitCode.OK, together.log
     told = [held for entry in together.log if (held := HELD.fullmatch(entry["message"]))]
@@ -260,7 +262,7 @@ def test_any_number_of_processes_goes_on_from_what_another_number_left(
     assert newest_step(place) == 4
 
     told = {STOPPED_AT: "7"}
-    stopped = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables=told)
+    stopped = run_process(given, tmp_path, ADMIN, *two_processes(), program=PROGRAM, variables=told)
     assert stopped.result.reason is Reason.PREEMPTED, stopped.log
     assert newest_step(place) == 7
 
@@ -281,6 +283,16 @@ def test_processes_that_never_connect_count_as_a_failure(rank: int, monkeypatch:
     assert_says(
         error.message, "2 processes", "not connected", f"process {rank + 1}", f"127.0.0.1:{port}", "network policy"
     )
+
+
+def test_a_port_that_another_program_has_is_named() -> None:
+    """It is not the network's fault, which waiting might mend."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        with pytest.raises(StageError) as told:
+            Team(rank=0, size=2).join({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+    assert told.value.reason is Reason.PEERS_UNREACHABLE
+    assert_says(told.value.message, "2 processes", "another program", f"port {port}", "--coordinator-port")
 
 
 def test_a_first_process_that_goes_while_others_gather_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,10 +403,11 @@ def test_a_pod_of_helpers_has_no_result_of_its_own() -> None:
     assert verdict([Ended(3, 0, DONE), Ended(2, 0, DONE)]) == (None, ExitCode.OK)
 
 
-def test_who_does_not_end_when_another_has_failed_is_killed() -> None:
+def test_who_does_not_end_when_another_has_failed_is_killed(caplog: pytest.LogCaptureFixture) -> None:
     hung = subprocess.Popen(["sleep", "60"])
     broken = subprocess.Popen(["false"])
     assert supervise({0: hung, 1: broken}, last_words=0.5) == [(1, 1), (0, -signal.SIGKILL)]
+    assert caplog.messages == ["process 0 does not exit and is killed"]
 
 
 def test_what_one_of_several_gpus_does_not_hold_is_left_out_by_the_next_attempt(store: Store) -> None:

@@ -89,7 +89,7 @@ def supervise(
                 ended.append((rank, code))
                 if code or rank == 0:
                     deadline = min(deadline, time.monotonic() + last_words)
-        if time.monotonic() > deadline:
+        if running and time.monotonic() > deadline:
             log.error("process %s does not exit and is killed", ", ".join(map(str, running)))
             for process in running.values():
                 process.kill()

@@ -35,6 +35,7 @@ _ASK_SECONDS: Final = 5.0
 """Between two questions of a waiting process whether there is anything to do."""
 _LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
 """Texts of torch's errors when another process is gone."""
+_PORT_TAKEN: Final = "EADDRINUSE"
 _OWN: Final = ("ncclinvalidusage", "ncclinvalidargument", "ncclunhandledcudaerror", "shared memory segment")
 """Texts of NCCL's errors that are this pod's own: its settings, its GPUs, its /dev/shm. All processes have them again
 after a restart."""
@@ -194,11 +195,20 @@ def _gathering(team: Team, host: str, port: int) -> Iterator[None]:
         if not _is_about_others(error) or (in_time and not team.first):
             raise
         log.warning("the processes are not connected: %s", str(error).splitlines()[0][:300])
+        if _PORT_TAKEN in str(error):
+            why = (
+                f"another program listens at port {port}, where they meet. In a pod that is a sidecar container's, or "
+                "a program's on the node that the pod shares its network with; elsewhere, give another "
+                "--coordinator-port."
+            )
+        else:
+            why = (
+                f"process {team.rank + 1} has waited for the others at {host}:{port}. A pod has no node yet, or DNS, a "
+                "network policy or a service mesh keeps the pods apart."
+            )
         raise StageError(
             Reason.PEERS_UNREACHABLE,
-            f"The {team.size} processes of this training are not connected: process {team.rank + 1} has waited for the "
-            f"others at {host}:{port}. A pod has no node yet, or DNS, a network policy or a service mesh keeps the "
-            "pods apart.",
+            f"The {team.size} processes of this training are not connected: {why}",
             retriable=True,
         ) from error
 
