@@ -21,7 +21,7 @@ NAMES = (
     "pii",
     "train_throughput",
     "checkpoint_cost",
-    "transfers",
+    "fetch",
     "fit_estimate",
     "planted_artifacts",
     "planted_adapters",

@@ -45,7 +45,7 @@ def measure(share: float) -> Result:
 
     os.environ.update(ADMIN.environment())
     with (
-        tempfile.TemporaryDirectory(prefix="finetune-transfers-") as scratch,
+        tempfile.TemporaryDirectory(prefix="finetune-fetch-") as scratch,
         SeaweedFS.running(Path(scratch)) as server,
     ):
         source, target = Path(scratch) / "source", Path(scratch) / "target"
@@ -75,7 +75,7 @@ def measure(share: float) -> Result:
     speed = {name: size / took / 1e6 for name, took in seconds.items()}
     verified = size / (seconds["boto3 bare"] + seconds["boto3 hashes"]) / 1e6
     return Result(
-        name="transfers",
+        name="fetch",
         value=speed["download"],
         unit="MB/s",
         baseline=verified,
