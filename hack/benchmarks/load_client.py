@@ -31,6 +31,7 @@ class Plan:
     """What is asked, by whom, and which answers are right."""
 
     host: str
+    """The endpoint's name, which is also that of its model."""
     port: int
     clients: Mapping[str, int]
     """Number of clients of each kind."""
@@ -43,6 +44,8 @@ class Plan:
     """Seconds of a client between two requests."""
     timeout: float = 60.0
     """Seconds after which a connection that is silent counts as lost."""
+    key: str = ""
+    """The API key that every request carries, if any."""
 
 
 class WrongAnswerError(Exception):
@@ -110,13 +113,15 @@ class Client:
         """The answer's text."""
         connection = self._connected()
         body = {
-            "model": "tgi",
+            "model": self.plan.host,
             "messages": self.plan.messages,
             "max_tokens": self.plan.tokens[self.kind],
             "temperature": 0,
             "stream": self.kind == STREAM,
         }
         headers = {"Content-Type": "application/json"}
+        if self.plan.key:
+            headers["Authorization"] = f"Bearer {self.plan.key}"
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
         raw = response.read()  # to its end, or http.client says that it is incomplete

@@ -27,6 +27,7 @@ CLIENTS = {FRESH: 1, KEPT: 1, STREAM: 1}
 PAUSE_S = 1.0
 """Of a client between two requests: servers, self-checks and the demo's training share the machine's cores."""
 ROLLOUT_S = 1200
+FIRST_KEY, SECOND_KEY = "first-key-0123456789abcdef", "second-key-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -137,33 +138,56 @@ def test_a_change_in_place_announces_its_gap_and_a_refused_artifact_ends_it(
         assert _text(f"http://127.0.0.1:{port}/v1/chat/completions") == artifacts["first"].answers[TOKENS[FRESH]]
 
 
-def test_keys_of_clients_come_and_go_without_a_restart(team: Kubectl, artifacts: dict[str, TinyArtifact]) -> None:
-    """The proxy of a serving pod follows its Secret."""
+def test_clients_with_keys_notice_neither_a_rollout_nor_other_keys(
+    team: Kubectl, artifacts: dict[str, TinyArtifact]
+) -> None:
+    """Through the proxy of serving pods, no request is lost when a revision's pods end, streams and kept connections
+    included. Keys come and go without a restart: the proxy follows its Secret."""
     endpoint = Endpoint(team)
-    team.apply(_clients(one="first-key-0123456789abcdef"))
-    endpoint.serve(artifacts["first"].uri, access={"apiKeys": {"secretRef": {"name": "clients"}}})
-    stable = endpoint.until(ServingPhase.READY).stable
-    assert stable is not None
-    pods = f"{meta.LABEL_OWNER_NAME}={NAME},{meta.LABEL_REVISION}={stable.revision},{meta.LABEL_ROLE}=server"
-    [pod] = team.items("pods", pods)
+    team.apply(_clients(one=FIRST_KEY))
+    access = {"apiKeys": {"secretRef": {"name": "clients"}}}
+    first = _serving(endpoint, artifacts["first"], access=access)
+    [pod] = team.items("pods", _servers(first))
+    answers = {
+        name: {kind: artifacts[name].answers[limit] for kind, limit in TOKENS.items()} for name in ("first", "second")
+    }
+    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, answers, PAUSE_S, key=FIRST_KEY))
+    load.start(pod["spec"]["initContainers"][0]["image"])  # it has Python
+    begin = time.time()
+    endpoint.serve(artifacts["second"].uri, access=access, keepLastGood="5s")
+    load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
+    load.wait_until_all_hear("second", ROLLOUT_S)
+    second = wait_for("the promotion", lambda: _promoted(endpoint, first), ROLLOUT_S)
+    wait_for("the end of the first revision's pods", lambda: not team.items("pods", _servers(first)), ROLLOUT_S)
+    heard = load.heard()
+    assert heard.faults == ()
+    assert heard.missing(load.plan) == []
+    team("delete", "pod", POD, "--wait=false")
+
+    [pod] = team.items("pods", _servers(second))
     with team.port_forward(f"service/{NAME}", 80) as port:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        assert [_status(url, key) for key in ("", "second-key-0123456789abcdef")] == [401, 401]
-        assert _status(url, "first-key-0123456789abcdef") == 200
-        assert _status(f"http://127.0.0.1:{port}/metrics", "first-key-0123456789abcdef") == 404
-        team.apply(_clients(two="second-key-0123456789abcdef"))
+        assert [_status(url, key) for key in ("", SECOND_KEY)] == [401, 401]
+        assert _status(url, FIRST_KEY) == 200
+        assert _status(f"http://127.0.0.1:{port}/metrics", FIRST_KEY) == 404
+        team.apply(_clients(two=SECOND_KEY))
         # The kubelet looks at a Secret every ten seconds here, and by default once a minute.
-        wait_for("the other key", lambda: _status(url, "second-key-0123456789abcdef") == 200, ROLLOUT_S)
-        assert _status(url, "first-key-0123456789abcdef") == 401
-    [same] = team.items("pods", pods)
+        wait_for("the other key", lambda: _status(url, SECOND_KEY) == 200, ROLLOUT_S)
+        assert _status(url, FIRST_KEY) == 401
+    [same] = team.items("pods", _servers(second))
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]
     statuses = [*same["status"]["initContainerStatuses"], *same["status"]["containerStatuses"]]
     assert {each["name"]: each["restartCount"] for each in statuses if each["restartCount"]} == {}
 
 
-def _serving(endpoint: Endpoint, artifact: TinyArtifact) -> str:
+def _servers(revision: str) -> str:
+    """Selects the serving pods of a revision."""
+    return f"{meta.LABEL_OWNER_NAME}={NAME},{meta.LABEL_REVISION}={revision},{meta.LABEL_ROLE}=server"
+
+
+def _serving(endpoint: Endpoint, artifact: TinyArtifact, **spec: Any) -> str:
     """The revision of an artifact, once it serves."""
-    endpoint.serve(artifact.uri)
+    endpoint.serve(artifact.uri, **spec)
     stable = endpoint.until(ServingPhase.READY).stable
     assert stable is not None
     return stable.revision
