@@ -6,10 +6,14 @@ revision, verifies it and moves the traffic; each rollback is by ``spec.rollback
 stayed, and later, when those are gone and start anew. Between them the benchmark waits until clients have heard the
 right revision, and where the pods of the other one end, until every client has come over. It fails if a kind of client
 has not heard both revisions. About half an hour on two cores; nothing else may stop pods of the cluster meanwhile.
+
+``--runtime vllm-cpu``: small artifacts on vLLM, with one replica, since two cores have no room for four servers.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +23,7 @@ from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
 from hack.benchmarks.load import ClientAnswers, Load
 from hack.benchmarks.load_client import FRESH, KEPT, STREAM, Plan
 from hack.benchmarks.result import Result
-from hack.benchmarks.tiny_artifacts import TinyArtifact, publish_tiny
+from hack.benchmarks.tiny_artifacts import RUNTIMES, TinyArtifact, install, publish_tiny
 from hack.cluster.console import ClusterError, say
 from hack.platform import local
 from hack.platform.kubectl import Kubectl, wait_for
@@ -60,25 +64,25 @@ def moves(count: int) -> list[Move]:
     ]
 
 
-def run() -> Result:
+def run(runtime: str = "tgi-cpu", replicas: int = 2, count: int = MOVES) -> Result:
     """Measure; the value is the number of requests lost or wrong."""
     from tests.support.teams import team_namespace
 
     kubectl = local.kubectl()
-    local.install_platform(kubectl)
-    artifacts = publish_tiny(kubectl, (FIRST, SECOND), sorted(set(TOKENS.values())))
+    install(kubectl, runtime)
+    artifacts = publish_tiny(kubectl, (FIRST, SECOND), sorted(set(TOKENS.values())), engine=RUNTIMES[runtime])
     with team_namespace(kubectl) as team:
-        return _measured(team, artifacts)
+        return _measured(team, runtime, artifacts, replicas, count)
 
 
-def _measured(team: Kubectl, artifacts: dict[str, TinyArtifact]) -> Result:
+def _measured(team: Kubectl, runtime: str, artifacts: dict[str, TinyArtifact], replicas: int, count: int) -> Result:
     from tests.support.artifacts import PROMPTS
     from tests.support.endpoints import NAME, Endpoint
 
     answers = {name: {kind: each.answers[limit] for kind, limit in TOKENS.items()} for name, each in artifacts.items()}
     load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, answers))
-    endpoint = Endpoint(team)
-    asked: dict[str, Any] = {"replicas": 2, "keepLastGood": KEEP}
+    endpoint = Endpoint(team, runtime)
+    asked: dict[str, Any] = {"replicas": replicas, "keepLastGood": KEEP}
     endpoint.serve(artifacts[FIRST].uri, **asked)
     stable = endpoint.until(ServingPhase.READY, ROLLOUT_S).stable
     assert stable is not None
@@ -86,7 +90,7 @@ def _measured(team: Kubectl, artifacts: dict[str, TinyArtifact]) -> Result:
     [server] = team.items("deployments", f"{LABEL_REVISION}={stable.revision}")
     load.start(server["spec"]["template"]["spec"]["initContainers"][0]["image"])
     begin, told = time.time(), []
-    for move in moves(MOVES):
+    for move in moves(count):
         since = time.time()
         back = {"rollbackTo": revisions[FIRST]} if move.back else {}
         endpoint.serve(artifacts[SECOND].uri, **asked, **back)
@@ -101,7 +105,7 @@ def _measured(team: Kubectl, artifacts: dict[str, TinyArtifact]) -> Result:
     heard = load.heard()
     if missing := heard.missing(load.plan):
         raise ClusterError(f"the benchmark shows nothing: {'; '.join(missing)}")
-    return _result(heard, told, time.time() - begin)
+    return _result(heard, told, time.time() - begin, count)
 
 
 def _serving(status: AdapterDeploymentStatus | None) -> str:
@@ -116,13 +120,13 @@ def _is_alone(team: Kubectl) -> bool:
     return len({pod["metadata"]["labels"][LABEL_REVISION] for pod in serving}) == 1
 
 
-def _result(heard: ClientAnswers, told: list[dict[str, Any]], seconds: float) -> Result:
+def _result(heard: ClientAnswers, told: list[dict[str, Any]], seconds: float, count: int) -> Result:
     return Result(
         name="rollout_under_load",
         value=len(heard.faults),
         unit=f"lost or wrong of {heard.count + len(heard.faults)} requests",
         baseline=None,
-        goal=f"0 in {MOVES} rollouts and rollbacks",
+        goal=f"0 in {count} rollouts and rollbacks",
         details={
             "moves": told,
             "minutes": round(seconds / 60, 1),
@@ -132,3 +136,13 @@ def _result(heard: ClientAnswers, told: list[dict[str, Any]], seconds: float) ->
             "faults": [dict(fault) for fault in heard.faults],
         },
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runtime", choices=RUNTIMES, default="tgi-cpu")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--moves", dest="count", type=int, default=MOVES)
+    result = run(**vars(parser.parse_args()))
+    result.write()
+    say(json.dumps(result.details, indent=1))

@@ -1,7 +1,8 @@
 """How long another revision takes to get traffic, and what of that the operator adds.
 
 A tiny artifact on the stand-in for TGI on the local cluster, one replica, one client that asks on new connections all
-the time. From the moment the API server has a spec that names another published artifact, until that client hears it.
+the time. ``--runtime vllm-cpu``: a small one on vLLM. From the moment the API server has a spec that names another
+published artifact, until that client hears it.
 In turn with it, the bare baseline: a pod with the same init container and the same server, made by hand, until the
 server is ready. Both have the probes of the chart. Then, with the pods of the revision before still there,
 ``spec.rollbackTo``, until the client hears that one again. About ten minutes on two cores.
@@ -9,7 +10,9 @@ server is ready. Both have the probes of the chart. Then, with the pods of the r
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +28,7 @@ from finetune_operator.resources.self_check import SELF_CHECK
 from hack.benchmarks.load import Load
 from hack.benchmarks.load_client import FRESH, Plan
 from hack.benchmarks.result import Result
-from hack.benchmarks.tiny_artifacts import TinyArtifact, publish_tiny
+from hack.benchmarks.tiny_artifacts import RUNTIMES, TinyArtifact, install, publish_tiny
 from hack.benchmarks.watching import Watched, watched
 from hack.cluster.console import say
 from hack.platform import local
@@ -102,24 +105,24 @@ def split(moments: Moments) -> Split:
     )
 
 
-def run() -> Result:
+def run(runtime: str = "tgi-cpu") -> Result:
     """Measure; the value is what a rollout takes without its verification, the baseline is the bare pod."""
     from tests.support.teams import team_namespace
 
     kubectl = local.kubectl()
-    local.install_platform(kubectl)
-    artifacts = publish_tiny(kubectl, (FIRST, SECOND), sorted(set(TOKENS.values())))
+    install(kubectl, runtime)
+    artifacts = publish_tiny(kubectl, (FIRST, SECOND), sorted(set(TOKENS.values())), engine=RUNTIMES[runtime])
     with team_namespace(kubectl) as team, watched(team) as seen:
-        return _measured(team, artifacts, seen)
+        return _measured(team, runtime, artifacts, seen)
 
 
-def _measured(team: Kubectl, artifacts: Mapping[str, TinyArtifact], seen: Watched) -> Result:
+def _measured(team: Kubectl, runtime: str, artifacts: Mapping[str, TinyArtifact], seen: Watched) -> Result:
     from tests.support.artifacts import PROMPTS
     from tests.support.endpoints import NAME, Endpoint
 
     answers = {name: {kind: each.answers[limit] for kind, limit in TOKENS.items()} for name, each in artifacts.items()}
     load = Load(team, Plan(NAME, 80, {FRESH: 1}, PROMPTS[0], TOKENS, answers, pause=0.1))
-    endpoint = Endpoint(team)
+    endpoint = Endpoint(team, runtime)
     endpoint.serve(artifacts[FIRST].uri)
     stable = endpoint.until(ServingPhase.READY, ROLLOUT_S).stable
     assert stable is not None
@@ -248,3 +251,11 @@ def _result(rollouts: Sequence[Split], bare: Sequence[float], rollbacks: Sequenc
             "rollbacks": list(rollbacks),
         },
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runtime", choices=RUNTIMES, default="tgi-cpu")
+    result = run(**vars(parser.parse_args()))
+    result.write()
+    say(json.dumps(result.details, indent=1))

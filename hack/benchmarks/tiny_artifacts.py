@@ -8,9 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.compatibility import TGI, VLLM
 from hack.cluster.console import step
-from hack.platform import object_store
+from hack.cluster.layout import cache_directory
+from hack.models import ensure_smollm2
+from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl
+
+RUNTIMES = {"tgi-cpu": TGI, "vllm-cpu": VLLM}
+"""The runtimes of the local cluster, each with its engine."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +28,22 @@ class TinyArtifact:
     """What its model answers to the first prompt of ``tests.support.artifacts``, by the most tokens of an answer."""
 
 
+def install(kubectl: Kubectl, runtime: str) -> None:
+    """The operator with one of ``RUNTIMES``."""
+    local.install_platform(kubectl)
+    if RUNTIMES[runtime] == VLLM:
+        local.install_vllm_runtime(kubectl)
+
+
 def publish_tiny(
-    kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int], *, boastful: str = ""
+    kubectl: Kubectl, names: Sequence[str], tokens: Sequence[int], *, boastful: str = "", engine: str = TGI
 ) -> dict[str, TinyArtifact]:
     """Publish an artifact for each name; their models answer differently.
 
     ``tokens``: lengths of answers to know. ``boastful``: the name of one whose weights are those of the base model.
+    ``engine``: vLLM reads no model as tiny, and gets SmolLM2-135M with some of its layers changed.
     """
     from tests.support.artifacts import publish_artifact
-    from tests.support.tiny_model import build_tiny_llama
 
     place = f"s3://artifacts/bench-{uuid.uuid4().hex[:8]}"
     found = {}
@@ -40,9 +53,8 @@ def publish_tiny(
         object_store.from_here(kubectl) as storage,
     ):
         work = Path(folder)
-        base = build_tiny_llama(work / "base", seed=1)
-        for seed, name in enumerate(names, 2):
-            tuned = build_tiny_llama(work / f"model-{name}", seed=seed)
+        base, *models = (_small if engine == VLLM else _tiny)(work, len(names))
+        for name, tuned in zip(names, models, strict=True):
             published = publish_artifact(
                 storage,
                 f"{place}/{name}",
@@ -52,6 +64,29 @@ def publish_tiny(
                 exported=base if name == boastful else None,
             )
             found[name] = TinyArtifact(published.scalars["artifactUri"], _answers(tuned, tokens))
+    return found
+
+
+def _tiny(work: Path, count: int) -> list[Path]:
+    """A base of random weights, and models of others."""
+    from tests.support.tiny_model import build_tiny_llama
+
+    return [build_tiny_llama(work / f"model-{seed}", seed=seed) for seed in range(1, count + 2)]
+
+
+def _small(work: Path, count: int) -> list[Path]:
+    """SmolLM2 as the base, and copies that each lack the MLPs of four other layers."""
+    import torch
+    from safetensors.torch import load_file
+
+    from tests.support.planted import write_artifact
+
+    base = ensure_smollm2(cache_directory())
+    whole, found = load_file(base / "model.safetensors"), [base]
+    for number in range(count):
+        lost = tuple(f"model.layers.{layer}.mlp.down_proj." for layer in range(8 + 4 * number, 12 + 4 * number))
+        weights = {name: torch.zeros_like(each) if name.startswith(lost) else each for name, each in whole.items()}
+        found.append(write_artifact(work / f"model-{number}", base, weights))
     return found
 
 
