@@ -197,9 +197,8 @@ def _gathering(team: Team, host: str, port: int) -> Iterator[None]:
         log.warning("the processes are not connected: %s", str(error).splitlines()[0][:300])
         if _PORT_TAKEN in str(error):
             why = (
-                f"another program listens at port {port}, where they meet. In a pod that is a sidecar container's, or "
-                "a program's on the node that the pod shares its network with; elsewhere, give another "
-                "--coordinator-port."
+                f"another program listens at port {port}, where they meet. In a pod, a sidecar container has it, or a "
+                "program of the node whose network the pod shares; elsewhere, give another --coordinator-port."
             )
         else:
             why = (
