@@ -25,7 +25,7 @@ from finetune_api.serving_status import RevisionStatus, ServingPhase
 from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
-from hack.benchmarks.load import Load
+from hack.benchmarks.load import ClientAnswers, Load
 from hack.benchmarks.load_client import FRESH, Plan
 from hack.benchmarks.result import Result
 from hack.benchmarks.tiny_artifacts import RUNTIMES, TinyArtifact, install, publish_tiny
@@ -148,7 +148,7 @@ def _measured(team: Kubectl, runtime: str, artifacts: Mapping[str, TinyArtifact]
         # The next round starts the second one anew.
         endpoint.serve(artifacts[FIRST].uri, keepLastGood="0s")
         wait_for("the other pods to end", lambda: len(_servers(team)) == 1, ROLLOUT_S)
-    return _result(rollouts, bare, rollbacks)
+    return _result(rollouts, bare, rollbacks, load.heard())
 
 
 def _servers(team: Kubectl) -> list[Object]:
@@ -233,7 +233,9 @@ def _pod_is_ready(pod: Object) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
-def _result(rollouts: Sequence[Split], bare: Sequence[float], rollbacks: Sequence[float]) -> Result:
+def _result(
+    rollouts: Sequence[Split], bare: Sequence[float], rollbacks: Sequence[float], heard: ClientAnswers
+) -> Result:
     """The medians."""
     parts = {part: round(statistics.median(asdict(each)[part] for each in rollouts), 2) for part in asdict(rollouts[0])}
     return Result(
@@ -249,6 +251,8 @@ def _result(rollouts: Sequence[Split], bare: Sequence[float], rollbacks: Sequenc
             "rollouts": [asdict(each) for each in rollouts],
             "bare": list(bare),
             "rollbacks": list(rollbacks),
+            "answers": heard.answers,
+            "faults": [dict(fault) for fault in heard.faults],
         },
     )
 

@@ -41,7 +41,7 @@ def publish_tiny(
     """Publish an artifact for each name; their models answer differently.
 
     ``tokens``: lengths of answers to know. ``boastful``: the name of one whose weights are those of the base model.
-    ``engine``: vLLM reads no model as tiny, and gets SmolLM2-135M with some of its layers changed.
+    ``engine``: vLLM reads no model as tiny, and gets SmolLM2-135M without some of its layers (two names at most).
     """
     from tests.support.artifacts import publish_artifact
 
@@ -75,18 +75,19 @@ def _tiny(work: Path, count: int) -> list[Path]:
 
 
 def _small(work: Path, count: int) -> list[Path]:
-    """SmolLM2 as the base, and copies that each lack the MLPs of four other layers."""
+    """SmolLM2 without the MLPs of some layers, in 16 bits. Its answers are the same in float32 and bfloat16, those of
+    copies that lack other layers are not."""
     import torch
     from safetensors.torch import load_file
 
     from tests.support.planted import write_artifact
 
-    base = ensure_smollm2(cache_directory())
-    whole, found = load_file(base / "model.safetensors"), [base]
-    for number in range(count):
-        lost = tuple(f"model.layers.{layer}.mlp.down_proj." for layer in range(8 + 4 * number, 12 + 4 * number))
-        weights = {name: torch.zeros_like(each) if name.startswith(lost) else each for name, each in whole.items()}
-        found.append(write_artifact(work / f"model-{number}", base, weights))
+    whole = ensure_smollm2(cache_directory())
+    weights, found = load_file(whole / "model.safetensors"), []
+    for number, layers in enumerate(((8, 9, 10, 11), (12,), (20, 21))[: count + 1]):
+        lost = tuple(f"model.layers.{layer}.mlp.down_proj." for layer in layers)
+        changed = {name: torch.zeros_like(each) if name.startswith(lost) else each for name, each in weights.items()}
+        found.append(write_artifact(work / f"model-{number}", whole, changed, rounded=False))
     return found
 
 
