@@ -48,10 +48,7 @@ def test_clients_hear_one_revision_and_then_the_next_and_never_a_bad_one(
     assert first is not None
     assert (first.accuracy, first.expected_accuracy) == ("1.0000", "1.0000")
     [server] = team.items("deployments", f"{meta.LABEL_REVISION}={first.revision}")
-    answers = {
-        name: {kind: artifacts[name].answers[limit] for kind, limit in TOKENS.items()} for name in ("first", "second")
-    }
-    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, answers, PAUSE_S))
+    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, _answers(artifacts), PAUSE_S))
     load.start(server["spec"]["template"]["spec"]["initContainers"][0]["image"])  # it has Python
 
     begin = time.time()
@@ -148,10 +145,7 @@ def test_clients_with_keys_notice_neither_a_rollout_nor_other_keys(
     access = {"apiKeys": {"secretRef": {"name": "clients"}}}
     first = _serving(endpoint, artifacts["first"], access=access)
     [pod] = team.items("pods", _servers(first))
-    answers = {
-        name: {kind: artifacts[name].answers[limit] for kind, limit in TOKENS.items()} for name in ("first", "second")
-    }
-    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, answers, PAUSE_S, key=FIRST_KEY))
+    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, _answers(artifacts), PAUSE_S, key=FIRST_KEY))
     load.start(pod["spec"]["initContainers"][0]["image"])  # it has Python
     begin = time.time()
     endpoint.serve(artifacts["second"].uri, access=access, keepLastGood="5s")
@@ -191,6 +185,13 @@ def _serving(endpoint: Endpoint, artifact: TinyArtifact, **spec: Any) -> str:
     stable = endpoint.until(ServingPhase.READY).stable
     assert stable is not None
     return stable.revision
+
+
+def _answers(artifacts: dict[str, TinyArtifact]) -> dict[str, dict[str, str]]:
+    """What each kind of client hears from both good artifacts."""
+    return {
+        name: {kind: artifacts[name].answers[limit] for kind, limit in TOKENS.items()} for name in ("first", "second")
+    }
 
 
 def _canary(**rest: Any) -> Object:

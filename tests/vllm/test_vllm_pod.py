@@ -23,6 +23,7 @@ from hack.platform.kubectl import Kubectl, Object, wait_for
 from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_adapter, publish_artifact
 from tests.support.endpoints import NAME, Endpoint
 from tests.support.planted import write_artifact
+from tests.support.played_pods import is_ready
 from tests.support.teams import team_namespace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
@@ -170,12 +171,6 @@ def server(pod: Object) -> Object:
     """The status of the pod's server."""
     [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == "server"]
     return dict(found)
-
-
-def is_ready(pod: Object) -> bool:
-    """Whether clients are sent to a pod."""
-    conditions = {each["type"]: each["status"] for each in pod["status"]["conditions"]}
-    return bool(conditions["Ready"] == "True")
 
 
 def ask(team: Kubectl, endpoint: str = NAME, model: str = NAME) -> str | int:
