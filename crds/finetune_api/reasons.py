@@ -332,7 +332,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.STEP_HUNG: "The pod restarts and resumes from its newest checkpoint; if the run has failed, check the node's GPU, then set spec.rerun to a new value.",
     Reason.SUPERSEDED: "Find out what else runs this training; if the run has failed, set spec.rerun to a new value.",
     Reason.PEER_LOST: "All pods restart and resume from the newest checkpoint; if the run has failed, find the pod that was lost first, then set spec.rerun to a new value.",
-    Reason.PEERS_UNREACHABLE: "See that every pod of the training has a node, and that they reach each other on every port; then set spec.rerun to a new value.",
+    Reason.PEERS_UNREACHABLE: "See that every pod of the training has a node, that they reach each other on every port, and that nothing else listens at the port where they meet; then set spec.rerun to a new value.",
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or ask the admin to raise the profile's deadlineSeconds, then set spec.rerun to a new value.",
     Reason.PREEMPTED: "The pod restarts elsewhere; if the run has failed, find out why its nodes go away, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",

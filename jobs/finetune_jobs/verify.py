@@ -197,7 +197,7 @@ def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> St
     return StageOutput(
         output_digest=set_address({each.name: each.digest for each in params.adapters}),
         scalars=_scalars(seen),
-        message=f"{len(seen)} adapters passed their checks; {right} of {asked} test examples are right "
+        message=f"All checks of the adapters passed ({_names(params)}); {right} of {asked} test examples are right "
         f"(evaluation: {sum(each.expected for each in found)}).",
         checks=told,
     )
@@ -206,12 +206,15 @@ def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> St
 def _await_pods(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
     """Running pods load the adapters and prove them by themselves: wait for what they say."""
     checks = await_adapters(params.pods, params.adapters, deadline, context.progress.report, params.attempt)
-    names = ", ".join(each.name for each in params.adapters)
     return StageOutput(
         output_digest=set_address({each.name: each.digest for each in params.adapters}),
-        message=f"{len(params.pods)} running pods have proved and loaded: {names}.",
+        message=f"Every running pod ({len(params.pods)}) has proved and loaded: {_names(params)}.",
         checks=checks,
     )
+
+
+def _names(params: VerifyParams) -> str:
+    return ", ".join(each.name for each in params.adapters)
 
 
 def _adapter_promise(context: Context, ref: AdapterRef, params: VerifyParams) -> Promise:

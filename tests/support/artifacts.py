@@ -64,10 +64,13 @@ def record(base: Path, tuned: Path, examples: Sequence[Conversation], under: Pat
     return make_references(passages, before, after, changed)
 
 
-def publish_adapter(storage: Storage, place: str, folder: Path, *, base: Path, seed: int, rank: int = 4) -> StageResult:
-    """Publish an adapter of random values, and the base beside it, as export makes them."""
+def publish_adapter(
+    storage: Storage, place: str, folder: Path, *, base: Path, seed: int, rank: int = 4, scale: int = 8
+) -> StageResult:
+    """Publish an adapter of random values, and the base beside it, as export makes them. ``scale``: what its values are
+    multiplied with; a real model breaks under a large one."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=8 * rank, target_modules="all-linear", init_lora_weights=False)
+    config = LoraConfig(r=rank, lora_alpha=scale * rank, target_modules="all-linear", init_lora_weights=False)
     trained, alone, under = folder / "trained", folder / "alone", folder / "under"
     get_peft_model(load_checkpoint(base), config).save_pretrained(trained)
     tuning = Tuning(method=Method.LORA)

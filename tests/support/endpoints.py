@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api import meta
-from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
+from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
+from hack.cluster.console import ClusterError
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 
@@ -43,11 +44,16 @@ class Endpoint:
         )
 
     def until(self, phase: ServingPhase, timeout: float = 1200) -> AdapterDeploymentStatus:
-        """Wait until the present spec has come to a phase; the status."""
+        """Wait until the present spec has come to a phase; the status. Raises ClusterError after ``timeout`` seconds,
+        or when what it asks for has failed instead."""
 
         def reached() -> AdapterDeploymentStatus | None:
             status = self.status()
-            return status if status is not None and status.phase is phase else None
+            if status is None or status.phase is phase:
+                return status
+            if (candidate := status.candidate) and candidate.state is RevisionState.FAILED:
+                raise ClusterError(f"{self.name} is {status.phase}, not {phase}: {candidate.message}")
+            return None
 
         return wait_for(f"{self.name} to be {phase}", reached, timeout)
 
