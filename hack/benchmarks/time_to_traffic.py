@@ -22,6 +22,7 @@ from typing import Any
 from finetune_api import meta
 from finetune_api.endpoint_stages import DOOR_SECONDS
 from finetune_api.serving_status import RevisionStatus, ServingPhase
+from finetune_operator.adapterdeployment.pod_problems import is_ready
 from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
@@ -187,7 +188,7 @@ def moments_of(seen: Watched, name: str, after: RevisionStatus, since: float, he
         pod_made=made,
         fetched=when(lambda each: _has_ended(each, FETCH)),
         server_ready=when(lambda each: _is_ready(each, SERVER)),
-        pod_ready=when(_pod_is_ready),
+        pod_ready=when(is_ready),
         job_made=job_made,
         verified=ended_at - _waited_for_the_network(verifier),
         moved=moved,
@@ -208,9 +209,9 @@ def _bare(team: Kubectl, name: str, server: Object, seen: Watched) -> float:
     spec["volumes"] = [each for each in spec["volumes"] if each["name"] != SELF_CHECK]
     since = time.time()
     team.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
-    wait_for("the bare pod", lambda: _pod_is_ready(team.get("pod", name)), ROLLOUT_S)
+    wait_for("the bare pod", lambda: is_ready(team.get("pod", name)), ROLLOUT_S)
     made, _ = seen.first("pod", lambda each: each["metadata"]["name"] == name, since)
-    ready, _ = seen.first("pod", lambda each: each["metadata"]["name"] == name and _pod_is_ready(each), since)
+    ready, _ = seen.first("pod", lambda each: each["metadata"]["name"] == name and is_ready(each), since)
     team("delete", "pod", name)
     return ready - made
 
@@ -226,11 +227,6 @@ def _has_ended(pod: Object, container: str) -> bool:
 
 def _is_ready(pod: Object, container: str) -> bool:
     return any(each["name"] == container and each["ready"] for each in _statuses(pod))
-
-
-def _pod_is_ready(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 def _result(

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_operator.adapterdeployment.pod_problems import is_ready
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Patch
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
 from tests.support.copies import copied
-from tests.support.played_pods import FATES, NEVER_READY, UNSCHEDULABLE, is_ready, pod_status, served, server_pod
+from tests.support.played_pods import FATES, NEVER_READY, UNSCHEDULABLE, pod_status, served, server_pod
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -96,11 +96,6 @@ def job_pod(job: Object, result: StageResult, failure: meta.ExitCode = meta.Exit
     }
 
 
-def is_ready(pod: Object) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
 def served(pod: Object) -> str:
     """Digest of the artifact that a serving pod's spec names."""
     if adapters := adapters_of(pod).values():  # that of the first one with a fate, which is that of all

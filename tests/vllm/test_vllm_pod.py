@@ -16,6 +16,7 @@ from finetune_api import meta
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, RevisionState, ServingPhase
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.pod_problems import is_ready
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 from hack.platform import local, object_store
@@ -23,7 +24,6 @@ from hack.platform.kubectl import Kubectl, Object, wait_for
 from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_adapter, publish_artifact
 from tests.support.endpoints import NAME, Endpoint
 from tests.support.planted import write_artifact
-from tests.support.played_pods import is_ready
 from tests.support.teams import team_namespace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
