@@ -48,11 +48,15 @@ def asked(cluster: ServingCluster, **digests: str) -> None:
     cluster.spec = cluster.spec | {"source": {"adapters": adapters}}
 
 
-def told(cluster: ServingCluster) -> dict[str, bool]:
-    """What the serving pods are told: names, and whether no pod is ready without them."""
+def told_pods(cluster: ServingCluster) -> WantedAdapters:
+    """What the serving pods are told."""
     [found] = [each["data"] for each in cluster.objects[CONFIG_MAPS].values() if "adapters.json" in each["data"]]
-    wanted = WantedAdapters.model_validate_json(found["adapters.json"])
-    return {each.name: each.required for each in wanted.adapters}
+    return WantedAdapters.model_validate_json(found["adapters.json"])
+
+
+def told(cluster: ServingCluster) -> dict[str, bool]:
+    """Of that the names, and whether no pod is ready without them."""
+    return {each.name: each.required for each in told_pods(cluster).adapters}
 
 
 def stable(cluster: ServingCluster) -> RevisionStatus:
@@ -140,6 +144,17 @@ def test_one_more_and_one_less_need_no_other_pods() -> None:
     assert [each.message for each in cluster.events if each.reason == Reason.PROMOTED][1:] == [
         "Adapter 'de' was verified on 2 running pods, which now serve it by its name."
     ]
+
+
+def test_pods_are_told_what_the_policy_asks_of_one_that_is_added() -> None:
+    cluster = endpoint(fr=GOOD)
+    policy = {"withdrawn": "Warn", "gates": "Passed", "requiredGates": ["accuracy"]}
+    cluster.spec = cluster.spec | {"policy": policy}
+    asked(cluster, fr=GOOD, de=BETTER)
+    cluster.reconcile()
+    found = told_pods(cluster).model_dump(by_alias=True, mode="json")
+    assert {name: found[name] for name in policy} == policy
+    assert told(cluster) == {"de": False, "fr": True}
 
 
 @pytest.mark.parametrize("troubled", [False, True])
@@ -432,25 +447,24 @@ def test_pods_and_the_job_that_asks_them_are_told_of_each_attempt() -> None:
     """Pods that have read of no set without it would answer with what came of the attempt before."""
 
     def attempts() -> tuple[dict[str, str], set[str]]:
-        [found] = [each["data"] for each in cluster.objects[CONFIG_MAPS].values() if "adapters.json" in each["data"]]
-        wanted = WantedAdapters.model_validate_json(found["adapters.json"])
         jobs = [name for name, each in cluster.objects[JOBS].items() if is_of_delivery(each)]
         inputs = [cluster.objects[CONFIG_MAPS][name]["data"]["input.json"] for name in jobs]
         given = [StageInput.model_validate_json(each).params.verify for each in inputs]
-        return {each.name: each.attempt for each in wanted.adapters}, {each.attempt for each in given if each}
+        pods = {each.name: each.attempt for each in told_pods(cluster).adapters}
+        return pods, {each.attempt for each in given if each}
 
     cluster = endpoint(fr=GOOD)
     asked(cluster, fr=GOOD, de=INACTIVE)
     cluster.reconcile()
-    told_pods, told_job = attempts()
-    assert told_pods["fr"] == ""
-    assert told_job == {told_pods["de"]} != {""}
+    first, asked_first = attempts()
+    assert first["fr"] == ""
+    assert asked_first == {first["de"]} != {""}
     cluster.settle()
     assert told(cluster) == {"fr": True}
     cluster.spec = cluster.spec | {"rerun": "again"}
     cluster.reconcile()
     again, asks = attempts()
-    assert again["de"] != told_pods["de"]
+    assert again["de"] != first["de"]
     assert asks == {again["de"]}
 
 

@@ -31,6 +31,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, CheckOutcome
 from finetune_api.stages import Params, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
+from finetune_api.verification import WithdrawnPolicy
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.withdrawal import withdraw
@@ -58,6 +59,7 @@ from tests.support.vllm_server import Lora, VllmContract, running
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 NAMES = ("de", "fr")
+WITHDRAWAL = Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z")
 
 
 class Endpoint:
@@ -241,15 +243,23 @@ def test_each_adapter_proves_itself_under_its_own_name(endpoint: Endpoint) -> No
         endpoint.run(Stage.VERIFY, server.url)
 
 
-def test_promoted_adapters_bring_their_base_along(
-    endpoint: Endpoint, s3: SeaweedFS, source: str, place: str, tmp_path: Path
-) -> None:
+def promoted(
+    endpoint: Endpoint, s3: SeaweedFS, source: str, place: str, work: Path
+) -> tuple[Store, list[Sequence[str]]]:
+    """The adapters copied to a place of this test's own, from where the endpoint takes them now; and the copies."""
     origin, target = (Store.connect(s3.storage, each) for each in (source, place))
-    copied = [promote(origin, target, each.digest, tmp_path / each.name / "copies") for each in endpoint.refs]
-    assert [len(each) for each in copied] == [4, 3], "the base is copied once, each evaluation with its artifact"
+    copied: list[Sequence[str]] = [promote(origin, target, e.digest, work / e.name / "copies") for e in endpoint.refs]
     endpoint.refs = [
         each.model_copy(update={"uri": target.uri(output_folder(Stage.PUBLISH, each.digest))}) for each in endpoint.refs
     ]
+    return target, copied
+
+
+def test_promoted_adapters_bring_their_base_along(
+    endpoint: Endpoint, s3: SeaweedFS, source: str, place: str, tmp_path: Path
+) -> None:
+    target, copied = promoted(endpoint, s3, source, place, tmp_path)
+    assert [len(each) for each in copied] == [4, 3], "the base is copied once, each evaluation with its artifact"
     fetched = endpoint.run(Stage.FETCH)
     assert (endpoint.models / fetched.output_digest / "model" / "config.json").exists()
     bill = json.loads((endpoint.models / endpoint.refs[0].digest / "artifact" / BOM).read_text())
@@ -258,9 +268,7 @@ def test_promoted_adapters_bring_their_base_along(
     with pytest.raises(StageError, match="Adapter 'de': ") as error:
         endpoint.run(Stage.FETCH, signed_by=[public_pem(new_key())])
     assert error.value.reason is Reason.SIGNATURE_MISSING
-    withdraw(
-        target, endpoint.refs[1].digest, Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z")
-    )
+    withdraw(target, endpoint.refs[1].digest, WITHDRAWAL)
     assert_says(endpoint.run(Stage.FETCH).scalars["withdrawn"], "by legal", "(adapter 'fr')")
     with pytest.raises(StageError, match="Adapter 'fr': ") as error:
         endpoint.run(Stage.VERIFY, "http://127.0.0.1:9")
@@ -328,13 +336,21 @@ class Pod:
             lambda: now[0],
         )
 
-    def want(self, *names: str, required: str = "") -> None:
+    def want(
+        self,
+        *names: str,
+        required: str = "",
+        withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE,
+        required_gates: Sequence[str] = (),
+    ) -> None:
         self.wanted = WantedAdapters(
+            withdrawn=withdrawn,
+            required_gates=list(required_gates),
             adapters=[
                 WantedAdapter(name=each.name, uri=each.uri, digest=each.digest, required=each.name == required)
                 for each in self.endpoint.refs
                 if each.name in names
-            ]
+            ],
         )
 
     def settle(self) -> dict[str, AdapterState]:
@@ -388,6 +404,44 @@ def test_one_that_would_fill_the_volume_of_a_pod_is_not_downloaded(endpoint: End
     with pytest.raises(StageError, match="Adapter 'de': ") as error:
         endpoint.run(Stage.FETCH, room=1)
     assert error.value.reason is Reason.SCRATCH_FULL
+
+
+def test_one_that_the_policy_refuses_does_not_come_to_a_server_that_runs(
+    endpoint: Endpoint, s3: SeaweedFS, source: str, place: str, tmp_path: Path
+) -> None:
+    """It was withdrawn, or lacks the verdict that is asked for. What was proved before stays, also after a restart."""
+    target, _ = promoted(endpoint, s3, source, place, tmp_path)
+    endpoint.run(Stage.FETCH)
+    good = endpoint.contract()
+    roots = {each.name: str(endpoint.models / each.digest / "model") for each in endpoint.refs}
+    files = {roots[name]: replace(good.loras[f"demo:{name}"], root=roots[name]) for name in NAMES}
+    now = [0.0]
+    with running(replace(good, loras={}, files=files, seen=[])) as server:
+        pod = Pod(endpoint, server, now)
+        pod.want("de", required="de")
+        pod.loader.begin(pod.wanted, SelfCheckLimits())
+
+        def refused(withdrawn: WithdrawnPolicy, *gates: str) -> Reason:
+            pod.want("de", required="de")
+            pod.settle()
+            pod.want("de", "fr", required="de", withdrawn=withdrawn, required_gates=gates)
+            assert pod.settle() == {"de": AdapterState.LOADED, "fr": AdapterState.FAILED}
+            assert server.loras.keys() == {"demo:de"}
+            return pod.loader.reports().adapters[1].reason
+
+        assert refused(WithdrawnPolicy.REFUSE, "accuracy") is Reason.GATES_NOT_PASSED
+        for each in endpoint.refs:
+            withdraw(target, each.digest, WITHDRAWAL)
+        assert refused(WithdrawnPolicy.REFUSE) is Reason.ARTIFACT_WITHDRAWN
+        assert refused(WithdrawnPolicy.WARN, "accuracy") is Reason.GATES_NOT_PASSED
+        assert not [each for each in server.seen if "demo:fr" in each.values()], "its name has never answered"
+
+        restarted = Pod(endpoint, server, now)
+        restarted.want("de", required="de", required_gates=["accuracy"])
+        restarted.loader.begin(restarted.wanted, SelfCheckLimits())
+        assert restarted.states() == {"de": AdapterState.LOADED}
+        restarted.want("de", "fr", required="de", withdrawn=WithdrawnPolicy.WARN)
+        assert restarted.settle() == {"de": AdapterState.LOADED, "fr": AdapterState.LOADED}
 
 
 def test_adapters_come_and_go_on_a_server_that_runs(endpoint: Endpoint, tmp_path: Path) -> None:
