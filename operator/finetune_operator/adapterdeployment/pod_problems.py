@@ -122,7 +122,8 @@ def container_problem(pod: str, container: Object, ended: Object) -> ServerProbl
         message = f"Container {name!r} of pod {pod} used more memory than its limit."
         return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
-    message = f"Container {name!r} of pod {pod} exited with code {code} after {restarts} restarts."
+    often = "1 restart" if restarts == 1 else f"{restarts} restarts"
+    message = f"Container {name!r} of pod {pod} exited with code {code} after {often}."
     if name == SERVER and code == ExitCode.OK:
         message += (
             f" A server never ends by itself: `kubectl logs {pod} -c {SERVER} --previous` shows whether its engine has "
