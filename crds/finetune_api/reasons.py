@@ -181,7 +181,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.API_CALLS_FAIL: "The API server has failed or refused the operator's calls for a minute or more: a permission is missing, or an admission webhook does not answer; the message quotes the server.",
     Reason.SPEC_INVALID: "The spec combines settings that exclude each other, or has a value that only a stage can recognise as invalid.",
     Reason.STATUS_UNREADABLE: "The status holds something that this version of the operator cannot read, so a newer one has written it; the operator changes nothing but conditions.",
-    Reason.SETTINGS_DISCOURAGED: "Settings are valid but known to perform badly, those of a training or of an endpoint's runtime; the message of the condition Discouraged says what works better.",
+    Reason.SETTINGS_DISCOURAGED: "The settings of a training or an endpoint are valid, but known to give worse results; the message of the condition Discouraged says what works better.",
     Reason.DATASET_INVALID: "The data cannot be used as is: too many invalid rows, only one label, or a test set too close to the training set; the message says where.",
     Reason.DATASET_TOO_SMALL: "Too few examples remain for training, validation and test.",
     Reason.DATASET_NOT_FOUND: "A source does not exist, is empty, or was overwritten during the run. If a hub does not answer, the stage is retried.",

@@ -117,7 +117,7 @@ the case: the place, the value, and where the log is. It ends with the text unde
 
 | what happens next | |
 | --- | --- |
-| {Then.WAITS} | `Stalled` is True until the cause is gone (of a route `RouteAccepted` is False; of pods that serve, `Ready` or `Reconciling` has the reason), then the operator continues; nothing is lost. A run whose pod is `Unschedulable` has {UNSCHEDULABLE_MINUTES} minutes before that, because a node may be on its way |
+| {Then.WAITS} | `Stalled` is True until the cause is gone (for a route, `RouteAccepted` is False; for pods that serve, `Ready` or `Reconciling` has the reason), then the operator continues; nothing is lost. A run whose pod is `Unschedulable` has {UNSCHEDULABLE_MINUTES} minutes before that, because a node may be on its way |
 | {Then.WAITS_FOR_PEOPLE} | nothing is wrong and `Stalled` stays False; the run continues once they have decided, however long that takes |
 | {Then.WAITS_A_WHILE} | a revision's pods may have a node for the runtime's `startupTimeoutSeconds` plus 15 minutes and 20 seconds for each GiB that they download, or 5 minutes to pull an image, and a verification that could not be done is started again up to four times within some ten minutes; then they give it back, and are tried again an hour later |
 | {Then.TRIES} | the stage's Job makes up to `retries` more attempts (set in the profile), a revision's container three; then the run or the revision fails |
