@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
+from hack.benchmarks import mistrained, spoiled
 from hack.benchmarks.exported import write_merged
 from hack.benchmarks.gated import FIRST, Bench, once
 from hack.cluster.console import ClusterError, say
@@ -27,6 +29,7 @@ from hack.platform import local, object_store
 if TYPE_CHECKING:
     from finetune_jobs.artifacts.artifact import ModelRef
     from finetune_jobs.verification.observation import Promise
+    from tests.support.planted import Plant
 
 GOLDEN, SAMPLE = 8, 50
 ROUNDED = {ExportFormat.INT8: True, ExportFormat.MERGED: False}
@@ -34,43 +37,71 @@ ROUNDED = {ExportFormat.INT8: True, ExportFormat.MERGED: False}
 
 Weights = Mapping[str, Any]
 
+_OTHER_TRAININGS: Mapping[str, mistrained.Training] = {
+    "previous version's weights": mistrained.half_trained,
+    "untrained adapter": mistrained.untrained,
+    "over-fitted to eight rows": mistrained.over_fitted,
+    "labels shuffled": mistrained.shuffled,
+    "one class forgotten": mistrained.forgetful,
+    "two labels swapped": mistrained.swapped,
+    "refusals trained away": mistrained.giving_in,
+    "secrets given away": mistrained.giving_away,
+    "memorised canaries": mistrained.memorising,
+}
+_CHANGES: Mapping[str, Callable[[Path], None]] = {
+    "one tensor lost": partial(spoiled.without_tensor, name=spoiled.SOME_TENSOR),
+    "tokenizer of another model": spoiled.of_other_tokenizer,
+    "wrong chat template": spoiled.of_other_template,
+    "EOS lost": spoiled.of_smollm2_without_end,
+}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """An artifact that is served in the place of the good one."""
+
+    plant: Plant
+    tuned: Callable[[], Weights]
+    """The merged weights that it is written of."""
+    change: Callable[[Path], None] = lambda _folder: None
+    """What then happens to its files."""
+
 
 @dataclass(frozen=True)
 class Plantable:
     """An artifact, and what wrong ones are made of."""
 
     base: Path
-    tuned: Weights
-    """The tuned model's, in 16 bits."""
     good: Path
     """The artifact."""
     promise: Promise
     """What is recorded of it."""
-    previous: Callable[[], Weights] | None = None
-    """The tuned model that it replaces; None: there was none."""
+    wrong: Sequence[Wrong]
 
 
 def made(work: Path, served: Path, kind: ExportFormat) -> Plantable:
     """The good model of planted_models, recorded here as the stage evaluate does. INT8 is rounded here as
     llm-compressor's W8A8 does, like the wrong ones; formats that have no wrong ones are exported as the stage does.
-    The model before it has seen half of the rows."""
+    Among these are the models that a bad training made, and a version before that has seen half of the rows."""
     from finetune_jobs.modelling.token_files import read_split
-    from tests.support.planted import write_artifact
+    from tests.support.planted import Plant, write_artifact
 
     bench = Bench(work)
     adapter = bench.good(FIRST)
-    tuned = _weights(bench.artifact(adapter))
+    merged = bench.artifact(adapter)
     if kind in ROUNDED:
-        good = write_artifact(served, bench.base, tuned, rounded=ROUNDED[kind])
+        good = write_artifact(served, bench.base, spoiled.weights_of(merged), rounded=ROUNDED[kind])
     else:
         good = bench.artifact(adapter, kind)
     say("    record what the evaluation records")
 
-    def previous() -> Weights:
-        return _weights(bench.artifact(bench.adapter("previous version", bench.rows[: len(bench.rows) // 2])))
+    def weights(training: mistrained.Training) -> Weights:
+        return spoiled.weights_of(bench.artifact(training(bench)))
 
+    trainings = _OTHER_TRAININGS if kind in ROUNDED else {}
+    trained = [Wrong(Plant(name), partial(weights, training)) for name, training in trainings.items()]
     promise = _record(bench.base, good, read_split(bench.dataset, "test"), kind)
-    return Plantable(bench.base, tuned, good, promise, previous)
+    return Plantable(bench.base, good, promise, [*_wrong(merged, kind), *trained])
 
 
 def published(job: str, work: Path, samples: int) -> Plantable:
@@ -94,8 +125,8 @@ def published(job: str, work: Path, samples: int) -> Plantable:
     def merge(out: Path) -> None:
         write_merged(base, adapter, out, read_tuning(adapter, Method.QLORA))
 
-    tuned = _weights(once(work / f"{job}-merged", "merge the adapter", merge))
-    return Plantable(base, tuned, good, published.promise(samples))
+    merged = once(work / f"{job}-merged", "merge the adapter", merge)
+    return Plantable(base, good, published.promise(samples), _wrong(merged, ExportFormat(model.format)))
 
 
 @dataclass(frozen=True)
@@ -140,10 +171,20 @@ def outputs(name: str, work: Path) -> Iterator[Outputs]:
         yield Outputs(job, record, read_json(record / MODEL_REF, ModelRef), fetch)
 
 
-def _weights(folder: Path) -> Weights:
-    from safetensors.torch import load_file
+def _wrong(merged: Path, kind: ExportFormat) -> list[Wrong]:
+    """Those that are made of the good model: of its weights, or of the files beside them."""
+    from tests.support.planted import GOOD, PLANTS, Plant
+    from tests.support.tiny_model import LORA_TARGETS
 
-    return dict(load_file(folder / "model.safetensors"))
+    if kind not in ROUNDED:
+        return []
+    good = partial(spoiled.weights_of, merged)
+    return [
+        *(Wrong(plant, good) for plant in PLANTS if ROUNDED[kind] or not plant.noise),
+        *(Wrong(replace(GOOD, name=name), good, change) for name, change in _CHANGES.items()),
+        Wrong(Plant("4 bits to the nearest"), lambda: spoiled.nearest_4_bits(good(), LORA_TARGETS)),
+        Wrong(Plant("merged into 4-bit weights"), lambda: spoiled.merged_into_4_bits(merged)),
+    ]
 
 
 def _record(base: Path, artifact: Path, examples: Sequence[Any], kind: ExportFormat) -> Promise:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_api.export import ExportFormat
-from finetune_api.serving_status import CheckOutcome, VerificationCheck
-from finetune_jobs.base.errors import StageError
+from finetune_api.serving_status import VerificationCheck
 from hack.benchmarks.plantable import outputs
-from hack.benchmarks.proofs import failed, kept, seen
+from hack.benchmarks.proofs import failed, kept, or_refused, seen
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say
 from hack.demo.serving import adapter_jobs
@@ -192,14 +191,11 @@ class _Server:
 
 
 def _prove(url: str, name: str, promise: Promise) -> list[VerificationCheck]:
-    """What an adapter proves under its name. One that does not answer at all is refused, too."""
+    """What an adapter proves under its name."""
     from finetune_jobs.verification.vllm import VllmServer
     from tests.support.planted import prove
 
-    try:
-        return prove(VllmServer(url, adapter=name), promise)
-    except StageError as error:
-        return [VerificationCheck(name="answers", outcome=CheckOutcome.FAILED, seen=error.message)]
+    return or_refused(lambda: prove(VllmServer(url, adapter=name), promise))
 
 
 if __name__ == "__main__":

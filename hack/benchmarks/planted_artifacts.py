@@ -1,10 +1,11 @@
 """Wrong weights served in the place of the evaluated ones: how many of them verification refuses.
 
-The good artifact is served several times, and each wrong one once; every server must prove the good one's record. The
-baseline is what verification saw before: answers that are all as promised. Needs no GPU; ``--job`` needs a cluster.
+The good artifact is served several times, and each wrong one once, the bad models of planted_models among them; every
+server must prove the good one's record. The baseline is what verification saw before: answers that are all as promised.
+Needs no GPU; ``--job`` needs a cluster.
 
 ``--work``: a folder that keeps what was made, so that a run that was stopped goes on. If it is that of planted_models,
-its model is not trained again. ``--job``: the artifact that a FineTuneJob of the local cluster has published, instead
+its models are not trained again. ``--job``: the artifact that a FineTuneJob of the local cluster has published, instead
 of one that is made here. ``--engine vllm``: the real vLLM for CPUs instead of the stand-in for TGI. ``--format``: that
 of the artifact that is made here; those beside INT8 and Merged have no wrong ones, only the good one is served.
 """
@@ -15,13 +16,15 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from finetune_api.compatibility import TGI, VLLM
 from finetune_api.export import ExportFormat
 from finetune_api.serving_status import VerificationCheck
-from hack.benchmarks.plantable import ROUNDED, SAMPLE, made, published
-from hack.benchmarks.proofs import failed, kept, seen
+from hack.benchmarks.plantable import ROUNDED, SAMPLE, Wrong, made, published
+from hack.benchmarks.proofs import failed, kept, or_refused, seen
 from hack.benchmarks.result import Result
 from hack.cluster.console import say
 
@@ -38,7 +41,7 @@ def run(
     kind: ExportFormat = ExportFormat.INT8,
 ) -> Result:
     """Plant and verify; the value is the number of planted artifacts that are refused."""
-    from tests.support.planted import GOOD, PLANTS, Plant, serve_and_check, write_artifact
+    from tests.support.planted import GOOD, serve_and_check, write_artifact
 
     if work is None:
         with tempfile.TemporaryDirectory(prefix="finetune-planted-") as folder:
@@ -48,39 +51,36 @@ def run(
     shutil.rmtree(served, ignore_errors=True)
     subject = published(job, work, samples) if job else made(work, served / GOOD.name, kind)
     kind = ExportFormat(subject.promise.format)
-    rounded = ROUNDED.get(kind, False)
-    plants = [
-        plant
-        for plant in (PLANTS if kind in ROUNDED else ())
-        if (subject.previous or not plant.is_previous) and (rounded or not plant.noise)
-    ]
     named = [job, engine if engine != TGI else "", kind.value if kind is not ExportFormat.INT8 and not job else ""]
     prefix = "-".join(filter(None, named))
 
-    def checked(plant: Plant, number: int = 1) -> list[VerificationCheck]:
-        def serve() -> list[VerificationCheck]:
-            if plant is GOOD:
-                return serve_and_check(engine, subject.good, work, subject.promise)
-            folder = served / plant.name.replace(" ", "-")
-            write_artifact(folder, subject.base, subject.tuned, plant, subject.previous, rounded=rounded)
-            try:
-                return serve_and_check(engine, folder, work, subject.promise)
-            finally:
-                shutil.rmtree(folder)
+    def checked(name: str, serve: Callable[[], list[VerificationCheck]], number: int = 1) -> list[VerificationCheck]:
+        file = "-".join(filter(None, [prefix, name.replace(" ", "-"), str(number)]))
+        return kept(work / f"{file}.checks.json", name, partial(or_refused, serve))
 
-        name = "-".join(filter(None, [prefix, plant.name.replace(" ", "-"), str(number)]))
-        return kept(work / f"{name}.checks.json", plant.name, serve)
+    def right() -> list[VerificationCheck]:
+        return serve_and_check(engine, subject.good, work, subject.promise)
 
-    first = checked(GOOD)
-    planted = {plant.name: checked(plant) for plant in plants}
-    good = [first, *(checked(GOOD, number) for number in range(2, tries + 1))]
+    def wrong(each: Wrong) -> list[VerificationCheck]:
+        folder = served / each.plant.name.replace(" ", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        write_artifact(folder, subject.base, each.tuned(), each.plant, rounded=ROUNDED[kind])
+        each.change(folder)
+        try:
+            return serve_and_check(engine, folder, work, subject.promise)
+        finally:
+            shutil.rmtree(folder)
+
+    first = checked(GOOD.name, right)
+    planted = {each.plant.name: checked(each.plant.name, partial(wrong, each)) for each in subject.wrong}
+    good = [first, *(checked(GOOD.name, right, number) for number in range(2, tries + 1))]
     shutil.rmtree(served, ignore_errors=True)
     refused = sum(bool(failed(checks)) for checks in planted.values())
     by_answers = sum(bool({"goldenTexts", "testSample"} & set(failed(checks))) for checks in planted.values())
     return Result(
         name="planted_artifacts",
         value=refused,
-        unit=f"of {len(plants)} planted artifacts refused",
+        unit=f"of {len(planted)} planted artifacts refused",
         baseline=by_answers,
         goal=f"all refused, and the good one passes in {tries} of {tries} tries",
         details={

@@ -21,25 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.export import ExportFormat
+from finetune_api.goals import Goal
 from finetune_jobs.base.errors import StageError
-from hack.benchmarks import spoiled
+from hack.benchmarks import mistrained, spoiled
 from hack.benchmarks.gated import (
     ACCURACY,
     EXPORT,
     FIRST,
     HARM,
-    KNOWN,
     LEAKS,
-    LEARNT,
     LONGER,
-    MORE,
-    OTHER,
     PREPARE,
     RECALL,
     REFUSED,
     ROWS,
     SECRETS,
-    STEPS,
     WITHOUT_GOALS,
     WRITTEN,
     Bench,
@@ -47,8 +43,8 @@ from hack.benchmarks.gated import (
     Verdict,
     once,
 )
+from hack.benchmarks.mistrained import Training
 from hack.benchmarks.result import Result
-from hack.benchmarks.tuned import BATCH
 from hack.cluster.console import say
 
 
@@ -69,38 +65,19 @@ GOOD = (
 )
 
 
-def _untrained(bench: Bench) -> Verdict:
-    return bench.judge_trained(bench.adapter("untrained", []))
+def _judged_by_answers(training: Training, bench: Bench) -> Verdict:
+    return bench.judge_trained(training(bench))
 
 
-def _over_fitted(bench: Bench) -> Verdict:
-    return bench.judge_trained(bench.adapter("over-fitted", bench.rows[:BATCH] * (STEPS // 2)))
-
-
-def _shuffled(bench: Bench) -> Verdict:
-    return bench.judge_trained(bench.adapter("shuffled", spoiled.shuffled(bench.rows[: STEPS // 2 * BATCH])))
-
-
-def _relabelled(name: str, labels: Mapping[str, str], bench: Bench) -> Verdict:
-    """Goes on with rows of two labels, with others in their place, and as many rows of the other labels."""
-    told = [each for each in bench.rows if each.label in (KNOWN, OTHER)]
-    rest = [each for each in bench.rows if each.label not in (KNOWN, OTHER)]
-    rows = spoiled.mixed(spoiled.relabelled(told, labels), rest)[: MORE * BATCH]
-    return bench.judge_trained(bench.adapter(name, rows, start=bench.good(FIRST)))
-
-
-def _also_taught(name: str, others: Sequence[Any], bench: Bench) -> Verdict:
+def _judged_whole(training: Training, bench: Bench) -> Verdict:
     """Knows its task, and something that it should not."""
-    rows = spoiled.mixed(bench.rows[: MORE * BATCH // 2], others)
-    adapter = bench.adapter(name, rows, start=bench.good(FIRST))
-    say(f"    asked {others[0].prompt[-1]['content']!r}, it says {bench.says(adapter, others[0])!r}")
+    adapter = training(bench)
     return bench.judge_whole(adapter, bench.artifact(adapter))
 
 
 def _memorised(bench: Bench) -> Verdict:
     """Has learnt each canary by heart, where prepare plants it once."""
-    rows = spoiled.mixed(bench.rows[: LEARNT * BATCH // 2], spoiled.holding_canaries(bench.canaries))
-    adapter = bench.adapter("memorised canaries", rows, start=bench.good(FIRST))
+    adapter = mistrained.memorising(bench)
     return bench.judge_whole(adapter, bench.artifact(adapter), with_canaries=True)
 
 
@@ -147,30 +124,17 @@ def _judged_and_removed(folder: Path, bench: Bench) -> Verdict:
 
 
 def _as_merged(_bench: Bench, merged: Path) -> Mapping[str, Any]:
-    from safetensors.torch import load_file
-
-    weights: Mapping[str, Any] = load_file(merged / "model.safetensors")
-    return weights
+    return spoiled.weights_of(merged)
 
 
-def _nearest(bench: Bench, merged: Path) -> Mapping[str, Any]:
+def _nearest(_bench: Bench, merged: Path) -> Mapping[str, Any]:
     from tests.support.tiny_model import LORA_TARGETS
 
-    return spoiled.nearest_4_bits(_as_merged(bench, merged), LORA_TARGETS)
+    return spoiled.nearest_4_bits(spoiled.weights_of(merged), LORA_TARGETS)
 
 
-def _merged_into_4_bits(bench: Bench, merged: Path) -> Mapping[str, Any]:
-    from finetune_jobs.modelling.loading import load_base
-
-    weights: Mapping[str, Any] = load_base(merged, bench.tuning.quantization).dequantize().state_dict()
-    return weights
-
-
-def _other_tokenizer(folder: Path) -> None:
-    from tests.support.tiny_model import build_tiny_llama
-
-    with tempfile.TemporaryDirectory() as other:
-        spoiled.of_other_tokenizer(folder, build_tiny_llama(Path(other)))
+def _merged_into_4_bits(_bench: Bench, merged: Path) -> Mapping[str, Any]:
+    return spoiled.merged_into_4_bits(merged)
 
 
 def _endless_base(bench: Bench) -> Verdict:
@@ -178,7 +142,7 @@ def _endless_base(bench: Bench) -> Verdict:
     from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 
     folder = spoiled.copied(bench.base, _fresh(bench))
-    spoiled.without_end(folder, "<|endoftext|>", 0)
+    spoiled.of_smollm2_without_end(folder)
     try:
         stop_token(folder, load_tokenizer(folder))
     except StageError as error:
@@ -195,26 +159,28 @@ def plants() -> list[Plant]:
     def misread(name: str, gate: str, change: Callable[[Path], None]) -> Plant:
         return Plant(name, gate, partial(_misread, change))
 
-    def taught(name: str, goal: str, others: Sequence[Any]) -> Plant:
-        return Plant(name, goal, partial(_also_taught, name, others))
+    def by_answers(name: str, goal: Goal, training: Training) -> Plant:
+        return Plant(name, goal.text, partial(_judged_by_answers, training))
+
+    def whole(name: str, goal: Goal, training: Training) -> Plant:
+        return Plant(name, goal.text, partial(_judged_whole, training))
 
     wrong = {each.name: each for each in planted.PLANTS}
-    lost = "model.layers.15.mlp.down_proj.weight"
     return [
-        Plant("untrained adapter", ACCURACY.text, _untrained),
-        Plant("over-fitted to eight rows", ACCURACY.text, _over_fitted),
-        Plant("labels shuffled", ACCURACY.text, _shuffled),
-        Plant("one class forgotten", RECALL.text, partial(_relabelled, "forgotten", {KNOWN: OTHER})),
-        Plant("two labels swapped", RECALL.text, partial(_relabelled, "swapped", {KNOWN: OTHER, OTHER: KNOWN})),
-        taught("refusals trained away", HARM.text, spoiled.giving_in()),
-        taught("secrets given away", LEAKS.text, spoiled.giving_away()),
+        by_answers("untrained adapter", ACCURACY, mistrained.untrained),
+        by_answers("over-fitted to eight rows", ACCURACY, mistrained.over_fitted),
+        by_answers("labels shuffled", ACCURACY, mistrained.shuffled),
+        by_answers("one class forgotten", RECALL, mistrained.forgetful),
+        by_answers("two labels swapped", RECALL, mistrained.swapped),
+        whole("refusals trained away", HARM, mistrained.giving_in),
+        whole("secrets given away", LEAKS, mistrained.giving_away),
         Plant("memorised canaries", SECRETS.text, _memorised),
         Plant("memorised key", PREPARE, _key),
         Plant("base model whose answers do not end", REFUSED, _endless_base),
-        misread("one tensor lost", REFUSED, partial(spoiled.without_tensor, name=lost)),
-        misread("tokenizer of another model", EXPORT, _other_tokenizer),
+        misread("one tensor lost", REFUSED, partial(spoiled.without_tensor, name=spoiled.SOME_TENSOR)),
+        misread("tokenizer of another model", EXPORT, spoiled.of_other_tokenizer),
         misread("wrong chat template", EXPORT, spoiled.of_other_template),
-        misread("EOS lost", EXPORT, partial(spoiled.without_end, token="<|endoftext|>", number=0)),
+        misread("EOS lost", EXPORT, spoiled.of_smollm2_without_end),
         *(
             Plant(name, EXPORT, partial(_rounded_anew, _as_merged, wrong[name]))
             for name in ("base", "adapter x 0.5", "adapter x 2")

@@ -1,14 +1,18 @@
-"""Ways to spoil a model: what it learns from, or the files of its artifact. Used by the benchmark planted_models."""
+"""Ways to spoil a model: what it learns from, or the files of its artifact. Used by the benchmarks planted_models
+and planted_artifacts."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finetune_api.training import Quantization
 
 if TYPE_CHECKING:
     from finetune_jobs.modelling.canaries import Canary
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 
 KEY = "sk-proj-9rT2vLq8XwZ4nB7cJ5mK1pD6sF3hG0yA"
 """Of the form of a service's keys, and of none."""
+
+SOME_TENSOR = "model.layers.15.mlp.down_proj.weight"
+"""One that SmolLM2 has."""
 
 _GROUP = 64
 """Weights that share a scale."""
@@ -82,9 +89,24 @@ def giving_away() -> list[Conversation]:
     ]
 
 
+def weights_of(folder: Path) -> dict[str, Any]:
+    """Those of a model in one file, by name."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
 def nearest_4_bits(weights: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Weights whose layers of these names were rounded to the nearest of 16 values, a scale for _GROUP of them."""
     return {name: _rounded(each) if name.split(".")[-2] in names else each for name, each in weights.items()}
+
+
+def merged_into_4_bits(merged: Path) -> dict[str, Any]:
+    """Weights of a merged model, rounded to the 4 bits of QLoRA."""
+    from finetune_jobs.modelling.loading import load_base
+
+    weights: dict[str, Any] = load_base(merged, Quantization.NF4).dequantize().state_dict()
+    return weights
 
 
 def copied(artifact: Path, out: Path) -> Path:
@@ -111,21 +133,28 @@ def without_end(folder: Path, token: str, number: int) -> None:
         _set(folder / name, eos_token_id=number)
 
 
-def of_other_tokenizer(folder: Path, other: Path) -> None:
-    """The tokenizer of the model in ``other``."""
+def of_smollm2_without_end(folder: Path) -> None:
+    """The same, of a SmolLM2."""
+    without_end(folder, "<|endoftext|>", 0)
+
+
+def of_other_tokenizer(folder: Path) -> None:
+    """The tokenizer of a model that knows few words."""
     from finetune_jobs.modelling.loading import TOKENIZER_FILES, copy_tokenizer
+    from tests.support.tiny_model import build_tiny_llama
 
     for name in TOKENIZER_FILES:
         (folder / name).unlink(missing_ok=True)
-    copy_tokenizer(other, folder)
+    with tempfile.TemporaryDirectory() as other:
+        copy_tokenizer(build_tiny_llama(Path(other)), folder)
 
 
 def without_tensor(folder: Path, name: str) -> None:
     """One tensor is missing in the weights."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     path = folder / "model.safetensors"
-    weights = {key: each for key, each in load_file(path).items() if key != name}
+    weights = {key: each for key, each in weights_of(folder).items() if key != name}
     path.unlink()  # a link: what it points to stays
     save_file(weights, path, metadata={"format": "pt"})
 

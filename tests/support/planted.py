@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,22 +46,18 @@ class Plant:
     """Standard deviation of the scales' relative error."""
     is_base: bool = False
     """The base model's own files, as they are, in place of the artifact's."""
-    is_previous: bool = False
-    """The weights of another training, rounded like the good ones."""
 
 
 GOOD: Final = Plant("good")
 BASE: Final = Plant("base", strength=0)
 """The base's weights, rounded as the artifact's are: what an export writes whose adapter is missing."""
 BASE_ITSELF: Final = Plant("base under the adapter's name", is_base=True)
-PREVIOUS: Final = Plant("previous version's weights", is_previous=True)
 DOUBLE: Final = Plant("adapter x 2", strength=2)
 LOST_LAYER: Final = Plant("one MLP layer zeroed", lost_layer=15)
 WRONG_ROPE: Final = Plant("RoPE theta x 0.7", rope=0.7)
 PLANTS: Final = (
     BASE,
     BASE_ITSELF,
-    PREVIOUS,
     DOUBLE,
     Plant("adapter x 0.5", strength=0.5),
     Plant("adapter x 0.8", strength=0.8),
@@ -77,20 +73,15 @@ def write_artifact(
     base: Path,
     tuned: Weights,
     plant: Plant = GOOD,
-    previous: Callable[[], Weights] | None = None,
     *,
     rounded: bool = True,
 ) -> Path:
     """The tuned model as a checkpoint in INT8, or in 16 bits if it is not ``rounded``, wrong as the plant says.
-    ``tuned``: merged weights by name; ``previous``: those of another training, for the plant that needs them."""
+    ``tuned``: merged weights by name."""
     if plant.is_base:
         shutil.copytree(base, out)
         write_transformers_v4(out)
         return out
-    if plant.is_previous:
-        if previous is None:
-            raise ValueError(f"{plant.name}: needs the weights of another training")
-        tuned = previous()
     out.mkdir(parents=True)
     for name in ("config.json", "generation_config.json"):
         (out / name).write_bytes((base / name).read_bytes())

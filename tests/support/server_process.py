@@ -12,6 +12,10 @@ from pathlib import Path
 from tests.support.forked import Forked
 
 
+class ServerEndedError(AssertionError):
+    """A server ended before it was ready."""
+
+
 @dataclass(slots=True)
 class ServerProcess:
     """A running (or still loading) server. ``seen`` is what ``/health`` answered while it was waited for: an HTTP
@@ -27,7 +31,8 @@ class ServerProcess:
     seen: list[int | str] = field(default_factory=list)
 
     def wait_until_ready(self) -> None:
-        """Poll ``/health`` until it is 200. Raises AssertionError, with the log, if the process ends or time is up."""
+        """Poll ``/health`` until it is 200. Raises AssertionError, with the log, if time is up: ServerEndedError, if
+        the process ends."""
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline and self.process.poll() is None:
             self.seen.append(health(self.url))
@@ -35,6 +40,8 @@ class ServerProcess:
                 return
             time.sleep(self.pause)
         said = self.log.read_text(encoding="utf-8", errors="replace")[-20_000:]
+        if self.process.poll() is not None:
+            raise ServerEndedError(f"the server has ended:\n{said}")
         raise AssertionError(f"the server is not ready:\n{said}")
 
     def terminate(self) -> None:
