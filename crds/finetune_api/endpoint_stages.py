@@ -168,6 +168,8 @@ class VerifyParams(WireModel):
     pods: list[str] = []
     """URLs of the self-checks of pods that load adapters while they run: wait until each says that it has proved these
     ``adapters``, or that it cannot. Empty: the endpoint is asked."""
+    removed: list[AdapterRef] = []
+    """Of ``pods``: wait until none has any of them any more."""
     attempt: str = ""
     """Of ``pods``: that of the adapters. What a pod says of an earlier one does not count."""
 

@@ -139,6 +139,7 @@ class Reason(OpenEnum):
     ANALYSIS_FAILED = "AnalysisFailed"
     PROMPTS_TOO_LONG = "PromptsTooLong"
     PROMOTED = "Promoted"
+    ADAPTER_REMOVED = "AdapterRemoved"
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
     SELF_CHECK_FAILED = "SelfCheckFailed"
@@ -266,6 +267,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ANALYSIS_FAILED: "Strategy Canary: the new revision failed more of its requests than the one that serves, or was slower, by more than spec.strategy.canary.analysis allows.",
     Reason.PROMPTS_TOO_LONG: "The artifact's prompts and answers have more tokens than the runtime accepts.",
     Reason.PROMOTED: "A revision has taken over the traffic.",
+    Reason.ADAPTER_REMOVED: "No running pod answers to the name of an adapter any more that spec.source.adapters no longer has.",
     Reason.SERVING: "A revision is serving.",
     Reason.SERVER_UNAVAILABLE: "No pod of the serving revision answers.",
     Reason.SELF_CHECK_FAILED: "Pods of the serving revision do not answer like the evaluated artifact, at their start or later, so they get no requests; the message names the pod and the check, with the expected and the actual value.",

@@ -120,6 +120,7 @@ class AdapterState(OpenEnum):
     LOADING = "Loading"
     LOADED = "Loaded"
     FAILED = "Failed"
+    REMOVING = "Removing"
 
 
 class AdapterStatus(WireModel):
@@ -139,8 +140,8 @@ class AdapterStatus(WireModel):
     """What came of its verification: Passed or Failed; absent if it has not come to it."""
     state: AdapterState | None = None
     """Of what serves: Waiting (scaled to zero: pods fetch it, prove it and load it once there are any), Loading
-    (running pods do so), Loaded (the pods that are ready answer to its name) or Failed (no pod answers to its name; the
-    other adapters are not touched)."""
+    (running pods do so), Loaded (the pods that are ready answer to its name), Failed (no pod answers to its name; the
+    other adapters are not touched) or Removing (the spec no longer names it; a pod may still answer to its name)."""
     pods: Annotated[str, Field(max_length=32)] = ""
     """Of a loaded one: pods that answer to its name, e.g. "2/2"."""
     reason: Word = ""

@@ -100,7 +100,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
         *(Reason.SERVING, Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
-        *(Reason.CANARY_STEP, Reason.ANALYSIS_PASSED),
+        *(Reason.CANARY_STEP, Reason.ANALYSIS_PASSED, Reason.ADAPTER_REMOVED),
         *(Reason.DISRUPTION_BUDGET_REFUSED, Reason.ROUTE_ACCEPTED, Reason.MODEL_CACHE_UNUSED),
     ),
 }

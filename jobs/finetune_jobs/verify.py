@@ -37,7 +37,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.connection import wait_until_healthy
-from finetune_jobs.verification.delivery import await_adapters
+from finetune_jobs.verification.delivery import await_adapters, await_removed
 from finetune_jobs.verification.door import Door
 from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe, require_room
@@ -204,7 +204,12 @@ def _verify_adapters(context: Context, params: VerifyParams, limit: Limit) -> St
 
 
 def _await_pods(context: Context, params: VerifyParams, deadline: float) -> StageOutput:
-    """Running pods load the adapters and prove them by themselves: wait for what they say."""
+    """Running pods load the adapters and prove them by themselves, or let go of them: wait for what they say."""
+    if params.removed:
+        gone = await_removed(params.pods, params.removed, deadline, context.progress.report)
+        names = ", ".join(each.name for each in params.removed)
+        said = f"No running pod ({len(params.pods)}) answers to these names any more: {names}."
+        return StageOutput(output_digest=context.input.artifact_digest, message=said, checks=gone)
     checks = await_adapters(params.pods, params.adapters, deadline, context.progress.report, params.attempt)
     return StageOutput(
         output_digest=set_address({each.name: each.digest for each in params.adapters}),

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import AdapterDeploymentStatus, ServingPhase
+from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, ServingPhase, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import (
@@ -174,6 +174,17 @@ class Serving:
             if proved
             else "8 of 8 golden prompts were answered like the base model.",
             scalars={"accuracy": "0.9400", "expectedAccuracy": "0.9500"},
+            checks=self._of_running_pods(given),
         )
         code = meta.ExitCode.OK if proved else meta.ExitCode.FATAL
         return Ending(result, exit_code=code, reason="Completed" if proved else "Error")
+
+    def _of_running_pods(self, given: StageInput) -> list[VerificationCheck]:
+        """What running pods say of adapters that come."""
+        asked = given.params.verify
+        return [
+            VerificationCheck(
+                name=each.name, outcome=CheckOutcome.FAILED if each.digest in self.inactive else CheckOutcome.PASSED
+            )
+            for each in (asked.adapters if asked is not None and asked.pods else [])
+        ]

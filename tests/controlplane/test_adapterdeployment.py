@@ -103,6 +103,13 @@ def test_several_adapters_are_one_revision(serving: Serving) -> None:
     asked = serving.asked[-1]
     assert asked.params.verify is not None
     assert [each.endswith(":9401") for each in asked.params.verify.pods] == [True]
+    serving.change(source=adapters(de=BETTER))
+    wait(lambda: states() == {"de": "Loaded"}, "the pods to let go of one")
+    asked = serving.asked[-1]
+    assert asked.params.verify is not None
+    assert [each.name for each in asked.params.verify.removed] == ["fr"]
+    wait(lambda: ("Normal", "AdapterRemoved") in serving.events(), "the event that says so")
+    assert (serving.traffic(), told()) == (keyed, {"de": True})
 
 
 def test_what_the_namespace_may_not_have(serving: Serving) -> None:

@@ -9,12 +9,12 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AnalysisOutcome, CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Params, Stage, StageInput, StageResult
 from finetune_api.verification import WithdrawnPolicy
-from finetune_operator.adapterdeployment.delivery import is_of_delivery
+from finetune_operator.adapterdeployment.delivery_job import is_of_delivery
 from finetune_operator.adapterdeployment.look import is_of_look
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object
 from tests.support.played_cluster import START, PlayedCluster
-from tests.support.played_pods import FATES, adapter_checks, checks, job_pod, outcome_of, served
+from tests.support.played_pods import FATES, adapter_checks, checks, job_pod, killed_pod, outcome_of, served
 
 
 @dataclass
@@ -38,6 +38,10 @@ class PlayedJobs(PlayedCluster):
     """What the looks at the channel that ended were told."""
     asked_of: list[tuple[list[str], list[str]]] = field(default_factory=list)
     """Which pods the Jobs asked that wait for adapters on running pods, and for which adapters."""
+    lasting: set[str] = field(default_factory=set)
+    """Digests of adapters whose names running pods do not let go of: the Jobs that wait for that fail in the end."""
+    killed_jobs: int = 0
+    """How many of the next Jobs that wait for adapters on running pods end without a word."""
 
     def run_jobs(self) -> None:
         """Every Job that has not ended does, if it can."""
@@ -105,14 +109,22 @@ class PlayedJobs(PlayedCluster):
         """What running pods say of adapters that they are told of, by the fates of these."""
         asked = self._params(name).verify
         assert asked is not None
-        self.asked_of.append((list(asked.pods), [each.name for each in asked.adapters]))
-        if any(each.digest in self.loading for each in asked.adapters):
+        self.asked_of.append((list(asked.pods), [each.name for each in (*asked.adapters, *asked.removed)]))
+        if any(each.digest in self.loading for each in (*asked.adapters, *asked.removed)):
             return
         setback = self.setbacks.pop(0) if self.setbacks else None
         if setback is not None:
             self._set_back(name, job, setback)
             return
+        if self.killed_jobs:
+            self.killed_jobs -= 1
+            ended = {"type": "Failed", "status": "True", "lastTransitionTime": timestamp(self.now)}
+            job["status"] = {"conditions": [ended | {"reason": "BackoffLimitExceeded"}]}
+            self.pods[name] = [killed_pod(job)]
+            return
         fates = {each.name: FATES[each.digest] for each in asked.adapters}
+        stays = Reason.VERIFICATION_FAILED
+        fates |= {each.name: stays if each.digest in self.lasting else None for each in asked.removed}
         made = [VerificationCheck(name=each, outcome=outcome_of(fate)) for each, fate in fates.items()]
         reasons = [fate for fate in fates.values() if fate]
         job["status"] = {"conditions": [{"type": "Failed" if reasons else "Complete", "status": "True"}]}
@@ -120,7 +132,9 @@ class PlayedJobs(PlayedCluster):
             stage=Stage.VERIFY,
             outcome=Outcome.FAILED if reasons else Outcome.SUCCEEDED,
             reason=reasons[0] if reasons else Reason.VERIFIED,
-            message="It answers like the base." if reasons else "All of them have proved it.",
+            message=("Its server still answers." if asked.removed else "It answers like the base.")
+            if reasons
+            else "All of them have proved it.",
             checks=made,
         )
         self.pods[name] = [job_pod(job, result)]

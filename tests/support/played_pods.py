@@ -96,6 +96,15 @@ def job_pod(job: Object, result: StageResult, failure: meta.ExitCode = meta.Exit
     }
 
 
+def killed_pod(job: Object) -> Object:
+    """The pod of a stage's Job that has needed too much memory, and has said nothing."""
+    silent = StageResult(stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.OUT_OF_MEMORY, message="")
+    found = job_pod(job, silent)
+    ended = {"exitCode": 137, "reason": "OOMKilled"}
+    found["status"]["containerStatuses"] = [{"name": "stage", "state": {"terminated": ended}}]
+    return found
+
+
 def served(pod: Object) -> str:
     """Digest of the artifact that a serving pod's spec names."""
     if adapters := adapters_of(pod).values():  # that of the first one with a fate, which is that of all

@@ -46,6 +46,8 @@ class Pod:
         self.names: dict[str, str] = {}
         self.unheard: list[str] = []
         """Names whose next load is done, and its answer comes too late."""
+        self.lasting: set[str] = set()
+        """Names that it does not let go of."""
         self.missing: set[str] = set()
         """Adapters that the store does not have."""
         self.full_for: set[str] = set()
@@ -85,6 +87,8 @@ class Pod:
             raise StageError(Reason.CANDIDATE_FAILED, "no answer (ReadTimeout)", retriable=True)
 
     def unload(self, name: str) -> None:
+        if name in self.lasting:
+            raise StageError(Reason.CANDIDATE_FAILED, "no answer (ReadTimeout)", retriable=True)
         self.names.pop(name, None)
 
     def settle(self, wanted: WantedAdapters) -> dict[str, AdapterState]:
@@ -134,6 +138,28 @@ def test_a_name_whose_load_was_not_answered_goes_with_its_adapter(pod: Pod) -> N
     pod.settle(wanted(de=True, fr=False))
     pod.settle(wanted(de=True))
     assert pod.names.keys() == {"demo:de"}
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["loaded", "its load was not answered"])
+def test_one_that_cannot_be_removed_is_told_of_until_it_is(pod: Pod, answered: bool) -> None:
+    """Whoever asks has to know that its name answers."""
+    pod.unheard = [] if answered else ["demo:fr"]
+    pod.settle(wanted(de=True, fr=False))
+    pod.lasting = {"demo:fr"}
+    assert pod.settle(wanted(de=True)).keys() == {"de", "fr"}
+    assert "demo:fr" in pod.names
+    pod.lasting = set()
+    assert pod.settle(wanted(de=True)).keys() == {"de"}
+    assert ({*pod.told}, {*pod.names}) == ({"de"}, {"demo:de"})
+
+
+def test_one_that_could_not_be_removed_comes_back_as_it_is(pod: Pod) -> None:
+    pod.settle(wanted(de=True, fr=False))
+    pod.lasting = {"demo:fr"}
+    pod.settle(wanted(de=True))
+    assert pod.settle(wanted("second", de=True, fr=False)) == dict.fromkeys(("de", "fr"), AdapterState.LOADED)
+    [fr] = [each for each in pod.loader.reports().adapters if each.name == "fr"]
+    assert fr.attempt == "second", "the Job that asks has to know that the pod has read of it"
 
 
 def test_a_pod_that_could_not_load_what_all_others_have_is_ready_no_longer(pod: Pod) -> None:

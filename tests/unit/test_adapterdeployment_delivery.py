@@ -13,7 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.stages import StageInput
 from finetune_jobs.self_check import parse as parse_self_check
-from finetune_operator.adapterdeployment.delivery import DELIVERY_SECONDS, delivery_seconds, is_of_delivery
+from finetune_operator.adapterdeployment.delivery_job import DELIVERY_SECONDS, delivery_seconds, is_of_delivery
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, Object

@@ -13,7 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterState, CheckOutcome, VerificationCheck
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.self_check import Gate
-from finetune_jobs.verification.delivery import await_adapters
+from finetune_jobs.verification.delivery import await_adapters, await_removed
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ NOTHING = AdapterReports()
 
 
 def says(*states: AdapterState, attempt: str | None = None) -> AdapterReports:
-    """What a pod says of both; None: one of an earlier version."""
+    """What a pod says of both, or of the first. Attempt None: one of an earlier version."""
     return AdapterReports(
         adapters=[
             AdapterReport(
@@ -34,7 +34,7 @@ def says(*states: AdapterState, attempt: str | None = None) -> AdapterReports:
                 message="" if state is LOADED else f"{ref.name} is {state}",
                 attempt=attempt,
             )
-            for ref, state in zip(REFS, states, strict=True)
+            for ref, state in zip(REFS, states, strict=False)
         ]
     )
 
@@ -103,3 +103,53 @@ def test_one_that_never_reads_of_it_is_late(pods: list[Gate], state: AdapterStat
         gate.tell(says(state, state, attempt="first"))
     with pytest.raises(StageError, match="'de' was not loaded in time"):
         ask(pods, 0, "second")
+
+
+def left(pods: list[Gate], seconds: float) -> list[VerificationCheck]:
+    """What comes of waiting until no pod has either."""
+    urls = [f"http://127.0.0.1:{gate.port}" for gate in pods]
+    return await_removed(urls, REFS, time.monotonic() + seconds, lambda _share, _said: None)
+
+
+def test_it_waits_until_no_pod_has_what_was_removed(pods: list[Gate]) -> None:
+    for gate in pods:
+        gate.open()
+    pods[0].tell(NOTHING)
+    pods[1].tell(says(LOADED, attempt=""))
+    threading.Timer(0.1, lambda: pods[1].tell(NOTHING)).start()
+    found = left(pods, 600)
+    assert [(each.name, each.outcome, each.expected, each.seen) for each in found] == [
+        ("de", CheckOutcome.PASSED, "removed by 2 pods", "removed by 2"),
+        ("fr", CheckOutcome.PASSED, "removed by 2 pods", "removed by 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ready", "second", "outcomes", "says_"),
+    [
+        (
+            True,
+            says(LOADED),
+            ("Failed", "Passed"),
+            "'de' was not removed in time: .* still answers",
+        ),
+        (True, says(LOADING), ("Failed", "Passed"), "still answers"),
+        (False, NOTHING, ("Failed", "Failed"), "is not ready, or does not answer"),
+        (True, None, ("Failed", "Failed"), "is not ready, or does not answer"),
+    ],
+    ids=["loaded", "loading", "proves itself still", "says nothing"],
+)
+def test_a_pod_may_have_what_it_does_not_say_that_it_has_not(
+    pods: list[Gate], ready: bool, second: AdapterReports | None, outcomes: tuple[str, str], says_: str
+) -> None:
+    """One that proves itself still may load what it has not told of yet: the kubelet may not have brought the list."""
+    pods[0].open()
+    pods[0].tell(NOTHING)
+    if ready:
+        pods[1].open()
+    if second is not None:
+        pods[1].tell(second)
+    with pytest.raises(StageError, match=says_) as error:
+        left(pods, 0)
+    assert error.value.reason is Reason.VERIFICATION_FAILED
+    assert tuple(str(each.outcome) for each in error.value.checks) == outcomes

@@ -28,7 +28,7 @@ NO_TROUBLE = {
     *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
     *(Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
     *(Reason.CANARY_STEP, Reason.ANALYSIS_PASSED, Reason.DISRUPTION_BUDGET_REFUSED, Reason.ROUTE_ACCEPTED),
-    Reason.MODEL_CACHE_UNUSED,
+    *(Reason.MODEL_CACHE_UNUSED, Reason.ADAPTER_REMOVED),
 }
 """What passes by itself or is well; messages of the condition Discouraged and of an unused cache are the advice."""
 RUN_WAITS = {

@@ -1,4 +1,4 @@
-"""Waiting until running pods have loaded adapters: each is asked what its self-check says of them."""
+"""Waiting until running pods have loaded adapters, or let go of them: each is asked what its self-check says."""
 
 import logging
 import time
@@ -22,8 +22,10 @@ _REQUEST_SECONDS: Final = 5.0
 _LONGEST: Final = 128
 """The API's limit for what a check has seen."""
 
-Told = Mapping[str, Mapping[str, AdapterReport]]
-"""What the self-check of each pod says, by its URL, of each adapter, by its digest and name."""
+Said = Mapping[str, AdapterReport]
+"""What the self-check of a pod says of each adapter, by its digest and name."""
+Told = Mapping[str, Said]
+"""The same of each pod, by its URL."""
 
 
 def await_adapters(
@@ -40,7 +42,7 @@ def await_adapters(
     loaded by the ``deadline`` of the monotonic clock.
     """
     while True:
-        told = {pod: _ask(pod, attempt) for pod in pods}
+        told = {pod: _of_attempt(_ask(pod) or {}, attempt) for pod in pods}
         late = time.monotonic() >= deadline
         checks = [_check(each, told, late) for each in adapters]
         settled = [each for each in checks if each.outcome is not CheckOutcome.SKIPPED]
@@ -55,17 +57,77 @@ def await_adapters(
     return checks
 
 
-def _ask(pod: str, attempt: str) -> Mapping[str, AdapterReport]:
-    """What a pod says of an attempt; nothing if it does not answer now. One of an earlier version says the same of
-    all."""
+def await_removed(
+    pods: Sequence[str],
+    adapters: Sequence[AdapterRef],
+    deadline: float,
+    report: Callable[[float, str], None],
+) -> list[VerificationCheck]:
+    """Until no pod has any of these adapters; a check for each. A pod that says nothing may have all of them.
+
+    Raises StageError (VerificationFailed) with the checks: a pod has one by the ``deadline`` of the monotonic clock.
+    """
+    while True:
+        told = {pod: _ask(pod) if _is_ready(pod) else None for pod in pods}
+        late = time.monotonic() >= deadline
+        holders = {each.name: _holders(each, told) for each in adapters}
+        checks = [_check_removed(name, len(pods), held) for name, held in holders.items()]
+        gone = sum(not held for held in holders.values())
+        report(gone / len(checks), f"{gone} of {len(checks)} adapters are removed")
+        if gone == len(checks):
+            return checks
+        if late:
+            break
+        time.sleep(_POLL_SECONDS)
+    name, held = next((name, held) for name, held in holders.items() if held)
+    said = f"Adapter {name!r} was not removed in time: {_still(held[0], told)}"
+    raise StageError(Reason.VERIFICATION_FAILED, said, checks=checks)
+
+
+def _holders(each: AdapterRef, told: Mapping[str, Said | None]) -> list[str]:
+    """The pods that have an adapter, as far as is known."""
+    return [pod for pod, said in told.items() if said is None or _key(each) in said]
+
+
+def _check_removed(name: str, pods: int, holders: Sequence[str]) -> VerificationCheck:
+    return VerificationCheck(
+        name=name,
+        expected=f"removed by {pods} pods",
+        seen=f"removed by {pods - len(holders)}",
+        outcome=CheckOutcome.FAILED if holders else CheckOutcome.PASSED,
+    )
+
+
+def _still(pod: str, told: Mapping[str, Said | None]) -> str:
+    if told[pod] is None:
+        return f"the self-check at {pod} is not ready, or does not answer."
+    return f"the self-check at {pod} says that its server still answers to the name."
+
+
+def _is_ready(pod: str) -> bool:
+    """Whether a pod has loaded all that it was told of: what it has not loaded yet, it does not speak of."""
+    try:
+        hf_raise_for_status(get_session().get(f"{pod}/ready", timeout=_REQUEST_SECONDS))
+    except CLIENT_ERROR:
+        return False
+    return True
+
+
+def _of_attempt(said: Said, attempt: str) -> Said:
+    """One of an earlier version says the same of all."""
+    return {key: each for key, each in said.items() if each.attempt in (None, attempt)}
+
+
+def _ask(pod: str) -> Said | None:
+    """What a pod says; None if it does not answer now."""
     try:
         response = get_session().get(f"{pod}/adapters", timeout=_REQUEST_SECONDS)
         hf_raise_for_status(response)
         reports = AdapterReports.model_validate_json(response.text).adapters
-        return {_key(each): each for each in reports if each.attempt in (None, attempt)}
+        return {_key(each): each for each in reports}
     except (CLIENT_ERROR, ValidationError) as error:
         log.info("%s says nothing of its adapters (%s)", pod, type(error).__name__)
-        return {}
+        return None
 
 
 def _key(each: AdapterRef | AdapterReport) -> str:

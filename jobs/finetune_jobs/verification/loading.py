@@ -113,11 +113,13 @@ class Loader:
         asked = {(each.name, each.digest) for each in wanted.adapters}
         for name in [name for name, it in self._served.items() if (name, it.wanted.digest) not in asked]:
             self._remove(name)
+        self._forget_passing()
         for name, digest in self._reports.keys() - asked:
+            if self._may_answer(name, digest):
+                continue
             del self._reports[name, digest]
             self.tell(self.reports())
             self._left.setdefault(digest, self.clock())
-        self._forget_passing()
         for each in wanted.adapters:
             report = self._reports.get((each.name, each.digest))
             if each.required and report is not None and report.state is not AdapterState.LOADED:
@@ -131,12 +133,20 @@ class Loader:
         self._delete_files({each.digest for each in wanted.adapters})
 
     def reports(self) -> AdapterReports:
-        """Where each of those that are wanted stands."""
+        """Where each of those stands that are wanted, or that may answer still."""
         return AdapterReports(adapters=list(self._reports.values()))
 
     def watches(self) -> list[tuple[str, QualityWatch]]:
         """What has to stay as it was proved, by what messages call it."""
         return [(self._who(name), served.watch) for name, served in self._served.items()]
+
+    def _may_answer(self, name: str, digest: str) -> bool:
+        """Whether clients may get answers under a name: it could not be removed, or the server has not said whether it
+        has loaded it."""
+        served = self._served.get(name)
+        return adapter_model(self.model, name) in self._passing or (
+            served is not None and served.wanted.digest == digest
+        )
 
     def _is_due(self, each: WantedAdapter, report: AdapterReport) -> bool:
         """Whether an adapter is to be tried again: one that has failed, if the spec asks anew, and one that waits after

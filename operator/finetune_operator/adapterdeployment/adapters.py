@@ -7,7 +7,7 @@ from typing import Final
 from finetune_api.compatibility import ADAPTER
 from finetune_api.job_status import ArtifactTokens
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import AdapterStatus, VerificationCheck
+from finetune_api.serving_status import AdapterState, AdapterStatus, VerificationCheck
 from finetune_api.storage import Storage
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Adapter
@@ -91,10 +91,13 @@ def shown(adapters: Iterable[Adapter]) -> list[AdapterStatus]:
 
 
 def read_back(adapters: Iterable[AdapterStatus]) -> tuple[Adapter, ...]:
-    """The inverse of ``shown``."""
-    return tuple(
-        Adapter(each.name, each.artifact_uri, each.artifact_digest, each.base_digest, each.rank) for each in adapters
-    )
+    """The inverse of ``shown``: those that a revision has, without any that is being removed."""
+    return tuple(adapter_of(each) for each in adapters if each.state is not AdapterState.REMOVING)
+
+
+def adapter_of(row: AdapterStatus) -> Adapter:
+    """The adapter that a row is about."""
+    return Adapter(row.name, row.artifact_uri, row.artifact_digest, row.base_digest, row.rank)
 
 
 def judged(adapters: Iterable[AdapterStatus], checks: Iterable[VerificationCheck]) -> list[AdapterStatus]:

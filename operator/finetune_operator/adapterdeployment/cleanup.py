@@ -7,7 +7,8 @@ from typing import Final
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.serving_status import RevisionState
 from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
-from finetune_operator.adapterdeployment.delivery import delivery_in_use, is_of_delivery
+from finetune_operator.adapterdeployment.delivery import delivery_in_use
+from finetune_operator.adapterdeployment.delivery_job import is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods
 from finetune_operator.adapterdeployment.look import is_of_look
 from finetune_operator.adapterdeployment.rollout import Rollout

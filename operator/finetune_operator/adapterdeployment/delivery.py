@@ -10,6 +10,9 @@ became of it.
 added ──▶ Loading ──────┤          (Waiting first, where no pods are asked for)
    ▲                    └──▶ Failed: taken from all pods; the others are not touched
    └── another digest, or another spec
+
+removed ──▶ Removing: from then on no pod answers to its name, once it has read the list
+                └──▶ no row: all pods have said so
 ```
 """
 
@@ -18,9 +21,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from finetune_api import meta
 from finetune_api.artifact_source import set_address
-from finetune_api.endpoint_stages import VerifyParams, WantedAdapter, WantedAdapters
+from finetune_api.endpoint_stages import WantedAdapter, WantedAdapters
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import (
     AdapterState,
@@ -28,39 +30,33 @@ from finetune_api.serving_status import (
     CheckOutcome,
     RevisionState,
     RevisionStatus,
-    VerificationCheck,
 )
-from finetune_api.stages import Params, Stage, StageInput
-from finetune_operator.adapterdeployment.adapters import read_back, shown
+from finetune_operator.adapterdeployment.adapters import adapter_of, read_back, shown
+from finetune_operator.adapterdeployment.delivery_job import (
+    Answer,
+    Question,
+    ask_pods,
+    found_of,
+    needs_a_person,
+    ready_pods,
+    request_of,
+    says_nothing,
+)
 from finetune_operator.adapterdeployment.health import PASSING
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import asked_hash, choice_of
-from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again, stage_objects
+from finetune_operator.adapterdeployment.side_jobs import is_blocked
 from finetune_operator.adapterdeployment.stored_record import Record
-from finetune_operator.framework.actions import Action, Delete, Event
-from finetune_operator.framework.objects import JOBS, Object
-from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
-from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
-from finetune_operator.outcome.pod import find_condition
-from finetune_operator.resources.deployment import Adapter, Serving, fetch_and_prove_seconds
-from finetune_operator.resources.pod import scratch_bytes
+from finetune_operator.framework.actions import Action, Event
+from finetune_operator.outcome.job import UNFINISHED, Verdict
+from finetune_operator.resources.deployment import Adapter, Serving
 from finetune_operator.resources.self_check import loads_adapters
-from finetune_operator.resources.stage_request import StageRequest, run_ref
-from finetune_operator.settings import PodShape
 
-DELIVERY_SECONDS: Final = 900
-"""For how long the pods may take with what is small: the kubelet brings the set within about two minutes, and an
-adapter is fetched and proved."""
-LABEL_DELIVERY: Final = f"{meta.GROUP}/delivery"
-"""On the Job that waits for the pods, and on its input."""
 _RECORD_SECONDS: Final = 1.0
 """After which to look again, once the status says what came of it."""
 _FAILED: Final = AdapterState.FAILED
 _MESSAGE_LIMIT: Final = 256
 """The API's limit."""
-_SHAPE: Final = PodShape(
-    requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"}, scratch_size="100Mi"
-)
 
 
 class Standing(NamedTuple):
@@ -146,44 +142,27 @@ def deliver(
     if not adapters:
         return Delivery(stable)
     found = standing(observed, record, adapters)
-    pending = [each for each in found if each.outcome is None]
-    pods = _ready(observed, record.revision)
-    verdict: Verdict | None = None
-    actions: tuple[Action, ...] = ()
-    due_after: float | None = None
-    if pending and pods:
-        request = _request(observed, record, pending, pods)
-        job, due_after = observed.child(JOBS, request.name), FIRST_LOOK_SECONDS
-        if job is not None:
-            verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()), now)
-            due_after = look_again(job, verdict, now) if verdict.state in UNFINISHED else None
-        actions = stage_objects(observed, request)
-        if job is not None and verdict is not None and _says_nothing(verdict) and not _passed(verdict):
-            # The pods go on trying. Another Job of the name asks them again.
-            actions, due_after = (Delete(JOBS, request.name, job["metadata"]["uid"]),), _RECORD_SECONDS
+    leaving = _leaving(observed, record, adapters)
+    pods = ready_pods(observed, record.revision)
+    question = _question(found, leaving)
+    answer = Answer()
+    if question is not None and pods:
+        answer = ask_pods(observed, request_of(observed, record, question, pods), now)
     counted = f"{len(pods)}/{observed.resource.spec.replicas}"
-    waits = _waits_for(observed, bool(pods), verdict, now)
-    rows = [_row(each, counted, waits, verdict) for each in found]
-    events = tuple(_news(found, rows, len(pods)))
+    waits = _waits_for(observed, bool(pods), answer.verdict, now)
+    added = answer.verdict if question is not None and question.added else None
+    rows = [_row(each, counted, waits, added) for each in found]
+    removed = answer.verdict if question is not None and question.removed else None
+    left = [_row_of_removed(each, removed, now) for each in leaving]
+    events = (*_news(found, rows, len(pods)), *_news_of_removed(leaving, left))
     update = {
-        "adapters": rows,
+        "adapters": [*rows, *(each for each in left if each is not None)],
         "artifact_digest": set_address({each.name: each.artifact_digest for each in rows if each.state != _FAILED}),
         "spec_hash": asked_hash(observed),
     }
     served = stable.model_copy(update=update)
-    # A refusal of its pod shows in the Job's events alone: nothing shows when it would not be refused any more.
-    refused = verdict is not None and verdict.needs_events and is_blocked(verdict, now)
-    return Delivery(served, actions, events, _RECORD_SECONDS if events else due_after, refused)
-
-
-def delivery_seconds(sizes: Sequence[int]) -> int:
-    """For how long the pods may take with adapters of these sizes in bytes, which they fetch and prove one by one."""
-    return DELIVERY_SECONDS + fetch_and_prove_seconds(sum(sizes), len(sizes))
-
-
-def is_of_delivery(child: Object) -> bool:
-    """Whether a Job or ConfigMap is one that waits for adapters on running pods."""
-    return LABEL_DELIVERY in (child["metadata"].get("labels") or {})
+    refused = answer.verdict is not None and needs_a_person(answer.verdict, now)
+    return Delivery(served, answer.actions, events, _RECORD_SECONDS if events else answer.due_after, refused)
 
 
 def delivery_in_use(observed: ObservedDeployment, record: Record | None, stable: RevisionStatus | None) -> str:
@@ -191,9 +170,30 @@ def delivery_in_use(observed: ObservedDeployment, record: Record | None, stable:
     if record is None or stable is None or stable.revision != record.revision:
         return ""
     loading = {each.name for each in stable.adapters if each.state is AdapterState.LOADING}
-    pending = [each for each in standing(observed, record, read_back(stable.adapters)) if each.adapter.name in loading]
-    pods = _ready(observed, record.revision)
-    return _request(observed, record, pending, pods).name if pending and pods else ""
+    found = [each for each in standing(observed, record, read_back(stable.adapters)) if each.adapter.name in loading]
+    question = _question(found, [each for each in stable.adapters if each.state is AdapterState.REMOVING])
+    pods = ready_pods(observed, record.revision)
+    return request_of(observed, record, question, pods).name if question is not None and pods else ""
+
+
+def _question(found: Sequence[Standing], leaving: Sequence[AdapterStatus]) -> Question | None:
+    """What the pods are to be asked now; None: nothing. What was removed comes after what was added: by then the pods
+    have the list, and a name that stays somewhere keeps nobody waiting for another."""
+    if pending := [each.adapter for each in found if each.outcome is None]:
+        return Question(pending)
+    return Question([], [adapter_of(each) for each in leaving]) if leaving else None
+
+
+def _leaving(observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter]) -> list[AdapterStatus]:
+    """What is no longer asked for, and what pods may still answer to: the kubelet brings them the list only after a
+    while. A name that is asked for again, with whatever artifact, comes to pods that have let go of it first."""
+    stable = observed.resource.status.stable
+    known = stable.adapters if stable is not None and stable.revision == record.revision else []
+    names = {each.name for each in adapters}
+    never_there = (AdapterState.WAITING, AdapterState.FAILED)
+    if not loads_adapters(record.template) or observed.resource.spec.replicas == 0:
+        return []
+    return [each for each in known if each.name not in names and each.state not in never_there]
 
 
 def _taken_by_what_serves(observed: ObservedDeployment, asked: Serving) -> Record | None:
@@ -206,7 +206,8 @@ def _taken_by_what_serves(observed: ObservedDeployment, asked: Serving) -> Recor
         return None
     made = record.serving
     rows = stable.adapters if stable is not None and stable.adapters else shown(made.adapters)
-    served = {each.name: each.artifact_digest for each in rows if each.outcome is not CheckOutcome.FAILED}
+    there = [each for each in rows if each.state not in (_FAILED, AdapterState.REMOVING)]
+    served = {each.name: each.artifact_digest for each in there}
     if any(served.get(each.name, each.digest) != each.digest for each in asked.adapters):
         return None
     found = standing(observed, record, asked.adapters)
@@ -242,16 +243,6 @@ def _counts(each: Standing) -> bool:
     return each.outcome is not CheckOutcome.FAILED
 
 
-def _says_nothing(verdict: Verdict) -> bool:
-    """Whether a Job has failed for a cause outside of the adapters, such as a store that does not answer."""
-    return verdict.state is State.FAILED and verdict.reason in PASSING
-
-
-def _passed(verdict: Verdict) -> bool:
-    """Whether a Job has found any that is loaded: then the others are asked for by a Job of another name."""
-    return verdict.result is not None and any(each.outcome is CheckOutcome.PASSED for each in verdict.result.checks)
-
-
 class _Wait(NamedTuple):
     """What an adapter waits for that is not loaded yet."""
 
@@ -278,8 +269,8 @@ def _row(each: Standing, pods: str, waits: _Wait, verdict: Verdict | None) -> Ad
     """An adapter for the status, after what the Job has found; ``waits``: what one that is not loaded waits for."""
     outcome, message, reason = each.outcome, each.known.message, each.known.reason
     if outcome is None and verdict is not None and verdict.state not in UNFINISHED:
-        outcome, message, reason = _found(each.adapter.name, verdict)
-        if outcome is CheckOutcome.FAILED and _says_nothing(verdict):
+        outcome, message, reason = found_of(each.adapter.name, verdict)
+        if outcome is CheckOutcome.FAILED and says_nothing(verdict):
             outcome, waits = None, _Wait(verdict.reason, f"Not served yet, and tried again. {message}")
     elif reason in PASSING and waits.reason is Reason.VERIFYING:  # it stands until the pods have said anything else
         waits = _Wait(Reason(reason), message)
@@ -293,15 +284,23 @@ def _row(each: Standing, pods: str, waits: _Wait, verdict: Verdict | None) -> Ad
     return each.known.model_copy(update=update | {"outcome": outcome})
 
 
-def _found(name: str, verdict: Verdict) -> tuple[CheckOutcome, str, str]:
-    """What the Job has found of an adapter, the message and the reason. Its exit code decides; its report may be lost
-    with its pod."""
-    if verdict.state is not State.FAILED:
-        return CheckOutcome.PASSED, "", ""
-    checks: dict[str, VerificationCheck] = {each.name: each for each in verdict.result.checks} if verdict.result else {}
-    if name in checks and checks[name].outcome is CheckOutcome.PASSED:
-        return CheckOutcome.PASSED, "", ""
-    return CheckOutcome.FAILED, verdict.message, verdict.reason
+def _row_of_removed(each: AdapterStatus, verdict: Verdict | None, now: datetime) -> AdapterStatus | None:
+    """An adapter that is removed, after what the Job has found; None: no pod answers to its name any more."""
+    said = "Waiting until no running pod answers to its name any more."
+    if verdict is not None and is_blocked(verdict, now):
+        said = f"The pods are told; the Job that asks whether they still answer to its name waits. {verdict.message}"
+    elif verdict is not None and verdict.state not in UNFINISHED:
+        if found_of(each.name, verdict)[0] is CheckOutcome.PASSED:
+            return None
+        said = f"The pods are told, and asked again whether they still answer to its name. {verdict.message}"
+    update = {
+        "state": AdapterState.REMOVING,
+        "outcome": None,
+        "pods": "",
+        "reason": Reason.WAITING,
+        "message": said[:_MESSAGE_LIMIT],
+    }
+    return each.model_copy(update=update)
 
 
 def _news(found: Sequence[Standing], rows: Sequence[AdapterStatus], pods: int) -> Iterator[Event]:
@@ -317,69 +316,8 @@ def _news(found: Sequence[Standing], rows: Sequence[AdapterStatus], pods: int) -
             yield Event("Warning", Reason(row.reason), f"Adapter {row.name!r} is not served: {row.message}")
 
 
-def _ready(observed: ObservedDeployment, revision: str) -> list[Object]:
-    """The pods of a revision that are ready, by name: each has loaded what is required."""
-    pods = [pod for pod in observed.server_pods(revision) if find_condition(pod.get("status") or {}, "Ready")]
-    return sorted((pod for pod in pods if pod["status"].get("podIP")), key=lambda pod: str(pod["metadata"]["name"]))
-
-
-def _request(
-    observed: ObservedDeployment, record: Record, pending: Sequence[Standing], pods: Sequence[Object]
-) -> StageRequest:
-    """The stage that waits for what the pods say. It asks nothing but them: it gets no keys of any store."""
-    owner, settings, serving = observed.owner, observed.settings, record.serving
-    spec = observed.resource.spec
-    asked = [each.adapter for each in pending]
-    room = scratch_bytes(serving.runtime.pod)
-    seconds = delivery_seconds([_size(observed, each) or room for each in asked])
-    identity = [
-        record.revision,
-        asked_hash(observed),
-        [[each.name, each.digest] for each in asked],
-        [[pod["metadata"]["name"], pod["status"]["podIP"]] for pod in pods],
-    ]
-    params = VerifyParams(
-        endpoint="",
-        engine=serving.runtime.engine.value,
-        samples=0,
-        min_agreement_percent=spec.verification.min_agreement_percent,
-        timeout_seconds=seconds,
-        model=owner.name,
-        adapters=replace(serving, adapters=tuple(asked)).refs,
-        pods=[_url(pod["status"]["podIP"]) for pod in pods],
-        attempt=asked_hash(observed),
-    )
-    return StageRequest(
-        owner=owner,
-        input=StageInput(
-            stage=Stage.VERIFY,
-            run=run_ref(owner, record.revision),
-            artifact_uri=asked[0].uri,
-            artifact_digest=asked[0].digest,
-            params=Params(verify=params),
-        ),
-        image=settings.images.of(Stage.VERIFY),
-        images=settings.images,
-        shape=_SHAPE,
-        service_account=serving.runtime.service_account_name,
-        labels={meta.LABEL_REVISION: record.revision, LABEL_DELIVERY: "adapters"},
-        identity=["delivery", *identity],
-        deadline_seconds=2 * seconds,
-    )
-
-
-def _size(observed: ObservedDeployment, adapter: Adapter) -> int:
-    """Bytes of an adapter's weights, as its FineTuneJob has published them; 0: unknown, as of a pinned one."""
-    asked = {
-        each.name: each.fine_tune_job.name
-        for each in observed.resource.spec.source.adapters or []
-        if each.fine_tune_job
-    }
-    source = observed.sources.get(asked.get(adapter.name, ""))
-    if source is None or source.artifact is None or source.artifact.digest != adapter.digest:
-        return 0
-    return source.artifact.size_bytes or 0
-
-
-def _url(host: str) -> str:
-    return f"http://[{host}]:{meta.SELF_CHECK_PORT}" if ":" in host else f"http://{host}:{meta.SELF_CHECK_PORT}"
+def _news_of_removed(leaving: Sequence[AdapterStatus], left: Sequence[AdapterStatus | None]) -> Iterator[Event]:
+    for before, after in zip(leaving, left, strict=True):
+        if after is None:
+            said = f"Adapter {before.name!r} was removed: no running pod answers to its name any more."
+            yield Event("Normal", Reason.ADAPTER_REMOVED, said)

@@ -191,8 +191,8 @@ def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
         return trouble.reason, f"{rollout.ready} of {rollout.wanted} pods are ready. {trouble.message}"
     if stable and rollout.wanted and not rollout.endpoint.settled:
         return Reason.WAITING, _spreading(rollout, stable)
-    if loading := _adapters(rollout, AdapterState.LOADING):
-        return Reason(loading[0].reason), f"Adapter {loading[0].name!r}: {loading[0].message}"
+    if moving := [*_adapters(rollout, AdapterState.LOADING), *_adapters(rollout, AdapterState.REMOVING)]:
+        return Reason(moving[0].reason), f"Adapter {moving[0].name!r}: {moving[0].message}"
     return None
 
 
@@ -318,6 +318,7 @@ def _gap(rollout: Rollout) -> str:
 
 
 def _phase(rollout: Rollout) -> ServingPhase:
+    moving = [*_adapters(rollout, AdapterState.LOADING), *_adapters(rollout, AdapterState.REMOVING)]
     waiting = rollout.blocker is not None and rollout.blocker.waiting and rollout.candidate is None
     if rollout.stable is None:
         if _failure(rollout):
@@ -325,7 +326,7 @@ def _phase(rollout: Rollout) -> ServingPhase:
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
     if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0 and not rollout.in_gap):
         return ServingPhase.DEGRADED
-    if rollout.candidate or waiting or _adapters(rollout, AdapterState.LOADING):
+    if rollout.candidate or waiting or moving:
         return ServingPhase.PROGRESSING
     if rollout.ready < rollout.wanted:
         return ServingPhase.DEGRADED

@@ -1,0 +1,191 @@
+"""The Job that asks running pods what became of adapters: whether each pod serves those that are added, and whether any
+still answers to the name of one that was removed. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from finetune_api import meta
+from finetune_api.endpoint_stages import VerifyParams
+from finetune_api.serving_status import CheckOutcome
+from finetune_api.stages import Params, Stage, StageInput
+from finetune_operator.adapterdeployment.health import PASSING
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision import asked_hash
+from finetune_operator.adapterdeployment.side_jobs import is_blocked, look_again, stage_objects
+from finetune_operator.adapterdeployment.stored_record import Record
+from finetune_operator.framework.actions import Action, Delete
+from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.objects import JOBS, Object
+from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
+from finetune_operator.outcome.pod import find_condition
+from finetune_operator.resources.deployment import Adapter, fetch_and_prove_seconds
+from finetune_operator.resources.pod import scratch_bytes
+from finetune_operator.resources.stage_request import StageRequest, run_ref
+from finetune_operator.settings import PodShape
+
+DELIVERY_SECONDS: Final = 900
+"""For how long the pods may take with what is small: the kubelet brings the set within about two minutes, and an
+adapter is fetched and proved."""
+LABEL_DELIVERY: Final = f"{meta.GROUP}/delivery"
+"""On the Job that waits for the pods, and on its input."""
+AGAIN_SECONDS: Final = 300.0
+"""After which pods are asked again if a Job has ended without what they say."""
+_AT_ONCE: Final = 1.0
+_SHAPE: Final = PodShape(
+    requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"}, scratch_size="100Mi"
+)
+
+
+class Answer(NamedTuple):
+    """What came of asking by now."""
+
+    verdict: Verdict | None = None
+    """None: there is no Job yet, or nobody to ask."""
+    actions: tuple[Action, ...] = ()
+    due_after: float | None = None
+
+
+class Question(NamedTuple):
+    """What running pods are asked."""
+
+    added: Sequence[Adapter]
+    """Whether each pod serves them."""
+    removed: Sequence[Adapter] = ()
+    """Whether any pod still answers to their names."""
+
+
+def ask_pods(observed: ObservedDeployment, request: StageRequest, now: datetime) -> Answer:
+    """Make the Job that asks, or see what it has found. One that has ended without anything that decides is removed
+    after a while, and another one of its name asks again: the pods have gone on meanwhile."""
+    job = observed.child(JOBS, request.name)
+    if job is None:
+        return Answer(None, stage_objects(observed, request), FIRST_LOOK_SECONDS)
+    verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()), now)
+    if verdict.state in UNFINISHED:
+        return Answer(verdict, stage_objects(observed, request), look_again(job, verdict, now))
+    again = _again_at(request, verdict, now)
+    if again is None:
+        return Answer(verdict, stage_objects(observed, request))
+    if again > now:
+        return Answer(verdict, due_after=(again - now).total_seconds())
+    return Answer(verdict, (Delete(JOBS, request.name, job["metadata"]["uid"]),), _AT_ONCE)
+
+
+def says_nothing(verdict: Verdict) -> bool:
+    """Whether a Job has failed for a cause outside of the adapters: a store that does not answer, or its own end."""
+    return verdict.state is State.FAILED and (verdict.reason in PASSING or not _checks(verdict))
+
+
+def found_of(name: str, verdict: Verdict) -> tuple[CheckOutcome, str, str]:
+    """What the Job has found of an adapter, the message and the reason. Its exit code decides; its report may be lost
+    with its pod."""
+    if verdict.state is not State.FAILED or _checks(verdict).get(name) is CheckOutcome.PASSED:
+        return CheckOutcome.PASSED, "", ""
+    return CheckOutcome.FAILED, verdict.message, verdict.reason
+
+
+def needs_a_person(verdict: Verdict, now: datetime) -> bool:
+    """Whether nothing shows when its pod would not be refused any more: that is in the Job's events alone."""
+    return verdict.needs_events and is_blocked(verdict, now)
+
+
+def delivery_seconds(sizes: Sequence[int]) -> int:
+    """For how long the pods may take with adapters of these sizes in bytes, which they fetch and prove one by one."""
+    return DELIVERY_SECONDS + fetch_and_prove_seconds(sum(sizes), len(sizes))
+
+
+def is_of_delivery(child: Object) -> bool:
+    """Whether a Job or ConfigMap is one that waits for adapters on running pods."""
+    return LABEL_DELIVERY in (child["metadata"].get("labels") or {})
+
+
+def ready_pods(observed: ObservedDeployment, revision: str) -> list[Object]:
+    """The pods of a revision that are ready, by name: each has loaded what is required."""
+    pods = [pod for pod in observed.server_pods(revision) if find_condition(pod.get("status") or {}, "Ready")]
+    return sorted((pod for pod in pods if pod["status"].get("podIP")), key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def request_of(
+    observed: ObservedDeployment, record: Record, question: Question, pods: Sequence[Object]
+) -> StageRequest:
+    """The stage that waits for what the pods say. It asks nothing but them: it gets no keys of any store."""
+    owner, settings, serving = observed.owner, observed.settings, record.serving
+    spec = observed.resource.spec
+    room = scratch_bytes(serving.runtime.pod)
+    seconds = delivery_seconds([_size(observed, each) or room for each in question.added])
+    first = [*question.added, *question.removed][0]
+    identity = [
+        record.revision,
+        asked_hash(observed),
+        [[each.name, each.digest] for each in question.added],
+        [[pod["metadata"]["name"], pod["status"]["podIP"]] for pod in pods],
+        *([[[each.name, each.digest] for each in question.removed]] if question.removed else []),
+    ]
+    params = VerifyParams(
+        endpoint="",
+        engine=serving.runtime.engine.value,
+        samples=0,
+        min_agreement_percent=spec.verification.min_agreement_percent,
+        timeout_seconds=seconds,
+        model=owner.name,
+        adapters=replace(serving, adapters=tuple(question.added)).refs,
+        removed=replace(serving, adapters=tuple(question.removed)).refs,
+        pods=[_url(pod["status"]["podIP"]) for pod in pods],
+        attempt=asked_hash(observed),
+    )
+    return StageRequest(
+        owner=owner,
+        input=StageInput(
+            stage=Stage.VERIFY,
+            run=run_ref(owner, record.revision),
+            artifact_uri=first.uri,
+            artifact_digest=first.digest,
+            params=Params(verify=params),
+        ),
+        image=settings.images.of(Stage.VERIFY),
+        images=settings.images,
+        shape=_SHAPE,
+        service_account=serving.runtime.service_account_name,
+        labels={meta.LABEL_REVISION: record.revision, LABEL_DELIVERY: "adapters"},
+        identity=["delivery", *identity],
+        deadline_seconds=2 * seconds,
+    )
+
+
+def _again_at(request: StageRequest, verdict: Verdict, now: datetime) -> datetime | None:
+    """When to ask again; None: what was found stands. What the pods go on trying is asked at once, for the Job has
+    waited for long. Where a Job itself has ended, the next one may end like it. That a pod still answers to a removed
+    name never stands."""
+    checks = _checks(verdict)
+    if verdict.state is not State.FAILED or CheckOutcome.PASSED in checks.values():
+        return None  # the others are asked for by a Job of another name
+    if verdict.reason in PASSING:
+        return now
+    if not checks:
+        return (parse_timestamp(verdict.finished_at) if verdict.finished_at else now) + timedelta(seconds=AGAIN_SECONDS)
+    asked = request.input.params.verify
+    return now if asked is not None and asked.removed else None
+
+
+def _checks(verdict: Verdict) -> dict[str, CheckOutcome]:
+    return {each.name: each.outcome for each in verdict.result.checks} if verdict.result else {}
+
+
+def _size(observed: ObservedDeployment, adapter: Adapter) -> int:
+    """Bytes of an adapter's weights, as its FineTuneJob has published them; 0: unknown, as of a pinned one."""
+    asked = {
+        each.name: each.fine_tune_job.name
+        for each in observed.resource.spec.source.adapters or []
+        if each.fine_tune_job
+    }
+    source = observed.sources.get(asked.get(adapter.name, ""))
+    if source is None or source.artifact is None or source.artifact.digest != adapter.digest:
+        return 0
+    return source.artifact.size_bytes or 0
+
+
+def _url(host: str) -> str:
+    return f"http://[{host}]:{meta.SELF_CHECK_PORT}" if ":" in host else f"http://{host}:{meta.SELF_CHECK_PORT}"
