@@ -50,7 +50,7 @@ class Row:
     formats: frozenset[str] | None = None
     generations: frozenset[Generation] | None = None
     dtypes: frozenset[str] | None = None
-    """What the runtime's environment forces the engine to compute in."""
+    """What the runtime's environment forces the engine to compute in; empty: the engine decides."""
 
 
 _TGI_SOURCE: Final = "https://github.com/huggingface/text-generation-inference/blob/v3.3.7"
@@ -60,6 +60,7 @@ _VLLM_MODELS: Final = "https://docs.vllm.ai/en/v0.32.0/models/supported_models/"
 _VLLM_DTYPES: Final = f"{_VLLM}/blob/v0.32.0/vllm/config/model.py"
 _INT8: Final = frozenset({INT8})
 _FLOAT16: Final = frozenset({"float16"})
+_CHOSEN_BY_ENGINE: Final = frozenset({""})
 _FP8: Final = frozenset({"FP8", "FP8Static"})
 _MERGED: Final = frozenset({"Merged"})
 ADAPTER: Final = "Adapter"
@@ -85,6 +86,13 @@ _VLLM_BORROWED: Final = frozenset({"phi", "gpt_neox", "olmo", "olmo2", "olmo3", 
 """What it has transformers compute."""
 _VLLM_16: Final = _VLLM_OWN | _VLLM_BORROWED
 """What vLLM serves in bfloat16 or float16."""
+_VLLM_ONLY_16: Final = QUANTIZED | _ADAPTERS
+"""What vLLM's kernels compute in bfloat16 or float16 only: everything but whole models as they were trained."""
+_VLLM_ONLY_16_SOURCE: Final = (
+    f"{_VLLM}/blob/v0.32.0/vllm/_custom_ops.py (cutlass_scaled_mm answers in float16 or bfloat16), "
+    "vllm/model_executor/layers/quantization/utils/marlin_utils_fp8.py (FP8 before Ada: scales in either), marlin.cu "
+    f"(packed integers: {_VLLM}/issues/28843) and vllm/lora/ops/triton_ops/lora_shrink_op.py (inputs in either)"
+)
 
 ROWS: Final[Sequence[Row]] = (
     # The artifact itself
@@ -301,11 +309,11 @@ ROWS: Final[Sequence[Row]] = (
     ),
     Row(
         Level.REFUSED,
-        f"{_VLLM}/blob/v0.32.0/vllm/_custom_ops.py (cutlass_scaled_mm answers in float16 or bfloat16)",
+        _VLLM_ONLY_16_SOURCE,
         "vLLM's {format} kernels answer in 16 bits, not in {dtype}. Remove --dtype from args of the runtime in the "
         "chart's values.",
         engine=VLLM,
-        formats=_INT8,
+        formats=_VLLM_ONLY_16,
         dtypes=frozenset({"float32"}),
     ),
     Row(
@@ -351,16 +359,16 @@ ROWS: Final[Sequence[Row]] = (
         engine=VLLM,
         architectures=_VLLM_16,
         generations=NO_BFLOAT16,
+        dtypes=_CHOSEN_BY_ENGINE,
     ),
     Row(
         Level.REFUSED,
-        f"{_VLLM_DTYPES} (_FLOAT16_NOT_SUPPORTED_MODELS: what remains is float32); "
-        f"{_VLLM}/blob/v0.32.0/vllm/_custom_ops.py (cutlass_scaled_mm answers in float16 or bfloat16)",
+        f"{_VLLM_DTYPES} (_FLOAT16_NOT_SUPPORTED_MODELS: what remains is float32); {_VLLM_ONLY_16_SOURCE}",
         "vLLM computes {architecture} in {format} with bfloat16 only, which {generation} GPUs lack. Choose a runtime "
         "on a newer generation: Ampere, Ada or Hopper.",
         engine=VLLM,
         architectures=_WIDE,
-        formats=_INT8,
+        formats=_VLLM_ONLY_16,
         generations=NO_BFLOAT16,
     ),
     Row(

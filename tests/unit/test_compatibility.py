@@ -108,6 +108,14 @@ def test_an_artifact_on_a_runtime(
         ("vllm", "olmo2", "NVIDIA L4", "INT4AWQ", REFUSED, "AWQ (INT4AWQ) does not calibrate all layers of a olmo2"),
         ("vllm", "llama", "Tesla V100-SXM2-16GB", "INT4", REFUSED, "no INT4 kernel for Volta … newer generation"),
         ("vllm", "llama", "NVIDIA B200", "Merged", FINE, ""),
+        ("vllm", "llama", "Tesla T4", "Adapter", CAVEAT, "float16 on Turing"),
+        ("vllm", "gemma", "Tesla T4", "INT4", CAVEAT, "float16 on Turing"),
+        ("vllm", "gemma2", "Tesla T4", "Merged", FINE, ""),
+        ("vllm", "gemma2", "Tesla T4", "Adapter", REFUSED, "gemma2 in Adapter with bfloat16 only … Turing"),
+        ("vllm", "gemma3_text", "Tesla T4", "W8A16", REFUSED, "gemma3_text in W8A16 with bfloat16 only … Turing"),
+        ("vllm", "gemma3_text", "Tesla T4", "FP8", REFUSED, "gemma3_text in FP8 with bfloat16 only … Turing"),
+        ("vllm", "glm4", "Tesla T4", "INT4", REFUSED, "glm4 in INT4 with bfloat16 only … Choose a runtime"),
+        ("vllm", "glm4", "NVIDIA A10", "INT4", FINE, ""),
     ],
 )
 def test_an_artifact_in_another_format(
@@ -118,6 +126,17 @@ def test_an_artifact_in_another_format(
     assert bool(found.message) is bool(says)
     if says:
         assert_says(found.message, *says.split(" … "))
+
+
+@pytest.mark.parametrize("export_format", ExportFormat)
+@pytest.mark.parametrize("card", ["Tesla T4", "NVIDIA A10", "NVIDIA H100 80GB HBM3"])
+def test_vllm_computes_in_float32_nothing_but_whole_models(card: str, export_format: ExportFormat) -> None:
+    found = on("vllm", "llama", card, "float32", export_format.value)
+    if export_format is ExportFormat.MERGED:
+        assert (found.level, found.message) == (FINE, "")
+    else:
+        assert found.refused
+        assert_says(found.message, f"{export_format.value} kernels", "not in float32", "Remove --dtype")
 
 
 def test_mixtures_of_experts_cannot_be_exported() -> None:
