@@ -147,7 +147,8 @@ def test_why_what_serves_does_not(serving: Serving) -> None:
     )
     status = serving.status()
     assert _conditions(status)["Ready"]["status"] == "False"
-    assert_says(_conditions(status)["Ready"]["message"], "None of the 1 pod", "insufficient GPU", f"Pod {pod}", message)
+    said = _conditions(status)["Ready"]["message"]
+    assert_says(said, "The pod of revision", "is not ready", "insufficient GPU", f"Pod {pod}", message)
     serving.servers.homeless.clear()
     serving.until(ServingPhase.READY)
 

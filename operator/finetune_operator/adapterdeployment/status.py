@@ -204,8 +204,11 @@ def _ready(rollout: Rollout) -> Finding:
     if rollout.ready == 0 and (rollout.in_gap or (rollout.gap_lasts and _is_unexplained(rollout))):
         return Finding(ConditionType.READY, False, Reason.GAP_IN_SERVICE, _gap(rollout))
     if rollout.ready == 0 and rollout.wanted > 0:
-        trouble, pods = rollout.trouble, f"{rollout.wanted} pod{'s' if rollout.wanted > 1 else ''}"
-        message = f"None of the {pods} of revision {rollout.stable.revision} is ready. {trouble.message}"
+        trouble, revision = rollout.trouble, rollout.stable.revision
+        said = f"The pod of revision {revision} is not ready."
+        if rollout.wanted > 1:
+            said = f"None of the {rollout.wanted} pods of revision {revision} is ready."
+        message = f"{said} {trouble.message}"
         if rollout.canary_answers:
             return Finding(ConditionType.READY, True, Reason.SERVING, f"{message}{_beside(rollout)}")
         return Finding(ConditionType.READY, False, trouble.reason, message)
