@@ -50,7 +50,9 @@ class Tool:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        return tuple(self.module if each == "." else each.rpartition("/")[2] for each in self.packages)
+        """As Go names them: a package's last word that is not the number of a major version."""
+        named = (re.sub(r"/v\d+$", "", each).rpartition("/")[2] for each in self.packages)
+        return tuple(self.module if each == "." else each for each in named)
 
     @property
     def source(self) -> Path:
@@ -104,7 +106,10 @@ NODE = (
     Tool("kube-router", "v2.1.0", "kube-router", ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",)),
 )
 CLIENTS = (Tool("helm", "v4.3.1", "helm", ("helm.sh/helm/v4/cmd/helm",)),)
-PEERS = (Tool("jobset", "v0.10.1", "jobset", ("sigs.k8s.io/jobset",)),)  # for the benchmark only
+PEERS = (  # for benchmarks only
+    Tool("jobset", "v0.10.1", "jobset", ("sigs.k8s.io/jobset",)),
+    Tool("s5cmd", "v2.3.0", "s5cmd", ("github.com/peak/s5cmd/v2",)),
+)
 TESTS = (  # for tests only
     Tool(  # without the clouds' service discoveries and the web pages
         "prometheus",

@@ -124,6 +124,7 @@ class TestTools:
         (source / "go.mod").write_text("module thing\n")
         tool = toolchain.Tool("thing", "v1", "thing", (".", "example.org/x/cmd/other"))
         assert tool.programs == ("thing", "other")
+        assert replace(tool, packages=("example.org/named/v2",)).programs == ("named",), "not by its major version"
         variants = {tool.key(), replace(tool, ldflags="-X a=b").key(), replace(tool, packages=(".",)).key()}
         (source / "go.mod").write_text("module thing // changed\n")
         variants.add(tool.key())
