@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from finetune_api.custom_metrics import FigureRule
+from finetune_api.verification import Objectives
 from finetune_operator.settings import Gpu, MetricContainer, ModelCache, PodShape, Profile, Runtime
 from finetune_operator.tenancy.floor import VerificationFloor
 from finetune_operator.tenancy.rules import TenancyRule
@@ -23,6 +24,7 @@ _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("metricContainers.<name>.figures.<name>", FigureRule),
     ("tenancy.rules[]", TenancyRule),
     ("serving.verificationFloors[]", VerificationFloor),
+    ("serving.verificationFloors[].objectives", Objectives),
 )
 _BELOW: Final = {
     "cpu": "a pod shape, see below",
@@ -30,6 +32,7 @@ _BELOW: Final = {
     "pod": "a pod shape, see below",
     "gpu": "none, see below",
     "modelCache": "none, see below",
+    "objectives": "none, see below",
     "figures": "required: by name, see below",
     "image": "required: registry, repository, tag and digest, as under images",
 }

@@ -10,7 +10,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from finetune_api.custom_metrics import FigureRule
-from finetune_api.verification import GatesPolicy
+from finetune_api.verification import GatesPolicy, Objectives
 from finetune_operator.settings import Gpu, ModelCache, Proxy, ServingAccess
 from finetune_operator.tenancy.floor import VerificationFloor
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
@@ -232,6 +232,7 @@ def test_the_example_of_floors_is_one(tmp_path: Path) -> None:
     everybody, production = settings(render("--values", str(tmp_path / "values.yaml"))).serving.verification_floors
     assert (everybody.namespaces, everybody.max_distance, everybody.gates) == (["*"], "0.8", GatesPolicy.ANY)
     assert (production.namespaces, production.required_gates) == (["prod-*"], ["recall", "leaks"])
+    assert production.objectives == Objectives(time_to_first_token="2s", time_per_output_token="100ms")
 
 
 def _in_table(guide: str) -> list[str]:

@@ -26,6 +26,9 @@ LOOSE: dict[str, Any] = {"maxDistance": "9.999", "samples": 0, "minAgreementPerc
 """What an auditor set, with withdrawn: Warn."""
 FLOOR: dict[str, Any] = {"maxDistance": "0.8", "samples": 50, "minAgreementPercent": 75, "withdrawn": "Refuse"}
 
+FIRST: dict[str, Any] = {"objectives": {"timeToFirstToken": "2s"}}
+FAST: dict[str, Any] = {"objectives": {"timeToFirstToken": "2s", "timePerOutputToken": "50ms"}}
+
 
 def floored(*floors: dict[str, Any]) -> Settings:
     """Settings with these floors."""
@@ -54,6 +57,14 @@ def violation(floor: dict[str, Any], verification: dict[str, Any], policy: dict[
         ({"detectDrop": "0.1"}, {"detectDrop": "0.2"}, {}, "detectDrop is 0.2; it may be at most 0.1"),
         ({"detectDrop": "0.1"}, {}, {}, "detectDrop is not set; it may be at most 0.1"),
         ({"minAgreementPercent": 75}, {"minAgreementPercent": 74}, {}, "minAgreementPercent is 74 … at least 75"),
+        (FAST, {"objectives": {"timeToFirstToken": "2000ms", "timePerOutputToken": "49ms"}}, {}, ""),
+        (FAST, {}, {}, "timeToFirstToken is not set; it may be at most 2s … timePerOutputToken is not set … most 50ms"),
+        (FIRST, {"objectives": {"timeToFirstToken": "2s"}}, {}, ""),
+        (FIRST, {"objectives": {"timeToFirstToken": "999ms"}}, {}, ""),
+        (FIRST, {"objectives": {"timeToFirstToken": "3s"}}, {}, "objectives.timeToFirstToken is 3s … at most 2s"),
+        (FIRST, {"objectives": {"timeToFirstToken": "2001ms"}}, {}, "timeToFirstToken is 2001ms; it may be at most 2s"),
+        (FIRST, {"objectives": {"timePerOutputToken": "1ms"}}, {}, "objectives.timeToFirstToken is not set"),
+        ({"objectives": {}}, {}, {}, ""),
         ({"withdrawn": "Refuse"}, {}, {"withdrawn": "Warn"}, "withdrawn is Warn; it must be Refuse"),
         ({"gates": "Passed"}, {}, {"gates": "Passed"}, ""),
         ({"gates": "Passed"}, {}, {}, "spec.policy.gates is Any; it must be Passed"),
@@ -87,7 +98,16 @@ def test_all_floors_of_a_namespace_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "floor", [{"samples": -1}, {"maxDistance": "much"}, {"gates": "Most"}, {"namespaces": []}, {"x": 1}]
+    "floor",
+    [
+        {"samples": -1},
+        {"maxDistance": "much"},
+        {"gates": "Most"},
+        {"namespaces": []},
+        {"x": 1},
+        {"objectives": {"timeToFirstToken": "soon"}},
+        {"objectives": {"throughput": "1s"}},
+    ],
 )
 def test_a_floor_that_makes_no_sense_is_refused(floor: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -154,6 +174,20 @@ def test_kept_pods_that_meet_the_floor_serve_again_at_once() -> None:
     cluster.spec["rollbackTo"] = old
     cluster.reconcile()
     assert cluster.traffic() == old
+
+
+def test_kept_pods_that_had_to_be_less_fast_are_verified_again_before_they_serve() -> None:
+    cluster, old = taken_over()
+    new, verified = cluster.traffic(), set(cluster.objects[JOBS])
+    cluster.settings = floored(FAST)
+    cluster.spec["verification"] = {"objectives": {"timeToFirstToken": "1s", "timePerOutputToken": "20ms"}}
+    cluster.spec["rollbackTo"] = old
+    cluster.reconcile()
+    assert cluster.traffic() == new
+    [told] = [event.message for event in cluster.events if event.reason == Reason.BELOW_VERIFICATION_FLOOR]
+    assert_says(told, "By the spec with which", "timeToFirstToken is not set", "timePerOutputToken is not set")
+    until(cluster, lambda: cluster.traffic() == old)
+    assert set(cluster.objects[JOBS]) - verified, "a Job of its own has verified it"
 
 
 @pytest.mark.parametrize("for_others", [False, True])

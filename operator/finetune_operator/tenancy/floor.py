@@ -16,11 +16,13 @@ from finetune_api.verification import (
     DROP,
     MAX_SAMPLES,
     GatesPolicy,
+    Objectives,
     Policy,
     PublicKey,
     RequiredGate,
     Verification,
     WithdrawnPolicy,
+    duration_seconds,
 )
 from finetune_operator.tenancy.rules import NameGlob
 
@@ -39,6 +41,8 @@ class VerificationFloor(ApiModel):
     """The largest drop in accuracy that may stay unseen: spec.verification.detectDrop must be set, and no larger."""
     min_agreement_percent: Annotated[int, Field(ge=0, le=100)] = 0
     """The least spec.verification.minAgreementPercent."""
+    objectives: Objectives | None = None
+    """The loosest spec.verification.objectives: each that is named here must be set, and be no longer."""
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.WARN
     """Refuse: spec.policy.withdrawn must be Refuse."""
     signed: bool = False
@@ -117,6 +121,18 @@ def _of_verification(floor: VerificationFloor, asked: Verification) -> Iterator[
             f"spec.verification.minAgreementPercent is {asked.min_agreement_percent}; it must be at least "
             f"{floor.min_agreement_percent}."
         )
+    if floor.objectives is not None:
+        yield from _of_objectives(floor.objectives, asked.objectives)
+
+
+def _of_objectives(floor: Objectives, asked: Objectives) -> Iterator[str]:
+    for name, longest, time in (
+        ("timeToFirstToken", floor.time_to_first_token, asked.time_to_first_token),
+        ("timePerOutputToken", floor.time_per_output_token, asked.time_per_output_token),
+    ):
+        if longest and (time is None or duration_seconds(time) > duration_seconds(longest)):
+            shown = f"is {time}" if time else "is not set"
+            yield f"spec.verification.objectives.{name} {shown}; it may be at most {longest}."
 
 
 def _listed(names: Iterable[str]) -> str:
