@@ -155,6 +155,8 @@ class VerifyParams(WireModel):
     """The name that the certificate has to be for: that of the Service which clients use."""
     max_distance: float | None = None
     """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
+    require_probabilities: bool = False
+    """Whether recorded probabilities must prove the weights."""
     detect_drop: float | None = None
     """The drop in accuracy that the test examples are to show."""
     objectives: LatencyObjectives = LatencyObjectives()
@@ -217,6 +219,8 @@ class SelfCheckLimits(WireModel):
     min_agreement_percent: int = 75
     """As in VerifyParams."""
     max_distance: float | None = None
+    """As in VerifyParams."""
+    require_probabilities: bool = False
     """As in VerifyParams."""
     watch_seconds: int = 0
     """Seconds between two questions to a server that has proved itself; 0: it is asked nothing more."""

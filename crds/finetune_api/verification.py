@@ -97,6 +97,10 @@ class Verification(ApiModel):
     max_distance: Distance | None = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""
+    require_probabilities: bool = False
+    """Whether the probabilities of recorded texts must prove the weights. An artifact without a record of them, as
+    earlier versions published, then gets no traffic, nor does one whose recorded texts are all too long for the
+    runtime. By default such an artifact is verified by its answers alone."""
     objectives: Objectives = Objectives()
     """How fast the server must answer. What has no objective is measured and shown."""
 

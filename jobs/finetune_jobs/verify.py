@@ -160,6 +160,8 @@ def _prove(
     first = checks.digest_check(served.model, digest)
     checks.require_all([first], params.endpoint)
     require_room([*promise.golden, *promise.sample], served.limits)
+    if params.require_probabilities:
+        checks.require_all([first, *checks.unproved(promise.references, served.limits)], params.endpoint)
     observed = observe(server, promise, served.limits, before)
     made = [first, *checks.make_checks(observed, params.min_agreement_percent)]
     for check in made:

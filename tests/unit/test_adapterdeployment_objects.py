@@ -31,6 +31,7 @@ from finetune_operator.resources.pod import repository
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.resources.stage_job import input_config_map, stage_job
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Proxy, ServingAccess
 from tests.support.copies import copied
 from tests.support.played_pods import BETTER, GOOD, INACTIVE
@@ -178,6 +179,32 @@ def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
     cluster.objects[CONFIG_MAPS][name]["data"]["limits.json"] = loosened
     cluster.settle()
     assert limits_of(cluster, name).max_distance == 0.7, "what somebody has written into it does not stay"
+
+
+def verification_of(**verification: Any) -> StageRequest:
+    """The verification of what a spec asks for."""
+    observed = ServingCluster(spec=pinned(GOOD, verification=verification)).observe()
+    target = find_target(observed)
+    assert isinstance(target, Target)
+    return verify_request(observed, target)
+
+
+def test_required_probabilities_reach_the_verification_and_the_pods() -> None:
+    """What says nothing of them is verified under the name that it had before there was such a field."""
+    asked, silent = verification_of(requireProbabilities=True), verification_of()
+    assert asked.input.params.verify is not None
+    assert asked.input.params.verify.require_probabilities
+    assert asked.name != silent.name == verification_of(requireProbabilities=False).name
+    assert "requireProbabilities" not in json.dumps(silent.identity)
+    cluster = ServingCluster(spec=pinned(GOOD))
+    cluster.settle()
+    before, jobs = copied(cluster.objects[DEPLOYMENTS]), set(cluster.objects[JOBS])
+    [name] = before
+    assert not limits_of(cluster, name).require_probabilities
+    cluster.spec["verification"] = {"requireProbabilities": True}
+    cluster.settle()
+    assert limits_of(cluster, name).require_probabilities
+    assert (cluster.objects[DEPLOYMENTS], set(cluster.objects[JOBS])) == (before, jobs), "no other pods, no other proof"
 
 
 @pytest.mark.parametrize(

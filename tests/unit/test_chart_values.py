@@ -231,6 +231,7 @@ def test_the_example_of_floors_is_one(tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text(example.replace("…", "MCowBQYDK2VwAyEA"))
     everybody, production = settings(render("--values", str(tmp_path / "values.yaml"))).serving.verification_floors
     assert (everybody.namespaces, everybody.max_distance, everybody.gates) == (["*"], "0.8", GatesPolicy.ANY)
+    assert everybody.require_probabilities
     assert (production.namespaces, production.required_gates) == (["prod-*"], ["recall", "leaks"])
     assert production.objectives == Objectives(time_to_first_token="2s", time_per_output_token="100ms")
 

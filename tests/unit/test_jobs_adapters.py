@@ -45,6 +45,7 @@ from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.loading import Loader
+from finetune_jobs.verification.observation import Promise
 from finetune_jobs.verification.promise import read_promise
 from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_jobs.verify import verify
@@ -59,6 +60,7 @@ from tests.support.vllm_server import Lora, VllmContract, running
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.usefixtures("own_client")]
 
 NAMES = ("de", "fr")
+LIMITS = SelfCheckLimits()
 WITHDRAWAL = Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z")
 
 
@@ -82,6 +84,7 @@ class Endpoint:
         wanted: str = "",
         cache: Path | None = None,
         room: int = 0,
+        require_probabilities: bool = False,
     ) -> StageResult:
         """Fetch or verify."""
         params = Params(
@@ -94,6 +97,7 @@ class Endpoint:
                 timeout_seconds=180,
                 model="demo",
                 adapters=self.refs,
+                require_probabilities=require_probabilities,
             ),
         )
         given = StageInput(
@@ -353,8 +357,8 @@ class Pod:
             ],
         )
 
-    def settle(self) -> dict[str, AdapterState]:
-        self.loader.settle(self.wanted, SelfCheckLimits())
+    def settle(self, limits: SelfCheckLimits = LIMITS) -> dict[str, AdapterState]:
+        self.loader.settle(self.wanted, limits)
         return self.states()
 
     def states(self) -> dict[str, AdapterState]:
@@ -442,6 +446,43 @@ def test_one_that_the_policy_refuses_does_not_come_to_a_server_that_runs(
         assert restarted.states() == {"de": AdapterState.LOADED}
         restarted.want("de", "fr", required="de", withdrawn=WithdrawnPolicy.WARN)
         assert restarted.settle() == {"de": AdapterState.LOADED, "fr": AdapterState.LOADED}
+
+
+def without_record(folder: Path, place: str) -> Promise:
+    """What an artifact of an earlier version promises."""
+    return replace(read_promise(folder, place), references=[])
+
+
+def test_adapters_without_a_record_are_not_promoted_where_probabilities_are_required(endpoint: Endpoint) -> None:
+    endpoint.run(Stage.FETCH)
+    with running(endpoint.contract()) as server:
+        endpoint.run(Stage.VERIFY, server.url, require_probabilities=True)
+        with mock.patch("finetune_jobs.verify.read_promise", without_record), pytest.raises(StageError) as error:
+            endpoint.run(Stage.VERIFY, server.url, require_probabilities=True)
+    assert error.value.reason is Reason.VERIFICATION_FAILED
+    assert_says(error.value.message, "Adapter 'de'", "logProbabilities", "no record of them")
+    assert {each.name for each in error.value.checks} == {"de.checks", "de.logProbabilities"}
+
+
+def test_one_without_a_record_does_not_come_to_a_server_that_runs_where_probabilities_are_required(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.run(Stage.FETCH)
+    good = endpoint.contract()
+    roots = {each.name: str(endpoint.models / each.digest / "model") for each in endpoint.refs}
+    files = {roots[name]: replace(good.loras[f"demo:{name}"], root=roots[name]) for name in NAMES}
+    asked = SelfCheckLimits(require_probabilities=True)
+    with running(replace(good, loras={}, files=files, seen=[])) as server:
+        pod = Pod(endpoint, server, [0.0])
+        pod.want("de", required="de")
+        pod.loader.begin(pod.wanted, asked)
+        with mock.patch("finetune_jobs.verification.proof.read_promise", without_record):
+            pod.want("de", "fr", required="de")
+            assert pod.settle(asked) == {"de": AdapterState.LOADED, "fr": AdapterState.FAILED}
+        assert server.loras.keys() == {"demo:de"}
+        refused = pod.loader.reports().adapters[1]
+        assert refused.reason is Reason.VERIFICATION_FAILED
+        assert_says(refused.message, "Its adapter 'demo:fr'", "logProbabilities", "no record of them")
 
 
 def test_adapters_come_and_go_on_a_server_that_runs(endpoint: Endpoint, tmp_path: Path) -> None:

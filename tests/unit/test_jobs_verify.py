@@ -13,6 +13,7 @@ from huggingface_hub import ChatCompletionOutputMessage
 
 from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.reasons import Reason
+from finetune_api.serving_status import CheckOutcome
 from finetune_api.stages import Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, Marks
 from finetune_jobs.base.errors import StageError
@@ -129,6 +130,23 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
     assert len(seen) == 36
     assert sum(bool(r.get("stream")) for r in seen) == 8
     assert all((r["path"], r["temperature"], r["max_tokens"]) == ("/v1/chat/completions", 0.0, 8) for r in seen)
+
+
+def test_an_artifact_without_a_record_is_not_promoted_where_probabilities_are_required(
+    s3: SeaweedFS, published: StageResult, tmp_path: Path
+) -> None:
+    """It is known before the server is asked anything."""
+    served = server(f"/models/{published.output_digest}/model", ANSWERS)
+    with served as (endpoint, seen), pytest.raises(StageError) as error:
+        run_verify(s3, published, tmp_path, endpoint, require_probabilities=True)
+    assert (error.value.reason, error.value.retriable) == (Reason.VERIFICATION_FAILED, False)
+    parts = (endpoint, "logProbabilities", "spec.verification.requireProbabilities", "no record of them")
+    assert_says(error.value.message, *parts)
+    assert [(each.name, each.outcome) for each in error.value.checks] == [
+        ("digest", CheckOutcome.PASSED),
+        ("logProbabilities", CheckOutcome.FAILED),
+    ]
+    assert not seen
 
 
 @pytest.mark.parametrize(("drop", "samples", "said"), [(0.4, 31, "show a drop of 0.40"), (0.2, 40, "too few for 0.20")])

@@ -249,6 +249,20 @@ class TestAsked:
             server.root = "/models/base"
             assert proof.moved(0) == "it serves /models/base"
 
+    def test_a_pod_without_a_record_where_probabilities_are_required(self, artifact: Path) -> None:
+        """It never becomes ready, and need not be asked anything for that."""
+        asked = SelfCheckLimits(require_probabilities=True)
+        with running(contract()) as server:
+            recorded = Proof(VllmServer(server.url), artifact, DIGEST)
+            assert {each.outcome for each in recorded.whole(asked)} == {CheckOutcome.PASSED, CheckOutcome.SKIPPED}
+            (artifact / REFERENCE).unlink()
+            server.seen.clear()
+            proof = Proof(VllmServer(server.url), artifact, DIGEST)
+            made = {each.name: each.outcome for each in proof.whole(asked)}
+            assert made == {"digest": CheckOutcome.PASSED, "logProbabilities": CheckOutcome.FAILED}
+            assert not server.seen
+            assert CheckOutcome.FAILED not in {each.outcome for each in proof.whole(OFF)}
+
     def test_golden_prompts_where_there_are_no_texts(self, artifact: Path) -> None:
         (artifact / REFERENCE).unlink()
         with running(contract()) as server:

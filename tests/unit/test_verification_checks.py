@@ -14,7 +14,15 @@ from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.distances import distance
-from finetune_jobs.verification.checks import Observed, count, digest_check, make_checks, require_all, unprovable
+from finetune_jobs.verification.checks import (
+    Observed,
+    count,
+    digest_check,
+    make_checks,
+    require_all,
+    unprovable,
+    unproved,
+)
 from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Streamed
 from finetune_jobs.verification.forms import Formed
 from finetune_jobs.verification.observation import Promise, observe
@@ -69,6 +77,7 @@ CUT_OFF = [*[Streamed("a")] * 7, Streamed("a", "a stream ends without [DONE]")]
 CUT_SHORT = ["finishReason", "goldenTexts"]
 """Without concurrentStreams: both answers are cut within the same character."""
 RECORD = [reference(), reference(), reference(long=True)]
+WIDE: Final = reference().model_copy(update={"ids": [*IDS, 8]})
 
 
 def observed(
@@ -211,6 +220,32 @@ def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions", *speed}
     assert named(checks, "timeToFirstToken").seen == "800 ms at p95 of 8 streams (median: 450 ms); no objective"
     assert_says(named(checks, "modelName").seen, "answers to any model name")
+
+
+@pytest.mark.parametrize(
+    ("references", "limits", "seen"),
+    [
+        (RECORD, Limits(), ""),
+        ([], Limits(), "the artifact has no record of them"),
+        # Long texts, and those for positions, are no proof of the weights.
+        ([reference(long=True), FAR_ONLY], Limits(), "the artifact has no record of them"),
+        (RECORD, Limits(4, 5), ""),
+        (RECORD, Limits(3, 4), "3 recorded texts are too long for the runtime"),
+        ([reference(), WIDE], Limits(4, 5), ""),
+    ],
+)
+def test_weights_that_have_to_be_proved_by_probabilities(
+    references: list[ReferenceText], limits: Limits, seen: str
+) -> None:
+    made = unproved(references, limits)
+    if not seen:
+        assert made == []
+        return
+    with pytest.raises(StageError) as error:
+        require_all(made, "http://candidate")
+    assert error.value.reason is Reason.VERIFICATION_FAILED
+    parts = ("http://candidate", "logProbabilities", "spec.verification.requireProbabilities", seen)
+    assert_says(error.value.message, *parts)
 
 
 def test_long_and_short_texts_are_each_judged_by_their_own_wrong_base() -> None:

@@ -65,6 +65,9 @@ def violation(floor: dict[str, Any], verification: dict[str, Any], policy: dict[
         (FIRST, {"objectives": {"timeToFirstToken": "2001ms"}}, {}, "timeToFirstToken is 2001ms; it may be at most 2s"),
         (FIRST, {"objectives": {"timePerOutputToken": "1ms"}}, {}, "objectives.timeToFirstToken is not set"),
         ({"objectives": {}}, {}, {}, ""),
+        ({"requireProbabilities": True}, {"requireProbabilities": True}, {}, ""),
+        ({"requireProbabilities": True}, {}, {}, "verification.requireProbabilities is false; it must be true"),
+        ({"requireProbabilities": False}, {}, {}, ""),
         ({"withdrawn": "Refuse"}, {}, {"withdrawn": "Warn"}, "withdrawn is Warn; it must be Refuse"),
         ({"gates": "Passed"}, {}, {"gates": "Passed"}, ""),
         ({"gates": "Passed"}, {}, {}, "spec.policy.gates is Any; it must be Passed"),
@@ -107,6 +110,7 @@ def test_all_floors_of_a_namespace_count() -> None:
         {"x": 1},
         {"objectives": {"timeToFirstToken": "soon"}},
         {"objectives": {"throughput": "1s"}},
+        {"requireProbabilities": "sometimes"},
     ],
 )
 def test_a_floor_that_makes_no_sense_is_refused(floor: dict[str, Any]) -> None:
@@ -190,6 +194,18 @@ def test_kept_pods_that_had_to_be_less_fast_are_verified_again_before_they_serve
     assert set(cluster.objects[JOBS]) - verified, "a Job of its own has verified it"
 
 
+def test_kept_pods_whose_probabilities_were_not_required_are_verified_again_before_they_serve() -> None:
+    cluster, old = taken_over()
+    cluster.settings = floored({"requireProbabilities": True})
+    cluster.spec["verification"] = {"requireProbabilities": True}
+    cluster.spec["rollbackTo"] = old
+    cluster.reconcile()
+    assert cluster.traffic() != old
+    until(cluster, lambda: cluster.traffic() == old)
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.verified_by == Verification(require_probabilities=True)
+
+
 @pytest.mark.parametrize("for_others", [False, True])
 def test_of_what_an_earlier_version_verified_nothing_is_known(for_others: bool) -> None:
     cluster, old = taken_over()
@@ -249,4 +265,9 @@ def test_a_spec_below_loosens_no_pod_that_runs() -> None:
     assert (anew["maxDistance"], anew["minAgreementPercent"]) == (0.8, 75), "made anew, they are the floor's"
     made = [VerificationFloor.model_validate(FLOOR)]
     assert strictest(made, "team", Verification()).max_distance is None
+    assert not strictest(made, "team", Verification()).require_probabilities
+    asking = VerificationFloor.model_validate({"requireProbabilities": True})
+    assert strictest([*made, asking], "team", Verification()).require_probabilities
+    by_itself = Verification(require_probabilities=True)
+    assert strictest(made, "team", by_itself).require_probabilities
     assert strictest([], "team", Verification.model_validate(LOOSE)).max_distance == "9.999"

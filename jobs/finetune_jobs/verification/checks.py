@@ -19,7 +19,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.distances import distance
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
-from finetune_jobs.verification.engine import Forced, Reply, Streamed
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
 from finetune_jobs.verification.forms import Formed, form_checks
 from finetune_jobs.verification.outcomes import judged, skipped
 from finetune_jobs.verification.positions import HALF_WAY, Pairs, ways_to_wrong_positions
@@ -139,8 +139,8 @@ def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[Verifi
         _model_name(observed),
         _prompt_tokens(observed),
         _differs_from_base(observed, short),
-        _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, _why_none(observed, "them")),
-        _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none(observed, "long prompts")),
+        _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, _why_none(observed.too_long, "them")),
+        _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none(observed.too_long, "long prompts")),
         _positions(pairs, observed.usual_tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
@@ -150,6 +150,16 @@ def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[Verifi
 def digest_check(model: str, digest: str) -> VerificationCheck:
     """Whether the server's path of its model holds the artifact's digest."""
     return judged(DIGEST, digest in model, f"artifact {digest[:12]}", model if digest not in model else digest[:12])
+
+
+def unproved(references: Sequence[ReferenceText], limits: Limits) -> list[VerificationCheck]:
+    """Where probabilities must prove the weights: their check, failed, if the server can be asked for none; otherwise
+    nothing. It is known before the server is asked."""
+    fitting = [each for each in references if limits.have_room(len(each.ids), 1)]
+    if any(each.of_weights for each in fitting):
+        return []
+    expected = "recorded texts, for spec.verification.requireProbabilities"
+    return [judged(LOG_PROBABILITIES, False, expected, _why_none(len(references) - len(fitting), "them"))]
 
 
 def base_check(references: Sequence[ReferenceText], forced: Sequence[Forced], tolerance: float) -> VerificationCheck:
@@ -357,9 +367,9 @@ def _latency(name: str, measured: Sequence[float | None], limit: float | None) -
     return judged(name, late <= limit, f"at most {1000 * limit:.0f} ms at p95, with several clients", seen)
 
 
-def _why_none(observed: Observed, what: str) -> str:
-    if observed.too_long:
-        return f"{observed.too_long} recorded texts are too long for the runtime"
+def _why_none(too_long: int, what: str) -> str:
+    if too_long:
+        return f"{too_long} recorded texts are too long for the runtime"
     return f"the artifact has no record of {what}"
 
 

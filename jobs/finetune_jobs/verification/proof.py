@@ -36,6 +36,9 @@ class Proof:
         if digest.outcome is CheckOutcome.FAILED:
             return [digest]
         require_room(self._promise.golden, served.limits)
+        missing = checks.unproved(self._promise.references, served.limits)
+        if limits.require_probabilities and missing:
+            return [digest, *missing]
         asked = replace(self._promise, max_distance=limits.max_distance)
         self._proved = observe(self._server, asked, served.limits, lambda _number, _total: None)
         return [digest, *checks.prompt_checks(self._proved, limits.min_agreement_percent)]

@@ -92,6 +92,7 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
     limits = SelfCheckLimits(
         min_agreement_percent=counts.min_agreement_percent,
         max_distance=None if counts.max_distance is None else float(counts.max_distance),
+        require_probabilities=counts.require_probabilities,
         watch_seconds=_watch_seconds(observed),
     )
     labels = server_labels(observed.owner, target.revision)

@@ -76,6 +76,7 @@ def verify_request(
         tls_secret=serving.tls_secret,
         tls_host=serving.door(owner).host,
         max_distance=None if asked.max_distance is None else float(asked.max_distance),
+        require_probabilities=asked.require_probabilities,
         detect_drop=None if asked.detect_drop is None else float(asked.detect_drop),
         objectives=LatencyObjectives(
             first_token=_seconds(asked.objectives.time_to_first_token),

@@ -41,6 +41,8 @@ class VerificationFloor(ApiModel):
     """The largest drop in accuracy that may stay unseen: spec.verification.detectDrop must be set, and no larger."""
     min_agreement_percent: Annotated[int, Field(ge=0, le=100)] = 0
     """The least spec.verification.minAgreementPercent."""
+    require_probabilities: bool = False
+    """Whether spec.verification.requireProbabilities must be true."""
     objectives: Objectives | None = None
     """The loosest spec.verification.objectives: each that is named here must be set, and be no longer."""
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.WARN
@@ -80,7 +82,9 @@ def strictest(floors: Floors, namespace: str, asked: Verification) -> Verificati
     most = asked.max_distance
     if most is not None:
         most = min([most, *(floor.max_distance for floor in own if floor.max_distance is not None)], key=float)
-    return asked.model_copy(update={"min_agreement_percent": least, "max_distance": most})
+    proved = asked.require_probabilities or any(floor.require_probabilities for floor in own)
+    limits = {"min_agreement_percent": least, "max_distance": most, "require_probabilities": proved}
+    return asked.model_copy(update=limits)
 
 
 def _faults(floor: VerificationFloor, asked: Verification, policy: Policy) -> Iterator[str]:
@@ -121,6 +125,8 @@ def _of_verification(floor: VerificationFloor, asked: Verification) -> Iterator[
             f"spec.verification.minAgreementPercent is {asked.min_agreement_percent}; it must be at least "
             f"{floor.min_agreement_percent}."
         )
+    if floor.require_probabilities and not asked.require_probabilities:
+        yield "spec.verification.requireProbabilities is false; it must be true."
     if floor.objectives is not None:
         yield from _of_objectives(floor.objectives, asked.objectives)
 
