@@ -24,6 +24,12 @@ pytestmark = pytest.mark.unit
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LIMIT = 2700
+LOADING = 1800
+"""Seconds that a server may take to load."""
+SERVER = {
+    "name": "server",
+    "startupProbe": {"periodSeconds": 2, "failureThreshold": LOADING // 2, "timeoutSeconds": 5},
+}
 
 
 def ago(seconds: float) -> str:
@@ -52,7 +58,11 @@ def pod(
     fetched = {"name": "fetch", "image": "data:1", "restartCount": 0} | (fetch or {})
     return {
         "metadata": {"name": name, "creationTimestamp": ago(created)},
-        "spec": {"nodeName": "gpu-7"},
+        "spec": {
+            "nodeName": "gpu-7",
+            "terminationGracePeriodSeconds": 60,
+            "containers": [{"name": "self-check"}, SERVER],
+        },
         "status": {
             "phase": "Pending",
             "initContainerStatuses": [fetched, *sidecar],
@@ -76,6 +86,13 @@ def ended(code: int, message: str = "", reason: str = "Error") -> dict[str, Any]
 def report(reason: Reason, message: str) -> str:
     result = StageResult(stage=Stage.FETCH, outcome=Outcome.FAILED, reason=reason, message=message)
     return result.model_dump_json(by_alias=True)
+
+
+def loaded_for(seconds: float, code: int = 137, reason: str = "Error", **server: Any) -> dict[str, Any]:
+    """A server that ended after so many seconds, and loads again."""
+    last: dict[str, Any] = ended(code, reason=reason)
+    last["terminated"] |= {"startedAt": ago(60 + seconds), "finishedAt": ago(60)}
+    return {"restartCount": 1, "state": {"running": {}}, "lastState": last} | server
 
 
 RUNNING: dict[str, Any] = {"state": {"running": {}}}
@@ -275,6 +292,21 @@ CANDIDATES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], tuple[Reason, 
         (Reason.POD_REJECTED, WAIT),
     ),
     "the model takes too long to load": (deployment(), [on_node(LIMIT)], (Reason.DEADLINE_EXCEEDED, FAIL)),
+    "its node stops a server that loads for too long": (
+        deployment(),
+        [on_node(LOADING + 99, server=loaded_for(LOADING))],
+        (Reason.DEADLINE_EXCEEDED, WAIT),
+    ),
+    "its node stops it, and its pod has had that for as long as it may": (
+        deployment(),
+        [on_node(LIMIT, server=loaded_for(LOADING))],
+        (Reason.DEADLINE_EXCEEDED, FAIL),
+    ),
+    "its node stops it again and again": (
+        deployment(),
+        [on_node(60, server=loaded_for(LOADING, restartCount=3))],
+        (Reason.DEADLINE_EXCEEDED, FAIL),
+    ),
     "a node that came late gives the model its time": (deployment(LATE), [on_node(60, created=9000)], None),
     "only the binding tells since when it has its node": (
         deployment(),
@@ -339,6 +371,32 @@ def test_who_is_crowded_out_of_its_nodes_is_told_of_what_they_lacked() -> None:
     assert problem is not None
     assert_says(problem.message, "Nodes that were low on ephemeral-storage and memory have evicted 4 of its pods.")
     assert_says(problem.message, "Pod newest was evicted: The node was low on resource: memory.")
+
+
+@pytest.mark.parametrize(
+    ("server", "slow"),
+    [
+        (loaded_for(LOADING - 2), True),  # asked at once for the first time
+        (loaded_for(LOADING - 3), False),
+        (loaded_for(LOADING / 2 * 5 + 60), True),  # each question lasted, and then its grace
+        (loaded_for(LOADING / 2 * 5 + 61), False),
+        (loaded_for(LOADING, 143), True),
+        (loaded_for(LOADING, 0, "Completed"), True),
+        (loaded_for(LOADING, 1), False),
+        ({"restartCount": 1, "state": {"running": {}}, "lastState": ended(137)}, False),
+    ],
+)
+def test_who_is_stopped_while_it_loads_is_told_from_who_crashes(server: dict[str, Any], slow: bool) -> None:
+    problem = candidate_problem(deployment(), [on_node(60, server=server)], NOW)
+    assert problem is not None
+    assert problem.reason is (Reason.DEADLINE_EXCEEDED if slow else Reason.CANDIDATE_FAILED)
+
+
+def test_a_server_that_is_stopped_while_it_loads_names_the_limit() -> None:
+    problem = candidate_problem(deployment(), [on_node(LIMIT, server=loaded_for(LOADING + 9))], NOW)
+    assert problem is not None
+    said = ("Not available after 2700 s.", "'server' of pod x", "within 1800 s, the startupTimeoutSeconds")
+    assert_says(problem.message, *said, "stopped by its node after 1809 s; 1 restart")
 
 
 def test_a_deadline_names_what_was_waited_for() -> None:

@@ -45,7 +45,7 @@ def test_what_a_verdict_needs_of_a_job_and_its_pod() -> None:
         "phase": "Succeeded",
         "containerStatuses": [{"name": "stage", "state": ENDED, "started": False}],
     }
-    assert strip(PODS, pod)["spec"] == {}
+    assert strip(PODS, pod)["spec"] == {"terminationGracePeriodSeconds": 60, "containers": [{"name": "stage"}]}
 
 
 @pytest.mark.parametrize("resource", [JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES, FINETUNEJOBS])

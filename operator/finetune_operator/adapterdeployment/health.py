@@ -153,7 +153,7 @@ def disproved(pods: Iterable[Object]) -> list[ServerProblem]:
         ended = last_end(check)
         failed = ended is not None and ended["exitCode"] == ExitCode.FATAL and not check.get("ready")
         if ended is not None and failed and not ending(pod):
-            found.append(container_problem(pod["metadata"]["name"], check, ended))
+            found.append(container_problem(pod, check, ended))
     return found
 
 
@@ -194,7 +194,7 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
         if any(time < since for time in times):
             continue
         if container.get("restartCount", 0) >= CRASHES:
-            return container_problem(pod["metadata"]["name"], container, ended)
+            return container_problem(pod, container, ended)
     return None
 
 
@@ -212,7 +212,7 @@ def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProbl
             if container["name"] != SERVER or ending(pod) or ended is None:
                 continue
             if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
-                problem = container_problem(pod["metadata"]["name"], container, ended)
+                problem = container_problem(pod, container, ended)
                 yield replace(problem, outlook=Outlook.GIVE_BACK if went_with_node(ended) else Outlook.FAIL)
 
 

@@ -22,6 +22,8 @@ a self-check after which a server that it gets no answers from counts as one tha
 _NOT_SEEN: Final = frozenset({"Unknown", "ContainerStatusUnknown"})
 """Reasons for the end of a container that was gone when the node came back: containerd's (exit code 255), and the
 kubelet's (137)."""
+_STOPPED: Final = frozenset({0, 137, 143})
+"""How a server ends that is told to: by itself, or by a signal."""
 _NO_MODULE: Final = 1
 """How Python ends when the program is not in the image; the self-check itself never ends so."""
 
@@ -80,7 +82,7 @@ def pod_problems(pod: Object) -> Iterator[ServerProblem]:
         if container["name"] in (SELF_CHECK, PROXY) and container.get("ready"):
             continue  # it has passed since
         if ended is not None and ended_badly(container, ended):
-            yield container_problem(pod["metadata"]["name"], container, ended)
+            yield container_problem(pod, container, ended)
     if _has_lost_its_keys(pod):
         name = pod["metadata"]["name"]
         said = f"The proxy of pod {name} rejects all requests: the Secret of spec.access.apiKeys has no valid key."
@@ -106,9 +108,10 @@ def ended_badly(container: Object, ended: Object) -> bool:
     return bool(container["name"] == SERVER or ended["exitCode"] != ExitCode.OK)
 
 
-def container_problem(pod: str, container: Object, ended: Object) -> ServerProblem:
-    """Why a container ended; the kubelet keeps restarting it."""
-    name, code, restarts = container["name"], ended["exitCode"], container.get("restartCount", 0)
+def container_problem(of: Object, container: Object, ended: Object) -> ServerProblem:
+    """Why a container of a pod ended; the kubelet keeps restarting it."""
+    pod, name, code = of["metadata"]["name"], container["name"], ended["exitCode"]
+    restarts = container.get("restartCount", 0)
     result = parse_result(ended.get("message")) if name in (FETCH, SELF_CHECK, PROXY) else None
     outlook = Outlook.FAIL if restarts >= CRASHES and code != ExitCode.RETRIABLE else Outlook.WAIT
     if result is not None:
@@ -121,8 +124,11 @@ def container_problem(pod: str, container: Object, ended: Object) -> ServerProbl
     if ended.get("reason") == "OOMKilled":
         message = f"Container {name!r} of pod {pod} used more memory than its limit."
         return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
-    reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     often = "1 restart" if restarts == 1 else f"{restarts} restarts"
+    if name == SERVER and (slow := _stopped_while_loading(of, ended)):
+        message = f"Container {name!r} of pod {pod} {slow}; {often} so far."
+        return ServerProblem(Reason.DEADLINE_EXCEEDED, message, outlook)
+    reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     message = f"Container {name!r} of pod {pod} exited with code {code} after {often}."
     if name == SERVER and code == ExitCode.OK:
         message += (
@@ -132,6 +138,26 @@ def container_problem(pod: str, container: Object, ended: Object) -> ServerProbl
     if name == SELF_CHECK and code == _NO_MODULE:
         message += " Its image may be too old to have one. Set images.data to the image that was built with the chart."
     return ServerProblem(reason, message, outlook)
+
+
+def _stopped_while_loading(pod: Object, ended: Object) -> str:
+    """For messages: that the kubelet stopped a server because its startup probe did not succeed in all its time. Only
+    the length of its run and its exit code tell; empty: they tell something else."""
+    spec = pod.get("spec") or {}
+    server: Object = next((each for each in spec.get("containers") or [] if each["name"] == SERVER), {})
+    probe, times = server.get("startupProbe"), [ended.get(field) for field in ("startedAt", "finishedAt")]
+    if not probe or not all(times) or ended["exitCode"] not in _STOPPED:
+        return ""
+    began, end = map(parse_timestamp, filter(None, times))
+    ran, period, failures = (end - began).total_seconds(), probe["periodSeconds"], probe["failureThreshold"]
+    # The first question comes at once, and each may last longer than the time between two.
+    least, most = period * (failures - 1), max(period, probe.get("timeoutSeconds", 1)) * failures
+    if not least <= ran <= most + spec.get("terminationGracePeriodSeconds", 0):
+        return ""
+    return (
+        f"did not answer within {period * failures} s, the startupTimeoutSeconds of its runtime, and was stopped by "
+        f"its node after {ran:.0f} s"
+    )
 
 
 def ending(pod: Object) -> ServerProblem | None:

@@ -60,7 +60,13 @@ _JOB: Final[Fields] = {
 }
 _POD: Final[Fields] = {
     "metadata": _METADATA,
-    "spec": {"nodeName": WHOLE},
+    "spec": {
+        **dict.fromkeys(("nodeName", "terminationGracePeriodSeconds"), WHOLE),
+        "containers": {
+            "name": WHOLE,
+            "startupProbe": dict.fromkeys(("periodSeconds", "failureThreshold", "timeoutSeconds"), WHOLE),
+        },
+    },
     "status": {
         **dict.fromkeys(("phase", "reason", "message", "startTime", "podIP"), WHOLE),
         "conditions": _CONDITION,
