@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import meta
+from finetune_api.base import Condition
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, ServingPhase, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
@@ -41,6 +42,11 @@ RUNTIMES = {
     name: runtime.model_copy(update={"drain_seconds": DRAIN_SECONDS}) for name, runtime in SETTINGS.runtimes.items()
 }
 """The runtimes of other tests, whose earlier revisions go sooner: nearly every test waits for that."""
+
+
+def conditions(status: AdapterDeploymentStatus) -> dict[str, Condition]:
+    """By their type."""
+    return {each.type: each for each in status.conditions}
 
 
 @dataclass
@@ -130,6 +136,11 @@ class Serving:
         pods = [self.get(PODS, each["targetRef"]["name"]) for each in endpoints]
         return {pod["metadata"]["labels"][meta.LABEL_REVISION] for pod in pods if pod}
 
+    def wanted(self) -> dict[str, int]:
+        """How many pods of each revision are asked for."""
+        found = self.children(DEPLOYMENTS).values()
+        return {each["metadata"]["labels"][meta.LABEL_REVISION]: each["spec"]["replicas"] for each in found}
+
     def crash(self, revision: str) -> None:
         """The servers of a revision crash for the third time, and stay down."""
         now = timestamp(datetime.now(UTC))
@@ -156,10 +167,18 @@ class Serving:
                 self.team.api.patch_status(PODS, self.team.namespace, name, {"status": status})
 
     def events(self) -> list[tuple[str, str]]:
+        return [(event["type"], event["reason"]) for event in self._events()]
+
+    def warnings(self, reason: Reason) -> list[str]:
+        """What was said of a problem."""
+        found = [each for each in self._events() if (each["type"], each["reason"]) == ("Warning", reason)]
+        return [each["message"] for each in found]
+
+    def _events(self) -> list[Object]:
+        """Oldest first."""
         selector = f"involvedObject.kind={meta.ADAPTERDEPLOYMENT},involvedObject.name={NAME}"
         found = self.team.api.select(EVENTS, self.team.namespace, fields=selector)
-        found.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
-        return [(event["type"], event["reason"]) for event in found]
+        return sorted(found, key=lambda event: int(event["metadata"]["resourceVersion"]))
 
     def verify(self, given: StageInput) -> Ending:
         """The verification pod."""

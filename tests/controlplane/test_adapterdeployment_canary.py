@@ -37,7 +37,7 @@ def test_it_has_a_share_through_a_restart_and_loses_it_with_the_first_crash(serv
     first = serving.start()
     old = serving.serve(GOOD)
     serving.change(**pinned(BETTER, strategy=by_steps("0s", "1h")))
-    status = wait(lambda: _in_step(serving, 2), "the second step", describe=lambda: str(serving.status()))
+    status = wait(lambda: in_step(serving, 2), "the second step", describe=lambda: str(serving.status()))
     assert status.candidate is not None
     new = status.candidate.revision
     wait(lambda: serving.reached() == {old, new}, "the endpoints of both")
@@ -106,7 +106,7 @@ def _analysed(outcome: AnalysisOutcome) -> Ending:
     return Ending(result, exit_code=code, reason=reason)
 
 
-def _in_step(serving: Serving, step: int) -> AdapterDeploymentStatus | None:
+def in_step(serving: Serving, step: int) -> AdapterDeploymentStatus | None:
     """The status once the candidate has its share of a step."""
     status = serving.status()
     canary = status.candidate.canary if status.candidate else None

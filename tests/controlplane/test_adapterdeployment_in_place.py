@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
-from finetune_operator.framework.objects import DEPLOYMENTS
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
 from tests.support.played_pods import BETTER, GOOD, INACTIVE
@@ -39,7 +37,7 @@ def test_the_old_pods_go_first_and_come_back_if_the_new_revision_fails(serving: 
     status = serving.until(ServingPhase.DEGRADED)
     wait(lambda: serving.status().ready_replicas == 2, "what served before")
     wait(lambda: serving.reached() == {old}, "its endpoints")
-    assert _pods(serving) == {old: 2}
+    assert serving.wanted() == {old: 2}
     serving.change(**pinned(BETTER, replicas=2, strategy={"notice": "1s"}))
     wait(lambda: serving.traffic() != old, "the promotion")
     serving.until_only(serving.traffic())
@@ -59,7 +57,7 @@ def test_the_old_pods_go_first_and_come_back_if_the_new_revision_fails(serving: 
 
 def _in(serving: Serving, state: RevisionState) -> AdapterDeploymentStatus | None:
     """The status once the candidate is in a state. No two revisions have pods at any time on the way."""
-    assert sum(map(bool, _pods(serving).values())) <= 1
+    assert sum(map(bool, serving.wanted().values())) <= 1
     status = serving.status()
     return status if status.candidate and status.candidate.state is state else None
 
@@ -67,9 +65,3 @@ def _in(serving: Serving, state: RevisionState) -> AdapterDeploymentStatus | Non
 def _said(status: AdapterDeploymentStatus) -> tuple[str, str] | None:
     """Status and reason of the condition ServiceGap."""
     return next(((each.status, each.reason) for each in status.conditions if each.type == "ServiceGap"), None)
-
-
-def _pods(serving: Serving) -> dict[str, int]:
-    """How many pods of each revision are asked for."""
-    found = serving.children(DEPLOYMENTS).values()
-    return {each["metadata"]["labels"][LABEL_REVISION]: each["spec"]["replicas"] for each in found}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait
-from tests.controlplane.serving import NAME, RUNTIMES, Serving
+from tests.controlplane.serving import NAME, RUNTIMES, Serving, conditions
 from tests.support.played_pods import BETTER, GOOD, served
 from tests.support.sentences import assert_says
 from tests.support.serving_specs import pinned
@@ -42,11 +41,9 @@ def test_a_chart_upgrade_moves_one_endpoint_at_a_time(serving: Serving) -> None:
         statuses = _statuses(serving)
         states = [each.candidate.state for each in statuses if each.candidate]
         most = max(most, sum(state is not RevisionState.WAITING for state in states))
-        assert all(_conditions(each)["Ready"]["status"] == "True" for each in statuses)
-        waits = [each for each in map(_conditions, statuses) if each["Reconciling"]["reason"] == Reason.ROLLOUT_QUEUED]
-        queued = next(
-            (each["Reconciling"]["message"] for each in waits if "(" in each["Reconciling"]["message"]), queued
-        )
+        assert all(conditions(each)["Ready"].status == "True" for each in statuses)
+        waits = [each for each in map(conditions, statuses) if each["Reconciling"].reason == Reason.ROLLOUT_QUEUED]
+        queued = next((each["Reconciling"].message for each in waits if "(" in each["Reconciling"].message), queued)
         revisions = [each.last_good_revision for each in statuses]
         return all(new != old for new, old in zip(revisions, before, strict=True))
 
@@ -122,7 +119,7 @@ def test_a_verification_for_whose_pod_a_quota_has_no_room(serving: Serving) -> N
     wait(lambda: _reason(serving) == Reason.QUOTA_EXCEEDED, "the cause", describe=lambda: str(serving.status()))
     status = serving.status()
     assert status.phase is ServingPhase.PROGRESSING
-    said = _conditions(status)["Reconciling"]["message"]
+    said = conditions(status)["Reconciling"].message
     assert_says(said, "verification", "exceeded quota: few, requested: pods=1, used: pods=1, limited: pods=1")
     assert_says(said, remedy(Reason.QUOTA_EXCEEDED, meta.ADAPTERDEPLOYMENT))
     wait(lambda: ("Warning", Reason.QUOTA_EXCEEDED) in serving.events(), "the event")
@@ -141,13 +138,13 @@ def test_why_what_serves_does_not(serving: Serving) -> None:
     serving.team.api.patch_status(PODS, serving.team.namespace, pod, {"status": evicted})
     status = serving.until(ServingPhase.DEGRADED)
     wait(
-        lambda: _conditions(serving.status())["Ready"]["reason"] == Reason.UNSCHEDULABLE,
+        lambda: conditions(serving.status())["Ready"].reason == Reason.UNSCHEDULABLE,
         "the cause",
         describe=lambda: str(serving.status().conditions),
     )
     status = serving.status()
-    assert _conditions(status)["Ready"]["status"] == "False"
-    said = _conditions(status)["Ready"]["message"]
+    assert conditions(status)["Ready"].status == "False"
+    said = conditions(status)["Ready"].message
     assert_says(said, "The pod of revision", "is not ready", "insufficient GPU", f"Pod {pod}", message)
     serving.servers.homeless.clear()
     serving.until(ServingPhase.READY)
@@ -158,10 +155,6 @@ def _statuses(serving: Serving) -> list[AdapterDeploymentStatus]:
     found = serving.team.api.select(ADAPTERDEPLOYMENTS, serving.team.namespace)
     assert len(found) == len(NAMES)
     return [AdapterDeploymentStatus.model_validate(each.get("status") or {}) for each in found]
-
-
-def _conditions(status: AdapterDeploymentStatus) -> dict[str, dict[str, Any]]:
-    return {each.type: each.model_dump() for each in status.conditions}
 
 
 def _reason(serving: Serving) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kubernetes import client
@@ -25,6 +25,8 @@ from tests.support.played_pods import NEVER_READY, UNSCHEDULABLE, pod_status, se
 NODE = "servers"
 """Where the pods run. The controller of endpoints wants a Node of the name to exist."""
 _BINDINGS = Resource("v1", "Binding", "bindings")
+_LATE = frozenset({Reason.DEADLINE_EXCEEDED, Reason.IMAGE_PULL_FAILED})
+"""What a pod fails by once it has had its node for long: it has had it for a day."""
 _REPORTED = {"image": "example/image", "imageID": ""}
 
 
@@ -34,19 +36,26 @@ class FakeServers(PlayedKubelet):
     def __init__(self, api: StreamClient, pods: client.CoreV1Api, namespace: str) -> None:
         super().__init__(api, namespace, f"{meta.LABEL_ROLE}={SERVER}")
         self.fates: dict[str, Reason | None] = {}
-        """Why pods with an artifact fail, by its digest; others become ready."""
+        """Why new pods with an artifact fail, by its digest; others become ready, and so do those whose cause goes."""
         self.loading: set[str] = set()
         """Digests of artifacts whose servers never finish loading."""
         self.homeless: set[str] = set()
         """Digests of artifacts whose pods find no node."""
         self._pods = pods
+        self._failed: dict[str, Reason] = {}
+        """What keeps pods from being ready, by their uid."""
         self._addresses = (f"10.9.{number // 200}.{number % 200 + 1}" for number in itertools.count())
 
     def _step(self, pod: Object) -> None:
         if "deletionTimestamp" in pod["metadata"]:
             self._end(pod)
-        elif "containerStatuses" not in pod["status"]:
+        elif "containerStatuses" not in pod["status"] or self._recovers(pod):
             self._begin(pod)
+
+    def _recovers(self, pod: Object) -> bool:
+        """Whether what kept a pod from being ready has gone."""
+        failed = self._failed.get(pod["metadata"]["uid"])
+        return failed is not None and self.fates.get(served(pod["spec"])) is not failed
 
     def _end(self, pod: Object) -> None:
         with contextlib.suppress(NotFoundException):  # one that no node had is gone by itself
@@ -60,7 +69,8 @@ class FakeServers(PlayedKubelet):
             self._refuse(pod)
             return
         fate = self.fates.get(digest)
-        name, status = pod["metadata"]["name"], _complete(fate) | {"podIP": next(self._addresses)}
+        name, address = pod["metadata"]["name"], pod["status"].get("podIP") or next(self._addresses)
+        status = _complete(fate) | {"podIP": address}
         try:
             if not pod["spec"].get("nodeName"):
                 self._api.create(_BINDINGS, _binding(self._namespace, name))
@@ -68,6 +78,9 @@ class FakeServers(PlayedKubelet):
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+        self._failed.pop(pod["metadata"]["uid"], None)
+        if fate in NEVER_READY:
+            self._failed[pod["metadata"]["uid"]] = fate
 
     def _refuse(self, pod: Object) -> None:
         """What the scheduler says of a pod that no node has room for."""
@@ -89,7 +102,8 @@ def _complete(fate: Reason | None) -> Object:
         kind: [_REPORTED | {"ready": ready} | each for each in status.get(kind, [])]
         for kind in ("initContainerStatuses", "containerStatuses")
     }
-    now = timestamp(datetime.now(UTC))
+    age = timedelta(days=1) if fate in _LATE else timedelta()
+    now = timestamp(datetime.now(UTC) - age)
     conditions = [
         {"type": kind, "status": value, "lastTransitionTime": now}
         for kind, value in (("PodScheduled", "True"), ("Ready", str(ready)))

@@ -20,8 +20,13 @@ FATES: Mapping[str, Reason | None] = {
     MISSING: Reason.ARTIFACT_NOT_FOUND,
 }
 """Why a revision with the artifact fails; None: it serves."""
-NEVER_READY = frozenset({Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND, Reason.CANDIDATE_FAILED})
-"""Of these: its pods tell by themselves."""
+NEVER_READY = frozenset(
+    {
+        *(Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND, Reason.CANDIDATE_FAILED),
+        *(Reason.S3_UNREACHABLE, Reason.DEADLINE_EXCEEDED, Reason.IMAGE_PULL_FAILED),
+    }
+)
+"""Of these, and of what is outside of a revision: its pods tell by themselves."""
 UNSCHEDULABLE: Object = {
     "phase": "Pending",
     "conditions": [
@@ -40,6 +45,15 @@ def checks(fate: Reason | None) -> list[VerificationCheck]:
     ]
 
 
+MISSING_IMAGE = "registry.example/no-such-image:1"
+_BACKOFF = {"waiting": {"reason": "CrashLoopBackOff"}}
+_STOPPED_WHILE_LOADING = {
+    "exitCode": 137,
+    "reason": "Error",
+    "startedAt": "2026-01-01T00:00:00Z",
+    "finishedAt": "2026-01-01T00:30:12Z",
+}
+"""The kubelet stops a server whose startup probe never succeeds: after ``startupTimeoutSeconds``, drain and grace."""
 _NOT_FETCHED = {
     Reason.ARTIFACT_CORRUPT: (meta.ExitCode.FATAL, "model.safetensors has another hash."),
     Reason.ARTIFACT_NOT_FOUND: (meta.ExitCode.FATAL, "s3://m/x contains no manifest.json: nothing is published there."),
@@ -48,8 +62,8 @@ _NOT_FETCHED = {
 
 
 def pod_status(fate: Reason | None) -> Object:
-    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact, and while the
-    store does not answer."""
+    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact, for one that
+    takes too long to load, and while the store does not answer or an image is not there."""
     fetched = {"name": "fetch", "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}
     if fate in _NOT_FETCHED:
         code, said = _NOT_FETCHED[fate]
@@ -57,15 +71,21 @@ def pod_status(fate: Reason | None) -> Object:
         ended = {"exitCode": int(code), "message": result.model_dump_json(by_alias=True)}
         waiting = {"name": "server", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
         failed = fetched | {"state": {"terminated": ended}}
+        if code is meta.ExitCode.RETRIABLE:  # it has been so for a while
+            failed |= {"restartCount": 5, "state": _BACKOFF, "lastState": {"terminated": ended}}
         return {"initContainerStatuses": [failed], "containerStatuses": [waiting]}
     server: Object = {"name": "server", "restartCount": 0, "state": {"running": {}}}
     if fate is Reason.CANDIDATE_FAILED:
         server = {
             "name": "server",
             "restartCount": 3,
-            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "state": _BACKOFF,
             "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
         }
+    if fate is Reason.DEADLINE_EXCEEDED:
+        server |= {"restartCount": 1, "started": False, "lastState": {"terminated": _STOPPED_WHILE_LOADING}}
+    if fate is Reason.IMAGE_PULL_FAILED:
+        server |= {"image": MISSING_IMAGE, "state": {"waiting": {"reason": "ImagePullBackOff"}}}
     return {"initContainerStatuses": [fetched], "containerStatuses": [server]}
 
 

@@ -13,7 +13,7 @@ import pytest
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState
 from finetune_operator.framework.objects import DEPLOYMENTS
-from tests.support.played_pods import BETTER, CORRUPT, CRASHING, GOOD, INACTIVE, MISSING
+from tests.support.played_pods import BETTER, CORRUPT, CRASHING, GOOD, INACTIVE, MISSING, pod_status
 from tests.support.promoted import passes, until
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition
@@ -57,10 +57,8 @@ def asks_for(digest: str) -> Callable[[ServingCluster], None]:
 def no_image(cluster: ServingCluster) -> None:
     """The pods of a candidate wait for an image that is not there."""
     candidate = cluster.status.candidate
-    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "manifest unknown"}}
     for pod in cluster.pods.get(candidate.deployment, []) if candidate else []:
-        pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
-        pod["status"]["containerStatuses"] = [{"name": "server", "restartCount": 0, "state": waiting}]
+        pod["status"] |= pod_status(Reason.IMAGE_PULL_FAILED) | {"conditions": [{"type": "Ready", "status": "False"}]}
     for name, live in cluster.objects[DEPLOYMENTS].items():
         if candidate and name == candidate.deployment:
             live["status"] |= {"readyReplicas": 0, "availableReplicas": 0}
