@@ -367,9 +367,9 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.PREEMPTED: "A pod that is still needed restarts on another node; if that happens often, find out why its nodes go away. If they were low on disk or memory, ask the admin to raise the runtime's requests of ephemeral-storage or memory in the chart's values, so that its pods get nodes with enough.",
     Reason.NODE_LOST: "Check the node named here: Kubernetes restarts a pod that is still needed on another node after five minutes, unless its tolerations say otherwise.",
     # It waits for a while; then its pods are removed, and tried again an hour later
-    Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); to try again at once, set spec.rerun to a new value.",
-    Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values; to try again at once, set spec.rerun to a new value.",
-    Reason.S3_UNREACHABLE: "Check the storage's endpoint and the network policies between the pod and the store; to try again at once, set spec.rerun to a new value.",
+    Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); pods that still wait for that then start automatically; to try a new revision again at once, set spec.rerun to a new value.",
+    Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values; pods that still wait for that then start automatically; to try a new revision again at once, set spec.rerun to a new value.",
+    Reason.S3_UNREACHABLE: "Check the storage's endpoint and the network policies between the pod and the store; pods that still wait for that then start automatically; to try a new revision again at once, set spec.rerun to a new value.",
     # The revision has failed
     Reason.MODEL_UNSUPPORTED: "Serve an artifact that a FineTuneJob has published.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",

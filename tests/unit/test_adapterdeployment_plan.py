@@ -23,6 +23,7 @@ from finetune_operator.framework.objects import (
 )
 from finetune_operator.settings import ServingAccess, Settings
 from tests.support.played_pods import BETTER, GOOD, INACTIVE, checks, pod_status
+from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition, serving, shown
 from tests.support.serving_specs import SETTINGS, following, pinned, published, uri, without_record
 
@@ -319,6 +320,8 @@ class TestReplicas:
         assert (cluster.status.phase, cluster.traffic()) == (ServingPhase.DEGRADED, before)
         assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
         assert condition(cluster.status, "Reconciling") == ("True", Reason.S3_UNREACHABLE)
+        [message] = [each.message for each in cluster.status.conditions if each.type == "Reconciling"]
+        assert_says(message, "1 of 2 pods are ready", "The store does not answer", "start automatically")
 
     def test_nothing_but_the_number_changes_of_pods_that_the_values_would_make_otherwise_now(self) -> None:
         cluster = serving(replicas=1)
