@@ -26,7 +26,7 @@ from finetune_operator.framework.objects import (
 )
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import SERVER
-from finetune_operator.resources.service import serving_revision_of
+from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from tests.controlplane.conftest import Team, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
@@ -128,6 +128,11 @@ class Serving:
         """Revision that the public Service points to, alone or beside a canary."""
         service = self.get(SERVICES, NAME)
         return serving_revision_of(service) if service else ""
+
+    def shared(self) -> bool:
+        """Whether the public Service sends clients to the serving pods of all revisions."""
+        service = self.get(SERVICES, NAME)
+        return service is not None and names_no_revision(service)
 
     def reached(self) -> set[str]:
         """Revisions of the pods that the public Service sends clients to."""

@@ -191,5 +191,6 @@ def _serves(endpoint: Serving, revision: str) -> AdapterDeploymentStatus:
     wait(lambda: endpoint.reached() == {revision}, "its endpoints", describe=lambda: str(endpoint.status()))
     wait(lambda: endpoint.status().ready_replicas == REPLICAS, "all of its pods")
     wait(lambda: conditions(endpoint.status())["Ready"].status == "True", "answers")
+    wait(lambda: not endpoint.shared(), "no share for others")
     assert endpoint.traffic() == revision
     return endpoint.until(ServingPhase.DEGRADED)
