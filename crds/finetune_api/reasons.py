@@ -140,6 +140,7 @@ class Reason(OpenEnum):
     PROMPTS_TOO_LONG = "PromptsTooLong"
     PROMOTED = "Promoted"
     ADAPTER_REMOVED = "AdapterRemoved"
+    ADAPTER_STAYS = "AdapterStays"
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
     SELF_CHECK_FAILED = "SelfCheckFailed"
@@ -267,6 +268,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ANALYSIS_FAILED: "Strategy Canary: the new revision failed more of its requests than the one that serves, or was slower, by more than spec.strategy.canary.analysis allows.",
     Reason.PROMPTS_TOO_LONG: "The artifact's prompts and answers have more tokens than the runtime accepts.",
     Reason.PROMOTED: "A revision has taken over the traffic.",
+    Reason.ADAPTER_STAYS: "A running pod still has an adapter that spec.source.adapters no longer names, or does not say that it has let go of it; the message names the pod's address.",
     Reason.ADAPTER_REMOVED: "No running pod answers to the name of an adapter any more that spec.source.adapters no longer has.",
     Reason.SERVING: "A revision is serving.",
     Reason.SERVER_UNAVAILABLE: "No pod of the serving revision answers.",
@@ -358,6 +360,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to a revision that the message lists, or remove it and pin the artifact in spec.source.artifact.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
+    Reason.ADAPTER_STAYS: "Read the log of the container self-check of the pod named here, then delete the pod: a new one loads the current list.",
     Reason.SELF_CHECK_FAILED: "Read the logs of the pod named here, then delete it: a new one starts, and proves itself. If that one fails too, serve an earlier revision with spec.rollbackTo, and find out what has changed: the server's image, the node, its GPU or driver. Only if the server is known to be right, raise spec.verification.maxDistance.",
     Reason.API_KEYS_MISSING: "Put a key of 20 to 512 characters of ASCII, without spaces, commas or line breaks, into the Secret that spec.access.apiKeys names, with `kubectl create secret generic NAME --from-literal=client=KEY`; pods pick it up within about two minutes; to retry a waiting revision at once, set spec.rerun to a new value.",
     Reason.CERTIFICATE_UNUSABLE: "Put a certificate for NAME.NAMESPACE.svc and its key into the Secret that spec.access.tls names, with cert-manager's Certificate or `kubectl create secret tls NAME --cert=FILE --key=FILE`; pods pick it up within about two minutes; to retry a waiting revision at once, set spec.rerun to a new value.",

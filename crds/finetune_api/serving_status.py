@@ -140,7 +140,7 @@ class AdapterStatus(WireModel):
     """What came of its verification: Passed or Failed; absent if it has not come to it."""
     state: AdapterState | None = None
     """Of what serves: Waiting (scaled to zero: pods fetch it, prove it and load it once there are any), Loading
-    (running pods do so), Loaded (the pods that are ready answer to its name), Failed (no pod answers to its name; the
+    (running pods do so), Loaded (the pods that are ready answer to its name), Failed (it is taken from all pods; the
     other adapters are not touched) or Removing (the spec no longer names it; a pod may still answer to its name)."""
     pods: Annotated[str, Field(max_length=32)] = ""
     """Of a loaded one: pods that answer to its name, e.g. "2/2"."""

@@ -188,8 +188,8 @@ class Serving:
     def verify(self, given: StageInput) -> Ending:
         """The verification pod."""
         self.asked.append(given)
-        digest = given.artifact_uri.rsplit("/", 1)[-1]
-        proved = digest not in self.inactive
+        digest, asked = given.artifact_uri.rsplit("/", 1)[-1], given.params.verify
+        proved = digest not in self.inactive or bool(asked and asked.removed)  # pods let go of any adapter
         result = StageResult(
             stage=Stage.VERIFY,
             outcome=Outcome.SUCCEEDED if proved else Outcome.FAILED,

@@ -123,7 +123,7 @@ class PlayedJobs(PlayedCluster):
             self.pods[name] = [killed_pod(job)]
             return
         fates = {each.name: FATES[each.digest] for each in asked.adapters}
-        stays = Reason.VERIFICATION_FAILED
+        stays = Reason.ADAPTER_STAYS
         fates |= {each.name: stays if each.digest in self.lasting else None for each in asked.removed}
         made = [VerificationCheck(name=each, outcome=outcome_of(fate)) for each, fate in fates.items()]
         reasons = [fate for fate in fates.values() if fate]

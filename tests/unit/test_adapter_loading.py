@@ -153,6 +153,28 @@ def test_one_that_cannot_be_removed_is_told_of_until_it_is(pod: Pod, answered: b
     assert ({*pod.told}, {*pod.names}) == ({"de"}, {"demo:de"})
 
 
+def test_a_pod_tells_of_all_that_it_will_load_before_it_fetches_the_first(pod: Pod) -> None:
+    """Whoever asks meanwhile whether one that was removed is gone would be told nothing of it."""
+    pod.settle(wanted(de=True, es=False, fr=False))
+    assert pod.told_before["es"].keys() == {"de", "es", "fr"}
+    assert pod.told_before["es"]["fr"] is AdapterState.LOADING
+
+
+def test_a_name_is_loaded_with_another_artifact_once_the_former_one_has_gone(pod: Pod) -> None:
+    """Else the other one would be proved on the former one's weights, and refused for good."""
+    pod.settle(wanted(de=True, fr=False))
+    pod.lasting = {"demo:fr"}
+    [de, fr] = wanted(de=True, fr=False).adapters
+    other = WantedAdapters(adapters=[de, fr.model_copy(update={"digest": "9" * 64})], withdrawn=wanted().withdrawn)
+    assert pod.settle(other)["fr"] is AdapterState.LOADING
+    pod.now += AGAIN_SECONDS
+    assert pod.settle(other)["fr"] is AdapterState.LOADING
+    assert "f" * 64 in pod.names["demo:fr"]
+    pod.lasting = set()
+    assert pod.settle(other)["fr"] is AdapterState.LOADED
+    assert "9" * 64 in pod.names["demo:fr"]
+
+
 def test_one_that_could_not_be_removed_comes_back_as_it_is(pod: Pod) -> None:
     pod.settle(wanted(de=True, fr=False))
     pod.lasting = {"demo:fr"}
@@ -187,7 +209,8 @@ def test_what_became_of_one_is_told_before_the_next_is_fetched(pod: Pod) -> None
     """Whoever waits for all of them gives up some time: a slow one must not take the others with it."""
     pod.missing = {"es"}
     pod.settle(wanted(de=True, es=False, fr=False, it=False))
-    assert pod.told_before["fr"] == {"de": AdapterState.LOADED, "es": AdapterState.FAILED}
+    of_others = {name: pod.told_before["fr"][name] for name in ("de", "es")}
+    assert of_others == {"de": AdapterState.LOADED, "es": AdapterState.FAILED}
     assert pod.told_before["it"] == pod.told_before["fr"] | {"fr": AdapterState.LOADED}
     pod.settle(wanted(de=True, it=True))
     assert pod.told == {"de": AdapterState.LOADED, "it": AdapterState.LOADED}

@@ -95,17 +95,71 @@ class TestRemoved:
         assert states(cluster).keys() == {"de"}
         assert cluster.status.phase is ServingPhase.READY
 
-    @pytest.mark.parametrize("state", [AdapterState.FAILED, AdapterState.WAITING])
-    def test_what_no_pod_has_answered_to_leaves_nothing_to_wait_for(self, state: AdapterState) -> None:
+    def test_what_no_pod_has_read_of_leaves_nothing_to_wait_for(self) -> None:
         cluster = endpoint(fr=GOOD)
-        if state is AdapterState.WAITING:
-            cluster.spec = cluster.spec | {"replicas": 0}
+        cluster.spec = cluster.spec | {"replicas": 0}
         asked(cluster, fr=GOOD, de=INACTIVE)
         cluster.settle()
-        assert states(cluster)["de"] == (state, "")
+        assert states(cluster)["de"] == (AdapterState.WAITING, "")
         asked(cluster, fr=GOOD)
         cluster.reconcile()
         assert states(cluster).keys() == {"fr"}
+
+    def test_what_has_failed_on_one_pod_may_be_on_another(self) -> None:
+        cluster = endpoint(fr=GOOD)
+        asked(cluster, fr=GOOD, de=INACTIVE)
+        cluster.settle()
+        assert states(cluster)["de"] == (AdapterState.FAILED, "")
+        cluster.loading = {INACTIVE}
+        asked(cluster, fr=GOOD)
+        passes(cluster, count=2, seconds=1)
+        assert states(cluster)["de"] == (AdapterState.REMOVING, "")
+        assert cluster.asked_of[-1][1] == ["de"]
+        cluster.loading = set()
+        cluster.settle()
+        assert states(cluster) == {"fr": LOADED}
+
+    def test_a_pod_that_is_not_ready_is_asked_too(self) -> None:
+        """It may become ready with the former list."""
+        cluster = endpoint(fr=GOOD, de=BETTER)
+        unready = cluster.pods[f"demo-{cluster.traffic()}"][0]
+        for each in unready["status"]["conditions"]:
+            each["status"] = "False"
+        asked(cluster, de=BETTER)
+        passes(cluster, count=1)
+        assert [len(pods) for pods, names in cluster.asked_of if names == ["fr"]] == [2]
+
+    def test_why_it_stays_is_told_while_pods_are_asked_again(self) -> None:
+        cluster = self.removing()
+        cluster.loading = set()
+        passes(cluster, count=2, seconds=1)
+        cluster.loading = {GOOD}
+        for _ in range(5):
+            passes(cluster, count=1, seconds=1)
+            assert condition(cluster.status, "Stalled") == ("True", Reason.ADAPTER_STAYS)
+        [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+        assert_says(stalled.message, "Adapter 'fr'", "Its server still answers", "delete the pod")
+        assert condition(cluster.status, "Ready")[0] == "True"
+        cluster.lasting, cluster.loading = set(), set()
+        cluster.settle()
+        assert condition(cluster.status, "Stalled")[0] == "False"
+
+    def test_one_that_is_loaded_for_ever_does_not_hold_it_up(self) -> None:
+        cluster = self.removing()
+        cluster.lasting, cluster.loading = set(), {"9" * 64}
+        asked(cluster, de=BETTER, es="9" * 64)
+        cluster.settle()
+        assert states(cluster) == {"de": LOADED, "es": (AdapterState.LOADING, "")}
+
+    def test_a_job_that_is_being_deleted_has_answered_already(self) -> None:
+        cluster = self.removing()
+        cluster.lasting, cluster.loading = set(), set()
+        cluster.run_controllers()
+        [job] = [each for each in cluster.objects[JOBS].values() if is_of_delivery(each)]
+        assert job["status"], "it has ended well"
+        job["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        cluster.reconcile()
+        assert states(cluster)["fr"] == (AdapterState.REMOVING, "")
 
     def test_what_goes_back_to_the_revision_has_not_got_it(self) -> None:
         """What is being removed is none of those that a revision serves."""
@@ -130,6 +184,8 @@ def test_a_job_that_ends_without_a_word_says_nothing_of_an_adapter(removed: bool
     [row] = [each for each in stable(cluster).adapters if each.name == name]
     assert (row.state, row.outcome) == (AdapterState.REMOVING if removed else AdapterState.LOADING, None)
     assert_says(row.message, "again", "memory")
+    assert row.reason == Reason.STAGE_CRASHED, "the remedy for a lack of memory is about serving pods"
+    assert condition(cluster.status, "Stalled") == ("True", Reason.STAGE_CRASHED)
     assert condition(cluster.status, "Ready")[0] == "True"
     passes(cluster, count=4, seconds=1)
     assert len(cluster.asked_of) == tries
@@ -137,6 +193,7 @@ def test_a_job_that_ends_without_a_word_says_nothing_of_an_adapter(removed: bool
     cluster.now += timedelta(seconds=AGAIN_SECONDS)
     passes(cluster, count=3, seconds=1)
     assert len(cluster.asked_of) == tries + 1
+    assert condition(cluster.status, "Stalled") == ("True", Reason.STAGE_CRASHED), "as long as nothing else is known"
     cluster.now += timedelta(seconds=AGAIN_SECONDS)
     cluster.settle()
     assert states(cluster) == ({"fr": LOADED} if removed else dict.fromkeys(("de", "es", "fr"), LOADED))

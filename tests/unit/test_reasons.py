@@ -53,7 +53,7 @@ SPEC_CHANGES = {
 """What a change of a FineTuneJob's spec puts right; that begins a new run as it is."""
 SERVING_WAITS = {
     *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
-    Reason.SELF_CHECK_FAILED,
+    *(Reason.SELF_CHECK_FAILED, Reason.ADAPTER_STAYS),
     *(Reason.ROUTE_PENDING, Reason.ROUTE_REFUSED, Reason.ROUTE_TAKEN, Reason.ROUTE_UNAVAILABLE),
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
     Reason.BELOW_VERIFICATION_FLOOR,

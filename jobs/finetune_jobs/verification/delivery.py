@@ -65,7 +65,7 @@ def await_removed(
 ) -> list[VerificationCheck]:
     """Until no pod has any of these adapters; a check for each. A pod that says nothing may have all of them.
 
-    Raises StageError (VerificationFailed) with the checks: a pod has one by the ``deadline`` of the monotonic clock.
+    Raises StageError (AdapterStays) with the checks: a pod has one by the ``deadline`` of the monotonic clock.
     """
     while True:
         told = {pod: _ask(pod) if _is_ready(pod) else None for pod in pods}
@@ -81,12 +81,12 @@ def await_removed(
         time.sleep(_POLL_SECONDS)
     name, held = next((name, held) for name, held in holders.items() if held)
     said = f"Adapter {name!r} was not removed in time: {_still(held[0], told)}"
-    raise StageError(Reason.VERIFICATION_FAILED, said, checks=checks)
+    raise StageError(Reason.ADAPTER_STAYS, said, checks=checks)
 
 
 def _holders(each: AdapterRef, told: Mapping[str, Said | None]) -> list[str]:
-    """The pods that have an adapter, as far as is known."""
-    return [pod for pod, said in told.items() if said is None or _key(each) in said]
+    """The pods that have an adapter of the name, with whatever artifact, as far as is known."""
+    return [pod for pod, said in told.items() if said is None or any(it.name == each.name for it in said.values())]
 
 
 def _check_removed(name: str, pods: int, holders: Sequence[str]) -> VerificationCheck:
@@ -101,11 +101,11 @@ def _check_removed(name: str, pods: int, holders: Sequence[str]) -> Verification
 def _still(pod: str, told: Mapping[str, Said | None]) -> str:
     if told[pod] is None:
         return f"the self-check at {pod} is not ready, or does not answer."
-    return f"the self-check at {pod} says that its server still answers to the name."
+    return f"the self-check at {pod} says that its server still has one of the name."
 
 
 def _is_ready(pod: str) -> bool:
-    """Whether a pod has loaded all that it was told of: what it has not loaded yet, it does not speak of."""
+    """Whether a pod speaks of all that it was told of: before it is ready, not of what it has not come to yet."""
     try:
         hf_raise_for_status(get_session().get(f"{pod}/ready", timeout=_REQUEST_SECONDS))
     except CLIENT_ERROR:
@@ -167,4 +167,5 @@ def _why(each: AdapterRef, told: Told) -> str:
     pod, report = _trouble(each, told)
     if report is not None and report.message:
         return report.message
-    return f"Adapter {each.name!r} was not loaded in time: the self-check at {pod} has not said anything of it."
+    why = "has not said anything of it" if report is None else "is still downloading or verifying it"
+    return f"Adapter {each.name!r} was not loaded in time: the self-check at {pod} {why}."

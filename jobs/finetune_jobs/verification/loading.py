@@ -114,6 +114,9 @@ class Loader:
         for name in [name for name, it in self._served.items() if (name, it.wanted.digest) not in asked]:
             self._remove(name)
         self._forget_passing()
+        new = [each for each in wanted.adapters if (each.name, each.digest) not in self._reports]
+        for each in new:  # before anything is fetched: what a pod says nothing of, it has not got
+            self._report(each, AdapterState.LOADING, Reason.WAITING, "")
         for name, digest in self._reports.keys() - asked:
             if self._may_answer(name, digest):
                 continue
@@ -121,11 +124,13 @@ class Loader:
             self.tell(self.reports())
             self._left.setdefault(digest, self.clock())
         for each in wanted.adapters:
-            report = self._reports.get((each.name, each.digest))
-            if each.required and report is not None and report.state is not AdapterState.LOADED:
+            report = self._reports[each.name, each.digest]
+            if each.required and each not in new and report.state is not AdapterState.LOADED:
                 self._bring(each, wanted, limits)
                 self._require_answers()
-            elif report is None or self._is_due(each, report):
+            elif self._is_held(each):
+                continue  # the former one of the name could not be removed yet
+            elif each in new or self._is_due(each, report):
                 self._try(each, wanted, limits)
                 self._require_answers()
             elif report.attempt != each.attempt:
@@ -139,6 +144,11 @@ class Loader:
     def watches(self) -> list[tuple[str, QualityWatch]]:
         """What has to stay as it was proved, by what messages call it."""
         return [(self._who(name), served.watch) for name, served in self._served.items()]
+
+    def _is_held(self, each: WantedAdapter) -> bool:
+        """Whether its name answers with another artifact."""
+        served = self._served.get(each.name)
+        return served is not None and served.wanted.digest != each.digest
 
     def _may_answer(self, name: str, digest: str) -> bool:
         """Whether clients may get answers under a name: it could not be removed, or the server has not said whether it

@@ -7,7 +7,7 @@ from typing import Final
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.serving_status import RevisionState
 from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_in_use
-from finetune_operator.adapterdeployment.delivery import delivery_in_use
+from finetune_operator.adapterdeployment.delivery import deliveries_in_use
 from finetune_operator.adapterdeployment.delivery_job import is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods
 from finetune_operator.adapterdeployment.look import is_of_look
@@ -78,7 +78,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
         verification = verify_request(observed, target, retry=retry).name
 
     analyses = names_in_use(observed, candidate)
-    delivery = delivery_in_use(observed, observed.records.get(serving), stable)
+    deliveries = deliveries_in_use(observed, observed.records.get(serving), stable)
     answering = {_revision_of(pod) for pod in serving_pods(observed)}
 
     def unused(resource: Resource, name: str, child: Object) -> bool:
@@ -86,7 +86,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
         if is_of_analysis(child):
             return name not in analyses
         if is_of_delivery(child):
-            return name != delivery
+            return name not in deliveries
         if is_of_look(child):
             return name != looking and (bool(looking) or observed.resource.status.channel is None)
         if resource == SERVICES:

@@ -36,13 +36,13 @@ from finetune_operator.adapterdeployment.delivery_job import (
     Answer,
     Question,
     ask_pods,
+    cause_of,
     found_of,
     needs_a_person,
     ready_pods,
     request_of,
     says_nothing,
 )
-from finetune_operator.adapterdeployment.health import PASSING
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import asked_hash, choice_of
 from finetune_operator.adapterdeployment.side_jobs import is_blocked
@@ -143,17 +143,12 @@ def deliver(
         return Delivery(stable)
     found = standing(observed, record, adapters)
     leaving = _leaving(observed, record, adapters)
+    added, removed = (_ask(observed, record, each, now) for each in _questions(found, leaving))
     pods = ready_pods(observed, record.revision)
-    question = _question(found, leaving)
-    answer = Answer()
-    if question is not None and pods:
-        answer = ask_pods(observed, request_of(observed, record, question, pods), now)
     counted = f"{len(pods)}/{observed.resource.spec.replicas}"
-    waits = _waits_for(observed, bool(pods), answer.verdict, now)
-    added = answer.verdict if question is not None and question.added else None
-    rows = [_row(each, counted, waits, added) for each in found]
-    removed = answer.verdict if question is not None and question.removed else None
-    left = [_row_of_removed(each, removed, now) for each in leaving]
+    waits = _waits_for(observed, bool(pods), added.verdict, now)
+    rows = [_row(each, counted, waits, added.verdict) for each in found]
+    left = [_row_of_removed(each, removed.verdict, now) for each in leaving]
     events = (*_news(found, rows, len(pods)), *_news_of_removed(leaving, left))
     update = {
         "adapters": [*rows, *(each for each in left if each is not None)],
@@ -161,39 +156,49 @@ def deliver(
         "spec_hash": asked_hash(observed),
     }
     served = stable.model_copy(update=update)
-    refused = answer.verdict is not None and needs_a_person(answer.verdict, now)
-    return Delivery(served, answer.actions, events, _RECORD_SECONDS if events else answer.due_after, refused)
+    answers = (added, removed)
+    due = [each.due_after for each in answers if each.due_after is not None]
+    return Delivery(
+        stable=served,
+        actions=(*added.actions, *removed.actions),
+        events=events,
+        due_after=_RECORD_SECONDS if events else min(due, default=None),
+        blocked=any(each.verdict is not None and needs_a_person(each.verdict, now) for each in answers),
+    )
 
 
-def delivery_in_use(observed: ObservedDeployment, record: Record | None, stable: RevisionStatus | None) -> str:
-    """Name of the one that is not to be deleted; empty: none."""
+def deliveries_in_use(observed: ObservedDeployment, record: Record | None, stable: RevisionStatus | None) -> set[str]:
+    """Names of those that are not to be deleted."""
     if record is None or stable is None or stable.revision != record.revision:
-        return ""
+        return set()
     loading = {each.name for each in stable.adapters if each.state is AdapterState.LOADING}
     found = [each for each in standing(observed, record, read_back(stable.adapters)) if each.adapter.name in loading]
-    question = _question(found, [each for each in stable.adapters if each.state is AdapterState.REMOVING])
-    pods = ready_pods(observed, record.revision)
-    return request_of(observed, record, question, pods).name if question is not None and pods else ""
+    leaving = [each for each in stable.adapters if each.state is AdapterState.REMOVING]
+    requests = [request_of(observed, record, each) for each in _questions(found, leaving)]
+    return {each.name for each in requests if each is not None}
 
 
-def _question(found: Sequence[Standing], leaving: Sequence[AdapterStatus]) -> Question | None:
-    """What the pods are to be asked now; None: nothing. What was removed comes after what was added: by then the pods
-    have the list, and a name that stays somewhere keeps nobody waiting for another."""
-    if pending := [each.adapter for each in found if each.outcome is None]:
-        return Question(pending)
-    return Question([], [adapter_of(each) for each in leaving]) if leaving else None
+def _questions(found: Sequence[Standing], leaving: Sequence[AdapterStatus]) -> tuple[Question, Question]:
+    """What pods are asked of those that are added, and of those that are removed: neither holds up the other."""
+    pending = [each.adapter for each in found if each.outcome is None]
+    return Question(added=pending), Question(removed=[adapter_of(each) for each in leaving])
+
+
+def _ask(observed: ObservedDeployment, record: Record, question: Question, now: datetime) -> Answer:
+    request = request_of(observed, record, question)
+    return Answer() if request is None else ask_pods(observed, request, now)
 
 
 def _leaving(observed: ObservedDeployment, record: Record, adapters: Sequence[Adapter]) -> list[AdapterStatus]:
     """What is no longer asked for, and what pods may still answer to: the kubelet brings them the list only after a
-    while. A name that is asked for again, with whatever artifact, comes to pods that have let go of it first."""
+    while. What has failed on one pod may have been loaded by another. A name that is asked for again, with whatever
+    artifact, is loaded by a pod only once it has let go of the former one."""
     stable = observed.resource.status.stable
     known = stable.adapters if stable is not None and stable.revision == record.revision else []
     names = {each.name for each in adapters}
-    never_there = (AdapterState.WAITING, AdapterState.FAILED)
     if not loads_adapters(record.template) or observed.resource.spec.replicas == 0:
         return []
-    return [each for each in known if each.name not in names and each.state not in never_there]
+    return [each for each in known if each.name not in names and each.state is not AdapterState.WAITING]
 
 
 def _taken_by_what_serves(observed: ObservedDeployment, asked: Serving) -> Record | None:
@@ -206,8 +211,8 @@ def _taken_by_what_serves(observed: ObservedDeployment, asked: Serving) -> Recor
         return None
     made = record.serving
     rows = stable.adapters if stable is not None and stable.adapters else shown(made.adapters)
-    there = [each for each in rows if each.state not in (_FAILED, AdapterState.REMOVING)]
-    served = {each.name: each.artifact_digest for each in there}
+    there = [each for each in rows if each.state is not AdapterState.REMOVING]
+    served = {each.name: each.artifact_digest for each in there if each.outcome is not CheckOutcome.FAILED}
     if any(served.get(each.name, each.digest) != each.digest for each in asked.adapters):
         return None
     found = standing(observed, record, asked.adapters)
@@ -271,8 +276,8 @@ def _row(each: Standing, pods: str, waits: _Wait, verdict: Verdict | None) -> Ad
     if outcome is None and verdict is not None and verdict.state not in UNFINISHED:
         outcome, message, reason = found_of(each.adapter.name, verdict)
         if outcome is CheckOutcome.FAILED and says_nothing(verdict):
-            outcome, waits = None, _Wait(verdict.reason, f"Not served yet, and tried again. {message}")
-    elif reason in PASSING and waits.reason is Reason.VERIFYING:  # it stands until the pods have said anything else
+            outcome, waits = None, _Wait(cause_of(verdict), f"Not served yet, and tried again. {message}")
+    elif _is_told_of(each.known, AdapterState.LOADING) and waits.reason is Reason.VERIFYING:
         waits = _Wait(Reason(reason), message)
     if outcome is CheckOutcome.PASSED:
         update: dict[str, Any] = {"state": AdapterState.LOADED, "pods": pods, "message": "", "reason": ""}
@@ -286,21 +291,31 @@ def _row(each: Standing, pods: str, waits: _Wait, verdict: Verdict | None) -> Ad
 
 def _row_of_removed(each: AdapterStatus, verdict: Verdict | None, now: datetime) -> AdapterStatus | None:
     """An adapter that is removed, after what the Job has found; None: no pod answers to its name any more."""
-    said = "Waiting until no running pod answers to its name any more."
+    reason, said = Reason.WAITING, "Waiting until no running pod answers to its name any more."
     if verdict is not None and is_blocked(verdict, now):
+        reason = verdict.reason
         said = f"The pods are told; the Job that asks whether they still answer to its name waits. {verdict.message}"
     elif verdict is not None and verdict.state not in UNFINISHED:
         if found_of(each.name, verdict)[0] is CheckOutcome.PASSED:
             return None
+        reason = cause_of(verdict)
         said = f"The pods are told, and asked again whether they still answer to its name. {verdict.message}"
+    elif _is_told_of(each, AdapterState.REMOVING):
+        reason, said = Reason(each.reason), each.message
     update = {
         "state": AdapterState.REMOVING,
         "outcome": None,
         "pods": "",
-        "reason": Reason.WAITING,
+        "reason": reason,
         "message": said[:_MESSAGE_LIMIT],
     }
     return each.model_copy(update=update)
+
+
+def _is_told_of(row: AdapterStatus, state: AdapterState) -> bool:
+    """Whether the status tells what holds an adapter up in this state: that stands until the pods have said anything
+    else."""
+    return row.state is state and row.reason not in ("", Reason.WAITING, Reason.VERIFYING)
 
 
 def _news(found: Sequence[Standing], rows: Sequence[AdapterStatus], pods: int) -> Iterator[Event]:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from finetune_api import meta
 from finetune_api.endpoint_stages import VerifyParams
+from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_operator.adapterdeployment.health import PASSING
@@ -49,9 +50,9 @@ class Answer(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What running pods are asked."""
+    """What running pods are asked: one of the two."""
 
-    added: Sequence[Adapter]
+    added: Sequence[Adapter] = ()
     """Whether each pod serves them."""
     removed: Sequence[Adapter] = ()
     """Whether any pod still answers to their names."""
@@ -64,19 +65,26 @@ def ask_pods(observed: ObservedDeployment, request: StageRequest, now: datetime)
     if job is None:
         return Answer(None, stage_objects(observed, request), FIRST_LOOK_SECONDS)
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()), now)
+    if job["metadata"].get("deletionTimestamp"):  # what it has found was read, and the next one has its name
+        return Answer(None, (), FIRST_LOOK_SECONDS)
     if verdict.state in UNFINISHED:
         return Answer(verdict, stage_objects(observed, request), look_again(job, verdict, now))
-    again = _again_at(request, verdict, now)
-    if again is None:
+    if not _is_asked_again(request, verdict):
         return Answer(verdict, stage_objects(observed, request))
-    if again > now:
-        return Answer(verdict, due_after=(again - now).total_seconds())
+    left = _pause_left(job, request, verdict, now)
+    if left > 0:
+        return Answer(verdict, due_after=left)
     return Answer(verdict, (Delete(JOBS, request.name, job["metadata"]["uid"]),), _AT_ONCE)
 
 
 def says_nothing(verdict: Verdict) -> bool:
     """Whether a Job has failed for a cause outside of the adapters: a store that does not answer, or its own end."""
     return verdict.state is State.FAILED and (verdict.reason in PASSING or not _checks(verdict))
+
+
+def cause_of(verdict: Verdict) -> Reason:
+    """Why a Job has failed. The remedies for a lack of memory or time are about serving pods, not about such a Job."""
+    return Reason.STAGE_CRASHED if not _checks(verdict) and verdict.reason not in PASSING else verdict.reason
 
 
 def found_of(name: str, verdict: Verdict) -> tuple[CheckOutcome, str, str]:
@@ -104,14 +112,19 @@ def is_of_delivery(child: Object) -> bool:
 
 def ready_pods(observed: ObservedDeployment, revision: str) -> list[Object]:
     """The pods of a revision that are ready, by name: each has loaded what is required."""
-    pods = [pod for pod in observed.server_pods(revision) if find_condition(pod.get("status") or {}, "Ready")]
-    return sorted((pod for pod in pods if pod["status"].get("podIP")), key=lambda pod: str(pod["metadata"]["name"]))
+    return [pod for pod in _pods(observed, revision) if find_condition(pod["status"], "Ready")]
 
 
-def request_of(
-    observed: ObservedDeployment, record: Record, question: Question, pods: Sequence[Object]
-) -> StageRequest:
-    """The stage that waits for what the pods say. It asks nothing but them: it gets no keys of any store."""
+def request_of(observed: ObservedDeployment, record: Record, question: Question) -> StageRequest | None:
+    """The stage that waits for what the pods say. It asks nothing but them: it gets no keys of any store. None: there
+    is nothing to ask, or nobody.
+
+    Of what is added, the pods are asked that are ready. Of what was removed, all are: one that is not ready may become
+    so with the former list."""
+    removed = bool(question.removed)
+    pods = _pods(observed, record.revision) if removed else ready_pods(observed, record.revision)
+    if not pods or not any(question):
+        return None
     owner, settings, serving = observed.owner, observed.settings, record.serving
     spec = observed.resource.spec
     room = scratch_bytes(serving.runtime.pod)
@@ -122,7 +135,7 @@ def request_of(
         asked_hash(observed),
         [[each.name, each.digest] for each in question.added],
         [[pod["metadata"]["name"], pod["status"]["podIP"]] for pod in pods],
-        *([[[each.name, each.digest] for each in question.removed]] if question.removed else []),
+        *([[[each.name, each.digest] for each in question.removed]] if removed else []),
     ]
     params = VerifyParams(
         endpoint="",
@@ -155,19 +168,36 @@ def request_of(
     )
 
 
-def _again_at(request: StageRequest, verdict: Verdict, now: datetime) -> datetime | None:
-    """When to ask again; None: what was found stands. What the pods go on trying is asked at once, for the Job has
-    waited for long. Where a Job itself has ended, the next one may end like it. That a pod still answers to a removed
-    name never stands."""
-    checks = _checks(verdict)
-    if verdict.state is not State.FAILED or CheckOutcome.PASSED in checks.values():
-        return None  # the others are asked for by a Job of another name
-    if verdict.reason in PASSING:
-        return now
-    if not checks:
-        return (parse_timestamp(verdict.finished_at) if verdict.finished_at else now) + timedelta(seconds=AGAIN_SECONDS)
+def _is_asked_again(request: StageRequest, verdict: Verdict) -> bool:
+    """Whether another Job of the name is to ask. Where one adapter has passed, one of another name asks for the rest.
+    That a pod still answers to a removed name never stands."""
+    if verdict.state is not State.FAILED or CheckOutcome.PASSED in _checks(verdict).values():
+        return False
     asked = request.input.params.verify
-    return now if asked is not None and asked.removed else None
+    return says_nothing(verdict) or (asked is not None and bool(asked.removed))
+
+
+def _pause_left(job: Object, request: StageRequest, verdict: Verdict, now: datetime) -> float:
+    """Seconds until then: none if the Job has waited for the pods, which go on; but where it has ended itself, the next
+    one may end like it."""
+    if _checks(verdict) or verdict.reason in PASSING:
+        return 0.0
+    created = parse_timestamp(job["metadata"]["creationTimestamp"])
+    ended = parse_timestamp(verdict.finished_at) if verdict.finished_at else created
+    pause = AGAIN_SECONDS if verdict.finished_at else AGAIN_SECONDS + request.deadline_seconds
+    return (ended + timedelta(seconds=pause) - now).total_seconds()
+
+
+def _pods(observed: ObservedDeployment, revision: str) -> list[Object]:
+    """The pods of a revision that have an address, by name, without those that have ended or are about to."""
+    found = [
+        pod
+        for pod in observed.server_pods(revision)
+        if (pod.get("status") or {}).get("podIP")
+        and pod["status"].get("phase") not in ("Succeeded", "Failed")
+        and not pod["metadata"].get("deletionTimestamp")
+    ]
+    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
 
 def _checks(verdict: Verdict) -> dict[str, CheckOutcome]:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from finetune_api.reasons import Reason
-from finetune_api.serving_status import RevisionState, RevisionStatus
+from finetune_api.serving_status import AdapterState, RevisionState, RevisionStatus
 from finetune_api.verification import WithdrawnPolicy
 from finetune_operator.adapterdeployment.candidate import given_back, in_state
 from finetune_operator.adapterdeployment.context import RolloutContext
@@ -228,7 +228,8 @@ def to_keep(
         return None
     until = timestamp(now + timedelta(seconds=observed.resource.spec.keep_seconds))
     message = f"Its pods are kept until {until}, so that traffic can go back to them."
-    left = before.model_copy(update={"reason": "", "message": message, "since": timestamp(now)})
+    stays = [each for each in before.adapters if each.state is not AdapterState.REMOVING]
+    left = before.model_copy(update={"reason": "", "message": message, "since": timestamp(now), "adapters": stays})
     return left.model_copy(update={"state": RevisionState.KEPT})
 
 

@@ -167,14 +167,19 @@ def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
         names = ", ".join(repr(each.name) for each in refused)
         one = "Adapter" if len(refused) == 1 else "Adapters"
         return Reason(refused[0].reason), f"{one} {names}: not served. {refused[0].message}"
-    if waiting := [each for each in _adapters(rollout, AdapterState.LOADING) if each.reason != Reason.VERIFYING]:
-        return Reason(waiting[0].reason), f"Adapter {waiting[0].name!r}: {waiting[0].message}"
+    if held := [each for each in _moving(rollout) if each.reason not in (Reason.VERIFYING, Reason.WAITING)]:
+        return Reason(held[0].reason), f"Adapter {held[0].name!r}: {held[0].message}"
     return None
 
 
 def _adapters(rollout: Rollout, state: AdapterState) -> list[AdapterStatus]:
     """Those of what serves that are in a state."""
     return [each for each in rollout.stable.adapters if each.state is state] if rollout.stable else []
+
+
+def _moving(rollout: Rollout) -> list[AdapterStatus]:
+    """Those that come to running pods, or go."""
+    return [*_adapters(rollout, AdapterState.LOADING), *_adapters(rollout, AdapterState.REMOVING)]
 
 
 def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
@@ -191,7 +196,7 @@ def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
         return trouble.reason, f"{rollout.ready} of {rollout.wanted} pods are ready. {trouble.message}"
     if stable and rollout.wanted and not rollout.endpoint.settled:
         return Reason.WAITING, _spreading(rollout, stable)
-    if moving := [*_adapters(rollout, AdapterState.LOADING), *_adapters(rollout, AdapterState.REMOVING)]:
+    if moving := _moving(rollout):
         return Reason(moving[0].reason), f"Adapter {moving[0].name!r}: {moving[0].message}"
     return None
 
@@ -321,7 +326,6 @@ def _gap(rollout: Rollout) -> str:
 
 
 def _phase(rollout: Rollout) -> ServingPhase:
-    moving = [*_adapters(rollout, AdapterState.LOADING), *_adapters(rollout, AdapterState.REMOVING)]
     waiting = rollout.blocker is not None and rollout.blocker.waiting and rollout.candidate is None
     if rollout.stable is None:
         if _failure(rollout):
@@ -329,7 +333,7 @@ def _phase(rollout: Rollout) -> ServingPhase:
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
     if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0 and not rollout.in_gap):
         return ServingPhase.DEGRADED
-    if rollout.candidate or waiting or moving:
+    if rollout.candidate or waiting or _moving(rollout):
         return ServingPhase.PROGRESSING
     if rollout.ready < rollout.wanted:
         return ServingPhase.DEGRADED
