@@ -44,6 +44,8 @@ FAULTS: Mapping[Reason, tuple[str, ...]] = {
 """Why pods of a revision never start, and what is said of it."""
 STORE_DOWN = "e" * 64
 """An artifact that serves, until its store is down for new pods."""
+REPLACED = "9" * 64
+"""One whose pod is replaced by a pod that cannot start."""
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -119,6 +121,31 @@ def test_what_serves_goes_on_while_the_store_gives_other_pods_nothing(endpoint: 
         assert (status.ready_replicas, endpoint.reached()) == (REPLICAS, {revision})
         assert (set(endpoint.wanted()), len(endpoint.asked)) == ({before, revision}, asked)
         assert (status.last_good_revision, status.revisions) == (revision, rest.revisions)
+
+
+def test_the_last_pod_that_is_replaced_and_cannot_start_leaves_clients_to_the_kept_ones(endpoint: Serving) -> None:
+    """What serves is given back rather than failed: the cause is outside of it."""
+    before = endpoint.traffic()
+    endpoint.change(**pinned(REPLACED, replicas=1, strategy=STRATEGIES["BlueGreen"]) | {"keepLastGood": "10m"})
+    wait(lambda: endpoint.traffic() != before, "the promotion", describe=lambda: str(endpoint.status()))
+    revision = endpoint.until(ServingPhase.READY).last_good_revision
+    endpoint.servers.fates[REPLACED] = Reason.IMAGE_PULL_FAILED
+    name, pod = next(each for each in endpoint.children(PODS).items() if revision in each[0])
+    endpoint.team.api.delete(PODS, endpoint.team.namespace, name, pod["metadata"]["uid"])
+    wait(lambda: endpoint.traffic() == before, "the way back", describe=lambda: str(endpoint.status()))
+    wait(lambda: endpoint.reached() == {before}, "its endpoints")
+    wait(lambda: endpoint.status().candidate is not None, "the status", describe=lambda: str(endpoint.status()))
+    tried = endpoint.until(ServingPhase.DEGRADED).candidate
+    assert tried is not None
+    assert (tried.revision, tried.state, tried.reason) == (revision, RevisionState.WAITING, Reason.IMAGE_PULL_FAILED)
+    said = (f"Revision {revision} was rolled back", "None of its pods has answered for 60 s", MISSING_IMAGE, before)
+    wait(lambda: endpoint.warnings(Reason.ROLLED_BACK), "the event")
+    assert_says(endpoint.warnings(Reason.ROLLED_BACK)[-1], *said)
+    wait(lambda: set(endpoint.wanted()) == {before}, "its pods to go")
+    del endpoint.servers.fates[REPLACED]
+    endpoint.change(rerun="image-back")
+    wait(lambda: endpoint.traffic() == revision, "another try", describe=lambda: str(endpoint.status()))
+    endpoint.until(ServingPhase.READY)
 
 
 @pytest.fixture(scope="module")

@@ -320,7 +320,7 @@ class TestWithoutKeys:
 
     def test_no_traffic_goes_back_for_want_of_keys(self) -> None:
         """The revision before asks for the same, though its pods may not have heard yet that they are gone."""
-        assert watch([started(KEYLESS, others=True)], NOW - timedelta(hours=1), NOW) == Sighting()
+        assert watch(None, [started(KEYLESS, others=True)], NOW - timedelta(hours=1), NOW) == Sighting()
 
     @pytest.mark.parametrize(
         "pod",

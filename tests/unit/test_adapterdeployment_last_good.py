@@ -26,7 +26,7 @@ from finetune_operator.framework.objects import (
     SERVICES,
     Object,
 )
-from tests.support.played_pods import BETTER, GOOD
+from tests.support.played_pods import BETTER, GOOD, pod_status
 from tests.support.promoted import crash, falls_silent, passes, promoted, until
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition, shown
@@ -318,6 +318,42 @@ class TestByItself:
         )
         cluster.settle(passes=60)
         assert cluster.traffic() == new, "it is tried again an hour later"
+
+    @pytest.mark.parametrize("cause", [Reason.S3_UNREACHABLE, Reason.IMAGE_PULL_FAILED, Reason.UNSCHEDULABLE])
+    def test_a_pod_that_is_replaced_and_cannot_start_is_no_fault_of_the_revision(self, cause: Reason) -> None:
+        """Its only pod was evicted, and the next one is kept from loading while the kept ones could answer. They do not
+        make room for it meanwhile, which would leave nobody who answers."""
+        cluster, old, new = promoted()
+        passes(cluster)
+        room, cluster.room = cluster.room, 1
+        cluster.pods[f"demo-{new}"].clear()
+        cluster.run_controllers()
+        [pod] = cluster.pods[f"demo-{new}"]
+        if cause is not Reason.UNSCHEDULABLE:
+            pod["status"] = pod_status(cause) | {"startTime": timestamp(cluster.now), "phase": "Pending"}
+        passes(cluster, 5, seconds=10)
+        assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (new, {old, new})
+        passes(cluster, 2, seconds=10)
+        assert cluster.traffic() == old
+        passes(cluster)
+        assert condition(cluster.status, "Ready")[0] == "True"
+        assert condition(cluster.status, "RolledBack") == ("True", cause)
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.state, cluster.status.candidate.reason) == (RevisionState.WAITING, cause)
+        cluster.room = room
+        cluster.settle(passes=60)
+        assert cluster.traffic() == new, "it is tried again an hour later"
+
+    def test_a_new_pod_that_loads_is_waited_for(self) -> None:
+        cluster, _, new = promoted()
+        passes(cluster)
+        cluster.loading = {BETTER}
+        cluster.pods[f"demo-{new}"].clear()
+        passes(cluster, 12, seconds=10)
+        assert cluster.traffic() == new
+        cluster.loading = set()
+        cluster.settle()
+        assert cluster.traffic() == new
 
     @pytest.mark.parametrize(
         "spoil",

@@ -276,4 +276,4 @@ class TestWithoutACertificate:
 
     def test_no_traffic_goes_back_for_want_of_one(self) -> None:
         restarted = started(REFUSED, others=True)
-        assert watch([restarted], NOW, NOW) == Sighting()
+        assert watch(None, [restarted], NOW, NOW) == Sighting()

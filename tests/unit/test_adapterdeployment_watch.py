@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.health import watch
+from finetune_operator.adapterdeployment.health import Sighting, watch
 from finetune_operator.adapterdeployment.pod_problems import Outlook
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import Object
 from tests.support.played_cluster import START
-from tests.support.played_pods import UNSCHEDULABLE, server_pod
+from tests.support.played_pods import UNSCHEDULABLE, pod_status, server_pod
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -70,7 +70,7 @@ class TestWatch:
         times = {"startedAt": began, "finishedAt": ended}
         told = {name: timestamp(START + timedelta(seconds=at)) for name, at in times.items() if at is not None}
         pod = self.pod(ready=True, restartCount=restarts, lastState={"terminated": {"exitCode": 137} | told})
-        seen = watch([pod], START + timedelta(seconds=500), START + timedelta(seconds=1000))
+        seen = watch(None, [pod], START + timedelta(seconds=500), START + timedelta(seconds=1000))
         assert (seen.problem is not None) is counts
 
     @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ class TestWatch:
         ],
     )
     def test_silence(self, pods: list[dict[str, Any]], outlook: Outlook | None) -> None:
-        seen = watch([self.pod(**pod) for pod in pods], START, START + timedelta(seconds=1000))
+        seen = watch(None, [self.pod(**pod) for pod in pods], START, START + timedelta(seconds=1000))
         assert (seen.problem.outlook if seen.problem else None) is outlook
 
     def test_one_pod_in_a_crash_loop_is_enough(self) -> None:
         ended: dict[str, Any] = {"lastState": {"terminated": {"exitCode": 1}}, "restartCount": 3}
-        seen = watch([self.pod(ready=True), self.pod(**ended)], START, START + timedelta(seconds=1000))
+        seen = watch(None, [self.pod(ready=True), self.pod(**ended)], START, START + timedelta(seconds=1000))
         assert seen.problem is not None
         assert (seen.problem.reason, seen.problem.outlook) == (Reason.CANDIDATE_FAILED, Outlook.FAIL)
 
@@ -147,7 +147,7 @@ class TestWatch:
             status: Object = {"phase": "Failed", "reason": "Evicted", "message": message}
             status["conditions"] = [_since(end) | {"type": "DisruptionTarget", "status": "True"}]
             pods.append(server_pod("demo-1", f"demo-1-{number}", {}, status))
-        seen = watch(pods, START + timedelta(seconds=500), START + timedelta(seconds=1000))
+        seen = watch(None, pods, START + timedelta(seconds=500), START + timedelta(seconds=1000))
         assert (seen.problem is not None) is falls
         if seen.problem is not None:
             assert (seen.problem.reason, seen.problem.outlook) == (Reason.SCRATCH_FULL, Outlook.FAIL)
@@ -155,8 +155,48 @@ class TestWatch:
 
     def test_a_node_that_restarts_is_no_crash(self) -> None:
         pod = self.pod(ready=True, **_rebooted("ContainerStatusUnknown", 137, restarts=3))
-        assert watch([pod], START, START + timedelta(seconds=1000)).problem is None
+        assert watch(None, [pod], START, START + timedelta(seconds=1000)).problem is None
 
-    def test_a_pod_without_a_node_says_nothing(self) -> None:
-        pod = server_pod("demo-1", "demo-1-x", {}, copy.deepcopy(UNSCHEDULABLE))
-        assert watch([pod], START, START + timedelta(seconds=1000)).problem is None
+    @pytest.mark.parametrize(
+        ("status", "reason", "outlook"),
+        [
+            pytest.param(pod_status(Reason.S3_UNREACHABLE), Reason.S3_UNREACHABLE, Outlook.GIVE_BACK, id="store down"),
+            pytest.param(pod_status(Reason.IMAGE_PULL_FAILED), Reason.IMAGE_PULL_FAILED, Outlook.GIVE_BACK, id="image"),
+            pytest.param(UNSCHEDULABLE, Reason.UNSCHEDULABLE, Outlook.GIVE_BACK, id="no node"),
+            pytest.param(
+                pod_status(Reason.ARTIFACT_CORRUPT), Reason.ARTIFACT_CORRUPT, Outlook.FAIL, id="artifact changed"
+            ),
+        ],
+    )
+    def test_a_new_pod_that_is_kept_from_loading(self, status: Object, reason: Reason, outlook: Outlook) -> None:
+        """It replaces the one that answered, and nobody answers: the endpoint is down until it loads, or another
+        revision answers."""
+        pod = server_pod("demo-1", "demo-1-x", {}, copy.deepcopy(status))
+        pod["metadata"]["creationTimestamp"] = timestamp(START)
+        if status is not UNSCHEDULABLE:
+            pod["status"]["startTime"] = timestamp(START)
+        for seconds in (0, 59):
+            early = watch(None, [pod], START, START + timedelta(seconds=seconds))
+            assert (early.problem, early.due_after) == (None, 60 - seconds)
+        seen = watch(None, [pod], START, START + timedelta(seconds=60))
+        assert seen.problem is not None
+        assert (seen.problem.reason, seen.problem.outlook) == (reason, outlook)
+        assert_says(seen.problem.message, "None of its pods has answered for 60 s")
+        assert watch(None, [pod, self.pod(ready=True)], START, START + timedelta(hours=1)) == Sighting()
+
+    def test_a_new_pod_that_loads_after_a_failed_download_says_nothing(self) -> None:
+        failed = {"exitCode": 75, "reason": "Error"}
+        fetched = {"name": "fetch", "state": {"terminated": {"exitCode": 0}}, "lastState": {"terminated": failed}}
+        pod = self.pod(started=False)
+        pod["status"]["initContainerStatuses"] = [fetched | {"restartCount": 1}]
+        assert watch(None, [pod], START, START + timedelta(seconds=1000)) == Sighting()
+
+    def test_a_deployment_that_may_make_no_pod(self) -> None:
+        """A quota or a policy refuses the one that would replace the pod that answered."""
+        said = 'pods "demo-1-x" is forbidden: exceeded quota: team, requested: pods=1, used: pods=2, limited: pods=2'
+        failure = {"type": "ReplicaFailure", "status": "True", "message": said}
+        live: Object = {"status": {"conditions": [failure | {"lastTransitionTime": timestamp(START)}]}}
+        assert watch(live, [], START, START + timedelta(seconds=50)) == Sighting(due_after=10)
+        seen = watch(live, [], START, START + timedelta(seconds=60))
+        assert seen.problem is not None
+        assert (seen.problem.reason, seen.problem.outlook) == (Reason.QUOTA_EXCEEDED, Outlook.GIVE_BACK)

@@ -117,7 +117,7 @@ def advance(context: RolloutContext, target: Target) -> RolloutStep:
         if in_gap:
             return fail(context, candidate, overdue(observed, given_up), keep)
         return give_back(context, candidate, given_up, keep)
-    seen = canary_sighting(candidate, pods, now)
+    seen = canary_sighting(candidate, live, pods, now)
     if (unfit := seen.problem) is not None:
         if unfit.outlook is Outlook.FAIL:
             return fail(context, candidate, unfit, keep)
@@ -202,7 +202,7 @@ def _take_step(context: CanaryContext, candidate: RevisionStatus) -> RolloutStep
     keep = keep_serving(context, candidate, shared=is_shared(context, stepping))
     actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=is_routed(stepping)))
     actions += analysis.actions if analysis else ()
-    seen = canary_sighting(stepping, pods, now)
+    seen = canary_sighting(stepping, live, pods, now)
     looks = [progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now)]
     looks.append((nobody_else.left or None) if nobody_else else None)
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)

@@ -138,14 +138,16 @@ def canary_pods(beside: int, weight: int) -> int:
     return max(1, min(beside, weight * beside // (100 - weight)))
 
 
-def canary_sighting(candidate: RevisionStatus, pods: Sequence[Object], now: datetime) -> Sighting:
+def canary_sighting(
+    candidate: RevisionStatus, deployment: Object | None, pods: Sequence[Object], now: datetime
+) -> Sighting:
     """Whether a candidate with a share of the traffic stands it: one crash is too many, and so is a minute in which
     none of its pods answers."""
     if not has_proved_itself(candidate) or candidate.canary is None or candidate.canary.started_at is None:
         return Sighting()
     since = parse_timestamp(candidate.canary.started_at)
     crashed = crash_since(pods, since)
-    return Sighting(crashed) if crashed is not None else watch(pods, since, now)
+    return Sighting(crashed) if crashed is not None else watch(deployment, pods, since, now)
 
 
 class Silence(NamedTuple):

@@ -29,7 +29,7 @@ from finetune_operator.adapterdeployment.pod_problems import (
 )
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
-from finetune_operator.outcome.pod import find_condition, parse_result, refusal, what_its_node_lacked
+from finetune_operator.outcome.pod import find_condition, parse_result, refusal, unscheduled_since, what_its_node_lacked
 from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
 
@@ -114,9 +114,9 @@ class Sighting(NamedTuple):
     """Seconds until it has not answered for too long, if it does not answer now."""
 
 
-def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
+def watch(deployment: Object | None, pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
     """Whether the pods of a revision stand the traffic, which they have had since a time. A pod that is new and loads
-    its model says nothing."""
+    its model says nothing; one that is new and kept from loading it is as silent as one that was up."""
     if full := _fills_its_disk(pods, since):
         return Sighting(full)
     present = [pod for pod in pods if not ending(pod)]
@@ -130,11 +130,12 @@ def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
         said = f"Each of its pods fails its self-check. {wrong[-1].message}"
         return Sighting(replace(wrong[-1], message=said, outlook=Outlook.FAIL))
     silent = [seconds for pod in present if _has_served(pod) and (seconds := unready_seconds(pod, now)) is not None]
+    silent = silent or [*_refused_for(deployment, now), *(held for pod in present for held in _held_for(pod, now))]
     if not silent:
         return Sighting()
     if (left := UNANSWERED_SECONDS - min(silent)) > 0:
         return Sighting(due_after=left)
-    problems = [problem for pod in present for problem in pod_problems(pod)]
+    problems = [*(problem for pod in present for problem in pod_problems(pod)), *_refused(deployment)]
     worst = max(problems, key=lambda problem: problem.outlook, default=None)
     said = f"None of its pods has answered for {UNANSWERED_SECONDS:.0f} s."
     if worst is None:
@@ -214,6 +215,28 @@ def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProbl
             if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
                 problem = container_problem(pod, container, ended)
                 yield replace(problem, outlook=Outlook.GIVE_BACK if went_with_node(ended) else Outlook.FAIL)
+
+
+def _held_for(pod: Object, now: datetime) -> Iterator[float]:
+    """For how many seconds something has kept a new pod from loading its model: it finds no node, its node finds no
+    image, or the download has failed and is tried again. Nothing for any other pod."""
+    if "running" in (named(pod, SERVER).get("state") or {}) or not any(pod_problems(pod)):
+        return
+    if (unready := unready_seconds(pod, now)) is not None:
+        yield unready
+    elif since := unscheduled_since(pod):
+        yield _age(since, now)
+
+
+def _refused_for(deployment: Object | None, now: datetime) -> Iterator[float]:
+    """For how many seconds the API server has refused a revision's pods; nothing if it does not."""
+    failure = find_condition((deployment or {}).get("status") or {}, "ReplicaFailure")
+    if failure and failure.get("lastTransitionTime"):
+        yield _age(failure["lastTransitionTime"], now)
+
+
+def _age(time: str, now: datetime) -> float:
+    return (now - parse_timestamp(time)).total_seconds()
 
 
 def _has_served(pod: Object) -> bool:

@@ -144,7 +144,9 @@ def watched(context: RolloutContext, previous: Kept | None) -> Sighting:
     stable = context.stable
     if stable is None or previous is None or not answers(context.observed, previous):
         return Sighting()
-    return watch(context.observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), context.now)
+    pods = context.observed.server_pods(stable.revision, lost=True)
+    live = context.observed.child(DEPLOYMENTS, stable.deployment)
+    return watch(live, pods, parse_timestamp(stable.since), context.now)
 
 
 def is_blocked(observed: ObservedDeployment) -> bool:
