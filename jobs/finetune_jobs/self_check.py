@@ -135,6 +135,10 @@ class Gate:
         """The pod is ready from now on."""
         self._open.set()
 
+    def shut(self) -> None:
+        """It is ready no longer."""
+        self._open.clear()
+
     def tell(self, reports: AdapterReports) -> None:
         """Where adapters stand that come and go."""
         self._told = reports.model_dump_json(by_alias=True).encode()
@@ -167,8 +171,9 @@ def self_check(options: Options, gate: Gate) -> None:
         loader.begin(wanted, limits)
     log.info("the pod has proved itself in %.1f s", time.monotonic() - started)
     gate.open()
+    ended = _shut_at_its_end(options.endpoint, gate)
     watches = [(who, QualityWatch(proof)) for who, proof in proofs]
-    while _listens(options.endpoint):
+    while not ended.is_set():
         limits = _newest(options.limits, limits)
         if loader is not None and options.wanted is not None:
             wanted = _newest(options.wanted, wanted)
@@ -178,7 +183,7 @@ def self_check(options: Options, gate: Gate) -> None:
                 who = f"{name}, which had passed before,"
                 with _named(who):
                     _require(watch.ask(limits), who)
-        time.sleep(_POLL_SECONDS)
+        ended.wait(_POLL_SECONDS)
     log.info("the server has exited: the next one is checked again")
 
 
@@ -255,6 +260,21 @@ def _require(made: Sequence[VerificationCheck], who: str) -> None:
         said = (check.name, check.outcome, check.expected or "-", check.seen)
         log.log(level, "%s: %s (expected: %s; seen: %s)", *said)
     checks.require_all(made, who)
+
+
+def _shut_at_its_end(endpoint: str, gate: Gate) -> threading.Event:
+    """Shut the gate once the server has ended, whatever else goes on by then: what is fetched or proved meanwhile may
+    take minutes, and the server that starts again has proved nothing. Returns what is set then."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while _listens(endpoint):
+            time.sleep(_POLL_SECONDS)
+        gate.shut()
+        ended.set()
+
+    threading.Thread(target=look, name="the server's port", daemon=True).start()
+    return ended
 
 
 def _listens(endpoint: str) -> bool:
