@@ -272,7 +272,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ADAPTER_REMOVED: "No running pod answers to the name of an adapter any more that spec.source.adapters no longer has.",
     Reason.SERVING: "A revision is serving.",
     Reason.SERVER_UNAVAILABLE: "No pod of the serving revision answers.",
-    Reason.SELF_CHECK_FAILED: "Pods of the serving revision do not answer like the evaluated artifact, at their start or later, so they get no requests; the message names the pod and the check, with the expected and the actual value.",
+    Reason.SELF_CHECK_FAILED: "Pods of the serving revision do not answer like the evaluated artifact, at their start or later, so they get no new connections; the message names the pod and the check, with the expected and the actual value.",
     Reason.ROLLED_BACK: "An earlier revision serves again: the spec asks for it, or the newer one crashed, stopped answering, or failed the self-check of all its pods.",
     Reason.REVISION_UNUSABLE: "spec.rollbackTo names a revision that is no longer kept, or whose signature was checked with other keys than the spec's; the current revision keeps serving.",
 }

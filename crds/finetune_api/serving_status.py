@@ -294,8 +294,9 @@ class AdapterDeploymentStatus(WireModel):
     """Ready, Reconciling and Stalled (kstatus); Discouraged if clients may send longer requests than the runtime
     accepts, if answers may differ from the evaluated ones, if pods ask for too little memory, if the artifact was
     withdrawn, or if the PodDisruptionBudget was refused; Degraded if pods of what serves fail their self-check, and so
-    get no requests; RolledBack if an earlier revision serves instead of the one that the source asks for; ServiceGap,
-    with strategy InPlace, from the announcement of a gap in service (False) to its end (True while it lasts);
+    get no new connections; RolledBack if an earlier revision serves instead of the one that the source asks for;
+    ServiceGap, with strategy InPlace, from the announcement of a gap in service (False) to its end (True while it
+    lasts);
     RouteAccepted, with spec.access.route, whether the gateway or the ingress controller takes the route."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""

@@ -142,6 +142,6 @@ class QualityWatch(ApiModel):
     interval: WatchInterval = "5m"
     """Every so often each pod is asked one of the recorded texts or golden prompts again, unless requests wait at its
     server: seconds (10 or more), minutes or hours. If it answers otherwise than when it proved itself, it has to prove
-    itself again. If it fails, it gets no more requests, and the condition Degraded says why. For traffic to go back by
-    itself to the revision before, keepLastGood has to be longer than this. "0s": pods are asked only when they start.
-    The platform may set a longest interval."""
+    itself again. If it fails, it gets no new connections, and the condition Degraded says why. For traffic to go back
+    by itself to the revision before, keepLastGood has to be longer than this. "0s": pods are asked only when they
+    start. The platform may set a longest interval."""

@@ -188,9 +188,11 @@ def started(
     *,
     keys: bool = True,
     paths: tuple[tuple[str, ...], tuple[str, ...]] = (READ, WRITE),
+    self_check: int = 0,
 ) -> Iterator[Door]:
     """The proxy, with real HAProxy, before a stand-in. ``shown``: entries of the Secret with its certificate;
-    ``trust``: how clients check that; ``keys``: whether they need one; ``paths``: which they may GET, and POST to."""
+    ``trust``: how clients check that; ``keys``: whether they need one; ``paths``: which they may GET, and POST to;
+    ``self_check``: port of the one in the pod, 0 for none."""
     program = shutil.which("haproxy", path=SYSTEM_PATH)
     if program is None:
         pytest.fail("haproxy is missing: `python3 -m hack.environments proxy` installs it")
@@ -205,7 +207,7 @@ def started(
         mount(mounted, shown)
         certificate = Certificate(mounted, "servers", HOST)
     given = secret if keys else None
-    options = Options(given, "clients", folder, told, tmp_path / "message", program, certificate)
+    options = Options(given, "clients", folder, told, tmp_path / "message", program, certificate, self_check)
     stop, drain, ended = threading.Event(), threading.Event(), []
     thread = threading.Thread(target=lambda: ended.append(run(options, stop, drain)))
     thread.start()

@@ -73,6 +73,7 @@ class TestPods:
         options = parse(proxy["args"])
         assert (options.secret, options.keys, options.told.drain_seconds) == ("clients", Path(meta.API_KEYS_DIR), 7)
         assert (options.told.port, options.told.inner_port) == (meta.CLIENT_PORT, meta.INNER_PORT)
+        assert options.self_check == meta.SELF_CHECK_PORT
 
     @pytest.mark.parametrize("engine", Engine)
     def test_its_paths_are_those_that_answer(self, engine: Engine) -> None:

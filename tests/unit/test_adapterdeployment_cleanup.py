@@ -8,6 +8,8 @@ from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, NETWORK_POLICIES
 from finetune_operator.settings import Settings
 from tests.support.played_pods import BETTER, GOOD
+from tests.support.promoted import crash
+from tests.support.promoted import promoted as before_rollback
 from tests.support.serving import ServingCluster, serving
 from tests.support.serving_specs import SETTINGS, pinned
 
@@ -55,6 +57,22 @@ def test_a_longer_drain_in_the_values_does_not_hold_pods_that_end_sooner() -> No
     cluster.now += timedelta(seconds=5)
     cluster.reconcile()
     assert old not in cluster.revisions(DEPLOYMENTS)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_bad_pods_begin_to_drain_as_soon_as_nobody_is_sent_to_them(by_hand: bool) -> None:
+    """Clients that keep their connections get answers of theirs until then."""
+    cluster, old, new = before_rollback()
+    if by_hand:
+        cluster.spec["rollbackTo"] = old
+    else:
+        crash(cluster, new)
+    cluster.reconcile()
+    assert cluster.traffic() == old
+    assert new in cluster.revisions(DEPLOYMENTS), "nodes send clients to them until the Service has moved"
+    cluster.run_endpoints()
+    cluster.reconcile()
+    assert cluster.revisions(DEPLOYMENTS) == {old}
 
 
 def test_the_network_stays_as_it_is_until_the_last_pod_has_ended() -> None:

@@ -39,7 +39,8 @@ def test_one_of_two_pods_is_said_and_the_other_serves() -> None:
     assert condition(cluster.status, "Degraded") == ("True", Reason.SELF_CHECK_FAILED)
     assert_says(
         message_of(cluster, "Degraded"),
-        *("1 of 2 pods", f"revision {revision}", "fails its self-check", "no requests", f"Pod demo-{revision}-0"),
+        *("1 of 2 pods", f"revision {revision}", "fails its self-check", "no new connections"),
+        f"Pod demo-{revision}-0",
         *(
             "had passed before",
             "logProbabilities",

@@ -467,10 +467,14 @@ class TestByItself:
         assert cluster.status.stable.revision == new
         assert "RolledBack" not in shown(cluster.status)
 
+    @pytest.mark.parametrize("listed", [True, False])
     @pytest.mark.parametrize("crash_after", range(4))
-    def test_an_operator_that_dies_in_the_middle(self, crash_after: int) -> None:
+    def test_an_operator_that_dies_in_the_middle(self, crash_after: int, listed: bool) -> None:
+        """The bad pods tell the next one what happened until the status does, even if no client can reach them."""
         cluster, old, new = promoted()
         crash(cluster, new)
+        if not listed:
+            cluster.slices["demo"]["endpoints"] = []
         cluster.reconcile(crash_after=crash_after)
         cluster.settle()
         assert cluster.traffic() == old

@@ -26,6 +26,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome
 from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.self_check import Gate
 from finetune_jobs.verification.connection import Connection, wait_until_healthy
 from finetune_operator.outcome.pod import parse_result
 from finetune_proxy import config
@@ -317,6 +318,30 @@ class TestHaproxy:
             assert (last.status, last.read(), last.headers["Connection"]) == (200, b"ok", "close")
             assert door.ask("/ready", inner=True) == 200, "its endpoints are taken out already"
             assert door.end(stream) == b"data: last\n\n"
+
+    def test_clients_leave_a_server_that_is_not_what_was_proved(self, tmp_path: Path, engine: StandIn) -> None:
+        """No new one is sent to it, and those that keep their connection are told to close it."""
+        gate = Gate(0)
+        with started(tmp_path, engine, self_check=gate.port) as door:
+
+            def is_kept() -> bool:
+                return door.answer()[1]["Connection"] is None
+
+            assert not is_kept()
+            gate.open()
+            until(is_kept)
+            kept = http.client.HTTPConnection("127.0.0.1", door.port, timeout=PATIENCE)
+
+            def connection() -> str | None:
+                kept.request("GET", "/v1/models", headers={"Authorization": f"Bearer {FIRST}"})
+                answer = kept.getresponse()
+                assert (answer.status, answer.read()) == (200, b"ok")
+                return answer.headers["Connection"]
+
+            assert connection() is None
+            gate.close()  # whoever fails a check exits
+            until(lambda: not is_kept())
+            assert connection() == "close"
 
     def test_what_it_says_without_a_server(self, tmp_path: Path) -> None:
         with closed_port() as port, started(tmp_path, StandIn(port)) as door:

@@ -1,5 +1,5 @@
-"""``python -m finetune_proxy``: start HAProxy, tell it keys and certificate as they change, and when the pod is about
-to stop.
+"""``python -m finetune_proxy``: start HAProxy, tell it keys and certificate as they change, and when clients are to
+leave: the pod is about to stop, or its self-check has found its server to be wrong.
 
 Without a key, or a certificate that clients can use, where it needs one at its start it ends, and says why in its
 termination message: the server behind it would start for nobody. Later, a Secret that has lost its keys lets nobody in;
@@ -10,6 +10,7 @@ ended.
 """
 
 import argparse
+import http.client
 import json
 import logging
 import signal
@@ -35,6 +36,8 @@ from finetune_proxy.printed import log_printed
 
 _POLL_SECONDS: Final = 1.0
 """How often the Secrets are looked at. The kubelet brings their changes within about a minute."""
+_ANSWER_SECONDS: Final = 1.0
+"""How long the self-check may take to say whether the server has proved itself."""
 _STOP_SECONDS: Final = 5
 log = logging.getLogger("finetune_proxy")
 
@@ -66,6 +69,8 @@ class Options:
     program: str = "haproxy"
     certificate: Certificate | None = None
     """None: clients do not connect by TLS."""
+    self_check: int = 0
+    """Port of the self-check in the pod; 0: an earlier release started the pod, and nobody asks it."""
 
 
 @dataclass
@@ -90,6 +95,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--tls-host", default="", help="name that the certificate has to be for")
     parser.add_argument("--folder", type=Path, required=True, help="writable folder for HAProxy's files")
     parser.add_argument("--drain-seconds", type=int, required=True, help="how long a stopping pod waits")
+    parser.add_argument("--self-check", type=int, default=0, help="port of the self-check beside it")
     parser.add_argument("--read", action="append", default=[], help="a path that clients may GET")
     parser.add_argument("--write", action="append", default=[], help="a path to which they may POST")
     given = parser.parse_args(argv)
@@ -105,7 +111,7 @@ def parse(argv: Sequence[str]) -> Options:
         speaks_tls=given.tls is not None,
     )
     certificate = Certificate(given.tls, given.tls_secret, given.tls_host) if given.tls else None
-    return Options(given.keys, given.secret, given.folder, told, certificate=certificate)
+    return Options(given.keys, given.secret, given.folder, told, certificate=certificate, self_check=given.self_check)
 
 
 def run(options: Options, stop: threading.Event, drain: threading.Event) -> ExitCode:
@@ -124,7 +130,7 @@ def run(options: Options, stop: threading.Event, drain: threading.Event) -> Exit
         log.info("clients connect by TLS; the certificate is valid until %s", checked.until)
     files.config.write_text(haproxy_config(options.told, files))
     files.keys.write_text("".join(f"{key_hash(key)}\n" for key in keys.accepted) if keys else "")
-    known = _Known(keys, _words(keys, drain), tls)
+    known = _Known(keys, _words(keys, leave=_is_to_be_left(options, drain)), tls)
     files.state.write_text("".join(f"{word}\n" for word in known.words))
     if keys is not None:
         report(keys)
@@ -163,8 +169,11 @@ def _follow(
             return ExitCode.RETRIABLE
         try:
             _tell_keys(options, files, known)
-            if (words := _words(known.keys, drain)) != known.words:
+            leave = _is_to_be_left(options, drain)
+            if (words := _words(known.keys, leave=leave)) != known.words:
                 set_list(files.socket, files.state, words)
+                if (DRAINING in words) != (DRAINING in known.words):
+                    log.info("clients %s", "are told to leave" if leave else "may keep their connections again")
                 known.words = words
         except (OSError, HaproxyError) as error:
             log.warning("the keys stay as they are for now: %s", error)
@@ -208,10 +217,27 @@ def _validity(checked: Checked) -> dict[str, int]:
     return dict(zip(VALID, map(ssl.cert_time_to_seconds, (checked.since, checked.until)), strict=True))
 
 
-def _words(keys: ApiKeys | None, drain: threading.Event) -> list[str]:
+def _is_to_be_left(options: Options, drain: threading.Event) -> bool:
+    """Whether clients are to go elsewhere. Once the pod is about to stop, the self-check has no say any more."""
+    return drain.is_set() or (bool(options.self_check) and not _has_proved_itself(options.self_check))
+
+
+def _has_proved_itself(port: int) -> bool:
+    """Whether the self-check says so of the server. One that has just failed it has ended, and says nothing."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _words(keys: ApiKeys | None, *, leave: bool) -> list[str]:
     """The words for a state."""
     lets_in = keys is None or bool(keys.accepted)
-    return [*([HAS_KEYS] if lets_in else []), *([DRAINING] if drain.is_set() else [])]
+    return [*([HAS_KEYS] if lets_in else []), *([DRAINING] if leave else [])]
 
 
 def report(keys: ApiKeys) -> None:

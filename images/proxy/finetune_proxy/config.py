@@ -14,7 +14,8 @@ from typing import Final
 HAS_KEYS: Final = "keys"
 """Word for: there is a key with which clients get in."""
 DRAINING: Final = "draining"
-"""Word for: the pod is about to stop, so each answer is the last one of its connection."""
+"""Word for: clients are to leave, so each answer is the last one of its connection. The pod is about to stop, or its
+server has not proved itself: no new connection comes, and this ends those that clients have kept."""
 VALID: Final = ("not_before", "not_after")
 """Since and until when the certificate is valid that clients are shown: keys of a map, to seconds since 1970."""
 _METRICS: Final = "text/plain; version=0.0.4"

@@ -35,6 +35,8 @@ _NO_CLIENT: Final = (JOBS, SERVICES, CONTROLLER_REVISIONS)
 """No client can be connected to them."""
 _CLEANED: Final = (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
 """In this order."""
+_TOLD_SECONDS: Final = 0.5
+"""When to look again for what waits until the status, which is written last, tells of this pass."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
     back is looked at anew.
 
     The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
-    began with the newest promotion, is over and none of them is an endpoint of the Service, or of one that a gateway
-    may send clients to: until then these may be connected to them; and their network stays as it is until they have
-    ended. A candidate's own Service is deleted once the candidate is verified, unless a gateway divides requests. One
-    that waits keeps nothing: its next try is verified anew. The verification Job of a failed candidate stays, so that
-    its log can be read. Records stay as long as the history tells of their revision.
+    began with the newest promotion, is over (that of bad ones is not waited for) and none of them is an endpoint of the
+    Service, or of one that a gateway may send clients to: until then these may be connected to them; and their network
+    stays as it is until they have ended. A candidate's own Service is deleted once the candidate is verified, unless a
+    gateway divides requests. One that waits keeps nothing: its next try is verified anew. The verification Job of a
+    failed candidate stays, so that its log can be read. Records stay as long as the history tells of their revision.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner = observed.owner
@@ -139,9 +141,17 @@ def _routed_left(rollout: Rollout, delete: Delete, revision: str) -> float:
 
 
 def _drain_left(rollout: Rollout, revision: str) -> float:
-    """Seconds until the drain of an earlier revision is over, as its own pods have it."""
-    live = rollout.observed.child(DEPLOYMENTS, deployment_name(rollout.observed.owner, revision))
-    if rollout.stable is None or live is None:
+    """Seconds until the drain of an earlier revision is over, as its own pods have it. One that was found to be bad, by
+    itself or by a person, begins to end as soon as the status says so: its pods drain then, and until then whoever has
+    kept a connection to them gets answers that are not to be relied on. Not before, since an operator that died in
+    between would know nothing of its fall, and serve it again."""
+    observed, stable, candidate = rollout.observed, rollout.stable, rollout.candidate
+    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
+    if stable is None or live is None:
         return 0.0
-    end = parse_timestamp(rollout.stable.since) + timedelta(seconds=drain_seconds(live))
+    is_bad = candidate is not None and candidate.revision == revision
+    if is_bad or observed.resource.spec.rollback_to == stable.revision:
+        told = observed.resource.status.stable
+        return 0.0 if told is not None and told.revision == stable.revision else _TOLD_SECONDS
+    end = parse_timestamp(stable.since) + timedelta(seconds=drain_seconds(live))
     return max(0.0, (end - rollout.now).total_seconds())

@@ -278,8 +278,8 @@ def _degraded(rollout: Rollout) -> list[Finding]:
     pods = len(rollout.observed.server_pods(rollout.stable.revision))
     fail, get = ("fails its", "gets") if len(wrong) == 1 else ("fail their", "get")
     message = (
-        f"{len(wrong)} of {pods} pods of revision {rollout.stable.revision} {fail} self-check and {get} no requests. "
-        f"{wrong[0].message}"
+        f"{len(wrong)} of {pods} pods of revision {rollout.stable.revision} {fail} self-check and {get} no new "
+        f"connections. {wrong[0].message}"
     )
     return [Finding(ConditionType.DEGRADED, True, Reason.SELF_CHECK_FAILED, message)]
 

@@ -59,6 +59,7 @@ def proxy_container(door: Door, plan: ServingPlan, images: Images) -> Object:
         mounts.append(tls_mount())
         options += [(_TLS_OPTION, meta.TLS_DIR), ("--tls-secret", door.certificate), ("--tls-host", door.host)]
     options += [("--folder", _FOLDER), ("--drain-seconds", str(plan.drain_seconds))]
+    options += [("--self-check", str(meta.SELF_CHECK_PORT))]
     options += [("--read", path) for path in plan.read_paths] + [("--write", path) for path in plan.write_paths]
     return {
         **container(PROXY, images.proxy, images, _SHAPE, mounts=mounts),
