@@ -65,6 +65,14 @@ class ClientAnswers:
             if not self.answers.get(kind, {}).get(revision)
         ]
 
+    def faults_beside(self, *times: tuple[float, float]) -> list[Mapping[str, Any]]:
+        """The faults of requests that were not under way in any of these times (begin and end)."""
+        return [
+            fault
+            for fault in self.faults
+            if not any(fault["at"] >= begin and fault["sent"] <= end for begin, end in times)
+        ]
+
     @property
     def count(self) -> int:
         """Right answers."""

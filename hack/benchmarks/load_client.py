@@ -5,7 +5,8 @@ part of the project. Its argument is a ``Plan`` as JSON. Lines are of three kind
 
 - ``{"heard": {kind: {revision: answers}}, "connections": {kind: opened}, "slowest": {kind: seconds}}``, all so far
 - ``{"switch": revision, "kind": kind, "client": number, "at": time}``, when a client hears another revision than before
-- ``{"fault": text, "kind": kind, "client": number, "at": time}``, for a request that was lost or answered wrongly
+- ``{"fault": text, "sent": time, "kind": kind, "client": number, "at": time}``, for a request that was lost or answered
+  wrongly: when it was sent, and when that was known
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 FRESH, KEPT, STREAM = "fresh", "kept", "stream"
 """A connection for each request; one connection for as long as it stays open; the same, with answers as streams."""
 
+WRONG = "an answer of no revision"
+"""What a fault says of a whole answer that is none of the plan's."""
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -100,7 +103,7 @@ class Client:
         except (OSError, http.client.HTTPException, WrongAnswerError) as error:
             self._close()
             text = f"after {time.time() - begin:.2f} s: {type(error).__name__}: {error}"
-            self._tell({"fault": text})
+            self._tell({"fault": text, "sent": begin})
             return
         self.tally.count(self.kind, revision, time.time() - begin)
         if revision != self.revision:
@@ -145,7 +148,7 @@ class Client:
             self.connection.close()
         self.connection = None
 
-    def _tell(self, what: dict[str, str]) -> None:
+    def _tell(self, what: dict[str, str | float]) -> None:
         self.say(json.dumps({**what, "kind": self.kind, "client": self.number, "at": time.time()}))
 
 
@@ -160,7 +163,7 @@ def revision_of(text: str, answers: Mapping[str, Mapping[str, str]], kind: str) 
     for revision, said in answers.items():
         if said[kind].rstrip(_BROKEN) == text.rstrip(_BROKEN):
             return revision
-    raise WrongAnswerError(f"an answer of no revision: {text[:200]!r}")
+    raise WrongAnswerError(f"{WRONG}: {text[:200]!r}")
 
 
 def whole_text(body: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
@@ -12,9 +14,11 @@ import pytest
 from finetune_api import meta
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, RevisionState, ServingPhase
-from hack.benchmarks.load import POD, Load
-from hack.benchmarks.load_client import FRESH, KEPT, STREAM, Plan
+from finetune_operator.framework.conditions import parse_timestamp
+from hack.benchmarks.load import POD, ClientAnswers, Load
+from hack.benchmarks.load_client import FRESH, KEPT, STREAM, WRONG, Plan
 from hack.benchmarks.tiny_artifacts import TinyArtifact, publish_tiny
+from hack.cluster.console import ClusterError
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from tests.support.artifacts import PROMPTS
 from tests.support.endpoints import NAME, Endpoint
@@ -27,6 +31,9 @@ CLIENTS = {FRESH: 1, KEPT: 1, STREAM: 1}
 PAUSE_S = 1.0
 """Of a client between two requests: servers, self-checks and the demo's training share the machine's cores."""
 ROLLOUT_S = 1200
+NODES_S = 5.0
+"""Nodes follow an EndpointSlice within two and a half seconds; this one shares two cores."""
+IN_PLACE = {"type": "InPlace", "notice": "10s"}
 FIRST_KEY, SECOND_KEY = "first-key-0123456789abcdef", "second-key-0123456789abcdef"
 
 
@@ -39,8 +46,8 @@ def artifacts(cluster: Kubectl) -> dict[str, TinyArtifact]:
 def test_clients_hear_one_revision_and_then_the_next_and_never_a_bad_one(
     team: Kubectl, artifacts: dict[str, TinyArtifact]
 ) -> None:
-    """With two replicas and every kind of client: no request is lost or wrong in a rollout, a rollback to kept pods, a
-    rollout to them, a refused artifact, and when a revision's last pods end."""
+    """With two replicas and every kind of client: no request is lost or wrong when a node is drained, in a rollout, a
+    rollback to kept pods, a rollout to them, a refused artifact, and when a revision's last pods end."""
     endpoint = Endpoint(team)
     replicas: dict[str, Any] = {"replicas": 2}
     endpoint.serve(artifacts["first"].uri, **replicas)
@@ -51,6 +58,7 @@ def test_clients_hear_one_revision_and_then_the_next_and_never_a_bad_one(
     load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, _answers(artifacts), PAUSE_S))
     load.start(server["spec"]["template"]["spec"]["initContainers"][0]["image"])  # it has Python
 
+    _drain_twice(team, first.revision)
     begin = time.time()
     endpoint.serve(artifacts["second"].uri, **replicas)
     rollout = load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S) - begin
@@ -78,16 +86,18 @@ def test_clients_hear_one_revision_and_then_the_next_and_never_a_bad_one(
     team("delete", "pod", POD, "--wait=false")
 
 
-def test_a_canary_that_crashes_goes_back_and_takes_over_when_it_is_tried_again(
+def test_what_crashes_goes_back_as_a_canary_and_after_it_took_over(
     team: Kubectl, artifacts: dict[str, TinyArtifact]
 ) -> None:
-    """Clients hear it in its step, no request is lost, and the metrics of both servers let it take over."""
+    """Clients hear it in its step, no request is lost but those of a server that crashes, and the metrics of both
+    servers let it take over. Afterwards one of its pods crashes on and on: the traffic goes back by itself."""
     endpoint = Endpoint(team)
     first = _serving(endpoint, artifacts["first"])
     [server] = team.items("deployments", f"{meta.LABEL_REVISION}={first}")
     answers = {name: {FRESH: artifacts[name].answers[TOKENS[FRESH]]} for name in ("first", "second")}
     load = Load(team, Plan(NAME, 80, {FRESH: 2}, PROMPTS[0], TOKENS, answers, PAUSE_S))
-    load.start(server["spec"]["template"]["spec"]["initContainers"][0]["image"])  # it has Python
+    image = server["spec"]["template"]["spec"]["initContainers"][0]["image"]  # it has Python
+    load.start(image)
 
     begin = time.time()
     endpoint.serve(artifacts["second"].uri, strategy=_canary(pause="1h"))
@@ -98,8 +108,11 @@ def test_a_canary_that_crashes_goes_back_and_takes_over_when_it_is_tried_again(
     assert canary is not None
     assert canary.canary is not None
     assert (canary.state, canary.canary.summary) == (RevisionState.CANARY, "1/1 50%")
-    _crash(team, canary.revision)
+    [pod] = team.items("pods", _servers(canary.revision))
+    crashed = time.time()
+    _crash(team, pod["metadata"]["name"])
     status = endpoint.until(ServingPhase.DEGRADED)
+    back = time.time()
     assert status.stable is not None
     assert status.stable.revision == first
     assert status.candidate is not None
@@ -110,29 +123,81 @@ def test_a_canary_that_crashes_goes_back_and_takes_over_when_it_is_tried_again(
     analysis = {"minRequests": 10, "maxErrorIncrease": "0.1", "maxLatencyIncrease": "9"}
     endpoint.serve(artifacts["second"].uri, strategy=_canary(pause="10s", analysis=analysis), rerun="again")
     load.wait_until_fresh_clients_hear("second", begin, ROLLOUT_S)
-    wait_for("the promotion", lambda: _promoted(endpoint, first), ROLLOUT_S)
+    second = wait_for("the promotion", lambda: _promoted(endpoint, first), ROLLOUT_S)
     load.wait_until_all_hear("second", ROLLOUT_S)
     # The crashed server was asked, too. Its clients could not but notice.
-    assert [each for each in load.heard().faults if each["at"] > begin] == []
+    heard = load.heard()
+    assert heard.faults_beside((crashed, back + NODES_S)) == []
+    assert _wrong(heard) == []
+    team("delete", "pod", POD)
+
+    # Clients whose first connections are to the revision that is about to fall.
+    endpoint.serve(artifacts["second"].uri, replicas=2, rerun="again")
+    status = endpoint.until(ServingPhase.READY)
+    assert status.previous is not None
+    assert (status.previous.revision, status.previous.state) == (first, RevisionState.KEPT)
+    clients = {FRESH: 2, KEPT: 2, STREAM: 2}
+    load = Load(team, Plan(NAME, 80, clients, PROMPTS[0], TOKENS, _answers(artifacts), PAUSE_S))
+    load.start(image)
+    assert len(load.heard().on("second")) == sum(clients.values())
+    pod, _ = team.items("pods", _servers(second))
+    noticed = _crash_on_and_on(endpoint, pod["metadata"]["name"])
+    load.wait_until_fresh_clients_hear("first", noticed[0], ROLLOUT_S)
+    _tells_of_the_way_back(wait_for("the way back", lambda: _serves_again(endpoint), ROLLOUT_S), second, first)
+    [event] = [each for each in team.items("events") if each["reason"] == Reason.ROLLED_BACK]
+    assert event["type"] == "Warning"
+    assert f"Revision {second} was rolled back: " in event["message"]
+    wait_for("the end of its pods", lambda: not team.items("pods", _servers(second)), ROLLOUT_S)
+    gone = time.time()
+    load.wait_until_all_hear("first", ROLLOUT_S)
+    endpoint.serve(artifacts["second"].uri, replicas=1, rerun="again")  # no reason for another try
+    _tells_of_the_way_back(wait_for("the status", lambda: _serves_again(endpoint), ROLLOUT_S), second, first)
+    assert team.items("deployments", f"{meta.LABEL_REVISION}={second}") == []
+    heard = load.heard()
+    # Only its first crash: then it is not ready, and nobody is sent to it. The other pod answers until it has drained.
+    assert heard.faults_beside(noticed) == []
+    assert _wrong(heard) == []
+    assert heard.missing(load.plan) == []
+    assert len(heard.on("first")) == sum(clients.values())
+    assert [each for each in heard.switches if each.revision == "second" and each.at > gone] == []
     team("delete", "pod", POD, "--wait=false")
 
 
-def test_a_change_in_place_announces_its_gap_and_a_refused_artifact_ends_it(
+def test_changes_in_place_announce_their_gaps_in_which_alone_requests_fail(
     team: Kubectl, artifacts: dict[str, TinyArtifact]
 ) -> None:
-    """The revision before comes back by itself, and answers as it did."""
+    """A good artifact takes over once it is verified. After a refused one the revision before comes back by itself, and
+    answers as it did."""
     endpoint = Endpoint(team)
     first = _serving(endpoint, artifacts["first"])
-    endpoint.serve(artifacts["boastful"].uri, strategy={"type": "InPlace", "notice": "10s"})
-    assert wait_for("the announced gap", lambda: _gap(endpoint, "False"), ROLLOUT_S) == Reason.GAP_ANNOUNCED
-    assert wait_for("the gap", lambda: _gap(endpoint, "True"), ROLLOUT_S) == Reason.GAP_IN_SERVICE
+    [pod] = team.items("pods", _servers(first))
+    load = Load(team, Plan(NAME, 80, CLIENTS, PROMPTS[0], TOKENS, _answers(artifacts), PAUSE_S))
+    load.start(pod["spec"]["initContainers"][0]["image"])  # it has Python
+    taken = _in_place(endpoint, artifacts["second"])
+    status = endpoint.until(ServingPhase.READY)
+    assert status.stable is not None
+    second = status.stable.revision
+    assert second != first
+    load.wait_until_all_hear("second", ROLLOUT_S)
+    came = [each.at for each in load.heard().switches if each.revision == "second"]
+    assert min(came) >= _verified_at(team, second)
+
+    refused = _in_place(endpoint, artifacts["boastful"])
     status = wait_for("the way back", lambda: _serves_again(endpoint), ROLLOUT_S)
     assert status.stable is not None
-    assert status.stable.revision == first
+    assert status.stable.revision == second
     assert status.candidate is not None
     assert status.candidate.reason == Reason.ADAPTER_INACTIVE
     with team.port_forward(f"service/{NAME}", 80) as port:
-        assert _text(f"http://127.0.0.1:{port}/v1/chat/completions") == artifacts["first"].answers[TOKENS[FRESH]]
+        assert _text(f"http://127.0.0.1:{port}/v1/chat/completions") == artifacts["second"].answers[TOKENS[FRESH]]
+    before = load.heard().answers
+    wait_for("an answer to every client", lambda: _more(before, load.heard().answers, "second"), ROLLOUT_S)
+    heard = load.heard()
+    sent = [fault["sent"] for fault in heard.faults]
+    assert [at for at in sent if not any(begin <= at <= end for begin, end in (taken, refused))] == []
+    assert all(any(begin <= at <= end for at in sent) for begin, end in (taken, refused)), "nobody asked in a gap"
+    assert _wrong(heard) == []
+    team("delete", "pod", POD, "--wait=false")
 
 
 def test_clients_with_keys_notice_neither_a_rollout_nor_other_keys(
@@ -194,18 +259,137 @@ def _answers(artifacts: dict[str, TinyArtifact]) -> dict[str, dict[str, str]]:
     }
 
 
+def _wrong(heard: ClientAnswers) -> list[Object]:
+    """The answers of another model than the artifacts', which nobody may hear even where requests may be lost."""
+    return [dict(fault) for fault in heard.faults if WRONG in fault["fault"]]
+
+
 def _canary(**rest: Any) -> Object:
     """A strategy of one step: half of the pods. ``rest``: its pause and, if any, its analysis."""
     step = {"weight": 50, "pause": rest.pop("pause")}
     return {"type": "Canary", "canary": {"steps": [step]} | rest}
 
 
-def _crash(team: Kubectl, revision: str) -> None:
+def _crash(team: Kubectl, pod: str) -> None:
     """Have a server's only process killed, as by the kernel: it may use no more processor time. Process 1 of a
     container ignores the signals of others in it."""
-    [pod] = team.items("pods", f"{meta.LABEL_REVISION}={revision},{meta.LABEL_ROLE}=server")
     program = "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))"
-    team("exec", pod["metadata"]["name"], "-c", "server", "--", "python", "-c", program)
+    team("exec", pod, "-c", "server", "--", "python", "-c", program)
+
+
+def _crash_on_and_on(endpoint: Endpoint, pod: str) -> tuple[float, float]:
+    """Have a pod's server crash, and twice more as soon as it has been started again. Returns the time in which clients
+    may notice: from the first crash until the nodes know that the pod is not ready."""
+    team, serves = endpoint.team, _stable(endpoint)
+    begin = time.time()
+    _crash(team, pod)
+    wait_for(f"{pod} to be unready", lambda: not _is_ready(team.get("pod", pod)), 120, 0.3)
+    end = time.time() + NODES_S
+    for restarts in (1, 2):
+        _wait_for_restart(team, pod, restarts)
+        assert _stable(endpoint) == serves, "it may be the last crash"
+        _crash(team, pod)
+    return begin, end
+
+
+def _wait_for_restart(team: Kubectl, pod: str, restarts: int) -> None:
+    """Wait until a pod's server runs, after so many restarts."""
+
+    def runs() -> bool:
+        [server] = [each for each in team.get("pod", pod)["status"]["containerStatuses"] if each["name"] == "server"]
+        return server["restartCount"] == restarts and "running" in server["state"]
+
+    wait_for(f"restart {restarts} of {pod}", runs, ROLLOUT_S, 0.3)
+
+
+def _is_ready(pod: Object) -> bool:
+    return any((each["type"], each["status"]) == ("Ready", "True") for each in pod["status"].get("conditions", []))
+
+
+def _tells_of_the_way_back(status: AdapterDeploymentStatus, fallen: str, again: str) -> None:
+    """That a revision was rolled back after its crashes, and is not tried again."""
+    assert status.stable is not None
+    assert status.candidate is not None
+    assert (status.stable.revision, status.last_good_revision) == (again, again)
+    candidate = status.candidate
+    assert (candidate.revision, candidate.state) == (fallen, RevisionState.FAILED)
+    assert candidate.reason == Reason.CANDIDATE_FAILED
+    states = {line.revision: line.state for line in status.revisions}
+    assert states == {fallen: RevisionState.ROLLED_BACK, again: RevisionState.SERVING}
+    told = {each.type: each for each in status.conditions if each.status == "True"}
+    for kind in ("RolledBack", "Stalled"):
+        assert told[kind].reason == Reason.CANDIDATE_FAILED
+        assert told[kind].message.startswith(f"Revision {fallen} was rolled back: ")
+        assert "after 3 restarts" in told[kind].message
+        assert f"Revision {again}, which served before, serves again." in told[kind].message
+        assert "set spec.rerun to a new value to try this one again" in told[kind].message
+
+
+def _drain_twice(team: Kubectl, revision: str) -> None:
+    """Ask for the eviction of both pods of a revision, one after the other, as drains of their nodes do. The second one
+    is refused until the first one's replacement is ready."""
+    wait_for("the disruption budget", lambda: _may_go(team) == 1, 120)
+    gone, stays = (pod["metadata"]["name"] for pod in team.items("pods", _servers(revision)))
+    _evict(team, gone)
+    with pytest.raises(ClusterError, match="violate the pod's disruption budget"):
+        _evict(team, stays)
+    [new] = wait_for("its replacement", lambda: _others(team, revision, {gone, stays}), 120, 0.3)
+    with pytest.raises(ClusterError, match="violate the pod's disruption budget"):
+        _evict(team, stays)
+    assert not _is_ready(team.get("pod", new)), "too late to tell"
+    wait_for("the replacement to be ready", lambda: _is_ready(team.get("pod", new)), ROLLOUT_S)
+    wait_for("the disruption budget", lambda: _may_go(team) == 1, 120)
+
+
+def _evict(team: Kubectl, pod: str) -> None:
+    """As `kubectl drain` does. Raises ClusterError where a disruption budget forbids it (status 429)."""
+    metadata = {"name": pod, "namespace": team.namespace}
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    path = f"/api/v1/namespaces/{team.namespace}/pods/{pod}/eviction"
+    team("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
+
+def _may_go(team: Kubectl) -> int:
+    """How many serving pods may be evicted now."""
+    allowed: int = team.get("poddisruptionbudget", NAME).get("status", {}).get("disruptionsAllowed", 0)
+    return allowed
+
+
+def _others(team: Kubectl, revision: str, known: set[str]) -> list[str]:
+    """The names of further pods of a revision."""
+    return sorted({pod["metadata"]["name"] for pod in team.items("pods", _servers(revision))} - known)
+
+
+def _stable(endpoint: Endpoint) -> str:
+    """The serving revision."""
+    revision: str = endpoint.team.get("adep", NAME)["status"]["stable"]["revision"]
+    return revision
+
+
+def _in_place(endpoint: Endpoint, artifact: TinyArtifact) -> tuple[float, float]:
+    """Ask for an artifact in place. Returns when the gap was to begin, and when the status no longer spoke of it."""
+    endpoint.serve(artifact.uri, strategy=IN_PLACE)
+    assert wait_for("the announced gap", lambda: _gap(endpoint, "False"), ROLLOUT_S) == Reason.GAP_ANNOUNCED
+    seen, status = time.time(), endpoint.status()
+    assert status is not None
+    assert status.candidate is not None
+    begin = parse_timestamp(status.candidate.gap_starts_at or "").timestamp()
+    assert seen < begin
+    assert wait_for("the gap", lambda: _gap(endpoint, "True"), ROLLOUT_S) == Reason.GAP_IN_SERVICE
+    wait_for("the end of the gap", lambda: not (_gap(endpoint, "True") or _gap(endpoint, "False")), ROLLOUT_S)
+    return begin, time.time()
+
+
+def _verified_at(team: Kubectl, revision: str) -> float:
+    """When the verification of a revision succeeded."""
+    jobs = team.items("jobs", f"{meta.LABEL_REVISION}={revision}")
+    [verification] = [each for each in jobs if each["metadata"]["name"].startswith(f"{NAME}-verify-")]
+    return parse_timestamp(verification["status"]["completionTime"]).timestamp()
+
+
+def _more(before: Mapping[str, Mapping[str, int]], now: Mapping[str, Mapping[str, int]], revision: str) -> bool:
+    """Whether every kind of client has had further answers of a revision."""
+    return all(found[revision] > before[kind][revision] for kind, found in now.items())
 
 
 def _gap(endpoint: Endpoint, status: str) -> str:

@@ -17,6 +17,7 @@ from hack.benchmarks.load_client import (
     FRESH,
     KEPT,
     STREAM,
+    WRONG,
     Client,
     ClientTally,
     Plan,
@@ -148,11 +149,11 @@ def test_a_connection_that_the_server_has_closed_is_opened_again() -> None:
     ("kind", "answer", "says"),
     [
         (FRESH, reply("busy", "503 Service Unavailable"), "status 503"),
-        (FRESH, reply(chat("three")), "of no revision"),
+        (FRESH, reply(chat("three")), WRONG),
         (FRESH, reply(chat("one"), cut=3), "IncompleteRead"),
         (FRESH, b"", "RemoteDisconnected"),
         (STREAM, reply(event("one")), "without its end"),
-        (STREAM, reply(WHOLE.replace("more", "less")), "of no revision"),
+        (STREAM, reply(WHOLE.replace("more", "less")), WRONG),
     ],
 )
 def test_what_is_lost_or_wrong_is_a_fault(kind: str, answer: bytes, says: str) -> None:
@@ -160,6 +161,7 @@ def test_what_is_lost_or_wrong_is_a_fault(kind: str, answer: bytes, says: str) -
         heard = asked(port, kind, 1)
     [fault] = heard.faults
     assert says in fault["fault"]
+    assert 0 <= fault["at"] - fault["sent"] < 10
     assert heard.count == 0
 
 
@@ -184,6 +186,13 @@ def test_what_a_client_hears_before_it_is_let_in_is_no_fault() -> None:
     heard = read("\n".join(map(json.dumps, lines)))
     assert [fault["fault"] for fault in heard.faults] == ["lost"]
     assert heard.refused_first == 3
+
+
+def test_only_requests_under_way_in_a_time_may_be_lost_in_it() -> None:
+    times = [(1.0, 2.9), (2.5, 3.0), (4.0, 4.1), (4.9, 9.0), (5.1, 5.2), (8.0, 8.5)]
+    faults = tuple({"fault": "lost", "sent": sent, "at": at} for sent, at in times)
+    beside = ClientAnswers(faults=faults).faults_beside((3.0, 5.0), (8.1, 8.2))
+    assert [(each["sent"], each["at"]) for each in beside] == [(1.0, 2.9), (5.1, 5.2)]
 
 
 def test_a_client_that_has_crashed_is_no_silence() -> None:
