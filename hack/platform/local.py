@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 
 from hack.cluster import toolchain
-from hack.cluster.console import run, step
+from hack.cluster.console import step
 from hack.cluster.images import build_images
 from hack.cluster.layout import REPOSITORY
 from hack.cluster.provider import provider
 from hack.platform import object_store
+from hack.platform.helm import OPERATION_SECONDS, forget_killed, helm
 from hack.platform.kubectl import Kubectl
 
 RELEASE = "finetune-operator"
@@ -73,20 +74,16 @@ def install_operator(kubectl: Kubectl, values: tuple[str, ...] = (), files: tupl
     kubectl.apply(object_store.restricted_namespace(NAMESPACE))
     settings = [f"images.{name}.tag={_tag(name)}" for name in RELEASE_IMAGES]
     settings += [f"runtimes.tgi-cpu.image.tag={_tag('tgi-cpu')}", f"metricContainers.brevity.image.tag={_tag('data')}"]
+    forget_killed(kubectl.within(NAMESPACE), RELEASE)
     with step(f"install the operator with Helm in namespace {NAMESPACE}"):
         helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
             *(argument for file in files for argument in ("--values", str(file))),
             *(argument for setting in (*settings, *values) for argument in ("--set-string", setting)),
             *("--set-file", f"metricContainers.brevity.command[2]={METRIC_PROGRAM}"),
-            *("--wait", "--timeout", "180s"),
+            *("--wait", "--timeout", f"{OPERATION_SECONDS}s"),
             kubeconfig=kubectl.kubeconfig,
         )
-
-
-def helm(*arguments: str, kubeconfig: Path) -> str:
-    """Run helm against a cluster and return its output."""
-    return run([toolchain.program("helm"), "--kubeconfig", kubeconfig, *arguments], timeout=300)
 
 
 def prepare_namespace(kubectl: Kubectl, name: str, key: object_store.Key = object_store.OWNER) -> None:

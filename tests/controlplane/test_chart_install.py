@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from hack.cluster import toolchain
 from hack.cluster.console import ClusterError, run
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
+from hack.platform.helm import forget_killed
+from hack.platform.kubectl import Kubectl
 from tests.controlplane.conftest import wait
 from tests.support.sentences import assert_says
 
@@ -168,6 +172,25 @@ def test_a_second_release_must_handle_something_else(installed: Installed, argum
     wait(lambda: installed.allowed(canary, SYSTEM, "create", "coordination.k8s.io", "leases"), "its Lease")
     assert not installed.allowed(canary, "team-a", "get", "coordination.k8s.io", "leases")
     installed.helm("uninstall", "canary")
+
+
+def test_a_release_whose_upgrade_was_killed_can_be_upgraded(installed: Installed) -> None:
+    """On the local cluster, where an interrupted demo or test run would keep the next from its start."""
+    kubectl = Kubectl(toolchain.program("kubectl"), installed.plane.kubeconfig, SYSTEM)
+    connection = ("--kubeconfig", str(installed.plane.kubeconfig), "--namespace", SYSTEM)
+    command = (str(toolchain.program("helm")), "upgrade", RELEASE, str(CHART), *EVERYWHERE, "--wait", *connection)
+    with subprocess.Popen(command) as waits_for_a_pod:  # there is no node
+        (record,) = wait(lambda: kubectl.items("secrets", "owner=helm,status=pending-upgrade"), "the upgrade to begin")
+        waits_for_a_pod.kill()
+    with pytest.raises(ClusterError, match="another operation"):
+        installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE)
+    forget_killed(kubectl, RELEASE, patience=4)
+    begin = datetime.fromisoformat(record["metadata"]["creationTimestamp"])
+    assert datetime.now(UTC) - begin >= timedelta(seconds=4)  # for so long, it might have gone on
+    installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE)
+    assert not kubectl.items("secrets", "owner=helm,status=pending-upgrade")
+    forget_killed(kubectl, RELEASE)  # nothing is pending, so this does not wait
+    assert kubectl.items("secrets", "owner=helm,status=deployed")
 
 
 def test_objects_of_users_survive_the_uninstallation(installed: Installed) -> None:
