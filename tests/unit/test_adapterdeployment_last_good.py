@@ -344,6 +344,19 @@ class TestByItself:
         cluster.settle(passes=60)
         assert cluster.traffic() == new, "it is tried again an hour later"
 
+    def test_kept_ones_stay_while_the_way_back_to_them_is_refused(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.room = 1
+        cluster.pods[f"demo-{new}"].clear()
+        cluster.run_controllers()
+        cluster.refuse = lambda _, action: "no" if isinstance(action, Apply) and action.resource == SERVICES else ""
+        passes(cluster, 10, seconds=10)
+        assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (new, {old, new})
+        cluster.refuse = lambda _cluster, _action: ""
+        passes(cluster, 2, seconds=10)
+        assert cluster.traffic() == old
+
     def test_a_new_pod_that_loads_is_waited_for(self) -> None:
         cluster, _, new = promoted()
         passes(cluster)

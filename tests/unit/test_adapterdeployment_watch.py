@@ -191,6 +191,17 @@ class TestWatch:
         pod["status"]["initContainerStatuses"] = [fetched | {"restartCount": 1}]
         assert watch(None, [pod], START, START + timedelta(seconds=1000)) == Sighting()
 
+    @pytest.mark.parametrize("by", ["image", "quota"])
+    def test_one_that_has_been_kept_for_long_says_nothing_beside_one_that_loads(self, by: str) -> None:
+        """The last pod that answered has just been replaced."""
+        pods = [self.pod(started=False)]
+        stuck = server_pod("demo-1", "demo-1-x", {}, pod_status(Reason.IMAGE_PULL_FAILED))
+        stuck["status"]["startTime"] = timestamp(START)
+        failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: team"}
+        refused: Object = {"status": {"conditions": [failure | {"lastTransitionTime": timestamp(START)}]}}
+        live, present = (None, [*pods, stuck]) if by == "image" else (refused, pods)
+        assert watch(live, present, START, START + timedelta(hours=1)) == Sighting()
+
     def test_a_deployment_that_may_make_no_pod(self) -> None:
         """A quota or a policy refuses the one that would replace the pod that answered."""
         said = 'pods "demo-1-x" is forbidden: exceeded quota: team, requested: pods=1, used: pods=2, limited: pods=2'

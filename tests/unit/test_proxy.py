@@ -279,6 +279,15 @@ class TestHaproxy:
                 held.enter_context(socket.create_connection(("127.0.0.1", door.port)))
             assert door.ask("/ready", key="", inner=True) == door.ask("/health", key="", inner=True) == 200
 
+    def test_nobody_holds_all_connections_for_probes(self, tmp_path: Path, engine: StandIn) -> None:
+        """Whoever may reach an endpoint without keys may read its metrics."""
+        with started(tmp_path, engine) as door, contextlib.ExitStack() as held:
+            for _ in range(150):
+                held.enter_context(socket.create_connection(("127.0.0.2", door.inner), source_address=("127.0.0.2", 0)))
+            begin = time.monotonic()
+            assert door.ask("/ready", key="", inner=True) == door.ask("/health", key="", inner=True) == 200
+            assert time.monotonic() - begin < 4, "the kubelet waits for five seconds"
+
     @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
     def test_it_listens_on_ipv6_where_the_node_has_it(self, tmp_path: Path, engine: StandIn) -> None:
         with started(tmp_path, engine) as door:
@@ -318,6 +327,7 @@ class TestHaproxy:
             assert (last.status, last.read(), last.headers["Connection"]) == (200, b"ok", "close")
             assert door.ask("/ready", inner=True) == 200, "its endpoints are taken out already"
             assert door.end(stream) == b"data: last\n\n"
+            assert stream.headers["Connection"] == "close", "it began before anybody could know"
 
     def test_clients_leave_a_server_that_is_not_what_was_proved(self, tmp_path: Path, engine: StandIn) -> None:
         """No new one is sent to it, and those that keep their connection are told to close it."""

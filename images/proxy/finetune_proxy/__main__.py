@@ -176,7 +176,7 @@ def _follow(
                     log.info("clients %s", "are told to leave" if leave else "may keep their connections again")
                 known.words = words
         except (OSError, HaproxyError) as error:
-            log.warning("the keys stay as they are for now: %s", error)
+            log.warning("HAProxy was not told what has changed, and is told again: %s", error)
         try:
             _tell_certificate(options.certificate, files, known)
         except (OSError, HaproxyError) as error:

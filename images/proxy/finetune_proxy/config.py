@@ -27,6 +27,9 @@ memory. HAProxy does not start without two open files for each, and a few: some 
 _INNER_CONNECTIONS: Final = 100
 """On top of those, for probes and metrics: whoever holds all connections of clients, even without a key, must not make
 the kubelet believe that the server hangs."""
+_ONES_INNER_CONNECTIONS: Final = 20
+"""Of those, how many one address may have: where clients need no keys, they may read metrics."""
+_INNER_SILENT: Final = "30s"
 _SILENT: Final = "60s"
 """For how long a client that speaks TLS may be silent when it is its turn: in the handshake, which has no other limit,
 while it sends a request, and while it does not take what is sent to it. Waiting for an answer is not among these."""
@@ -157,6 +160,8 @@ frontend clients
     acl may_read path -m str {" ".join(told.read)}
     acl may_write path -m str {" ".join(told.write)}
     http-after-response set-header Connection close if {_has(DRAINING, files)}
+    # The headers of a stream leave when it begins, long before anybody may know that clients are to leave.
+    http-after-response set-header Connection close if {{ res.hdr(content-type) -m beg text/event-stream }}
 {_only_known(told)}\
     http-request return {no_path} unless read may_read or write may_write
     http-request del-header Authorization
@@ -169,6 +174,11 @@ frontend clients
 frontend inner
     bind {bind}{told.inner_port}{family}
     maxconn {_INNER_CONNECTIONS}
+    stick-table type ipv6 size 1k expire 1m store conn_cur
+    tcp-request connection track-sc0 src
+    tcp-request connection reject if {{ sc0_conn_cur gt {_ONES_INNER_CONNECTIONS} }}
+    timeout http-request 5s
+    timeout client {_INNER_SILENT}
     http-request return status 200 if {{ path /ready }} {_has(HAS_KEYS, files)}
     http-request return status 503 if {{ path /ready }}
 {_certificate(told, files)}\

@@ -149,8 +149,9 @@ def _drain_left(rollout: Rollout, revision: str) -> float:
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     if stable is None or live is None:
         return 0.0
-    is_bad = candidate is not None and candidate.revision == revision
-    if is_bad or observed.resource.spec.rollback_to == stable.revision:
+    is_candidate = candidate is not None and candidate.revision == revision
+    has_fallen = (line.revision == revision and line.state is RevisionState.ROLLED_BACK for line in rollout.history)
+    if is_candidate or any(has_fallen) or observed.resource.spec.rollback_to == stable.revision:
         told = observed.resource.status.stable
         return 0.0 if told is not None and told.revision == stable.revision else _TOLD_SECONDS
     end = parse_timestamp(stable.since) + timedelta(seconds=drain_seconds(live))

@@ -129,8 +129,7 @@ def watch(deployment: Object | None, pods: Sequence[Object], since: datetime, no
     if wrong and len(wrong) == len(present):
         said = f"Each of its pods fails its self-check. {wrong[-1].message}"
         return Sighting(replace(wrong[-1], message=said, outlook=Outlook.FAIL))
-    silent = [seconds for pod in present if _has_served(pod) and (seconds := unready_seconds(pod, now)) is not None]
-    silent = silent or [*_refused_for(deployment, now), *(held for pod in present for held in _held_for(pod, now))]
+    silent = _silent_for(deployment, present, now)
     if not silent:
         return Sighting()
     if (left := UNANSWERED_SECONDS - min(silent)) > 0:
@@ -217,22 +216,31 @@ def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProbl
                 yield replace(problem, outlook=Outlook.GIVE_BACK if went_with_node(ended) else Outlook.FAIL)
 
 
-def _held_for(pod: Object, now: datetime) -> Iterator[float]:
+def _silent_for(deployment: Object | None, pods: Sequence[Object], now: datetime) -> list[float]:
+    """For how many seconds pods that should answer have not: those that were up; or, where there are none, those that
+    something keeps from loading, unless another one loads, which may answer in a moment."""
+    silent = [seconds for pod in pods if _has_served(pod) and (seconds := unready_seconds(pod, now)) is not None]
+    if silent:
+        return silent
+    held = [_held_for(pod, now) for pod in pods]
+    known = [seconds for seconds in held if seconds is not None]
+    return [*known, *_refused_for(deployment, now)] if len(known) == len(held) else []
+
+
+def _held_for(pod: Object, now: datetime) -> float | None:
     """For how many seconds something has kept a new pod from loading its model: it finds no node, its node finds no
-    image, or the download has failed and is tried again. Nothing for any other pod."""
+    image, or the download has failed and is tried again. None for any other pod."""
     if "running" in (named(pod, SERVER).get("state") or {}) or not any(pod_problems(pod)):
-        return
-    if (unready := unready_seconds(pod, now)) is not None:
-        yield unready
-    elif since := unscheduled_since(pod):
-        yield _age(since, now)
+        return None
+    unready, since = unready_seconds(pod, now), unscheduled_since(pod)
+    return _age(since, now) if unready is None and since else unready
 
 
-def _refused_for(deployment: Object | None, now: datetime) -> Iterator[float]:
+def _refused_for(deployment: Object | None, now: datetime) -> list[float]:
     """For how many seconds the API server has refused a revision's pods; nothing if it does not."""
     failure = find_condition((deployment or {}).get("status") or {}, "ReplicaFailure")
-    if failure and failure.get("lastTransitionTime"):
-        yield _age(failure["lastTransitionTime"], now)
+    since = failure.get("lastTransitionTime") if failure else None
+    return [_age(since, now)] if since else []
 
 
 def _age(time: str, now: datetime) -> float:

@@ -103,7 +103,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     before = step.left or stable
     keep = to_keep(observed, before, previous, step, now)
     rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now, keep, step.fallen)
-    if rollout.lacks_room and seen.due_after is None:  # while it is open whether they are needed, they stay
+    if rollout.lacks_room and seen.problem is None and seen.due_after is None:  # where they may be needed, they stay
         rollout = replace(rollout, previous=None)
     cleanup = plan_cleanup(rollout, seeing.under_way)
     keeps = keep_left(observed, rollout.previous, now) or None if rollout.previous else None

@@ -85,7 +85,10 @@ def pod_problems(pod: Object) -> Iterator[ServerProblem]:
             yield container_problem(pod, container, ended)
     if _has_lost_its_keys(pod):
         name = pod["metadata"]["name"]
-        said = f"The proxy of pod {name} rejects all requests: the Secret of spec.access.apiKeys has no valid key."
+        said = (
+            f"The proxy of pod {name} lets no request in: the Secret of spec.access.apiKeys has no valid key, or the "
+            "proxy does not answer."
+        )
         yield ServerProblem(
             Reason.API_KEYS_MISSING, f"{said} `kubectl logs {name} -c {PROXY}` names the invalid entries."
         )
