@@ -140,7 +140,7 @@ def test_what_crashes_goes_back_as_a_canary_and_after_it_took_over(
     load = Load(team, Plan(NAME, 80, clients, PROMPTS[0], TOKENS, _answers(artifacts), PAUSE_S))
     load.start(image)
     assert len(load.heard().on("second")) == sum(clients.values())
-    pod, _ = team.items("pods", _servers(second))
+    pod, _ = (each for each in team.items("pods", _servers(second)) if not _is_ending(each))
     noticed = _crash_on_and_on(endpoint, pod["metadata"]["name"])
     load.wait_until_fresh_clients_hear("first", noticed[0], ROLLOUT_S)
     _tells_of_the_way_back(wait_for("the way back", lambda: _serves_again(endpoint), ROLLOUT_S), second, first)
@@ -242,6 +242,10 @@ def test_clients_with_keys_notice_neither_a_rollout_nor_other_keys(
 def _servers(revision: str) -> str:
     """Selects the serving pods of a revision."""
     return f"{meta.LABEL_OWNER_NAME}={NAME},{meta.LABEL_REVISION}={revision},{meta.LABEL_ROLE}=server"
+
+
+def _is_ending(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
 
 
 def _serving(endpoint: Endpoint, artifact: TinyArtifact, **spec: Any) -> str:
