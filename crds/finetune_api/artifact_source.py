@@ -149,9 +149,9 @@ class ArtifactSource(ApiModel):
     cluster, or gone."""
     adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=MAX_ADAPTERS), as_map("name")] | None = None
     """Serve several artifacts of format Adapter on one copy of the model that they were trained on, which all must
-    share. Each is verified. Another artifact of one of them is another revision of all; so is one that comes or goes,
-    unless clients need keys or speak TLS (access): then running pods load or unload it. Their stores must be reached
-    alike. The base itself is served under the AdapterDeployment's name."""
+    share. Each is verified. Another artifact of one of them is another revision of all; running pods load one that
+    comes, and unload one that goes. Their stores must be reached alike. The base itself is served under the
+    AdapterDeployment's name."""
 
     @model_validator(mode="after")
     def _one(self) -> "ArtifactSource":

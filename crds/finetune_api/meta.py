@@ -59,7 +59,7 @@ SELF_CHECK_PORT: Final = 9401
 """Port on which the self-check of a serving pod tells the kubelet whether the pod has proved itself."""
 
 CLIENT_PORT: Final = 8081
-"""Port on which the proxy of a serving pod takes clients' requests, where they need keys or speak TLS."""
+"""Port on which the proxy of a serving pod takes clients' requests, where the pod has one."""
 INNER_PORT: Final = 9402
 """Port on which the same proxy answers the kubelet and Prometheus, without a key: health and metrics only."""
 

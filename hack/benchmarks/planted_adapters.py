@@ -185,7 +185,7 @@ class _Server:
         if not self._url:
             places = tuple(ServedAdapter(str(each.folder), each.job) for each in self._adapters)
             rank = max(each.rank for each in self._adapters)
-            served = ServedModel(str(self._base), _BASE, adapters=places, rank=rank, at_run_time=True)
+            served = ServedModel(str(self._base), _BASE, adapters=places, rank=rank)
             self._url = self._stack.enter_context(vllm(served, self._work)).url
         return self._url
 

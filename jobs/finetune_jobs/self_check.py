@@ -76,7 +76,8 @@ class Options:
     """Where the StageResult of a failure goes."""
     port: int
     adapter: Sequence[tuple[str, str, str]] = ()
-    """Of each adapter: its name in the server's API, the folder of its artifact, and the digest of that."""
+    """Of each adapter: its name in the server's API, the folder of its artifact, and the digest of that. Where servers
+    load adapters when they start; pods of earlier releases have it."""
     wanted: Path | None = None
     """WantedAdapters as JSON, which the server loads while it runs; None: it has what it was started with."""
     model: str = ""

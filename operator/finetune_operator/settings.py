@@ -217,7 +217,7 @@ class Images(ApiModel):
     quantize: str
     """Export, with llm-compressor."""
     proxy: str
-    """The proxy in serving pods whose clients need keys or speak TLS."""
+    """The proxy in serving pods with vLLM, and in those whose clients need keys or speak TLS."""
     evaluate_vllm: str = ""
     """Evaluate with vLLM, for FineTuneJobs that ask for it; empty: they may not."""
     pull_policy: str = "IfNotPresent"
@@ -284,8 +284,8 @@ class ServingAccess(ApiModel):
     verification_floors: list[VerificationFloor] = []
     """The least that AdapterDeployments must ask of a revision; each that is for their namespace counts."""
     metrics_from: list[dict[str, Any]] = []
-    """Who may read the metrics of serving pods with a proxy, whose clients need keys or speak TLS, as NetworkPolicy
-    peers. Of the others they are behind the port that clients use."""
+    """Who may read metrics of serving pods with a proxy, as NetworkPolicy peers. Where clients need no keys and speak
+    no TLS, ``ingress_from`` may too, once the pods are verified."""
     http_routes: HttpRoutes = HttpRoutes()
     """Ways in through a gateway."""
     ingresses: Ingresses = Ingresses()

@@ -65,7 +65,10 @@ class PlayedJobs(PlayedCluster):
         deployment = self.objects[DEPLOYMENTS].get(f"demo-{revision}")
         if deployment is None or not deployment.get("status", {}).get("readyReplicas"):
             return
-        digest = served(deployment["spec"]["template"]["spec"])
+        asked = self._params(name).verify
+        adapters = asked.adapters if asked else []
+        bad = (each.digest for each in adapters if FATES[each.digest])  # the first one's fate is that of all
+        digest = next(bad, served(deployment["spec"]["template"]["spec"]))
         fate = Reason.ARTIFACT_WITHDRAWN if self._is_refused(name, digest) else FATES[digest]
         setback = self.setbacks.pop(0) if self.setbacks else None
         if setback is not None:
@@ -81,7 +84,7 @@ class PlayedJobs(PlayedCluster):
             reason=fate or Reason.VERIFIED,
             message="The answers agree." if fate is None else "The answers are those of the base model.",
             scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100", **self._told(name)} if fate is None else {},
-            checks=adapter_checks(deployment["spec"]["template"]["spec"]) or checks(fate),
+            checks=adapter_checks(adapters) or checks(fate),
         )
         self.pods[name] = [job_pod(job, result)]
 

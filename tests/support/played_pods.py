@@ -1,8 +1,9 @@
 """Pods as the kubelet and their controllers leave them, whose fate depends on the artifact that they serve."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from finetune_api import meta
+from finetune_api.endpoint_stages import AdapterRef
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome, VerificationCheck
 from finetune_api.stages import Outcome, Stage, StageResult
@@ -127,32 +128,24 @@ def killed_pod(job: Object) -> Object:
 
 def served(pod: Object) -> str:
     """Digest of the artifact that a serving pod's spec names."""
-    if adapters := adapters_of(pod).values():  # that of the first one with a fate, which is that of all
-        return next((digest for digest in adapters if FATES.get(digest)), next(iter(adapters)))
-    server = pod["containers"][0]
-    if loads_adapters({"spec": pod}):  # the first ones are good, and a Job says what becomes of others
+    if loads_adapters({"spec": pod}):  # their base is good, and Jobs say what becomes of the adapters
         return GOOD
-    path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
+    server = pod["containers"][0]
+    told = {each["name"]: each.get("value", "") for each in server["env"]}
+    path = told.get("MODEL_ID") or next(each for each in server["args"] if each.startswith("--model="))
     return str(path).split("/")[2]
-
-
-def adapters_of(pod: Object) -> dict[str, str]:
-    """Digests of the adapters that a pod of vLLM serves, by the names in its API."""
-    args = [str(each) for each in pod["containers"][0].get("args") or []]
-    modules = args[args.index("--lora-modules") + 1 :] if "--lora-modules" in args else []
-    return {each.partition("=")[0]: each.split("/")[2] for each in modules}
 
 
 def outcome_of(fate: Reason | None) -> CheckOutcome:
     return CheckOutcome.FAILED if fate else CheckOutcome.PASSED
 
 
-def adapter_checks(pod: Object) -> list[VerificationCheck]:
+def adapter_checks(adapters: Sequence[AdapterRef]) -> list[VerificationCheck]:
     """What the verification of adapters compares, up to the first that fails."""
     made: list[VerificationCheck] = []
-    for name, digest in adapters_of(pod).items():
-        outcome = CheckOutcome.FAILED if FATES[digest] else CheckOutcome.PASSED
-        made.append(VerificationCheck(name=f"{name.partition(':')[2]}.checks", outcome=outcome))
+    for each in adapters:
+        outcome = outcome_of(FATES[each.digest])
+        made.append(VerificationCheck(name=f"{each.name}.checks", outcome=outcome))
         if outcome is CheckOutcome.FAILED:
             break
     return made

@@ -24,9 +24,11 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
-from finetune_operator.resources.client_proxy import has_proxy
+from finetune_operator.resources.client_proxy import has_proxy, is_protected
 from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
+from finetune_operator.runtimes import serving_plan, vllm
+from finetune_operator.runtimes.plan import ServedModel
 from finetune_operator.settings import Engine, Runtime, ServingAccess
 from finetune_proxy.__main__ import failure, nobody, parse
 from tests.support.played_pods import BETTER, GOOD
@@ -98,9 +100,10 @@ class TestPods:
 
     @pytest.mark.parametrize("engine", Engine)
     def test_a_fault_of_the_proxy_restarts_the_proxy_and_no_server(self, engine: Engine) -> None:
-        (server,), (plain,) = pod(engine)["containers"], pod(engine, "")["containers"]
-        for name in ("startupProbe", "livenessProbe"):
-            asked, usual = dict(server[name]), dict(plain[name])
+        (server,) = pod(engine)["containers"]
+        plain = serving_plan(RUNTIMES[engine], ServedModel("/models/x/model", "demo"))
+        for name, probe in (("startupProbe", plain.startup), ("livenessProbe", plain.liveness)):
+            asked, usual = dict(server[name]), dict(probe)
             assert [*asked.pop("exec")] == ["command"]
             assert usual.pop("httpGet") == {"path": "/health", "port": "http"}
             assert asked == usual, "as often and as patiently as without a proxy"
@@ -117,13 +120,20 @@ class TestPods:
         (volume,) = [each for each in spec["volumes"] if each["name"] == "api-keys"]
         assert volume["secret"] == {"secretName": "clients", "optional": True}
 
-    @pytest.mark.parametrize("engine", Engine)
-    def test_nothing_of_it_is_in_pods_whose_clients_need_none(self, engine: Engine) -> None:
-        spec = pod(engine, "")
+    def test_without_keys_it_is_before_a_server_that_needs_it_and_asks_for_none(self) -> None:
+        spec = pod(Engine.VLLM, "")
+        options = parse(proxy_of(spec)["args"])
+        assert (options.keys, options.certificate, options.told.asks_for_keys) == (None, None, False)
+        assert (has_proxy({"spec": spec}), is_protected({"spec": spec})) == (True, False)
+        assert is_protected({"spec": pod()})
+        assert {each["name"]: each for each in spec["volumes"]}.keys().isdisjoint({"api-keys", "tls"})
+        assert "--host=127.0.0.1" in spec["containers"][0]["args"]
+
+    def test_nothing_of_it_is_in_other_pods_whose_clients_need_no_keys(self) -> None:
+        spec = pod(Engine.TGI, "")
         assert not has_proxy({"spec": spec})
         (server,) = spec["containers"]
         assert {each["name"]: each["containerPort"] for each in server["ports"]} == {"http": 8080}
-        assert "--host=127.0.0.1" not in server.get("args", ())
         assert "HOSTNAME" not in {each["name"] for each in server["env"]}
 
     def test_it_is_a_choice_and_none_is_as_it_was(self) -> None:
@@ -146,7 +156,7 @@ class TestPolicies:
         return {rule["ports"][0]["port"]: rule["from"] for rule in policy["spec"]["ingress"]}
 
     def test_clients_reach_the_proxy_and_prometheus_the_metrics(self) -> None:
-        found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
+        found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True, is_protected=True))
         assert found.keys() == {meta.CLIENT_PORT, meta.INNER_PORT, meta.SELF_CHECK_PORT}
         [verifier] = found[meta.SELF_CHECK_PORT]
         assert verifier["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
@@ -154,6 +164,11 @@ class TestPolicies:
         analysis, *readers = found[meta.INNER_PORT]
         assert analysis["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "analyse"
         assert readers == [self.READERS]
+
+    def test_without_keys_clients_may_read_metrics_as_they_may_where_there_is_no_proxy(self) -> None:
+        found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
+        assert found[meta.CLIENT_PORT][1:] == [self.CLIENTS]
+        assert found[meta.INNER_PORT][1:] == [self.READERS, self.CLIENTS]
 
     def test_before_the_verification_only_the_verifier_does(self) -> None:
         found = self.ports(candidate_policy(OWNER, "0123abcd", self.ADMIN, has_proxy=True))
@@ -168,7 +183,7 @@ class TestPolicies:
             meta.CLIENT_PORT
         }
 
-    def test_without_keys_they_reach_the_server(self) -> None:
+    def test_without_a_proxy_they_reach_the_server(self) -> None:
         found = self.ports(serving_policy(OWNER, "0123abcd", self.ADMIN))
         assert found.keys() == {meta.SERVING_PORT, meta.SELF_CHECK_PORT}
 
@@ -218,6 +233,26 @@ class TestRollouts:
         cluster.settle()
         assert cluster.revisions(DEPLOYMENTS) == {revision}
         assert self.open_ports(cluster) == {revision: meta.CLIENT_PORT}
+
+    def test_vllm_of_an_earlier_release_is_reached_without_a_proxy_until_its_next_revision(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runtimes = SETTINGS.runtimes | {"vllm": RUNTIMES[Engine.VLLM]}
+        settings = SETTINGS.model_copy(update={"runtimes": runtimes})
+        with monkeypatch.context() as before:
+            before.setattr(vllm, "NEEDS_PROXY", False)
+            cluster = ServingCluster(spec=pinned(GOOD, runtime="vllm", keepLastGood="0s"), settings=settings)
+            cluster.settle()
+        old = cluster.traffic()
+        cluster.settle()
+        assert (cluster.traffic(), self.open_ports(cluster)) == (old, {old: meta.SERVING_PORT})
+        cluster.spec["source"] = pinned(BETTER)["source"]
+        cluster.settle()
+        assert cluster.traffic() != old
+        assert self.open_ports(cluster) == {cluster.traffic(): meta.CLIENT_PORT}
+        policy = cluster.objects[NETWORK_POLICIES][f"demo-{cluster.traffic()}"]
+        metrics = next(each for each in policy["spec"]["ingress"] if each["ports"][0]["port"] == meta.INNER_PORT)
+        assert SETTINGS.serving.ingress_from[0] in metrics["from"]
 
     def test_no_traffic_goes_back_to_a_revision_without_keys(self) -> None:
         cluster, old, open_one = promoted()

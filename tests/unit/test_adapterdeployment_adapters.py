@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.artifact_source import adapter_model, set_address
+from finetune_api.endpoint_stages import WantedAdapters
 from finetune_api.job_status import ArtifactStatus, ArtifactTokens
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, ServingPhase
@@ -29,6 +30,7 @@ from tests.unit.test_adapterdeployment_walk import ANALYSED
 pytestmark = pytest.mark.unit
 
 BASE, OTHER = "1" * 64, "2" * 64
+BOTH = {"de": BETTER, "fr": GOOD}
 VLLM = SETTINGS.model_copy(
     update={"runtimes": {**SETTINGS.runtimes, "vllm": Runtime(engine=Engine.VLLM, image="images/vllm:0.32.0")}}
 )
@@ -61,24 +63,24 @@ def only(cluster: ServingCluster, kind: Any) -> Object:
     return found
 
 
+def digests(cluster: ServingCluster) -> dict[str, str]:
+    """Of the adapters that serve, by their names."""
+    stable = cluster.status.stable
+    return {each.name: each.artifact_digest for each in stable.adapters} if stable else {}
+
+
 def test_each_is_served_and_verified_under_its_own_name() -> None:
     cluster = serving(fr=published(GOOD, rank=8), de=published(BETTER, rank=16))
-    cluster.reconcile()
-    cluster.run_controllers()
-    cluster.reconcile()
+    passes(cluster, 2, seconds=0)
     pod = only(cluster, DEPLOYMENTS)["spec"]["template"]["spec"]
     args = pod["containers"][0]["args"]
-    both = set_address({"fr": GOOD, "de": BETTER})
+    both = set_address(BOTH)
     assert {f"--model=/models/{both}/model", "--served-model-name=demo", "--max-lora-rank=16"} <= {*args}
-    modules = [f"demo:de=/models/{BETTER}/model", f"demo:fr=/models/{GOOD}/model"]
-    assert args[args.index("--lora-modules") + 1 :] == modules
-    checked = pod["initContainers"][1]["command"]
-    assert checked[3:11] == [
-        *("--adapter", "demo:de", f"/models/{BETTER}/artifact", BETTER),
-        *("--adapter", "demo:fr", f"/models/{GOOD}/artifact", GOOD),
-    ]
     inputs = "".join(str(each["data"]) for each in cluster.objects[CONFIG_MAPS].values())
-    assert_says(inputs, f'"name":"fr","uri":"{uri(GOOD)}"', '"maxRank":16', '"model":"demo"')
+    assert_says(inputs, '"maxRank":16', f'"name":"fr","uri":"{uri(GOOD)}"', '"model":"demo"')
+    [wanted] = [each["data"] for each in cluster.objects[CONFIG_MAPS].values() if "adapters.json" in each["data"]]
+    told = WantedAdapters.model_validate_json(wanted["adapters.json"]).adapters
+    assert {each.name: each.digest for each in told if each.required} == BOTH
     assert_says(inputs, '"timeoutSeconds":2200')  # twice that of one artifact
     cluster.settle()
     stable = cluster.status.stable
@@ -89,22 +91,21 @@ def test_each_is_served_and_verified_under_its_own_name() -> None:
     assert shown == [("de", BETTER, 16, CheckOutcome.PASSED), ("fr", GOOD, 8, CheckOutcome.PASSED)]
 
 
-def test_another_list_is_another_revision_and_the_same_one_in_another_order_is_not() -> None:
+def test_another_artifact_is_another_revision_and_another_order_is_not() -> None:
     cluster = serving(fr=published(GOOD), de=published(BETTER))
     cluster.settle()
     both = cluster.traffic()
     cluster.spec = cluster.spec | {"source": {"adapters": cluster.spec["source"]["adapters"][::-1]}}
     cluster.settle()
     assert cluster.traffic() == both
-    cluster.spec = cluster.spec | {"source": {"adapters": cluster.spec["source"]["adapters"][:1]}}
+    cluster.sources = {**cluster.sources, "fr": published(BETTER)}
     cluster.settle()
-    one = cluster.traffic()
-    assert one != both
-    assert [each.name for each in cluster.status.stable.adapters] == ["de"] if cluster.status.stable else False
+    assert cluster.traffic() != both
+    assert digests(cluster) == {"de": BETTER, "fr": BETTER}
     cluster.spec = cluster.spec | {"rollbackTo": both}
     cluster.settle()
     assert cluster.traffic() == both
-    assert len(cluster.status.stable.adapters) == 2 if cluster.status.stable else False
+    assert digests(cluster) == BOTH
 
 
 def test_one_that_fails_keeps_all_from_traffic_and_is_named() -> None:
@@ -234,7 +235,8 @@ def test_the_analysis_of_a_canary_is_told_of_an_artifact_that_there_is() -> None
     """A stage finds its place by one artifact: several adapters have none together."""
     cluster = serving(fr=published(GOOD, rank=8), de=published(BETTER, rank=16))
     cluster.settle()
-    cluster.spec |= {"strategy": ANALYSED, "source": {"adapters": cluster.spec["source"]["adapters"][:1]}}
+    cluster.spec |= {"strategy": ANALYSED}
+    cluster.sources = {**cluster.sources, "fr": published(BETTER)}
     passes(cluster, 12)
     [given] = [each["data"]["input.json"] for name, each in cluster.objects[CONFIG_MAPS].items() if "-analyse-" in name]
     told = StageInput.model_validate_json(given)

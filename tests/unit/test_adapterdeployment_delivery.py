@@ -31,10 +31,9 @@ FULL = 'Error creating: pods "v-x" is forbidden: exceeded quota: few, requested:
 LOADED = (AdapterState.LOADED, "2/2")
 
 
-def endpoint(keys: bool = True, **digests: str) -> ServingCluster:
+def endpoint(**digests: str) -> ServingCluster:
     """An endpoint at rest with these adapters, all pinned."""
-    access: dict[str, Any] = {"access": {"apiKeys": {"secretRef": {"name": "keys"}}}} if keys else {}
-    spec = {"source": {"adapters": []}, "runtime": "vllm", "keepLastGood": "0s", "replicas": 2} | access
+    spec = {"source": {"adapters": []}, "runtime": "vllm", "keepLastGood": "0s", "replicas": 2}
     cluster = ServingCluster(spec=spec, settings=VLLM)
     asked(cluster, **digests)
     cluster.settle()
@@ -101,17 +100,6 @@ def test_its_self_check_reaches_the_store_as_fetch_does_and_the_server_past_the_
     told_fetch, told_check = ({each["name"]: each.get("value") for each in of["env"]} for of in (fetch, check))
     assert (told_fetch["NO_PROXY"], told_check["NO_PROXY"]) == (".svc", ".svc,127.0.0.1")
     assert told_fetch["HTTPS_PROXY"] == told_check["HTTPS_PROXY"] == "http://proxy:3128"
-
-
-def test_without_a_proxy_whoever_reaches_the_port_could_load_them_so_pods_do_not() -> None:
-    cluster = endpoint(keys=False, fr=GOOD)
-    before = cluster.traffic()
-    server = pod(cluster)["containers"][0]
-    assert {each["name"]: each.get("value") for each in server["env"]}["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
-    asked(cluster, fr=GOOD, de=BETTER)
-    cluster.settle()
-    assert cluster.traffic() != before
-    assert states(cluster) == {"de": LOADED, "fr": LOADED}
 
 
 def test_one_more_and_one_less_need_no_other_pods() -> None:

@@ -28,7 +28,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.client_proxy import has_proxy, speaks_tls
-from finetune_operator.resources.deployment import Adapter, Serving, pod_template
+from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.resources.route import backends_of
 from finetune_operator.settings import Engine, Runtime
 from finetune_proxy.__main__ import Certificate, failure, parse, unusable
@@ -102,12 +102,6 @@ class TestPods:
     def test_it_is_a_choice_and_none_is_as_it_was(self) -> None:
         made = (PLAIN, SEALED, replace(SEALED, tls_secret="others"), replace(PLAIN, api_keys_secret="servers"))
         assert len({choice_of(each, SETTINGS) for each in made}) == 4
-
-    def test_adapters_may_come_and_go_behind_it(self) -> None:
-        """The list of paths keeps clients from those that load them."""
-        adapters = (Adapter("fr", uri(GOOD), GOOD, rank=8),)
-        assert replace(PLAIN, adapters=adapters).run_time_rank == 0
-        assert replace(SEALED, adapters=adapters).run_time_rank == 8
 
 
 def asked(cluster: ServingCluster, revision: str) -> VerifyParams:

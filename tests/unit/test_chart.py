@@ -92,7 +92,7 @@ def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
     spec = monitor["spec"]
     assert spec["namespaceSelector"] == {"any": True}
     assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
-    # "http" is the port of clients where these need keys; "metrics" is fetch's in every pod.
+    # "http" is the port of clients where pods have a proxy; "metrics" is fetch's in every pod.
     assert [each["port"] for each in spec["podMetricsEndpoints"]] == ["http", *["server-metrics"] * 3]
     pod_label = "__meta_kubernetes_pod_label_"
     *servers, proxy, certificate = spec["podMetricsEndpoints"]

@@ -57,6 +57,7 @@ def test_what_its_running_servers_take_its_client_can_load(engine: Engine) -> No
     takes = ENGINES[engine].run_time_rank(runtime(engine), 16) > 0
     assert takes == (engine.value in HOSTS)
     assert not takes or missing(HOSTS[engine.value]("http://candidate"), AdapterHost) == []
+    assert not takes or ENGINES[engine].NEEDS_PROXY, "nothing else keeps clients from loading any"
 
 
 def test_its_pods_name_what_they_serve_and_keep_to_the_port_and_the_time(engine: Engine) -> None:

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -51,6 +52,7 @@ from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.tolerance import tolerance
 from finetune_jobs.verification.vllm import VllmAdapters, VllmServer
 from finetune_operator.runtimes.plan import ServedAdapter, ServedModel
+from finetune_operator.runtimes.vllm import NEEDS_PROXY
 from hack.benchmarks.transactions import transactions
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
@@ -85,6 +87,7 @@ HERMES = CallFormat(begin="<tool_call>", name_key="name", arguments_key="argumen
 WHO = '{"type": "object", "properties": {"sum": {"type": "integer"}, "to": {"type": "string"}}, "required": ["sum"]}'
 IMPOSSIBLE = '{"type": "object", "properties": {"sum": {"type": "of no kind"}}}'
 ROLES = ("user", "assistant")
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -243,16 +246,32 @@ def test_tools_are_refused_where_no_parser_is_set(served: ServerProcess) -> None
     assert_says(refused.why, "args lack --tool-call-parser")
 
 
-def test_an_open_stream_ends_after_sigterm(served: ServerProcess) -> None:
-    """The pod's last seconds: what was asked before is answered to its end. The last test of this server."""
-    body = {"model": NAME, "prompt": "Once", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
+def test_an_open_stream_ends_after_sigterm_and_nobody_is_told_to_leave(served: ServerProcess) -> None:
+    """The pod's last seconds: what was asked before is answered to its end. Clients that keep their connection hear
+    status 500 meanwhile: why its pods have a proxy. The last test of this server."""
+    body = {"model": NAME, "prompt": "Once", "max_tokens": 300, "temperature": 0, "ignore_eos": True, "stream": True}
+    kept = http.client.HTTPConnection("127.0.0.1", urlsplit(served.url).port, timeout=60)
+
+    def ask() -> int:
+        """The status of an answer after which the connection stays."""
+        kept.request("POST", "/v1/completions", json.dumps({"model": NAME, "prompt": "Once", "max_tokens": 1}), JSON)
+        answer = kept.getresponse()
+        answer.read()
+        assert answer.headers["Connection"] is None
+        return answer.status
+
+    assert ask() == 200
     with streamed(served.url, body) as response:
         events = [response.readline()]
         served.process.terminate()
+        status = ask()
+        while status == 200:
+            status = ask()
         events += response.readlines()
     said = [line for line in events if line.startswith(b"data: ")]
     assert said[-1] == b"data: [DONE]\n"
-    assert len(said) > 30
+    assert len(said) > 150
+    assert (status, NEEDS_PROXY) == (500, True)
     assert served.process.wait(timeout=80) == 0
 
 
@@ -311,7 +330,7 @@ def test_adapters_prove_themselves_under_their_own_names(work: Path) -> None:
         promises[name] = weights_only(references, TaskType.TEXT)
         served.append(ServedAdapter(str(work / name), f"{NAME}:{name}"))
     first = ["--lora-modules", f"{served[0].name}={served[0].path}"]
-    with vllm(ServedModel(str(base), NAME, adapters=tuple(served), rank=16, at_run_time=True), work, first) as server:
+    with vllm(ServedModel(str(base), NAME, adapters=tuple(served), rank=16), work, first) as server:
         host = VllmAdapters(server.url)
         host.load("proving-1", served[1].path)
         assert (

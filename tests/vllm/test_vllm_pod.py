@@ -95,8 +95,11 @@ def artifacts(team: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def test_it_is_verified_serves_and_gives_way_to_no_bad_artifact(team: Kubectl, artifacts: Artifacts) -> None:
+    """Clients need a key."""
     endpoint = Endpoint(team, runtime="vllm-cpu")
-    endpoint.serve(artifacts.good)
+    team.apply(clients())
+    access = {"apiKeys": {"secretRef": {"name": "clients"}}}
+    endpoint.serve(artifacts.good, access=access)
     status = endpoint.until(ServingPhase.READY, PROMOTION_S)
     assert status.stable is not None
     checks = {check.name: check.outcome for check in status.stable.verification}
@@ -105,8 +108,9 @@ def test_it_is_verified_serves_and_gives_way_to_no_bad_artifact(team: Kubectl, a
     weights = ("modelName", "promptTokens", "differsFromBase", "logProbabilities")
     assert {name: checks[name] for name in weights} == dict.fromkeys(weights, CheckOutcome.PASSED)
     assert ask(team) == artifacts.answer
+    assert ask(team, key="") == 401
 
-    endpoint.serve(artifacts.boastful)
+    endpoint.serve(artifacts.boastful, access=access)
     after = endpoint.until(ServingPhase.DEGRADED, PROMOTION_S)
     assert after.candidate is not None
     assert (after.candidate.state, after.candidate.reason) == (RevisionState.FAILED, Reason.ADAPTER_INACTIVE)
@@ -119,7 +123,8 @@ def test_adapters_come_and_go_while_a_pod_serves_and_are_there_after_a_crash(
     team: Kubectl, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """One more is loaded, proves itself and is offered, and one is taken away, without a restart. When the engine has
-    died, the server that starts again offers what it did, and its pod proves itself before clients reach it."""
+    died, the server that starts again offers what it did, and its pod proves itself before clients reach it. Nobody
+    needs a key, and nobody can load anything."""
     folder, model = tmp_path_factory.mktemp("adapters"), ensure_smollm2(cache_directory())
     with stored(team) as storage:
         place = f"s3://artifacts/vllm-{folder.name}"
@@ -129,14 +134,11 @@ def test_adapters_come_and_go_while_a_pod_serves_and_are_there_after_a_crash(
         }
     uris = {name: result.scalars["artifactUri"] for name, result in published.items()}
     endpoint = Endpoint(team, "vllm-cpu", "shared")
-    key = base64.b64encode(KEY.encode()).decode()
-    team.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clients"}, "data": {"one": key}})
 
     def offer(*names: str) -> AdapterDeploymentStatus:
         artifacts = {name: endpoint.artifact(uris[name]) for name in names}
         endpoint.serve_from(
             {"adapters": [{"name": name} | artifact for name, artifact in artifacts.items()]},
-            access={"apiKeys": {"secretRef": {"name": "clients"}}},
             # Adapters of random values are sure of few of their answers; their probabilities prove them.
             verification={"samples": 2, "minAgreementPercent": 1},
         )
@@ -150,6 +152,7 @@ def test_adapters_come_and_go_while_a_pod_serves_and_are_there_after_a_crash(
     [pod] = team.items("pods", SERVERS)
     said = ask(team, "shared", "shared:de")
     assert ask(team, "shared", "shared:fr") == 404
+    assert post(team, "shared", "/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/models"}) == 404
     both = offer("de", "fr").stable
     assert both is not None
     other = ask(team, "shared", "shared:fr")
@@ -178,12 +181,23 @@ def server(pod: Object) -> Object:
     return dict(found)
 
 
-def ask(team: Kubectl, endpoint: str = NAME, model: str = NAME) -> str | int:
+def clients() -> Object:
+    """The Secret with the key of clients."""
+    key = base64.b64encode(KEY.encode()).decode()
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clients"}, "data": {"one": key}}
+
+
+def ask(team: Kubectl, endpoint: str = NAME, model: str = NAME, key: str = KEY) -> str | int:
     """The endpoint's answer to the first prompt from the model that it offers under a name; the status of a refusal."""
     body = {"model": model, "messages": PROMPTS[0], "max_tokens": LIMIT, "temperature": 0}
+    return post(team, endpoint, "/v1/chat/completions", body, key)
+
+
+def post(team: Kubectl, endpoint: str, path: str, body: Object, key: str = "") -> str | int:
+    """What is said in an answer; the status of a refusal."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     with team.port_forward(f"service/{endpoint}", 80) as port:
-        url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        answer = httpx2.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+        answer = httpx2.post(f"http://127.0.0.1:{port}{path}", json=body, headers=headers, timeout=120)
     if answer.status_code != 200:
         return answer.status_code
     text: str = answer.json()["choices"][0]["message"]["content"]

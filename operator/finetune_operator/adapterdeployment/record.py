@@ -127,7 +127,7 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
     if stable is None or live is None or stable.revision in observed.records:
         return None
     serving = fresh.serving
-    if serving.has_proxy or serving.runtime.model_cache:  # no release without records knew of any
+    if serving.is_protected or serving.runtime.model_cache:  # no release without records knew of any
         return None
     same = (serving.artifact_uri, serving.artifact_digest, serving.storage, serving.runtime_name)
     if same != (stable.artifact_uri, stable.artifact_digest, stable.storage, stable.runtime):

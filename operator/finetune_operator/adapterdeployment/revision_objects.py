@@ -16,12 +16,13 @@ from finetune_operator.framework.objects import (
     SERVICES,
     Object,
 )
-from finetune_operator.resources.client_proxy import has_proxy, speaks_tls
+from finetune_operator.resources.client_proxy import has_proxy, is_protected, speaks_tls
 from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
 from finetune_operator.resources.drift import ensure, ensure_exists, has_content, holds, is_fixed
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map, source_of_limits
 from finetune_operator.resources.service import candidate_service, leads_elsewhere, names_no_revision, public_service
+from finetune_operator.runtimes import ENGINES
 from finetune_operator.tenancy.floor import strictest
 
 
@@ -142,14 +143,24 @@ def _led(service: Object, live: Object | None) -> tuple[Action, ...]:
 
 def open_policy(observed: ObservedDeployment, revision: str) -> Object:
     """The policy that lets clients reach a revision: the proxy where there is one, otherwise the server."""
-    proxied = is_proxied(observed, revision)
-    return serving_policy(observed.owner, revision, observed.settings.serving, has_proxy=proxied)
+    template, spec = _template(observed, revision), observed.resource.spec
+    return serving_policy(
+        observed.owner,
+        revision,
+        observed.settings.serving,
+        has_proxy=is_proxied(observed, revision),
+        is_protected=is_protected(template) if template else bool(api_keys_secret(spec) or tls_secret(spec)),
+    )
 
 
 def is_proxied(observed: ObservedDeployment, revision: str) -> bool:
     """Whether the pods of a revision have the proxy. Pods do not tell: the cache keeps no containers of theirs."""
     template, spec = _template(observed, revision), observed.resource.spec
-    return has_proxy(template) if template else bool(api_keys_secret(spec) or tls_secret(spec))
+    if template:
+        return has_proxy(template)
+    runtime = observed.settings.runtimes.get(spec.runtime)
+    needed = runtime is not None and ENGINES[runtime.engine].NEEDS_PROXY
+    return needed or bool(api_keys_secret(spec) or tls_secret(spec))
 
 
 def is_encrypted(observed: ObservedDeployment, revision: str) -> bool:

@@ -1,4 +1,5 @@
-"""The proxy of a serving pod, where clients need keys or speak TLS: a sidecar between them and the model server.
+"""The proxy of a serving pod: a sidecar between clients and the model server, where they need keys or speak TLS, or the
+engine needs it.
 
 The server listens on loopback then, so that nothing else lets anybody in: neither a policy of the namespace nor a
 network plugin that knows none. Like the self-check, the sidecar is an init container that is restarted always, so that
@@ -22,6 +23,7 @@ API_KEYS: Final = "api-keys"
 """Name of the volume with clients' keys."""
 TLS: Final = "tls"
 """Name of the volume with the servers' certificate."""
+_KEYS_OPTION: Final = "--keys"
 _TLS_OPTION: Final = "--tls"
 _FOLDER: Final = "/run/proxy"
 _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "64Mi"}, limits={"cpu": "1", "memory": "256Mi"})
@@ -42,11 +44,6 @@ class Door:
     host: str = ""
     """The name that the certificate has to be for."""
 
-    @property
-    def is_there(self) -> bool:
-        """Whether it takes a proxy."""
-        return bool(self.api_keys or self.certificate)
-
 
 def proxy_container(door: Door, plan: ServingPlan, images: Images) -> Object:
     """The sidecar."""
@@ -54,7 +51,7 @@ def proxy_container(door: Door, plan: ServingPlan, images: Images) -> Object:
     options: list[tuple[str, str]] = []
     if door.api_keys:
         mounts.append(api_keys_mount())
-        options += [("--keys", meta.API_KEYS_DIR), ("--secret", door.api_keys)]
+        options += [(_KEYS_OPTION, meta.API_KEYS_DIR), ("--secret", door.api_keys)]
     if door.certificate:
         mounts.append(tls_mount())
         options += [(_TLS_OPTION, meta.TLS_DIR), ("--tls-secret", door.certificate), ("--tls-host", door.host)]
@@ -139,10 +136,19 @@ def has_proxy(template: Object) -> bool:
     return bool(_proxies(template))
 
 
+def is_protected(template: Object) -> bool:
+    """Whether clients of pods made from a template need keys or connect by TLS."""
+    return speaks_tls(template) or _is_given(template, _KEYS_OPTION)
+
+
 def speaks_tls(template: Object) -> bool:
     """Whether clients of pods made from a template connect by TLS."""
+    return _is_given(template, _TLS_OPTION)
+
+
+def _is_given(template: Object, option: str) -> bool:
     arguments = (argument for each in _proxies(template) for argument in each.get("args", ()))
-    return any(argument.startswith(f"{_TLS_OPTION}=") for argument in arguments)
+    return any(argument.startswith(f"{option}=") for argument in arguments)
 
 
 def _proxies(template: Object) -> list[Object]:

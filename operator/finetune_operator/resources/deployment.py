@@ -19,7 +19,6 @@ from finetune_operator.resources.model_cache import model_cache_mounts, model_ca
 from finetune_operator.resources.model_volume import ModelVolume, model_volume
 from finetune_operator.resources.pod import EPHEMERAL_STORAGE, container, pod_spec
 from finetune_operator.resources.self_check import (
-    Proved,
     loading_container,
     self_check_container,
     self_check_mount,
@@ -101,9 +100,14 @@ class Serving:
     """Secret with the servers' certificate; empty: clients do not speak TLS."""
 
     @property
-    def has_proxy(self) -> bool:
-        """Whether clients meet a proxy."""
+    def is_protected(self) -> bool:
+        """Whether clients need keys or speak TLS."""
         return bool(self.api_keys_secret or self.tls_secret)
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether clients of pods that this release makes meet a proxy."""
+        return self.is_protected or ENGINES[self.runtime.engine].NEEDS_PROXY
 
     def door(self, owner: Owner) -> Door:
         """What is asked of clients, and shown to them."""
@@ -142,11 +146,8 @@ class Serving:
 
     @property
     def run_time_rank(self) -> int:
-        """The highest rank of the adapters that its running pods take; 0: they take none. A proxy has to keep clients
-        from the paths that load them."""
-        if not self.adapters or not self.has_proxy:
-            return 0
-        return ENGINES[self.runtime.engine].run_time_rank(self.runtime, self.rank)
+        """The highest rank of the adapters that its running pods take; 0: they take none."""
+        return ENGINES[self.runtime.engine].run_time_rank(self.runtime, self.rank) if self.adapters else 0
 
     @property
     def rank(self) -> int:
@@ -160,17 +161,7 @@ class Serving:
     def served_model(self, name: str) -> ServedModel:
         """The same for the server's module; ``name``: that of the AdapterDeployment."""
         adapters = (ServedAdapter(_model_path(each.digest), adapter_model(name, each.name)) for each in self.adapters)
-        at_run_time = self.run_time_rank > 0
-        return ServedModel(self.model_path, name, self.has_proxy, tuple(adapters), self.rank, at_run_time)
-
-    def proofs(self, name: str) -> tuple[Proved, ...]:
-        """What the pods prove of themselves."""
-        if not self.adapters:
-            return (Proved("", f"{meta.MODELS_DIR}/{self.artifact_digest}/artifact", self.artifact_digest),)
-        return tuple(
-            Proved(adapter_model(name, each.name), f"{meta.MODELS_DIR}/{each.digest}/artifact", each.digest)
-            for each in self.adapters
-        )
+        return ServedModel(self.model_path, name, self.has_proxy, tuple(adapters), self.rank)
 
 
 def _model_path(digest: str) -> str:
@@ -256,16 +247,15 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     plan = serving_plan(runtime, serving.served_model(owner.name))
     server = _server(runtime, plan, images)
     pod = pod_spec(
-        [behind_proxy(server, door) if door.is_there else server], runtime.pod, images, runtime.service_account_name
+        [behind_proxy(server, door) if serving.has_proxy else server], runtime.pod, images, runtime.service_account_name
     )
     if serving.run_time_rank:
         first = _fetch_wanted(fetch, serving.model_volume)
         check = loading_container(fetch, runtime.engine, serving.model_volume.room)
     else:
-        proofs = serving.proofs(owner.name)
         first = _fetch(fetch, serving.model_volume)
-        check = self_check_container(proofs, runtime.engine, images, runtime.model_cache)
-    pod["initContainers"] = [first, check, *([proxy_container(door, plan, images)] if door.is_there else [])]
+        check = self_check_container(serving.artifact_digest, runtime.engine, images, runtime.model_cache)
+    pod["initContainers"] = [first, check, *([proxy_container(door, plan, images)] if serving.has_proxy else [])]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
@@ -276,7 +266,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         *model_cache_volumes(runtime.model_cache),
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
         *shared_memory_volumes(plan.shared_memory),
-        *(proxy_volumes(door) if door.is_there else ()),
+        *(proxy_volumes(door) if serving.has_proxy else ()),
     ]
     return {"metadata": {"labels": server_labels(owner, revision)}, "spec": pod}
 

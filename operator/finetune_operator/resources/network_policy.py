@@ -5,7 +5,7 @@ There is one policy per revision, changed in place at the promotion, so that no 
 change opens the port of the self-check to the verifier, which does not need it: it sees by that when the network plugin
 has applied the policy.
 
-Where clients need keys or speak TLS, they reach the proxy only; metrics are behind a port of their own.
+Where the pods have the proxy, clients reach only that; metrics are behind a port of their own.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,20 @@ def candidate_policy(owner: Owner, revision: str, access: ServingAccess, *, has_
     return _policy(owner, revision, (), access.metrics_from if has_proxy else (), has_proxy=has_proxy)
 
 
-def serving_policy(owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False) -> Object:
+def serving_policy(
+    owner: Owner, revision: str, access: ServingAccess, *, has_proxy: bool = False, is_protected: bool = False
+) -> Object:
     """Those whom the platform's admin names, as NetworkPolicy peers, on the port for clients; the analysis of a canary,
-    where metrics are; and the verifier, where the self-check tells of adapters.
+    where metrics are; and the verifier, where the self-check tells of adapters. Where clients need no keys and speak no
+    TLS, so that they are no others than the admin names, they may read metrics on every engine.
 
     Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
     whoever writes a custom resource who decides.
     """
     analysis = _stage(owner, Stage.ANALYSE)
     if has_proxy:
-        opened = _policy(owner, revision, access.ingress_from, (analysis, *access.metrics_from), has_proxy=True)
+        readers = (analysis, *access.metrics_from, *(() if is_protected else access.ingress_from))
+        opened = _policy(owner, revision, access.ingress_from, readers, has_proxy=True)
     else:
         opened = _policy(owner, revision, (analysis, *access.ingress_from), (), has_proxy=False)
     opened["spec"]["ingress"].append(_rule(meta.SELF_CHECK_PORT, [_stage(owner, Stage.VERIFY)]))

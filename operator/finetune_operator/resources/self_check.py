@@ -5,7 +5,6 @@ the server and is no reason for the pod to go on. It asks over loopback, where n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -35,36 +34,17 @@ _LIMITS_DIR, _, _LIMITS_KEY = meta.SELF_CHECK_FILE.rpartition("/")
 _WANTED_KEY: Final = PurePosixPath(meta.WANTED_ADAPTERS_FILE).name
 
 
-@dataclass(frozen=True)
-class Proved:
-    """What a pod proves of itself."""
-
-    adapter: str
-    """Its name in the server's API; empty: the artifact is a whole model."""
-    artifact: str
-    """Folder of the artifact's own files on the models' volume."""
-    digest: str
-    """Content address of the artifact."""
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """For the program."""
-        if self.adapter:
-            return ("--adapter", self.adapter, self.artifact, self.digest)
-        return ("--artifact", self.artifact, "--digest", self.digest)
-
-
-def self_check_container(
-    proofs: Sequence[Proved], engine: Engine, images: Images, cache: ModelCache | None = None
-) -> Object:
-    """The sidecar. While it runs, nobody removes from the cache what its server reads there: it holds a lock."""
+def self_check_container(digest: str, engine: Engine, images: Images, cache: ModelCache | None = None) -> Object:
+    """The sidecar; ``digest``: content address of the artifact. While it runs, nobody removes from the cache what its
+    server reads there: it holds a lock."""
     mounts = [
         {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
         self_check_mount(),
         *model_cache_mounts(cache),
     ]
     env = [*scratch_env(), *cpu_env(_SHAPE)]
-    options = [*(option for each in proofs for option in each.options), "--engine", engine.value, *_held(cache)]
+    artifact = f"{meta.MODELS_DIR}/{digest}/artifact"
+    options = ["--artifact", artifact, "--digest", digest, "--engine", engine.value, *_held(cache)]
     return _sidecar(container(SELF_CHECK, images.of(Stage.VERIFY), images, _SHAPE, env, mounts), options)
 
 

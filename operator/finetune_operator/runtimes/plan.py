@@ -44,8 +44,6 @@ class ServedModel:
     """Served beside it."""
     rank: int = 0
     """None of them has a higher one."""
-    at_run_time: bool = False
-    """Whether they are loaded once the server runs, by the self-check beside it, which adds and removes others."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,10 @@ class EngineModule(Protocol):
     Its counterpart in the jobs, which talks to the server, is ``finetune_jobs.verification.engine``.
     """
 
+    @property
+    def NEEDS_PROXY(self) -> bool:  # noqa: N802 - a constant of the module
+        """Whether clients have to meet the proxy even where they need no keys and speak no TLS."""
+
     def render(self, runtime: Runtime, model: ServedModel) -> ServingPlan:
         """How a runtime of this engine serves a model."""
 
@@ -96,8 +98,9 @@ class EngineModule(Protocol):
         """That of the adapters that it can serve; 0: it serves none."""
 
     def run_time_rank(self, runtime: Runtime, rank: int) -> int:
-        """That of the adapters that a server which was started for this rank takes while it runs, behind a proxy that
-        closes the paths that load them; 0: it takes none, and other adapters need other pods."""
+        """That of the adapters that a server which was started for this rank takes while it runs; 0: it takes none, and
+        other adapters need other pods. One that takes any needs the proxy, which closes the paths that load them, and
+        loads none by itself: the self-check beside it does."""
 
 
 def has_gpu(runtime: Runtime) -> bool:

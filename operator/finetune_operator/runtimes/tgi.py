@@ -18,6 +18,8 @@ from finetune_operator.runtimes.plan import (
 )
 from finetune_operator.settings import Runtime
 
+NEEDS_PROXY: Final = False
+"""When it stops, it answers what it has been asked and closes connections that are idle (axum's graceful shutdown)."""
 _RESERVE_SECONDS: Final = 30
 """Of the grace period, for the launcher itself."""
 _DTYPE: Final = "DTYPE"

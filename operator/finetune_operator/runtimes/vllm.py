@@ -21,6 +21,9 @@ from finetune_operator.runtimes.plan import (
 )
 from finetune_operator.settings import Runtime
 
+NEEDS_PROXY: Final = True
+"""While it finishes its requests it answers others with status 500, and its answers before that do not tell clients to
+close their connections. Without a proxy, every client that keeps one would hear an error when its pod stops."""
 _RESERVE_SECONDS: Final = 15
 """Of the grace period, for the processes to end once the last request is answered."""
 _CACHE: Final = "/tmp/cache"  # noqa: S108 - the pod's own volume
@@ -91,11 +94,12 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            # Either would let a request change what a verified server serves. Where the server loads adapters while it
-            # runs, it listens on loopback, and the proxy before it has no path for that.
+            # Either would let a request change what a verified server serves. Where it loads adapters while it runs,
+            # none is among the arguments: one that was removed since would keep a pod from starting. The server listens
+            # on loopback then, and the proxy before it has no path for that.
             "VLLM_SERVER_DEV_MODE": "0",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(model.at_run_time)),
-            **(_NO_RESOLVERS if model.at_run_time else {}),
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(bool(model.adapters))),
+            **(_NO_RESOLVERS if model.adapters else {}),
             # All that it writes, kernels that it compiles included, goes to the pod's own volume.
             "HOME": "/tmp",  # noqa: S108 - as above
             "XDG_CACHE_HOME": _CACHE,
@@ -111,7 +115,6 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         args=(
             *(name if value is None else f"{name}={value}" for name, value in options.items()),
             *_targets(model, runtime),
-            *_modules(model),
         ),
         # The port is closed until the engine is ready, and /health needs no key where the server has one.
         startup=startup_probe(runtime),
@@ -119,7 +122,10 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         liveness=health_probe(30, 10, timeout=15),
         read_paths=("/health", "/v1/models"),
         # Not /v1/load_lora_adapter, /reset_prefix_cache, /sleep and their like (vllm/entrypoints/serve).
-        write_paths=("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"),
+        write_paths=(
+            *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+            *("/tokenize", "/detokenize"),
+        ),
         drain_seconds=runtime.drain_seconds,
         grace_seconds=runtime.termination_grace_seconds,
         # Its processes pass on messages and images through it, one GPU or not: its CPU build takes 160 MiB and ends in
@@ -154,28 +160,19 @@ def _room(model: ServedModel, runtime: Runtime) -> dict[str, str | None]:
     """What adapters need: a place in a batch for each of them, so that none waits for another; and of the ranks that
     the engine knows the smallest that holds theirs, as each takes so much memory.
 
-    Where others may come while the server runs, there is one place more, for the one that proves itself; those for
-    which there is no place by then take turns. In the host's memory there is room for all that the API allows.
+    Others may come while the server runs: there is one place more, for the one that proves itself; those for which
+    there is no place by then take turns. In the host's memory there is room for all that the API allows.
     """
     if not model.adapters:
         return {}
-    places = len(model.adapters) + model.at_run_time
     given = {} if _MAX_RANK in _options(runtime) else {_MAX_RANK: str(_smallest(model.rank))}
-    on_host = {"--max-cpu-loras": str(MAX_ADAPTERS + 1)} if model.at_run_time else {}
-    return {"--enable-lora": None, "--max-loras": str(places), **on_host, **given}
+    places = {"--max-loras": str(len(model.adapters) + 1), "--max-cpu-loras": str(MAX_ADAPTERS + 1)}
+    return {"--enable-lora": None, **places, **given}
 
 
 def _smallest(rank: int) -> int:
     """Of the ranks that the engine knows, the smallest that holds one."""
     return min((each for each in _RANKS if each >= rank), default=_RANKS[-1])
-
-
-def _modules(model: ServedModel) -> tuple[str, ...]:
-    """The adapters that the server loads when it starts. Given as --lora-modules=…, each would replace the one before.
-    Loaded at run time, none is among the arguments: one that was removed since would keep a pod from starting."""
-    if not model.adapters or model.at_run_time:
-        return ()
-    return ("--lora-modules", *(f"{each.name}={each.path}" for each in model.adapters))
 
 
 def _targets(model: ServedModel, runtime: Runtime) -> tuple[str, ...]:
