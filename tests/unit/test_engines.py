@@ -56,6 +56,8 @@ def test_it_has_a_client_in_the_jobs(engine: Engine) -> None:
 def test_what_its_running_servers_take_its_client_can_load(engine: Engine) -> None:
     takes = ENGINES[engine].run_time_rank(runtime(engine), 16) > 0
     assert takes == (engine.value in HOSTS)
+    serves = ENGINES[engine].highest_rank(runtime(engine)) > 0
+    assert takes == serves, "pods prove only adapters that come while they run"
     assert not takes or missing(HOSTS[engine.value]("http://candidate"), AdapterHost) == []
     assert not takes or ENGINES[engine].NEEDS_PROXY, "nothing else keeps clients from loading any"
 

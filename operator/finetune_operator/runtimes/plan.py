@@ -98,9 +98,9 @@ class EngineModule(Protocol):
         """That of the adapters that it can serve; 0: it serves none."""
 
     def run_time_rank(self, runtime: Runtime, rank: int) -> int:
-        """That of the adapters that a server which was started for this rank takes while it runs; 0: it takes none, and
-        other adapters need other pods. One that takes any needs the proxy, which closes the paths that load them, and
-        loads none by itself: the self-check beside it does."""
+        """That of the adapters that a server which was started for this rank takes while it runs; 0: it serves none.
+        One that takes any needs the proxy, which closes the paths that load them, and loads none by itself: the
+        self-check beside it does."""
 
 
 def has_gpu(runtime: Runtime) -> bool:
