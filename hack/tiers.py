@@ -3,7 +3,8 @@
 ``python -m hack.tiers WORKERS`` runs them all; ``python -m hack.tiers WORKERS fast`` is ``make test-fast``.
 
 What a tier needs is made first: programs, environments, models, images; where that fails, the tier has failed. At the
-end a line for each tier says how it went and how long it took.
+end the last lines of each test that failed come once more, for logs that are cut in the middle. Then a line for each
+tier says how it went and how long it took.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Final
+from xml.etree import ElementTree
 
 from hack import bytecode
 from hack.cluster.console import say
@@ -28,6 +31,8 @@ BY_FILE: Final = ("--dist", "loadfile", "--no-loadscope-reorder")
 SLOWEST: Final = ("--durations=20", "--durations-min=5")
 """A log names the tests that took longest: where to begin when a tier has become slow."""
 MAKE: Final = ("make", "--no-print-directory")
+LAST_LINES: Final = 30
+"""So much of a failed test's traceback comes again at the end: the assertion, its values, and the line."""
 MOST_PARTS: Final = 16
 """More processes would import for longer than they test, and one without a test fails."""
 
@@ -52,6 +57,8 @@ class Outcome:
     seconds: float
     failed: str = ""
     """The commands that failed, each with its exit code."""
+    failures: tuple[str, ...] = ()
+    """The tests that failed, each with the end of its traceback."""
 
 
 def tiers(workers: str) -> list[Tier]:
@@ -81,28 +88,47 @@ def fast(workers: int) -> Tier:
 def run(tier: Tier) -> Outcome:
     """Run a tier's commands in the checkout, their output on the terminal."""
     begin = time.monotonic()
-    failed = ""
+    failed, failures = "", []
     for command in tier.needs:
         if failed := _failure(command, subprocess.run(command, cwd=REPOSITORY, check=False).returncode):
             break
     else:
-        failed = ", ".join(filter(None, _side_by_side(tier.tests)))
-    return Outcome(tier.name, time.monotonic() - begin, failed)
+        with TemporaryDirectory() as folder:
+            reports = [Path(folder) / f"{number}.xml" for number in range(len(tier.tests))]
+            failed = ", ".join(filter(None, _side_by_side(tier.tests, reports)))
+            failures = [each for report in reports if report.exists() for each in failed_tests(report.read_bytes())]
+    return Outcome(tier.name, time.monotonic() - begin, failed, tuple(failures))
 
 
-def _side_by_side(commands: Sequence[tuple[str, ...]]) -> list[str]:
-    """The failure of each; empty where there was none."""
+def failed_tests(report: bytes) -> list[str]:
+    """Name and last lines of each test that failed, from a report of pytest in JUnit's format."""
+    return [
+        "\n".join([f"{test.get('classname')}::{test.get('name')}", *(fault.text or "").splitlines()[-LAST_LINES:]])
+        for test in ElementTree.fromstring(report).iter("testcase")
+        for fault in test
+        if fault.tag in {"failure", "error"}
+    ]
+
+
+def _side_by_side(commands: Sequence[tuple[str, ...]], reports: Sequence[Path]) -> list[str]:
+    """The failure of each; empty where there was none. Those of pytest each write a report."""
     with ExitStack() as stack:
         outputs = [None, *(stack.enter_context(TemporaryFile()) for _ in commands[1:])]
         processes = [
-            subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output and subprocess.STDOUT)
-            for command, output in zip(commands, outputs, strict=True)
+            subprocess.Popen(
+                _reporting(command, to), cwd=REPOSITORY, stdout=output, stderr=output and subprocess.STDOUT
+            )
+            for command, output, to in zip(commands, outputs, reports, strict=True)
         ]
         codes = [process.wait() for process in processes]
         for output in filter(None, outputs):
             output.seek(0)
             say(output.read().decode(errors="replace"))
     return [_failure(command, code) for command, code in zip(commands, codes, strict=True)]
+
+
+def _reporting(command: tuple[str, ...], report: Path) -> tuple[str, ...]:
+    return (*command, f"--junit-xml={report}") if command[: len(PYTEST)] == PYTEST else command
 
 
 def _failure(command: Sequence[str], code: int) -> str:
@@ -133,6 +159,8 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     outcomes = [run(tier) for tier in ([fast(int(workers))] if only else tiers(workers))]
     bytecode.share(REPOSITORY / ".venv", bytecode.shared())
+    for failure in (failure for outcome in outcomes for failure in outcome.failures):
+        say(f"\nfailed: {failure}")
     say(summary(outcomes, "-".join(["test", *only])))
     return int(any(each.failed for each in outcomes))
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hack.cluster import layout
 from hack.cluster.layout import REPOSITORY
-from hack.tiers import MOST_PARTS, Outcome, Tier, fast, run, summary, tiers
+from hack.tiers import MOST_PARTS, PYTEST, Outcome, Tier, fast, run, summary, tiers
 from tests.conftest import pytest_configure
 from tests.support.examples import to_commit
 from tests.support.fast import MEASURED, MOST_SECONDS, divided, seconds, too_long
@@ -117,6 +117,26 @@ def test_the_next_tier_has_its_turn_after_a_failure(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["ran", "make test", "  ✗ first", "  ✓ second"]
+
+
+@pytest.mark.slow
+def test_a_failed_test_is_told_with_the_end_of_its_traceback(tmp_path: Path) -> None:
+    """A log that is cut in the middle still has it. One that failed while it was set up counts too."""
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture\n"
+        "def broken(): raise OSError('no disk')\n"
+        "def test_passes(): pass\n"
+        "def test_fails(): assert {'a': 1} == {'a': 2}\n"
+        "def test_errs(broken): pass\n"
+    )
+    tests = ((*PYTEST, "-q", "-n", "2", "-c", os.devnull, str(tmp_path)), ("sh", "-c", "exit 1"))
+    fails, errs = sorted(run(Tier("some", (), tests)).failures, reverse=True)
+    assert fails.startswith("test_it::test_fails\n")
+    assert "assert {'a': 1} == {'a': 2}" in fails
+    assert fails.endswith("test_it.py:5: AssertionError")
+    assert errs.startswith("test_it::test_errs\n")
+    assert errs.endswith("test_it.py:3: OSError")
 
 
 def test_workers_of_runs_at_the_same_time_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
