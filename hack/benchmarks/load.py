@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hack.benchmarks import load_client
 from hack.benchmarks.load_client import FRESH, Plan
@@ -17,6 +19,10 @@ from hack.platform.kubectl import Kubectl, wait_for
 POD = "load"
 _LOOK_S = 3.0
 """Between two looks at the log, which tells the times itself."""
+_FAULT: Final = re.compile(
+    r"^after [\d.]+ s: |(?<=status \d{3}):.*|(?<=of no revision):.*|, after \d+ events$", re.DOTALL
+)
+"""What differs between faults of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,11 @@ class ClientAnswers:
             for fault in self.faults
             if not any(fault["at"] >= begin and fault["sent"] <= end for begin, end in times)
         ]
+
+    @property
+    def kinds_of_faults(self) -> dict[str, int]:
+        """How often each kind of client met which fault, without times, numbers and texts."""
+        return dict(Counter(f"{fault['kind']}: {_FAULT.sub('', fault['fault'])}" for fault in self.faults))
 
     @property
     def count(self) -> int:

@@ -76,10 +76,29 @@ def test_what_is_no_answer_is_none(body: str) -> None:
 
 
 def test_an_answer_belongs_to_a_revision_or_is_wrong() -> None:
-    assert revision_of(whole_text(chat("two")), ANSWERS, FRESH) == "second"
-    assert revision_of("one\N{REPLACEMENT CHARACTER}", ANSWERS, FRESH) == "first"
-    with pytest.raises(WrongAnswerError):
-        revision_of("three", ANSWERS, FRESH)
+    plan = Plan("demo", 80, {}, (), {}, ANSWERS, beginnings=(STREAM,))
+    assert revision_of(whole_text(chat("two")), plan, FRESH) == "second"
+    assert revision_of("one\N{REPLACEMENT CHARACTER}", plan, FRESH) == "first"
+    assert revision_of("two and whatever", plan, STREAM) == "second"
+    for text, kind in (("three", FRESH), ("two and whatever", FRESH), ("one and", STREAM), ("", STREAM)):
+        with pytest.raises(WrongAnswerError):
+            revision_of(text, plan, kind)
+
+
+def test_faults_of_the_same_kind_count_together() -> None:
+    said = (
+        f"after 0.31 s: WrongAnswerError: {WRONG}: 'a: b'",
+        f"after 1.20 s: WrongAnswerError: {WRONG}: 'c\\n'",
+        'after 0.01 s: WrongAnswerError: status 500: {"error": "after 3 s: no"}',
+        "after 9.00 s: WrongAnswerError: a stream without its end, after 3 events",
+        "after 60.00 s: TimeoutError: timed out",
+    )
+    assert ClientAnswers(faults=tuple({"fault": each, "kind": KEPT} for each in said)).kinds_of_faults == {
+        f"kept: WrongAnswerError: {WRONG}": 2,
+        "kept: WrongAnswerError: status 500": 1,
+        "kept: WrongAnswerError: a stream without its end": 1,
+        "kept: TimeoutError: timed out": 1,
+    }
 
 
 def reply(body: str, status: str = "200 OK", *, cut: int = 0) -> bytes:
