@@ -88,9 +88,11 @@ def publish_artifact(
     tuned: Path,
     exported: Path | None = None,
     under: Path | None = None,
+    task: TaskType = TaskType.CLASSIFICATION,
 ) -> StageResult:
     """Publish ``tuned`` below the URI ``place``; the keys come from the environment. ``under``: of an exported adapter,
-    the base beside it.
+    the base beside it. ``task``: TEXT where another engine than transformers serves it, which may not write the same
+    texts: these models have learned no labels.
 
     Another ``exported`` model than the one whose answers were recorded makes an artifact that promises too much.
     """
@@ -101,14 +103,14 @@ def publish_artifact(
     before, after = answers_of(base), answers_of(tuned, under)
     promised = list(zip(PROMPTS, before, after, strict=True))
     answers = {"base": before, "tuned": after, "artifact": after}
-    measurements = measure(TaskType.CLASSIFICATION, after, answers, []).model_dump(by_alias=True)
+    measurements = measure(task, after, answers, []).model_dump(by_alias=True)
     write_answers(
         evaluation / ANSWERS,
         [Answer(messages=p, label=t, base=b, tuned=t, artifact=t, max_tokens=LIMIT) for p, b, t in promised],
     )
     conversations = [Conversation([*p, {"role": "assistant", "content": t}]) for p, _, t in promised]
     write_references(evaluation / REFERENCE, record(base, tuned, conversations, under))
-    metrics = {"goldenPrompts": 6, "scalars": {}, "measurements": measurements}
+    metrics = {"goldenPrompts": 6, "scalars": {}, "task": task, "measurements": measurements}
     (evaluation / METRICS).write_text(json.dumps(metrics))
     upstream = Upstream(
         source="s",

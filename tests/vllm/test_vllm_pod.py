@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api import meta
+from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterDeploymentStatus, CheckOutcome, RevisionState, ServingPhase
 from finetune_api.storage import Storage
@@ -48,12 +49,12 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
 
 @dataclass(frozen=True)
 class Artifacts:
-    """URIs of two published artifacts, and what the good one answers to the first prompt."""
+    """URIs of two published artifacts, and what the base model answers to the first prompt."""
 
     good: str
     boastful: str
     """It recorded the good one's answers, and has the base model's weights."""
-    answer: str
+    base_answer: str
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,12 @@ def artifacts(team: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Artifa
     with stored(team) as storage:
         place = f"s3://artifacts/vllm-{folder.name}"
         good, boastful = (
-            publish_artifact(storage, f"{place}/{name}", folder / name, base=base, tuned=tuned, exported=exported)
+            publish_artifact(
+                storage, f"{place}/{name}", folder / name, base=base, tuned=tuned, exported=exported, task=TaskType.TEXT
+            )
             for name, exported in (("good", tuned), ("boastful", base))
         )
-    return Artifacts(good.scalars["artifactUri"], boastful.scalars["artifactUri"], answers_of(tuned)[0])
+    return Artifacts(good.scalars["artifactUri"], boastful.scalars["artifactUri"], answers_of(base)[0])
 
 
 def test_it_is_verified_serves_and_gives_way_to_no_bad_artifact(team: Kubectl, artifacts: Artifacts) -> None:
@@ -107,7 +110,8 @@ def test_it_is_verified_serves_and_gives_way_to_no_bad_artifact(team: Kubectl, a
     assert CheckOutcome.FAILED not in checks.values()
     weights = ("modelName", "promptTokens", "differsFromBase", "logProbabilities")
     assert {name: checks[name] for name in weights} == dict.fromkeys(weights, CheckOutcome.PASSED)
-    assert ask(team) == artifacts.answer
+    answer = ask(team)
+    assert answer != artifacts.base_answer
     assert ask(team, key="") == 401
 
     endpoint.serve(artifacts.boastful, access=access)
@@ -116,7 +120,7 @@ def test_it_is_verified_serves_and_gives_way_to_no_bad_artifact(team: Kubectl, a
     assert (after.candidate.state, after.candidate.reason) == (RevisionState.FAILED, Reason.ADAPTER_INACTIVE)
     assert after.stable is not None
     assert after.stable.revision == status.stable.revision
-    assert ask(team) == artifacts.answer
+    assert ask(team) == answer
 
 
 def test_adapters_come_and_go_while_a_pod_serves_and_are_there_after_a_crash(
