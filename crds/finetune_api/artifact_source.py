@@ -92,6 +92,11 @@ class OutputRef(ApiModel):
         """The interval in seconds; 0: there is none."""
         return seconds_of(self.interval)
 
+    @property
+    def place(self) -> str:
+        """The channel in one word, for people."""
+        return f"{self.uri.rstrip('/')}/{self.name}/{self.channel}"
+
     def artifact_uri(self, digest: str) -> str:
         """The folder of a published artifact."""
         return f"{self.uri.rstrip('/')}/artifacts/{digest}"
@@ -117,9 +122,9 @@ def set_address(adapters: Mapping[str, str]) -> str:
 
 
 class AdapterSource(ApiModel):
-    """One of several adapters: a name, and exactly one of fineTuneJob and artifact."""
+    """One of several adapters: a name, and exactly one of fineTuneJob, artifact and output."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact"))
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact", "output"))
 
     name: AdapterName
     """Clients ask for the model <name of the AdapterDeployment>:<name>."""
@@ -127,11 +132,13 @@ class AdapterSource(ApiModel):
     """Follow a FineTuneJob that publishes in format Adapter."""
     artifact: ArtifactRef | None = None
     """Serve one pinned artifact of format Adapter."""
+    output: OutputRef | None = None
+    """Follow a channel of an output name in the store, of a FineTuneJob that publishes in format Adapter."""
 
     @model_validator(mode="after")
     def _one(self) -> "AdapterSource":
-        if (self.fine_tune_job is None) == (self.artifact is None):
-            raise ValueError("exactly one of fineTuneJob and artifact must be set")
+        if sum(each is not None for each in (self.fine_tune_job, self.artifact, self.output)) != 1:
+            raise ValueError("exactly one of fineTuneJob, artifact and output must be set")
         return self
 
 
@@ -163,9 +170,14 @@ class ArtifactSource(ApiModel):
         return self
 
     @property
+    def channels(self) -> dict[str, OutputRef]:
+        """The channels that it follows, by the names of their adapters; that of a whole model by an empty name."""
+        asked = {"": self.output, **{each.name: each.output for each in self.adapters or []}}
+        return {adapter: output for adapter, output in asked.items() if output is not None}
+
+    @property
     def followed(self) -> list[str]:
-        """What it follows: FineTuneJobs by their names, or a channel by its place."""
-        if self.output is not None:
-            return [f"{self.output.uri.rstrip('/')}/{self.output.name}/{self.output.channel}"]
+        """What it follows: FineTuneJobs by their names, channels by their places."""
         jobs = [self.fine_tune_job, *(each.fine_tune_job for each in self.adapters or [])]
-        return list(dict.fromkeys(job.name for job in jobs if job))
+        places = [each.place for each in self.channels.values()]
+        return list(dict.fromkeys([*(job.name for job in jobs if job), *places]))

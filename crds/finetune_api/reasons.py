@@ -354,8 +354,8 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     # It waits and continues automatically
     Reason.BELOW_VERIFICATION_FLOOR: "Change the fields as the message says, or ask the platform's admin to change serving.verificationFloors in the chart's values; the operator then continues automatically.",
     Reason.SOURCE_NOT_READY: "Check the status of the FineTuneJob: its artifact is served as soon as it is published.",
-    Reason.CHANNEL_NOT_FOUND: "Correct uri, name or channel of spec.source.output, or wait for a FineTuneJob to publish there; to look at once, set the annotation finetune.dev/look to a new value.",
-    Reason.OUTPUT_NAME_FOREIGN: "Name an output of your own namespace in spec.source.output; or pin the artifact in spec.source.artifact, if the platform's rules let you read it.",
+    Reason.CHANNEL_NOT_FOUND: "Correct uri, name or channel of the output in spec.source, or wait for a FineTuneJob to publish there; to look at once, set the annotation finetune.dev/look to a new value.",
+    Reason.OUTPUT_NAME_FOREIGN: "Name an output of your own namespace in spec.source; or pin the artifact there, if the platform's rules let you read it.",
     Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin the artifact: set spec.source.artifact.uri to the URI that is being served.",
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to a revision that the message lists, or remove it and pin the artifact in spec.source.artifact.",

@@ -5,7 +5,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.artifact_source import LONGEST_ADAPTER, MAX_ADAPTERS, Channel
-from finetune_api.base import Condition, Count, Message, OpenEnum, Timestamp, WireModel, Word, as_map
+from finetune_api.base import Condition, Message, OpenEnum, Timestamp, WireModel, Word, as_map
+from finetune_api.job_status import ArtifactStatus
 from finetune_api.storage import Storage
 from finetune_api.verification import Verification
 
@@ -257,7 +258,7 @@ class RevisionSummary(WireModel):
 
 
 class ChannelStatus(WireModel):
-    """Where the channel of spec.source.output points, as a Job has seen it."""
+    """Where a channel that the source follows points, as a Job has seen it."""
 
     name: Annotated[str, Field(max_length=63)]
     """The output name."""
@@ -266,8 +267,8 @@ class ChannelStatus(WireModel):
     artifact_digest: Annotated[str, Field(max_length=64)] = ""
     """Content address of the artifact that it points to; that of the last one that may be served, if the newest look
     found none. Absent: none has been found yet."""
-    size_bytes: Count = None
-    """Size of its weights; absent if the Job could not tell."""
+    artifact: ArtifactStatus | None = None
+    """What the Job has read of that artifact; absent if it could not."""
     published_at: Timestamp | None = None
     """When the channel was moved there."""
     looked_at: Timestamp | None = None
@@ -277,10 +278,17 @@ class ChannelStatus(WireModel):
     message: Message = ""
     """The same for people."""
     source: Annotated[str, Field(max_length=64)] = ""
-    """Identity of spec.source.output, without its interval, for which it was looked."""
+    """Identity of the channel and of how it is reached, without its interval, for which it was looked."""
     asked: Annotated[str, Field(max_length=64)] = ""
     """Identity of the annotation finetune.dev/look, spec.rerun and spec.policy.withdrawn, of which each change has it
     looked again at once."""
+
+
+class AdapterChannelStatus(ChannelStatus):
+    """The same for the channel of an adapter."""
+
+    adapter: Annotated[str, Field(max_length=LONGEST_ADAPTER)]
+    """Name of the adapter."""
 
 
 class AdapterDeploymentStatus(WireModel):
@@ -305,6 +313,8 @@ class AdapterDeploymentStatus(WireModel):
     there is such a route; whether its gateway takes it says the condition RouteAccepted."""
     channel: ChannelStatus | None = None
     """Where the channel of spec.source.output points; absent for other sources."""
+    adapter_channels: Annotated[list[AdapterChannelStatus], Field(max_length=MAX_ADAPTERS), as_map("adapter")] = []
+    """Where the channels of spec.source.adapters point."""
     stable: RevisionStatus | None = None
     """The revision that the Service routes to."""
     candidate: RevisionStatus | None = None

@@ -12,8 +12,9 @@ from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_api.verification import WithdrawnPolicy
-from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
+from finetune_jobs.artifacts.artifact import GOLDEN, MODEL_REF, ModelRef, read_answers
 from finetune_jobs.artifacts.channel import owner_of, read_channel
+from finetune_jobs.artifacts.exported_model import published_facts
 from finetune_jobs.artifacts.folders import get_listed, require_manifest
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import parse_json
@@ -45,23 +46,25 @@ def follow(context: Context) -> StageOutput:
         require_standing(store, pointer.artifact_digest)
     return StageOutput(
         output_digest=pointer.artifact_digest,
-        scalars={PUBLISHED_AT: pointer.updated_at, **_size(store, folder)},
+        scalars={PUBLISHED_AT: pointer.updated_at, **_facts(store, folder)},
         message=f"{place} points to {pointer.artifact_digest[:12]}, since {pointer.updated_at}.",
     )
 
 
-def _size(store: Store, folder: str) -> dict[str, str]:
-    """Size of the model's weights, so that a runtime without room for them is refused before a pod starts; empty if
-    that cannot be read. What is wrong with the artifact, its download says."""
+def _facts(store: Store, folder: str) -> dict[str, str]:
+    """What publish said of the artifact, so that a runtime that cannot serve it is refused before a pod starts; empty
+    if that cannot be read. What is wrong with the artifact, its download says."""
     try:
-        found = get_listed(store, folder, require_manifest(store, folder), MODEL_REF)
+        manifest = require_manifest(store, folder)
+        found = get_listed(store, folder, manifest, MODEL_REF)
+        golden = get_listed(store, folder, manifest, GOLDEN).decode(errors="replace").splitlines()
         model = parse_json(found, ModelRef, store.uri(f"{folder}/{MODEL_REF}"))
+        return published_facts(store, model, read_answers(golden, store.uri(f"{folder}/{GOLDEN}")))
     except StageError as error:
         if error.retriable:
             raise
-        log.warning("the size of the artifact is not known: %s", error.message)
+        log.warning("what the artifact consists of is not known: %s", error.message)
         return {}
-    return {"sizeBytes": str(model.size_bytes)}
 
 
 def require_own(store: Store, name: str, namespace: str) -> None:

@@ -26,7 +26,7 @@ from finetune_jobs.artifacts import model_card as modelcard
 from finetune_jobs.artifacts.ancestry import require_standing_base
 from finetune_jobs.artifacts.artifact import Answer, Metrics
 from finetune_jobs.artifacts.channel import channel_of, claim_name, read_channel
-from finetune_jobs.artifacts.exported_model import architecture_of, base_facts, model_ref
+from finetune_jobs.artifacts.exported_model import model_ref, published_facts
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.gates import record_gates
@@ -118,9 +118,9 @@ def _publish(context: Context) -> StageOutput:
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
     card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics, max_tokens)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
-    architecture = architecture_of(context.store, model)
+    facts = published_facts(context.store, model, golden)
     made = {Stage.PREPARE: dataset, Stage.TRAIN: adapter, Stage.EXPORT: export}
-    bill = bom.bill_of_materials(context.input, model, made, metrics, architecture)
+    bill = bom.bill_of_materials(context.input, model, made, metrics, facts.get("architecture", ""))
     (folder / bom.BOM).write_text(json.dumps(bill, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     digest = describe_folder(folder, Stage.PUBLISH).content_digest()
     uri = context.store.uri(output_folder(Stage.PUBLISH, digest))
@@ -131,13 +131,8 @@ def _publish(context: Context) -> StageOutput:
         decided={"channel": verdict.channel, **verdict.scalars},
         scalars={
             "artifactUri": uri,
-            "format": model.format,
-            **({"architecture": architecture} if architecture else {}),
-            **base_facts(context.store, model),
-            "sizeBytes": str(model.size_bytes),
+            **facts,
             "goldenPrompts": str(len(golden)),
-            "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
-            "answerTokens": str(max(answer.max_tokens for answer in golden)),
         },
         message=f"Published {verdict.how}{uri}; {telling} of {len(golden)} golden prompts distinguish it from its base "
         f"model. {verdict.text}",

@@ -325,6 +325,11 @@ DEPLOYMENT_FIELDS: dict[str, list[Any]] = {
             {"adapters": [{"name": name, "artifact": artifact} for name in ("b", "a")]}
             for artifact in reached([f"s3://{team}/artifacts/{DIGEST}" for team in ("team", "other")])
         ),
+        *(
+            {"adapters": [{"name": "b", "output": {"name": "any"} | each}, {"name": "a", "artifact": pinned}]}
+            for each in reached(["s3://team", "s3://other/x"])
+            for pinned in reached([f"s3://other/artifacts/{DIGEST}"])
+        ),
     ],
 }
 

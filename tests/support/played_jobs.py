@@ -32,6 +32,8 @@ class PlayedJobs(PlayedCluster):
     """By whom artifacts are marked as withdrawn in the store, by digest."""
     channel: str | Reason = ""
     """The digest to which the followed channel points, or why a look at it fails; empty: its Job does not end."""
+    channels: dict[str, str | Reason] = field(default_factory=dict)
+    """The same by the output's name, where several are followed."""
     channel_scalars: dict[str, str] = field(default_factory=dict)
     """What a look at it tells besides."""
     looks: list[FollowParams] = field(default_factory=list)
@@ -146,10 +148,11 @@ class PlayedJobs(PlayedCluster):
         """What a Job finds in the store."""
         asked = self._params(name).follow
         assert asked is not None
-        if not self.channel:
+        pointed = self.channels.get(asked.name, self.channel)
+        if not pointed:
             return
         self.looks.append(asked)
-        fails = self.channel if isinstance(self.channel, Reason) else None
+        fails = pointed if isinstance(pointed, Reason) else None
         ended = {"type": "Failed" if fails else "Complete", "status": "True", "lastTransitionTime": timestamp(self.now)}
         job["status"] = {"conditions": [ended], **({} if fails else {"completionTime": timestamp(self.now)})}
         result = StageResult(
@@ -157,7 +160,7 @@ class PlayedJobs(PlayedCluster):
             outcome=Outcome.FAILED if fails else Outcome.SUCCEEDED,
             reason=fails or Reason.STAGE_SUCCEEDED,
             message="s3://m/team/channels/demo/stable.json: nothing there." if fails else "It points there.",
-            output_digest="" if fails else self.channel,
+            output_digest="" if fails else pointed,
             scalars={} if fails else {PUBLISHED_AT: timestamp(START), **self.channel_scalars},
         )
         self.pods[name] = [job_pod(job, result)]

@@ -217,6 +217,7 @@ def test_every_finetunejob_of_the_list_wakes_it() -> None:
         {"adapters": [{"name": "a", "fineTuneJob": {"name": "x"}}] * 2},
         {"adapters": []},
         {"adapters": [{"name": "a"}]},
+        {"adapters": [{"name": "a", "fineTuneJob": {"name": "x"}, "output": {"uri": "s3://m/t", "name": "x"}}]},
         {"adapters": [{"name": "A", "fineTuneJob": {"name": "x"}}]},
         {"adapters": [{"name": "a", "fineTuneJob": {"name": "x"}}], "fineTuneJob": {"name": "x"}},
         {"adapters": [{"name": f"a{n}", "fineTuneJob": {"name": "x"}} for n in range(9)]},

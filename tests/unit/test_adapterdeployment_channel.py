@@ -68,17 +68,35 @@ def test_what_the_channel_points_to_is_verified_and_served() -> None:
     assert [each.uri for each in cluster.looks] == [OUTPUT["uri"]]
 
 
-def test_what_does_not_fit_the_runtime_is_known_before_a_pod_starts() -> None:
+@pytest.mark.parametrize(
+    ("scalars", "reason"),
+    [
+        ({"format": "Merged", "sizeBytes": str(50 << 30)}, Reason.RUNTIME_UNSUITABLE),
+        ({"format": "Merged", "goldenPromptTokens": "99999"}, Reason.PROMPTS_TOO_LONG),
+        ({"format": "Adapter", "rank": "8"}, Reason.ADAPTERS_UNSUITABLE),
+    ],
+    ids=["size", "prompts", "format"],
+)
+def test_what_does_not_fit_the_runtime_is_known_before_a_pod_starts(scalars: dict[str, str], reason: Reason) -> None:
     """And is forgotten with the artifact: another one may fit."""
-    cluster = ServingCluster(spec=following(), channel=GOOD, channel_scalars={"sizeBytes": str(50 << 30)})
+    cluster = ServingCluster(spec=following(), channel=GOOD, channel_scalars=scalars)
     settle(cluster)
     assert (cluster.status.phase, cluster.objects.get(DEPLOYMENTS)) == (ServingPhase.FAILED, None)
-    assert condition(cluster.status, "Stalled") == ("True", Reason.RUNTIME_UNSUITABLE)
-    cluster.channel, cluster.channel_scalars = BETTER, {"sizeBytes": "many"}
+    assert condition(cluster.status, "Stalled") == ("True", reason)
+    cluster.channel, cluster.channel_scalars = BETTER, {"format": "Merged", "sizeBytes": "many"}
     later(cluster, minutes=6)
     assert cluster.status.phase is ServingPhase.READY
     assert cluster.status.channel is not None
-    assert cluster.status.channel.size_bytes is None
+    assert cluster.status.channel.artifact is not None
+    assert (cluster.status.channel.artifact.digest, cluster.status.channel.artifact.size_bytes) == (BETTER, None)
+
+
+def test_of_an_artifact_that_could_not_be_read_nothing_is_known() -> None:
+    cluster = ServingCluster(spec=following(), channel=GOOD, channel_scalars={"sizeBytes": str(50 << 30)})
+    settle(cluster)
+    assert cluster.status.phase is ServingPhase.READY
+    assert cluster.status.channel is not None
+    assert (cluster.status.channel.artifact_digest, cluster.status.channel.artifact) == (GOOD, None)
 
 
 def test_before_the_first_look_it_waits() -> None:

@@ -16,6 +16,8 @@ from tests.support.serving_specs import SETTINGS, following, pinned, published
 pytestmark = pytest.mark.unit
 
 LABEL = "nvidia.com/gpu.product"
+SOON = 30.0
+"""Seconds: sooner than the next look at a channel."""
 
 
 def on_gpus(card: str = "", **env: str) -> Settings:
@@ -25,10 +27,15 @@ def on_gpus(card: str = "", **env: str) -> Settings:
     return SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": runtime}})
 
 
-def deployed(architecture: str, settings: Settings) -> ServingCluster:
-    source = published(GOOD, architecture=architecture)
-    cluster = ServingCluster(spec=following(), source=source, settings=settings)
-    cluster.settle()
+def deployed(architecture: str, settings: Settings, *, by_channel: bool = False) -> ServingCluster:
+    if by_channel:
+        scalars = {"format": "INT8", "architecture": architecture}
+        spec = following() | {"source": {"output": {"uri": "s3://models/team", "name": "intents"}}}
+        cluster = ServingCluster(spec=spec, settings=settings, channel=GOOD, channel_scalars=scalars)
+    else:
+        source = published(GOOD, architecture=architecture)
+        cluster = ServingCluster(spec=following(), source=source, settings=settings)
+    cluster.settle(within=SOON)
     return cluster
 
 
@@ -42,15 +49,18 @@ def deployed(architecture: str, settings: Settings) -> ServingCluster:
         ("olmo2", on_gpus(), "Runtime 'tgi-cpu' is not known to serve it … olmo2 … spec.source.artifact"),
     ],
 )
-def test_what_cannot_be_served_starts_nothing(architecture: str, settings: Settings, says: str) -> None:
-    cluster = deployed(architecture, settings)
-    assert (cluster.status.phase, cluster.objects) == (ServingPhase.FAILED, {})
+@pytest.mark.parametrize("by_channel", [False, True], ids=["job", "channel"])
+def test_what_cannot_be_served_starts_nothing(
+    architecture: str, settings: Settings, says: str, *, by_channel: bool
+) -> None:
+    cluster = deployed(architecture, settings, by_channel=by_channel)
+    assert (cluster.status.phase, cluster.objects.get(DEPLOYMENTS)) == (ServingPhase.FAILED, None)
     [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
     assert stalled.reason == Reason.RUNTIME_UNSUITABLE
     assert_says(stalled.message, *says.split(" … "), "Choose another runtime")
     assert [event.type for event in cluster.events if event.reason is Reason.RUNTIME_UNSUITABLE] == ["Warning"]
     cluster.settings = SETTINGS
-    cluster.settle()
+    cluster.settle(within=SOON)
     assert cluster.status.phase is ServingPhase.READY
 
 
@@ -106,7 +116,7 @@ def test_an_artifact_that_does_not_fit_its_volume_starts_nothing() -> None:
     assert stalled.reason == Reason.RUNTIME_UNSUITABLE
     assert_says(stalled.message, "50.0 GiB", f"'tgi-cpu' have {small.pod.scratch_size} (scratchSize)", "ask the admin")
     cluster.settings = SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": large}})
-    cluster.settle()
+    cluster.settle(within=SOON)
     assert cluster.status.phase is ServingPhase.READY
 
 

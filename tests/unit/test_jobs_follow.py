@@ -35,6 +35,7 @@ from tests.support.stages import DEPLOYMENT, RUN, context
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 FIRST, SECOND = "1" * 64, "2" * 64
+FACTS = ("format", "architecture", "sizeBytes", "goldenPromptTokens", "answerTokens")
 MOMENT = "2026-01-02T03:04:05Z"
 
 
@@ -79,14 +80,17 @@ def test_where_each_channel_points(s3: SeaweedFS, store: Store, tmp_path: Path) 
     assert listed(store) == before, "nothing is written"
 
 
-def test_the_size_of_what_it_points_to(s3: SeaweedFS, store: Store, published: StageResult, tmp_path: Path) -> None:
-    """As publish has recorded it; of an artifact that cannot be read it is not known, which is no failure here."""
+def test_what_it_points_to_is_described_as_publish_did(
+    s3: SeaweedFS, store: Store, published: StageResult, tmp_path: Path
+) -> None:
+    """Of an artifact that cannot be read nothing is known, which is no failure here."""
     digest, path = published.output_digest, f"{output_folder(Stage.PUBLISH, published.output_digest)}/model.json"
     pointer = ChannelPointer(artifact_digest=digest, owner=RUN, updated_at=MOMENT)
     store.put(channel_object("transactions", Channel.STABLE), canonical_json(pointer))
     found = look(store, tmp_path, s3.storage)
     assert isinstance(found, StageResult)
-    assert found.scalars == {PUBLISHED_AT: MOMENT, "sizeBytes": published.scalars["sizeBytes"]}
+    facts = {name: published.scalars[name] for name in FACTS}
+    assert found.scalars == {PUBLISHED_AT: MOMENT, **facts}
     store.put(path, b"{}")
     damaged = look(store, tmp_path, s3.storage)
     assert isinstance(damaged, StageResult)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -171,7 +171,7 @@ def test_hardware_without_a_price_costs_nothing() -> None:
 def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], field: re.Pattern[str]) -> None:
     """Every field that takes an s3:// URI, a URL or the name of a Secret is claimed, also one that is added later."""
     jobs = (claim for each in (FULL, ELSEWHERE, FULL_STORES) for claim in claims_of(each, PRICED))
-    sources = (pinned_with_keys(), channel_with_keys(), adapters_with_keys())
+    sources = (pinned_with_keys(), channel_with_keys(), adapters_with_keys(), adapters_of_channels_with_keys())
     deployed = (claim for each in sources for claim in deployment_claims(each))
     claimed = jobs if spec is FineTuneJobSpec else deployed
     asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claimed}
@@ -210,9 +210,23 @@ def adapters_with_keys() -> ObservedDeployment:
     return ServingCluster(spec={"source": {"adapters": adapters}, "runtime": "tgi-cpu"}).observe()
 
 
-def test_every_adapter_is_claimed_where_it_stands_in_the_spec() -> None:
-    found = [each.field for each in deployment_claims(adapters_with_keys()) if each.subject is Subject.INPUT]
-    assert sorted(found) == [f"spec.source.adapters[{number}].artifact.uri" for number in range(2)]
+def adapters_of_channels_with_keys() -> ObservedDeployment:
+    """The same of two adapters that follow channels, at which nobody has looked yet."""
+    output = channel_with_keys().resource.spec.source.output
+    assert output is not None
+    followed = output.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    adapters = [{"name": name, "output": followed} for name in ("fr", "de")]
+    return ServingCluster(spec={"source": {"adapters": adapters}, "runtime": "tgi-cpu"}).observe()
+
+
+@pytest.mark.parametrize(
+    ("observed", "kind"), [(adapters_with_keys, "artifact"), (adapters_of_channels_with_keys, "output")]
+)
+def test_every_adapter_is_claimed_where_it_stands_in_the_spec(
+    observed: Callable[[], ObservedDeployment], kind: str
+) -> None:
+    found = [each.field for each in deployment_claims(observed()) if each.subject is Subject.INPUT]
+    assert sorted(found) == [f"spec.source.adapters[{number}].{kind}.uri" for number in range(2)]
 
 
 def _fields(schema: dict[str, Any], wanted: re.Pattern[str]) -> Iterator[str]:

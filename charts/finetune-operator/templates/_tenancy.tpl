@@ -209,14 +209,16 @@ FineTuneJob, only the operator knows what that has published, and where. */}}
 {{- end }}
 ] : [])
 {{- $adapters := "o.spec.source.?adapters.orValue([])" }}
-+ {{ toJson (until 32) }}.filter(n, n / 4 < size({{ $adapters }}) && has({{ $adapters }}[n / 4].artifact)).map(n, [
+{{- range $kind := list "artifact" "output" }}
++ {{ toJson (until 32) }}.filter(n, n / 4 < size({{ $adapters }}) && has({{ $adapters }}[n / 4].{{ $kind }})).map(n, [
   ['inputs', 'endpoints', 'insecureHosts', 'secrets'][n % 4],
-  'spec.source.adapters[' + string(n / 4) + '].artifact.'
+  'spec.source.adapters[' + string(n / 4) + '].{{ $kind }}.'
     + ['uri', 'storage.endpoint', 'storage.endpoint', 'storage.secretRef.name'][n % 4],
-  n % 4 == 0 ? string({{ $adapters }}[n / 4].artifact.uri)
-    : n % 4 == 3 ? string({{ $adapters }}[n / 4].artifact.?storage.?secretRef.?name.orValue(''))
-    : string({{ $adapters }}[n / 4].artifact.?storage.?endpoint.orValue(''))
+  n % 4 == 0 ? string({{ $adapters }}[n / 4].{{ $kind }}.uri)
+    : n % 4 == 3 ? string({{ $adapters }}[n / 4].{{ $kind }}.?storage.?secretRef.?name.orValue(''))
+    : string({{ $adapters }}[n / 4].{{ $kind }}.?storage.?endpoint.orValue(''))
 ])
+{{- end }}
 {{- end -}}
 
 {{/* Whether rule `r` allows claim `c`, whose fourth text is what has to be compared. */}}

@@ -1,11 +1,13 @@
 """The exported model that an artifact names: where it lies, how large it is, and what a server needs beside it."""
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.stages import Stage
-from finetune_jobs.artifacts.artifact import BASE_REF, BaseRef, ExportedConfig, ModelRef
+from finetune_jobs.artifacts.artifact import BASE_REF, Answer, BaseRef, ExportedConfig, ModelRef
 from finetune_jobs.artifacts.folders import get_listed, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.base.documents import parse_json
@@ -29,16 +31,32 @@ def model_ref(store: Store, served: ExportedFormat, export: Manifest, base_model
     )
 
 
-def base_facts(store: Store, model: ModelRef) -> dict[str, str]:
-    """Scalars about what an adapter's server needs besides it; none of a whole model. Raises StageError as
-    require_manifest."""
+def published_facts(store: Store, model: ModelRef, golden: Sequence[Answer]) -> dict[str, str]:
+    """Scalars of an artifact, by which the operator tells before a pod starts whether a runtime can serve it.
+    ``golden``: its golden prompts. Raises StageError as require_manifest."""
+    architecture = _architecture(store, model)
+    tokens = {
+        "goldenPromptTokens": max((answer.prompt_tokens for answer in golden), default=0),
+        "answerTokens": max((answer.max_tokens for answer in golden), default=0),
+    }
+    return {
+        "format": model.format,
+        **({"architecture": architecture} if architecture else {}),
+        **_base_facts(store, model),
+        "sizeBytes": str(model.size_bytes),
+        **{name: str(count) for name, count in tokens.items() if count},
+    }
+
+
+def _base_facts(store: Store, model: ModelRef) -> dict[str, str]:
+    """Scalars about what an adapter's server needs besides it; none of a whole model."""
     if (base := model.base) is None:
         return {}
     size = sum(file.size for file in require_manifest(store, base.folder).files)
     return {"baseDigest": base.digest, "baseSizeBytes": str(size), "rank": str(base.rank)}
 
 
-def architecture_of(store: Store, model: ModelRef) -> str:
+def _architecture(store: Store, model: ModelRef) -> str:
     """``model_type`` of what is served, of an adapter that of its base; empty if its config.json does not say: this
     costs a check, no run."""
     folder = model.base.folder if model.base else model.folder

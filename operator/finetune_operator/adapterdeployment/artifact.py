@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.artifact_source import AdapterSource, OutputRef, set_address
 from finetune_api.compatibility import ADAPTER
-from finetune_api.job_status import ArtifactTokens, Phase
+from finetune_api.job_status import ArtifactStatus, ArtifactTokens, Phase
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
@@ -71,16 +71,7 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
         return Artifact(source.artifact.uri, source.artifact.digest, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
         # The spec may belong to a run that has not published yet; an earlier version recorded no storage.
-        published, storage = job.artifact, job.artifact.storage or job.storage.for_reading
-        return Artifact(
-            published.uri,
-            published.digest,
-            storage,
-            published.tokens,
-            format=published.format,
-            architecture=published.architecture or "",
-            size_bytes=published.size_bytes or 0,
-        )
+        return _published(job.artifact, job.artifact.storage or job.storage.for_reading)
     name = source.fine_tune_job.name if source.fine_tune_job else ""
     return _last_known(observed, _source_blocker(observed, name, job))
 
@@ -100,51 +91,91 @@ def _find_in_channel(observed: ObservedDeployment, asked: OutputRef) -> Artifact
     blocker = channel_blocker(known)
     if known is None or not known.artifact_digest:
         return _last_known(observed, blocker or not_looked_yet(asked))
+    storage = asked.storage.for_reading
+    if known.artifact is not None:
+        return _published(known.artifact, storage, blocker)
     uri = asked.artifact_uri(known.artifact_digest)
-    size = known.size_bytes or 0
-    return Artifact(uri, known.artifact_digest, asked.storage.for_reading, source_blocker=blocker, size_bytes=size)
+    return Artifact(uri, known.artifact_digest, storage, source_blocker=blocker)
 
 
-def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource]) -> Artifact | Blocker:
-    """All of them together. If the FineTuneJob of one has no artifact, the last known ones stay."""
-    found: list[Found] = []
-    tokens: list[ArtifactTokens | None] = []
-    sizes: list[tuple[int, int]] = []
-    architecture = ""
-    for each in sorted(asked, key=lambda each: each.name):
-        if each.artifact is not None:
-            pinned = each.artifact
-            found.append(Found(Adapter(each.name, pinned.uri, pinned.digest), pinned.storage.for_reading, ""))
-            tokens.append(None)
-            sizes.append((0, 0))
-            continue
-        name = each.fine_tune_job.name if each.fine_tune_job else ""
-        job = observed.sources.get(name)
-        if job is None or job.artifact is None:
-            return _last_known(observed, _source_blocker(observed, name, job))
-        published = job.artifact
-        adapter = Adapter(each.name, published.uri, published.digest, published.base_digest or "", published.rank or 0)
-        found.append(Found(adapter, published.storage or job.storage.for_reading, published.format))
-        tokens.append(published.tokens)
-        sizes.append((published.size_bytes or 0, published.base_size_bytes or 0))
-        architecture = published.architecture or architecture
-    adapters = tuple(each.adapter for each in found)
-    return misfit(found) or Artifact(
-        "",
-        set_address({each.name: each.digest for each in adapters}),
-        found[0].storage,
-        longest(tokens),
-        format=ADAPTER,
-        architecture=architecture,
-        adapters=adapters,
-        size_bytes=_together(sizes),
+def _published(found: ArtifactStatus, storage: Storage, blocker: Blocker | None = None) -> Artifact:
+    """An artifact of which it is known what it consists of."""
+    return Artifact(
+        found.uri,
+        found.digest,
+        storage,
+        found.tokens,
+        format=found.format,
+        architecture=found.architecture or "",
+        source_blocker=blocker,
+        size_bytes=found.size_bytes or 0,
     )
 
 
-def _together(sizes: Sequence[tuple[int, int]]) -> int:
-    """Size of adapters and of the base that they share, from that of each and of its base; 0: one is not known."""
-    own, base = sum(size for size, _ in sizes), max(base for _, base in sizes)
-    return own + base if base and all(size for size, _ in sizes) else 0
+def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource]) -> Artifact | Blocker:
+    """All of them together. If one source has no artifact, the last known ones of all stay."""
+    found: list[_FoundAdapter] = []
+    for each in sorted(asked, key=lambda each: each.name):
+        adapter = _find_adapter(observed, each)
+        if isinstance(adapter, Blocker):
+            return _last_known(observed, adapter)
+        found.append(adapter)
+    adapters = tuple(each.found.adapter for each in found)
+    return misfit([each.found for each in found]) or Artifact(
+        "",
+        set_address({each.name: each.digest for each in adapters}),
+        found[0].found.storage,
+        longest(each.known.tokens if each.known else None for each in found),
+        format=ADAPTER,
+        architecture=next((each.known.architecture for each in found if each.known and each.known.architecture), ""),
+        source_blocker=next((each.blocker for each in found if each.blocker), None),
+        adapters=adapters,
+        size_bytes=_together([each.known for each in found]),
+    )
+
+
+@dataclass(frozen=True)
+class _FoundAdapter:
+    """One of several adapters."""
+
+    found: Found
+    known: ArtifactStatus | None = None
+    """What is known of it; None: nothing, as of a pinned artifact."""
+    blocker: Blocker | None = None
+    """Why its source has no newer one."""
+
+
+def _find_adapter(observed: ObservedDeployment, asked: AdapterSource) -> _FoundAdapter | Blocker:
+    if (pinned := asked.artifact) is not None:
+        return _FoundAdapter(Found(Adapter(asked.name, pinned.uri, pinned.digest), pinned.storage.for_reading, ""))
+    if (output := asked.output) is not None:
+        channel = known_channel(observed, output, asked.name)
+        blocker = channel_blocker(channel, asked.name)
+        if channel is None or not channel.artifact_digest:
+            return blocker or not_looked_yet(output, asked.name)
+        storage, known = output.storage.for_reading, channel.artifact
+        if known is None:
+            uri = output.artifact_uri(channel.artifact_digest)
+            return _FoundAdapter(Found(Adapter(asked.name, uri, channel.artifact_digest), storage, ""), blocker=blocker)
+        return _FoundAdapter(_described(asked.name, known, storage), known, blocker)
+    name = asked.fine_tune_job.name if asked.fine_tune_job else ""
+    job = observed.sources.get(name)
+    if job is None or job.artifact is None:
+        return _source_blocker(observed, name, job)
+    storage = job.artifact.storage or job.storage.for_reading
+    return _FoundAdapter(_described(asked.name, job.artifact, storage), job.artifact)
+
+
+def _described(name: str, known: ArtifactStatus, storage: Storage) -> Found:
+    adapter = Adapter(name, known.uri, known.digest, known.base_digest or "", known.rank or 0)
+    return Found(adapter, storage, known.format)
+
+
+def _together(known: Sequence[ArtifactStatus | None]) -> int:
+    """Size of adapters and of the base that they share; 0: that of one, or of the base, is not known."""
+    own = [(each.size_bytes or 0) if each else 0 for each in known]
+    base = max((each.base_size_bytes or 0) if each else 0 for each in known)
+    return sum(own) + base if base and all(own) else 0
 
 
 def _last_known(observed: ObservedDeployment, source_blocker: Blocker) -> Artifact | Blocker:

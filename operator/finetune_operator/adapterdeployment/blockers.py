@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.artifact_source import FineTuneJobRef, OutputRef
+from finetune_api.artifact_source import FineTuneJobRef, OutputRef, artifact_digest
 from finetune_api.compatibility import ADAPTER
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -167,21 +167,25 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     yield from route_claims(observed.owner.namespace, spec.access.route)
     if (output := spec.source.output) is not None:
         yield from _store_claims(output.uri, output.storage, "spec.source.output")
+    adapters = list(enumerate(spec.source.adapters or []))
     if isinstance(artifact, Artifact) and artifact.adapters:
-        asked = {each.name: (number, each.fine_tune_job) for number, each in enumerate(spec.source.adapters or [])}
+        asked = {each.name: (number, each) for number, each in adapters}
         # As the spec lists them, in which order the API server finds them; those to go back to may be others.
         for adapter in sorted(artifact.adapters, key=lambda each: asked.get(each.name, (0, None))[0]):
-            number, job = asked.get(adapter.name, (0, None))
-            place = f"spec.source.adapters[{number}].artifact"
+            number, source = asked.get(adapter.name, (0, None))
+            if source is not None and source.output is not None:
+                yield from _claims_beside(source.output, adapter.uri, artifact.storage)
+                continue
+            place, job = f"spec.source.adapters[{number}].artifact", source.fine_tune_job if source else None
             yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
     elif isinstance(artifact, Artifact) and output is not None:
-        if not _is_read_like(output, artifact):
-            whose = "an earlier revision's artifact"
-            yield Claim(Subject.INPUT, f"The URI of {whose}", artifact.uri)
-            yield from store_claims(artifact.storage, f"The endpoint of {whose}", f"The Secret for {whose}")
+        yield from _claims_beside(output, artifact.uri, artifact.storage)
     elif isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
         yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
+    for number, each in adapters:  # after the pinned ones, as the API server finds them
+        if each.output is not None:
+            yield from _store_claims(each.output.uri, each.output.storage, f"spec.source.adapters[{number}].output")
 
 
 def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef | None) -> Iterator[Claim]:
@@ -195,10 +199,15 @@ def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef
     yield from store_claims(storage, endpoint, secret)
 
 
-def _is_read_like(output: OutputRef, artifact: Artifact) -> bool:
-    """Whether an artifact is below an output, and reached in the same way: that of an earlier revision, which serves on
-    or is gone back to, may be elsewhere, or have other keys."""
-    return artifact.uri == output.artifact_uri(artifact.digest) and artifact.storage == output.storage.for_reading
+def _claims_beside(output: OutputRef, uri: str, storage: Storage) -> Iterator[Claim]:
+    """What an artifact asks for beside the channel that is followed: nothing if it is below the output, and reached in
+    the same way. That of an earlier revision, which serves on or is gone back to, may be elsewhere, or have other
+    keys."""
+    if uri == output.artifact_uri(artifact_digest(uri)) and storage == output.storage.for_reading:
+        return
+    whose = "an earlier revision's artifact"
+    yield Claim(Subject.INPUT, f"The URI of {whose}", uri)
+    yield from store_claims(storage, f"The endpoint of {whose}", f"The Secret for {whose}")
 
 
 def _store_claims(uri: str, storage: Storage, place: str) -> Iterator[Claim]:

@@ -1,5 +1,6 @@
 """What is left of earlier revisions, and when it is deleted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -10,7 +11,7 @@ from finetune_operator.adapterdeployment.analysis import is_of_analysis, names_i
 from finetune_operator.adapterdeployment.delivery import deliveries_in_use
 from finetune_operator.adapterdeployment.delivery_job import is_of_delivery
 from finetune_operator.adapterdeployment.gap import serving_pods
-from finetune_operator.adapterdeployment.look import is_of_look
+from finetune_operator.adapterdeployment.look import is_of_look, is_past
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.route import named_left
 from finetune_operator.adapterdeployment.target import Target
@@ -50,10 +51,10 @@ class Cleanup:
     due_after: float | None = None
 
 
-def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
-    """Delete what belongs to no revision in use. ``looking``: the Job that looks where a channel points; the one before
-    stays until then, so that its log can be read, as long as the status says what it has found: a source that comes
-    back is looked at anew.
+def plan_cleanup(rollout: Rollout, looking: Mapping[str, str] | None = None) -> Cleanup:
+    """Delete what belongs to no revision in use. ``looking``: the Jobs that look where channels point, by adapter; the
+    one before stays until then, so that its log can be read, as long as the status says what it has found: a source
+    that comes back is looked at anew.
 
     The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
     began with the newest promotion, is over (that of bad ones is not waited for) and none of them is an endpoint of the
@@ -90,7 +91,7 @@ def plan_cleanup(rollout: Rollout, looking: str = "") -> Cleanup:
         if is_of_delivery(child):
             return name not in deliveries
         if is_of_look(child):
-            return name != looking and (bool(looking) or observed.resource.status.channel is None)
+            return is_past(child, observed, looking or {})
         if resource == SERVICES:
             return name not in services
         if resource == CONTROLLER_REVISIONS:

@@ -42,7 +42,7 @@ from finetune_operator.adapterdeployment.last_good import (
     unproved,
     watched,
 )
-from finetune_operator.adapterdeployment.look import LOOK, look
+from finetune_operator.adapterdeployment.look import look
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.pod_problems import ServerProblem
 from finetune_operator.adapterdeployment.record import failed_in_place, fallen
@@ -129,7 +129,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         optional={
             BUDGET: budget_actions(observed, serving.revision if serving else ""),
             ROUTE: route_actions(observed, port, step.candidate, now),
-            LOOK: seeing.actions,
+            **seeing.actions,
         },
         events=step.events + let_go(observed, before, step) + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
-from finetune_api.artifact_source import OutputRef
+from finetune_api.artifact_source import ArtifactSource, OutputRef
 from finetune_api.hashing import digest, short, without_defaults
 from finetune_api.stages import Stage
 from finetune_api.verification import GatesPolicy
@@ -101,7 +101,16 @@ def spec_hash(spec: AdapterDeploymentSpec) -> str:
     """
     apart = {"replicas", "strategy", "keep_last_good", "quality_watch"}
     told = spec.model_copy(update={"access": spec.access.model_copy(update={"route": None})})
-    if followed := spec.source.output:
-        seldom = followed.model_copy(update={"interval": OutputRef.model_fields["interval"].default})
-        told = told.model_copy(update={"source": spec.source.model_copy(update={"output": seldom})})
+    told = told.model_copy(update={"source": _without_intervals(spec.source)})
     return digest(told.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))
+
+
+def _without_intervals(source: ArtifactSource) -> ArtifactSource:
+    """How often channels are looked at starts no pod but that of the look."""
+    adapters = [each.model_copy(update={"output": _as_default(each.output)}) for each in source.adapters or []]
+    return source.model_copy(update={"output": _as_default(source.output), "adapters": adapters or None})
+
+
+def _as_default(followed: OutputRef | None) -> OutputRef | None:
+    default = OutputRef.model_fields["interval"].default
+    return followed.model_copy(update={"interval": default}) if followed else None

@@ -44,6 +44,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         endpoint=_endpoint(observed, stable) if stable else "",
         url=public_url(observed, stable),
         channel=observed.resource.status.channel,
+        adapter_channels=observed.resource.status.adapter_channels,
         stable=with_model_cache(observed, stable, rollout.now),
         candidate=with_model_cache(observed, rollout.candidate, rollout.now),
         previous=with_model_cache(observed, rollout.previous, rollout.now),

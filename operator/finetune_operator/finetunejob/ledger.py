@@ -31,6 +31,7 @@ from finetune_api.review import ReviewStatus
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.outcome.artifact import artifact_of
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.pod import count_of
 from finetune_operator.tenancy.places import lies_below
@@ -275,24 +276,17 @@ def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
 def _artifact(
     spec: FineTuneJobSpec, digest: str, uri: str, longest: int | None, scalars: Mapping[str, str]
 ) -> ArtifactStatus:
-    tokens = ArtifactTokens(
-        golden_prompt=count_of(scalars, "goldenPromptTokens"),
-        answer=count_of(scalars, "answerTokens"),
-        example=min(longest, spec.training.max_length) if longest else None,
-    )
-    return ArtifactStatus(
-        digest=digest,
-        uri=_where(spec, uri, scalars),
-        format=scalars.get("format", spec.export.format)[:16],
-        architecture=scalars.get("architecture", "")[:64] or None,
-        base_digest=scalars.get("baseDigest", "")[:64] or None,
-        rank=count_of(scalars, "rank"),
-        size_bytes=count_of(scalars, "sizeBytes"),
-        base_size_bytes=count_of(scalars, "baseSizeBytes"),
-        storage=spec.output_storage.for_reading,
-        tokens=tokens if tokens != ArtifactTokens() else None,
-        signed_by=scalars.get("signedBy", "")[:64] or None,
-        pushed=_pushed(spec, digest, scalars) or None,
+    published = artifact_of(digest, _where(spec, uri, scalars), scalars)
+    example = min(longest, spec.training.max_length) if longest else None
+    tokens = (published.tokens or ArtifactTokens()).model_copy(update={"example": example})
+    return published.model_copy(
+        update={
+            "format": published.format or spec.export.format.value,
+            "storage": spec.output_storage.for_reading,
+            "tokens": tokens if tokens != ArtifactTokens() else None,
+            "signed_by": scalars.get("signedBy", "")[:64] or None,
+            "pushed": _pushed(spec, digest, scalars) or None,
+        }
     )
 
 
