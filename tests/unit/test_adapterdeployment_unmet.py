@@ -12,12 +12,14 @@ from finetune_api.serving_status import RevisionState
 from finetune_operator.framework.api_failures import LASTING
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.conditions import ConditionType
-from finetune_operator.framework.objects import DEPLOYMENTS, DISRUPTION_BUDGETS, HTTP_ROUTES, Resource
+from finetune_operator.framework.objects import DEPLOYMENTS, DISRUPTION_BUDGETS, HTTP_ROUTES, JOBS, Resource
 from finetune_operator.framework.unmet import RETRY
 from finetune_operator.resources.route import Backend
+from tests.support.played_pods import GOOD
 from tests.support.reconciled import Reconciled
 from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster, condition
+from tests.unit.test_adapterdeployment_adapter_channels import following, output, served
 from tests.unit.test_adapterdeployment_canary import crash_once, has_share, until
 from tests.unit.test_adapterdeployment_route import shares, told
 from tests.unit.test_adapterdeployment_route_weights import candidate_service, weighted
@@ -174,3 +176,23 @@ def test_an_error_that_passes_is_tried_again_soon_and_not_told() -> None:
     operator.turn()
     assert cluster.objects[DISRUPTION_BUDGETS]
     assert operator.told == []
+
+
+def test_what_is_not_asked_for_any_more_is_not_waited_for() -> None:
+    """A look at a channel that was refused, and whose adapter has gone: nobody would ever try it again, and the
+    operator would look at the endpoint without a pause."""
+    operator = Reconciled(served(fr=GOOD, de=GOOD))
+    cluster = operator.cluster
+    cluster.now += timedelta(minutes=6)
+    operator.fails = Failing(JOBS, DENIED)
+    for _ in range(3):
+        operator.turn()
+    known = {each.adapter: each.reason for each in cluster.status.adapter_channels}
+    assert known["de"] == Reason.POD_REJECTED
+    operator.fails = lambda _: None
+    cluster.spec = following({"fr": output("fr")})
+    begin = cluster.now
+    for _ in range(20):
+        cluster.now += timedelta(seconds=operator.turn().after or 0)
+    assert cluster.now - begin > timedelta(minutes=10), "it goes from look to look"
+    assert condition(cluster.status, ConditionType.STALLED)[0] == "False"

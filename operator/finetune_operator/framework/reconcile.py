@@ -166,6 +166,7 @@ class Reconciler:
             plan = kind.plan(observed, now)
         rest = {word: actions for word, actions in plan.optional.items() if word not in failed}
         failed |= {word: self._apply_optional(owner, word, actions, now) for word, actions in rest.items()}
+        self._unmet.keep(owner.key, plan.optional)
         said = {word: text for word, text in failed.items() if text}
         return kind.plan(kind.with_unmet(observed, said), now) if said else plan
 

@@ -5,6 +5,7 @@ restarts, is tried again after a second, then ever more rarely; it is said if it
 """
 
 import threading
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -79,6 +80,12 @@ class Unmet:
         """Record that they succeeded or are not needed."""
         with self._lock:
             self._known.pop((key, word), None)
+
+    def keep(self, key: Key, words: Container[str]) -> None:
+        """Forget what is not among the words: the plan does not ask for it any more, and nobody would try it again."""
+        with self._lock:
+            for known in [each for each in self._known if each[0] == key and each[1] not in words]:
+                del self._known[known]
 
     def forget(self, key: Key) -> None:
         """Record that the resource is gone."""
