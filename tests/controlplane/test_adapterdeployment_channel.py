@@ -1,4 +1,4 @@
-"""An AdapterDeployment that follows a channel, against a real API server: looks are Jobs, and one comes when asked."""
+"""An AdapterDeployment that follows channels, against a real API server: looks are Jobs, and one comes when asked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from finetune_api.endpoint_stages import PUBLISHED_AT
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
-from finetune_operator.framework.objects import JOBS
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.settings import Engine, Runtime
 from tests.controlplane.conftest import wait
-from tests.controlplane.serving import NAME, Serving
+from tests.controlplane.serving import DRAIN_SECONDS, NAME, Serving
 from tests.support.fake_node import Ending, failed
 from tests.support.played_pods import BETTER, GOOD
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.controlplane
 
@@ -22,14 +24,14 @@ OUTPUT = {"uri": "s3://models/team", "name": "intents", "interval": "0m"}
 MISSING = failed(Stage.FOLLOW, Reason.CHANNEL_NOT_FOUND, "s3://models/team/channels/intents/stable.json does not exist")
 
 
-def pointing(digest: str) -> Ending:
+def pointing(digest: str, **scalars: str) -> Ending:
     return Ending(
         StageResult(
             stage=Stage.FOLLOW,
             outcome=Outcome.SUCCEEDED,
             reason=Reason.STAGE_SUCCEEDED,
             output_digest=digest,
-            scalars={PUBLISHED_AT: "2026-01-02T03:04:05Z"},
+            scalars={PUBLISHED_AT: "2026-01-02T03:04:05Z", **scalars},
         )
     )
 
@@ -72,3 +74,44 @@ def test_a_channel_is_followed_when_asked_and_what_serves_stays_meanwhile(servin
     assert follow is not None
     assert (follow.uri, follow.name, len(asked)) == (OUTPUT["uri"], OUTPUT["name"], 4)
     assert len([name for name in serving.children(JOBS) if "-follow-" in name]) == 1
+
+
+def test_each_adapter_has_a_channel_of_its_own(serving: Serving) -> None:
+    """Where one channel points to nothing, or to what cannot share the server, the status says which; the other is
+    followed."""
+    facts = {"format": "Adapter", "architecture": "llama", "baseDigest": "1" * 64, "rank": "16"}
+    points = {"fr": pointing(GOOD, **facts), "de": pointing(BETTER, **(facts | {"baseDigest": "2" * 64}))}
+
+    def look(given: StageInput) -> Ending:
+        assert given.params.follow is not None
+        return points[given.params.follow.name]
+
+    def ask(value: str) -> None:
+        body = {"metadata": {"annotations": {meta.ANNOTATION_LOOK: value}}}
+        serving.team.api.patch(ADAPTERDEPLOYMENTS, serving.team.namespace, NAME, body)
+
+    def digests() -> dict[str, str]:
+        stable = serving.status().stable
+        return {each.name: each.artifact_digest for each in stable.adapters} if stable else {}
+
+    serving.team.node.scripts[Stage.FOLLOW] = look
+    serving.start(runtimes={"vllm": Runtime(engine=Engine.VLLM, image="images/vllm:0", drain_seconds=DRAIN_SECONDS)})
+    adapters = [{"name": name, "output": OUTPUT | {"name": name}} for name in points]
+    serving.create({"source": {"adapters": adapters}, "runtime": "vllm", "keepLastGood": "0s"})
+    status = serving.until(ServingPhase.FAILED)
+    stalled = next(each for each in status.conditions if each.type == "Stalled")
+    assert stalled.reason == Reason.ADAPTERS_UNSUITABLE
+    assert_says(stalled.message, "'de' and 'fr'", "different base models")
+    assert serving.children(DEPLOYMENTS) == {}
+    points["de"] = pointing(BETTER, **facts)
+    ask("1")
+    serving.until(ServingPhase.READY)
+    assert digests() == {"de": BETTER, "fr": GOOD}
+    points["de"], points["fr"] = MISSING, pointing(BETTER, **facts)
+    ask("2")
+    wait(lambda: digests() == {"de": BETTER, "fr": BETTER}, "the channel that moved to be followed")
+    status = serving.until(ServingPhase.DEGRADED)
+    told = {each.adapter: (each.artifact_digest, each.reason) for each in status.adapter_channels}
+    assert told == {"fr": (BETTER, ""), "de": (BETTER, Reason.CHANNEL_NOT_FOUND)}
+    jobs = [name for name in serving.children(JOBS) if "-follow-" in name]
+    assert len(jobs) == 2, "the newest look of each"

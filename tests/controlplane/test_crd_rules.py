@@ -40,6 +40,7 @@ def test_the_old_shapes_are_these() -> None:
         "source.artifact.storage",
         "source.output.storage",
         "source.adapters[0].artifact.storage",
+        "source.adapters[0].output.storage",
     ]
     assert set(refused) == {
         *(f"{place}.storage.endpoint" for place in own),

@@ -34,7 +34,6 @@ _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
     (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMapKeyRef")),
     (meta.FINETUNEJOB, (*DATASET, "columns"), ("input", "template")),
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
-    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0), ("fineTuneJob", "artifact")),
     (meta.FINETUNEJOB, ("spec", "output", "pushTo", 0), ("oci", "huggingFace")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "access", "route"), ("httpRoute", "ingress")),
 ]
@@ -234,6 +233,7 @@ _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "artifact", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0, "artifact", "storage")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0, "output", "storage")),
 ]
 
 
@@ -334,6 +334,9 @@ def _rule_cases() -> Iterator[Case]:
     for fields in (("fineTuneJob", "artifact"), ("artifact", "output"), ("output", "adapters")):
         said = "exactly one of fineTuneJob, artifact, output and adapters must be set"
         yield from _choices(meta.ADAPTERDEPLOYMENT, ("spec", "source"), fields, said)
+    for fields in (("fineTuneJob", "artifact"), ("artifact", "output")):
+        said = "exactly one of fineTuneJob, artifact and output must be set"
+        yield from _choices(meta.ADAPTERDEPLOYMENT, ("spec", "source", "adapters", 0), fields, said)
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)
     yield from (Case(neither.kind, DATASET, neither.value, None), both)
 

@@ -1,9 +1,9 @@
 """What keeps an AdapterDeployment from having a target, in the order in which it is reported. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from finetune_api.artifact_source import FineTuneJobRef, OutputRef, artifact_digest
+from finetune_api.artifact_source import AdapterSource, FineTuneJobRef, OutputRef, artifact_digest
 from finetune_api.compatibility import ADAPTER
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -24,6 +24,7 @@ from finetune_operator.blockers import (
     name_conflict,
     tenancy_blocker,
 )
+from finetune_operator.resources.deployment import Adapter
 from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
 from finetune_operator.tenancy.floor import floor_violation
@@ -167,25 +168,39 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     yield from route_claims(observed.owner.namespace, spec.access.route)
     if (output := spec.source.output) is not None:
         yield from _store_claims(output.uri, output.storage, "spec.source.output")
-    adapters = list(enumerate(spec.source.adapters or []))
-    if isinstance(artifact, Artifact) and artifact.adapters:
-        asked = {each.name: (number, each) for number, each in adapters}
-        # As the spec lists them, in which order the API server finds them; those to go back to may be others.
-        for adapter in sorted(artifact.adapters, key=lambda each: asked.get(each.name, (0, None))[0]):
-            number, source = asked.get(adapter.name, (0, None))
-            if source is not None and source.output is not None:
-                yield from _claims_beside(source.output, adapter.uri, artifact.storage)
-                continue
-            place, job = f"spec.source.adapters[{number}].artifact", source.fine_tune_job if source else None
-            yield from _artifact_claims(adapter.uri, artifact.storage, place, job)
+    found = artifact.adapters if isinstance(artifact, Artifact) else ()
+    yield from _adapter_claims(spec.source.adapters or [])
+    if isinstance(artifact, Artifact) and found:
+        asked = {each.name: each for each in spec.source.adapters or []}
+        for adapter in found:
+            yield from _claims_of_found(adapter, artifact.storage, asked.get(adapter.name))
     elif isinstance(artifact, Artifact) and output is not None:
         yield from _claims_beside(output, artifact.uri, artifact.storage)
     elif isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
         yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
-    for number, each in adapters:  # after the pinned ones, as the API server finds them
-        if each.output is not None:
-            yield from _store_claims(each.output.uri, each.output.storage, f"spec.source.adapters[{number}].output")
+
+
+def _adapter_claims(asked: Sequence[AdapterSource]) -> Iterator[Claim]:
+    """What the spec itself names, in the order in which the API server finds it, whatever is found yet."""
+    for number, each in enumerate(asked):
+        if (pinned := each.artifact) is not None:
+            place = f"spec.source.adapters[{number}].artifact"
+            yield from _artifact_claims(pinned.uri, pinned.storage.for_reading, place, None)
+    for number, each in enumerate(asked):
+        if (output := each.output) is not None:
+            yield from _store_claims(output.uri, output.storage, f"spec.source.adapters[{number}].output")
+
+
+def _claims_of_found(adapter: Adapter, storage: Storage, asked: AdapterSource | None) -> Iterator[Claim]:
+    """What an adapter asks for beside what the spec names; ``asked`` has its name. Those that serve on, or are gone
+    back to, may be others."""
+    if asked is not None and asked.fine_tune_job is not None:
+        yield from _artifact_claims(adapter.uri, storage, "", asked.fine_tune_job)
+    elif asked is not None and asked.output is not None:
+        yield from _claims_beside(asked.output, adapter.uri, storage)
+    elif asked is None or asked.artifact is None or asked.artifact.uri != adapter.uri:
+        yield from _claims_of_earlier(adapter.uri, storage)
 
 
 def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef | None) -> Iterator[Claim]:
@@ -205,6 +220,10 @@ def _claims_beside(output: OutputRef, uri: str, storage: Storage) -> Iterator[Cl
     keys."""
     if uri == output.artifact_uri(artifact_digest(uri)) and storage == output.storage.for_reading:
         return
+    yield from _claims_of_earlier(uri, storage)
+
+
+def _claims_of_earlier(uri: str, storage: Storage) -> Iterator[Claim]:
     whose = "an earlier revision's artifact"
     yield Claim(Subject.INPUT, f"The URI of {whose}", uri)
     yield from store_claims(storage, f"The endpoint of {whose}", f"The Secret for {whose}")
