@@ -322,6 +322,10 @@ class TestReplicas:
         assert condition(cluster.status, "Reconciling") == ("True", Reason.S3_UNREACHABLE)
         [message] = [each.message for each in cluster.status.conditions if each.type == "Reconciling"]
         assert_says(message, "1 of 2 pods are ready", "The store does not answer", "start automatically")
+        [event] = [each for each in cluster.events if each.reason is Reason.S3_UNREACHABLE]
+        assert (event.type, event.message) == ("Warning", message)
+        cluster.reconcile()
+        assert [each.reason for each in cluster.events].count(Reason.S3_UNREACHABLE) == 1
 
     def test_nothing_but_the_number_changes_of_pods_that_the_values_would_make_otherwise_now(self) -> None:
         cluster = serving(replicas=1)

@@ -16,6 +16,7 @@ from finetune_api.serving_status import (
 )
 from finetune_operator.adapterdeployment.budget import budget_advice, budget_news
 from finetune_operator.adapterdeployment.gap import has_begun
+from finetune_operator.adapterdeployment.health import PASSING
 from finetune_operator.adapterdeployment.model_cache import cache_news, with_model_cache
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.revision_objects import is_encrypted
@@ -138,14 +139,17 @@ def _route_news(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus)
 
 
 def _problem(status: AdapterDeploymentStatus) -> Condition | None:
-    """The condition that says what stands in the way, or what a candidate waits for; None if nothing does.
+    """The condition that says what stands in the way, or what a candidate or further pods wait for; None if nothing
+    does.
 
-    Some pods of the stable revision not being ready is no problem yet: they may be new.
+    Some pods of the stable revision not being ready is no problem by itself: they may be new.
     """
     candidate, shown = status.candidate, {condition.type: condition for condition in status.conditions}
     told = candidate.reason if candidate and candidate.state not in ACTIVE else ""
     speaking = [(ConditionType.STALLED, "True"), (ConditionType.READY, "False")]
-    speaking += [(ConditionType.RECONCILING, "True")] if candidate else []
+    reconciling = shown.get(ConditionType.RECONCILING)
+    if candidate or (reconciling and reconciling.reason in PASSING):
+        speaking.append((ConditionType.RECONCILING, "True"))
     found = [condition for kind, value in speaking if (condition := shown.get(kind)) and condition.status == value]
     news = [each for each in found if each.reason != told and remedy(Reason(each.reason), ADAPTERDEPLOYMENT)]
     return news[0] if news else None
