@@ -57,7 +57,7 @@ def _facts(store: Store, folder: str) -> dict[str, str]:
     try:
         manifest = require_manifest(store, folder)
         found = get_listed(store, folder, manifest, MODEL_REF)
-        golden = get_listed(store, folder, manifest, GOLDEN).decode(errors="replace").splitlines()
+        golden = lines_of(get_listed(store, folder, manifest, GOLDEN))
         model = parse_json(found, ModelRef, store.uri(f"{folder}/{MODEL_REF}"))
         return published_facts(store, model, read_answers(golden, store.uri(f"{folder}/{GOLDEN}")))
     except StageError as error:
@@ -65,6 +65,11 @@ def _facts(store: Store, folder: str) -> dict[str, str]:
             raise
         log.warning("what the artifact consists of is not known: %s", error.message)
         return {}
+
+
+def lines_of(content: bytes) -> list[str]:
+    """Those of a file; the texts in it may hold other ends of lines (U+2028), at which ``splitlines`` would cut."""
+    return content.decode(errors="replace").removesuffix("\n").split("\n")
 
 
 def require_own(store: Store, name: str, namespace: str) -> None:

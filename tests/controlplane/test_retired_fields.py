@@ -14,7 +14,7 @@ from finetune_api.base import is_retired
 from hack.cluster import toolchain
 from hack.cluster.controlplane import ControlPlane
 from tests.support.crd_patterns import KINDS, Object
-from tests.support.retired_fields import ADAPTERS, CHANNEL, DEPLOYMENT, JOB, OLD, Old, Path
+from tests.support.retired_fields import ADAPTER_CHANNELS, ADAPTERS, CHANNEL, DEPLOYMENT, JOB, OLD, Old, Path
 
 pytestmark = pytest.mark.controlplane
 
@@ -43,7 +43,9 @@ def test_every_retired_field_is_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [JOB, DEPLOYMENT, ADAPTERS, CHANNEL], ids=["FineTuneJob", "AdapterDeployment", "adapters", "channel"]
+    "body",
+    [JOB, DEPLOYMENT, ADAPTERS, CHANNEL, ADAPTER_CHANNELS],
+    ids=["FineTuneJob", "AdapterDeployment", "adapters", "channel", "channels of adapters"],
 )
 def test_without_the_old_field_it_is_taken(plane: ControlPlane, body: Object) -> None:
     plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(body))

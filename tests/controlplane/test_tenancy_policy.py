@@ -23,7 +23,7 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.reasons import REMEDIES, Reason
-from finetune_operator.adapterdeployment.blockers import claims_of as deployment_claims
+from finetune_operator.adapterdeployment.claims import claims_of as deployment_claims
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.finetunejob.claims import job_violation
 from finetune_operator.framework.client import ApiError, KubeClient

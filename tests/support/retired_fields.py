@@ -59,6 +59,11 @@ CHANNEL: Final[Object] = {
     "spec": {"runtime": "tgi", "source": {"output": {"uri": "s3://abc", "name": "transactions"}}},
 }
 
+ADAPTER_CHANNELS: Final[Object] = {
+    **DEPLOYMENT,
+    "spec": {"runtime": "vllm", "source": {"adapters": [{"name": "fr", **CHANNEL["spec"]["source"]}]}},
+}
+
 
 _STORAGES: Final[list[tuple[Object, Path]]] = [
     (JOB, ("spec", "storage")),
@@ -72,6 +77,7 @@ _STORAGES: Final[list[tuple[Object, Path]]] = [
     (DEPLOYMENT, ("spec", "source", "artifact", "storage")),
     (ADAPTERS, ("spec", "source", "adapters", 0, "artifact", "storage")),
     (CHANNEL, ("spec", "source", "output", "storage")),
+    (ADAPTER_CHANNELS, ("spec", "source", "adapters", 0, "output", "storage")),
 ]
 
 

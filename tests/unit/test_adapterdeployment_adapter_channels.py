@@ -11,6 +11,7 @@ from finetune_api import meta
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
 from finetune_api.stages import Stage
+from finetune_operator.adapterdeployment.delivery_job import delivery_seconds, is_of_delivery
 from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS
@@ -115,6 +116,33 @@ def test_a_channel_without_an_artifact_holds_up_no_other(reason: Reason) -> None
     assert_says(said, "Adapter 'de'", "nothing there", "is still the one to serve")
 
 
+def test_new_keys_of_one_that_cannot_be_looked_at_hold_up_no_other() -> None:
+    """With them it is another channel, of which nothing is known yet; what serves of it is read with them."""
+    cluster = served(fr=GOOD, de=GOOD)
+    rotated = {"storage": STORED | {"secretRef": {"name": "rotated"}}}
+    cluster.spec = following({name: output(name, **rotated) for name in ("fr", "de")})
+    cluster.channels |= {"de": Reason.S3_UNREACHABLE, "fr": BETTER}
+    later(cluster)
+    assert digests(cluster) == {"de": GOOD, "fr": BETTER}
+    assert condition(cluster.status, "Stalled") == ("True", Reason.S3_UNREACHABLE)
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.storage is not None
+    assert cluster.status.stable.storage.secret_ref is not None
+
+
+def test_a_new_one_without_an_artifact_holds_up_the_list() -> None:
+    """As a new FineTuneJob does: what is asked for is one revision."""
+    cluster = served(fr=GOOD)
+    cluster.spec = following({"fr": output("fr"), "de": output("de")})
+    cluster.channels |= {"de": Reason.CHANNEL_NOT_FOUND, "fr": BETTER}
+    later(cluster)
+    assert digests(cluster) == {"fr": GOOD}
+    assert condition(cluster.status, "Stalled") == ("True", Reason.CHANNEL_NOT_FOUND)
+    cluster.channels["de"] = GOOD
+    later(cluster)
+    assert digests(cluster) == {"de": GOOD, "fr": BETTER}
+
+
 @pytest.mark.parametrize(
     ("scalars", "says"),
     [
@@ -137,6 +165,21 @@ def test_what_cannot_share_a_server_is_known_before_a_pod_starts(scalars: dict[s
         assert_says(stalled.message, "different base models")
     else:
         assert_says(stalled.message, says)
+
+
+@pytest.mark.parametrize("size", [20 << 20, 50 << 30])
+def test_running_pods_have_time_by_the_size_that_a_look_has_read(size: int) -> None:
+    cluster = served(fr=GOOD)
+    cluster.channels["de"], cluster.channel_scalars = BETTER, SCALARS | {"sizeBytes": str(size)}
+    cluster.spec = following({"fr": output("fr"), "de": output("de")})
+    for _ in range(20):
+        cluster.reconcile()
+        if found := [job for job in cluster.objects[JOBS].values() if is_of_delivery(job)]:
+            break
+        cluster.run_controllers()
+    [job] = found
+    deadline = job["spec"]["template"]["spec"]["activeDeadlineSeconds"]
+    assert 2 * delivery_seconds([size]) <= deadline < 2 * delivery_seconds([size + (1 << 30)])
 
 
 def test_running_pods_take_an_adapter_that_comes_by_a_channel() -> None:

@@ -11,7 +11,7 @@ from finetune_api.meta import ANNOTATION_LOOK
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ServingPhase
 from finetune_api.stages import Outcome, Stage, StageResult
-from finetune_operator.adapterdeployment.blockers import claims_of
+from finetune_operator.adapterdeployment.claims import claims_of
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.framework.actions import Create
@@ -97,6 +97,34 @@ def test_of_an_artifact_that_could_not_be_read_nothing_is_known() -> None:
     assert cluster.status.phase is ServingPhase.READY
     assert cluster.status.channel is not None
     assert (cluster.status.channel.artifact_digest, cluster.status.channel.artifact) == (GOOD, None)
+
+
+def test_a_look_that_reads_less_takes_nothing_from_what_is_known_of_the_same_artifact() -> None:
+    facts = {"format": "Merged", "sizeBytes": "1000"}
+    cluster = ServingCluster(spec=following(), channel=GOOD, channel_scalars=facts)
+    settle(cluster)
+    assert cluster.status.channel is not None
+    known = cluster.status.channel.artifact
+    assert known is not None
+    cluster.channel_scalars = {}
+    later(cluster, minutes=6)
+    assert cluster.status.channel.artifact == known
+    cluster.channel = BETTER
+    later(cluster, minutes=6)
+    assert cluster.status.channel.artifact is None
+
+
+def test_what_was_read_of_another_artifact_is_not_taken_for_this_one() -> None:
+    """An operator of the version before, which runs for a while, writes another digest and leaves what it does not
+    know."""
+    cluster = ServingCluster(spec=following(), channel=GOOD, channel_scalars={"format": "Merged"})
+    settle(cluster)
+    assert cluster.status.channel is not None
+    moved = cluster.status.channel.model_copy(update={"artifact_digest": BETTER})
+    cluster.status = cluster.status.model_copy(update={"channel": moved})
+    settle(cluster)
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
 
 
 def test_before_the_first_look_it_waits() -> None:
@@ -341,6 +369,24 @@ def test_an_earlier_revision_is_claimed_with_its_own_keys() -> None:
     claimed = {claim.value: claim.field for claim in claims_of(cluster.observe())}
     assert {"https://s3.example", "keys", "https://former.example", "former"} <= claimed.keys()
     assert_says(claimed["former"], "Secret", "earlier revision's")
+
+
+def test_keys_that_are_not_allowed_any_more_do_not_keep_the_next_ones_from_a_look() -> None:
+    """What serves was read with them. With others for the same place the channel is another one, of which nothing is
+    known until the next look."""
+    former = {"endpoint": "https://s3.example", "secretRef": {"name": "former"}}
+    cluster = served(storage=former)
+    rules = Tenancy(rules=[TenancyRule.model_validate({"namespaces": ["*"], "secrets": ["rotated"]})])
+    cluster.settings = SETTINGS.model_copy(update={"tenancy": rules})
+    settle(cluster)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.NOT_ALLOWED)
+    cluster.spec = following(storage=former | {"secretRef": {"name": "rotated"}})
+    settle(cluster)
+    assert condition(cluster.status, "Stalled")[0] == "False"
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.storage is not None
+    assert cluster.status.stable.storage.secret_ref is not None
+    assert cluster.status.stable.storage.secret_ref.name == "rotated"
 
 
 def test_its_jobs_go_with_the_source() -> None:

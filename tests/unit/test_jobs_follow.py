@@ -24,8 +24,9 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Params, RunRef, Stage, StageInput, StageResult
 from finetune_api.storage import Storage
 from finetune_api.verification import WithdrawnPolicy
+from finetune_jobs.artifacts.artifact import Answer, read_answers, write_answers
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.follow import follow
+from finetune_jobs.follow import follow, lines_of
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
@@ -95,6 +96,12 @@ def test_what_it_points_to_is_described_as_publish_did(
     damaged = look(store, tmp_path, s3.storage)
     assert isinstance(damaged, StageResult)
     assert (damaged.output_digest, damaged.scalars) == (digest, {PUBLISHED_AT: MOMENT})
+
+
+def test_other_ends_of_lines_in_a_text_are_no_lines(tmp_path: Path) -> None:
+    answers = [Answer(messages=[], label=text, base="", tuned=text, artifact=text) for text in ("a\u2028b\x85c", "d")]
+    write_answers(tmp_path / "golden", answers)
+    assert read_answers(lines_of((tmp_path / "golden").read_bytes()), "golden") == answers
 
 
 ELSEWHERE = RUN.model_copy(update={"namespace": "team-b"})

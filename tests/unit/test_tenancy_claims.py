@@ -12,14 +12,16 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.base import ApiModel
 from finetune_api.dataset import Replay, Source
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_operator.adapterdeployment.blockers import claims_of as deployment_claims
+from finetune_operator.adapterdeployment.claims import claims_of as deployment_claims
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.settings import Gpu, Profile
 from finetune_operator.tenancy.claim import Subject
 from tests.support.played_pods import GOOD
+from tests.support.sentences import assert_says
 from tests.support.serving import ServingCluster
-from tests.support.serving_specs import pinned
+from tests.support.serving_specs import pinned, uri
+from tests.unit.test_adapterdeployment_adapters import VLLM
 
 pytestmark = pytest.mark.unit
 
@@ -245,3 +247,19 @@ def _fields(schema: dict[str, Any], wanted: re.Pattern[str]) -> Iterator[str]:
             yield from walk(node["items"], f"{path}[]")
 
     return walk(schema, "")
+
+
+def test_an_earlier_revision_of_the_same_artifact_is_claimed_with_its_own_keys() -> None:
+    """A pinned adapter whose keys the spec has changed since, and to which it goes back."""
+
+    def spec(secret: str, **more: Any) -> dict[str, Any]:
+        storage = {"endpoint": "https://s3.example", "secretRef": {"name": secret}}
+        adapters = [{"name": "fr", "artifact": {"uri": uri(GOOD), "storage": storage}}]
+        return {"source": {"adapters": adapters}, "runtime": "vllm", "keepLastGood": "0s"} | more
+
+    cluster = ServingCluster(spec=spec("former"), settings=VLLM)
+    cluster.settle()
+    cluster.spec = spec("present", rollbackTo=cluster.traffic())
+    claimed = {claim.value: claim.field for claim in deployment_claims(cluster.observe())}
+    assert claimed["present"] == "spec.source.adapters[0].artifact.storage.secretRef.name"
+    assert_says(claimed["former"], "Secret", "earlier revision's")

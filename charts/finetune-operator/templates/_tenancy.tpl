@@ -173,7 +173,7 @@ which are counted, because CEL cannot join lists of lists: of the 33 places (16 
   ? [['maxUsdPerRun', 'spec.budget.maxCost', string(o.spec.?budget.?maxCost.orValue(''))]] : []))[0]
 {{- end -}}
 
-{{/* What an AdapterDeployment `o` asks for: operator/finetune_operator/adapterdeployment/blockers.py. Of one that follows a
+{{/* What an AdapterDeployment `o` asks for: operator/finetune_operator/adapterdeployment/claims.py. Of one that follows a
 FineTuneJob, only the operator knows what that has published, and where. */}}
 {{- define "finetune.tenancy.adapterdeployments" -}}
 [['runtimes', 'spec.runtime', string(o.spec.runtime)],

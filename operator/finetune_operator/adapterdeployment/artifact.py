@@ -11,7 +11,7 @@ from finetune_api.reasons import Reason
 from finetune_api.serving_status import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.adapters import Found, longest, misfit, read_back
-from finetune_operator.adapterdeployment.channel import channel_blocker, known_channel, not_looked_yet
+from finetune_operator.adapterdeployment.channel import channel_blocker, facts_of, known_channel, not_looked_yet
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.record import record_for
 from finetune_operator.adapterdeployment.revision import accepted_keys, api_keys_secret, asked_hash, tls_secret
@@ -92,8 +92,8 @@ def _find_in_channel(observed: ObservedDeployment, asked: OutputRef) -> Artifact
     if known is None or not known.artifact_digest:
         return _last_known(observed, blocker or not_looked_yet(asked))
     storage = asked.storage.for_reading
-    if known.artifact is not None:
-        return _published(known.artifact, storage, blocker)
+    if (facts := facts_of(known, known.artifact_digest)) is not None:
+        return _published(facts, storage, blocker)
     uri = asked.artifact_uri(known.artifact_digest)
     return Artifact(uri, known.artifact_digest, storage, source_blocker=blocker)
 
@@ -113,22 +113,30 @@ def _published(found: ArtifactStatus, storage: Storage, blocker: Blocker | None 
 
 
 def _find_adapters(observed: ObservedDeployment, asked: Sequence[AdapterSource]) -> Artifact | Blocker:
-    """All of them together. If one source has no artifact, the last known ones of all stay."""
+    """All of them together. Where a source has no artifact, the last known one of that adapter stays; if there is none,
+    or it fits no more, those of all."""
     found: list[_FoundAdapter] = []
     for each in sorted(asked, key=lambda each: each.name):
         adapter = _find_adapter(observed, each)
         if isinstance(adapter, Blocker):
-            return _last_known(observed, adapter)
+            before = _before(observed, each)
+            if before is None:
+                return _last_known(observed, adapter)
+            adapter = _FoundAdapter(before, blocker=adapter)
         found.append(adapter)
     adapters = tuple(each.found.adapter for each in found)
-    return misfit([each.found for each in found]) or Artifact(
+    blocker = next((each.blocker for each in found if each.blocker), None)
+    unfit = misfit([each.found for each in found])
+    if unfit is not None:
+        return _last_known(observed, blocker) if blocker else unfit
+    return Artifact(
         "",
         set_address({each.name: each.digest for each in adapters}),
         found[0].found.storage,
         longest(each.known.tokens if each.known else None for each in found),
         format=ADAPTER,
         architecture=next((each.known.architecture for each in found if each.known and each.known.architecture), ""),
-        source_blocker=next((each.blocker for each in found if each.blocker), None),
+        source_blocker=blocker,
         adapters=adapters,
         size_bytes=_together([each.known for each in found]),
     )
@@ -153,7 +161,7 @@ def _find_adapter(observed: ObservedDeployment, asked: AdapterSource) -> _FoundA
         blocker = channel_blocker(channel, asked.name)
         if channel is None or not channel.artifact_digest:
             return blocker or not_looked_yet(output, asked.name)
-        storage, known = output.storage.for_reading, channel.artifact
+        storage, known = output.storage.for_reading, facts_of(channel, channel.artifact_digest)
         if known is None:
             uri = output.artifact_uri(channel.artifact_digest)
             return _FoundAdapter(Found(Adapter(asked.name, uri, channel.artifact_digest), storage, ""), blocker=blocker)
@@ -164,6 +172,18 @@ def _find_adapter(observed: ObservedDeployment, asked: AdapterSource) -> _FoundA
         return _source_blocker(observed, name, job)
     storage = job.artifact.storage or job.storage.for_reading
     return _FoundAdapter(_described(asked.name, job.artifact, storage), job.artifact)
+
+
+def _before(observed: ObservedDeployment, asked: AdapterSource) -> Found | None:
+    """The last known artifact of an adapter; None: none is known."""
+    known = _known(observed)
+    adapter = next((each for each in read_back(known.adapters) if each.name == asked.name), None) if known else None
+    if known is None or adapter is None or known.storage is None:
+        return None
+    output = asked.output
+    is_below = output is not None and adapter.uri == output.artifact_uri(adapter.digest)
+    # Below the same output it is read as the spec says by now: the others may be, and all share their settings.
+    return Found(adapter, output.storage.for_reading if output and is_below else known.storage, ADAPTER)
 
 
 def _described(name: str, known: ArtifactStatus, storage: Storage) -> Found:

@@ -1,18 +1,16 @@
 """What keeps an AdapterDeployment from having a target, in the order in which it is reported. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from typing import Final
 
-from finetune_api.artifact_source import AdapterSource, FineTuneJobRef, OutputRef, artifact_digest
 from finetune_api.compatibility import ADAPTER
 from finetune_api.reasons import Reason
-from finetune_api.storage import Storage
 from finetune_api.suitability import serving_verdict
 from finetune_operator.adapterdeployment.adapters import alone, no_room
-from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, asked_record, find_artifact
+from finetune_operator.adapterdeployment.artifact import asked_record, find_artifact
+from finetune_operator.adapterdeployment.claims import claims_of, spec_claims
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import accepted_keys, is_as_the_spec_protects
-from finetune_operator.adapterdeployment.route_claims import route_claims
 from finetune_operator.adapterdeployment.size_limits import memory_violation, volume_violation
 from finetune_operator.adapterdeployment.stored_record import Record
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
@@ -24,9 +22,8 @@ from finetune_operator.blockers import (
     name_conflict,
     tenancy_blocker,
 )
-from finetune_operator.resources.deployment import Adapter
 from finetune_operator.runtimes.facts import serving_facts
-from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
+from finetune_operator.tenancy.claim import Claim
 from finetune_operator.tenancy.floor import floor_violation
 from finetune_operator.tenancy.verdict import tenancy_violation
 
@@ -37,9 +34,19 @@ DELETION_SECONDS: Final = 5.0
 
 
 def not_allowed(observed: ObservedDeployment) -> Blocker | None:
-    """The platform's tenancy does not allow what the spec asks for."""
+    """The platform's tenancy does not allow what the spec asks for, or what was found for it."""
+    return _beyond_rules(observed, claims_of(observed))
+
+
+def not_allowed_to_look(observed: ObservedDeployment) -> Blocker | None:
+    """The same of what the spec itself names. What was found may be an earlier revision's, with keys that are not
+    allowed any more, and a look would find another one."""
+    return _beyond_rules(observed, spec_claims(observed))
+
+
+def _beyond_rules(observed: ObservedDeployment, claims: Iterable[Claim]) -> Blocker | None:
     settings, namespace = observed.settings, observed.owner.namespace
-    return tenancy_blocker(tenancy_violation(settings.tenancy, settings.free_profiles, namespace, claims_of(observed)))
+    return tenancy_blocker(tenancy_violation(settings.tenancy, settings.free_profiles, namespace, claims))
 
 
 def below_floor(observed: ObservedDeployment) -> Blocker | None:
@@ -154,82 +161,3 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     prompts_too_long,
 )
 """A refusal by the API server is not among them: it does not change the target."""
-
-
-def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
-    """What the spec asks for that the platform's tenancy may limit, as far as it is known."""
-    spec, artifact = observed.resource.spec, find_artifact(observed)
-    back = asked_back(observed)
-    yield Claim(Subject.RUNTIME, "spec.runtime", back.serving.runtime_name if back else spec.runtime)
-    if spec.access.api_keys:
-        yield from secret_claim("spec.access.apiKeys.secretRef.name", spec.access.api_keys.secret_ref)
-    if spec.access.tls:
-        yield from secret_claim("spec.access.tls.secretRef.name", spec.access.tls.secret_ref)
-    yield from route_claims(observed.owner.namespace, spec.access.route)
-    if (output := spec.source.output) is not None:
-        yield from _store_claims(output.uri, output.storage, "spec.source.output")
-    found = artifact.adapters if isinstance(artifact, Artifact) else ()
-    yield from _adapter_claims(spec.source.adapters or [])
-    if isinstance(artifact, Artifact) and found:
-        asked = {each.name: each for each in spec.source.adapters or []}
-        for adapter in found:
-            yield from _claims_of_found(adapter, artifact.storage, asked.get(adapter.name))
-    elif isinstance(artifact, Artifact) and output is not None:
-        yield from _claims_beside(output, artifact.uri, artifact.storage)
-    elif isinstance(artifact, Artifact):
-        job = spec.source.fine_tune_job
-        yield from _artifact_claims(artifact.uri, artifact.storage, "spec.source.artifact", job)
-
-
-def _adapter_claims(asked: Sequence[AdapterSource]) -> Iterator[Claim]:
-    """What the spec itself names, in the order in which the API server finds it, whatever is found yet."""
-    for number, each in enumerate(asked):
-        if (pinned := each.artifact) is not None:
-            place = f"spec.source.adapters[{number}].artifact"
-            yield from _artifact_claims(pinned.uri, pinned.storage.for_reading, place, None)
-    for number, each in enumerate(asked):
-        if (output := each.output) is not None:
-            yield from _store_claims(output.uri, output.storage, f"spec.source.adapters[{number}].output")
-
-
-def _claims_of_found(adapter: Adapter, storage: Storage, asked: AdapterSource | None) -> Iterator[Claim]:
-    """What an adapter asks for beside what the spec names; ``asked`` has its name. Those that serve on, or are gone
-    back to, may be others."""
-    if asked is not None and asked.fine_tune_job is not None:
-        yield from _artifact_claims(adapter.uri, storage, "", asked.fine_tune_job)
-    elif asked is not None and asked.output is not None:
-        yield from _claims_beside(asked.output, adapter.uri, storage)
-    elif asked is None or asked.artifact is None or asked.artifact.uri != adapter.uri:
-        yield from _claims_of_earlier(adapter.uri, storage)
-
-
-def _artifact_claims(uri: str, storage: Storage, place: str, job: FineTuneJobRef | None) -> Iterator[Claim]:
-    """``place``: of a pinned artifact in the spec."""
-    named, endpoint, secret = f"{place}.uri", f"{place}.storage.endpoint", f"{place}.storage.secretRef.name"
-    if job is not None:
-        named = f"The artifact of FineTuneJob '{job.name}'"
-        endpoint = f"The endpoint to which FineTuneJob '{job.name}' published"
-        secret = f"The Secret with which FineTuneJob '{job.name}' published"
-    yield Claim(Subject.INPUT, named, uri)
-    yield from store_claims(storage, endpoint, secret)
-
-
-def _claims_beside(output: OutputRef, uri: str, storage: Storage) -> Iterator[Claim]:
-    """What an artifact asks for beside the channel that is followed: nothing if it is below the output, and reached in
-    the same way. That of an earlier revision, which serves on or is gone back to, may be elsewhere, or have other
-    keys."""
-    if uri == output.artifact_uri(artifact_digest(uri)) and storage == output.storage.for_reading:
-        return
-    yield from _claims_of_earlier(uri, storage)
-
-
-def _claims_of_earlier(uri: str, storage: Storage) -> Iterator[Claim]:
-    whose = "an earlier revision's artifact"
-    yield Claim(Subject.INPUT, f"The URI of {whose}", uri)
-    yield from store_claims(storage, f"The endpoint of {whose}", f"The Secret for {whose}")
-
-
-def _store_claims(uri: str, storage: Storage, place: str) -> Iterator[Claim]:
-    """What is read below a place of the spec."""
-    yield Claim(Subject.INPUT, f"{place}.uri", uri)
-    yield from store_claims(storage, f"{place}.storage.endpoint", f"{place}.storage.secretRef.name")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from finetune_api import meta
 from finetune_api.artifact_source import OutputRef
 from finetune_api.hashing import digest, without_defaults
+from finetune_api.job_status import ArtifactStatus
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import AdapterChannelStatus, ChannelStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -54,6 +55,12 @@ def known_channel(observed: ObservedDeployment, asked: OutputRef, adapter: str =
     """What was found for this source; None: it has not been looked for yet."""
     known = all_known(observed).get(adapter)
     return known if known is not None and known.source == identity_of(asked) else None
+
+
+def facts_of(known: ChannelStatus | None, digest: str) -> ArtifactStatus | None:
+    """What was read of an artifact to which the channel points; None: nothing. An earlier version of the operator, in
+    between, wrote another digest and left the rest."""
+    return known.artifact if known is not None and known.artifact and known.artifact.digest == digest else None
 
 
 def channel_blocker(known: ChannelStatus | None, adapter: str = "") -> Blocker | None:

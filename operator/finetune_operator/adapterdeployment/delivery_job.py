@@ -11,6 +11,7 @@ from finetune_api.endpoint_stages import VerifyParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import CheckOutcome
 from finetune_api.stages import Params, Stage, StageInput
+from finetune_operator.adapterdeployment.channel import facts_of, known_channel
 from finetune_operator.adapterdeployment.health import PASSING
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import asked_hash
@@ -205,16 +206,16 @@ def _checks(verdict: Verdict) -> dict[str, CheckOutcome]:
 
 
 def _size(observed: ObservedDeployment, adapter: Adapter) -> int:
-    """Bytes of an adapter's weights, as its FineTuneJob has published them; 0: unknown, as of a pinned one."""
-    asked = {
-        each.name: each.fine_tune_job.name
-        for each in observed.resource.spec.source.adapters or []
-        if each.fine_tune_job
-    }
-    source = observed.sources.get(asked.get(adapter.name, ""))
-    if source is None or source.artifact is None or source.artifact.digest != adapter.digest:
-        return 0
-    return source.artifact.size_bytes or 0
+    """Bytes of an adapter's weights, as its FineTuneJob has published them, or a look at its channel has read; 0:
+    unknown, as of a pinned one."""
+    asked = {each.name: each for each in observed.resource.spec.source.adapters or []}.get(adapter.name)
+    known = None
+    if asked is not None and asked.fine_tune_job is not None:
+        source = observed.sources.get(asked.fine_tune_job.name)
+        known = source.artifact if source is not None else None
+    elif asked is not None and asked.output is not None:
+        known = facts_of(known_channel(observed, asked.output, asked.name), adapter.digest)
+    return (known.size_bytes or 0) if known is not None and known.digest == adapter.digest else 0
 
 
 def _url(host: str) -> str:

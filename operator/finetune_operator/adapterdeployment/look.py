@@ -16,11 +16,12 @@ from finetune_api.endpoint_stages import PUBLISHED_AT, FollowParams
 from finetune_api.reasons import Reason
 from finetune_api.serving_status import ChannelStatus
 from finetune_api.stages import Params, Stage, StageInput
-from finetune_operator.adapterdeployment.blockers import not_allowed
+from finetune_operator.adapterdeployment.blockers import not_allowed_to_look
 from finetune_operator.adapterdeployment.candidate import MESSAGE_LIMIT
 from finetune_operator.adapterdeployment.channel import (
     all_known,
     asked_of,
+    facts_of,
     identity_of,
     knowing,
     known_channel,
@@ -66,7 +67,7 @@ def look(observed: ObservedDeployment, now: datetime) -> Look:
     """Start the looks that are due, or take in what they have found."""
     channels = observed.resource.spec.source.channels
     # Nothing is read in the name of what is not allowed.
-    idle = bool(channels) and (choice_unknown(observed) or not_allowed(observed)) is not None
+    idle = bool(channels) and (choice_unknown(observed) or not_allowed_to_look(observed)) is not None
     known = {adapter: known_channel(observed, asked, adapter) for adapter, asked in channels.items()}
     seen = {
         adapter: _Seen(known[adapter]) if idle else _look(_Channel(observed, adapter, asked, known[adapter], now))
@@ -174,10 +175,12 @@ def _found(asked: OutputRef, known: ChannelStatus, verdict: Verdict) -> ChannelS
     """What a Job has found that has ended. One whose result is lost has found nothing."""
     result = verdict.result
     if verdict.state is State.SUCCEEDED and result is not None:
-        found = artifact_of(result.output_digest, asked.artifact_uri(result.output_digest), result.scalars)
+        digest = result.output_digest
+        found = artifact_of(digest, asked.artifact_uri(digest), result.scalars)
         update = {
-            "artifact_digest": result.output_digest,
-            "artifact": found if found.format else None,
+            "artifact_digest": digest,
+            # What an earlier look has read is still so, and without it the same artifact would be another revision.
+            "artifact": found if found.format else facts_of(known, digest),
             "published_at": _moment(result.scalars.get(PUBLISHED_AT)),
         }
         return known.model_copy(update=update | {"reason": "", "message": ""})
