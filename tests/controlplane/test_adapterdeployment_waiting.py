@@ -32,12 +32,15 @@ def test_a_chart_upgrade_moves_one_endpoint_at_a_time(serving: Serving) -> None:
     wait(lambda: all(each.phase is ServingPhase.READY for each in _statuses(serving)), "all to serve")
     before = [each.last_good_revision for each in _statuses(serving)]
     first.stop()
+    serving.servers.homeless.add(GOOD)  # the first to move waits for a node, so that the others are seen to wait
     changed = RUNTIMES["tgi-cpu"].model_copy(update={"env": {"ADDED": "by the upgrade"}})
     serving.start(runtimes={"tgi-cpu": changed}, max_concurrent_rollouts=1)
     most, queued = 0, ""
 
     def moved() -> bool:
         nonlocal most, queued
+        if queued:
+            serving.servers.homeless.discard(GOOD)
         statuses = _statuses(serving)
         states = [each.candidate.state for each in statuses if each.candidate]
         most = max(most, sum(state is not RevisionState.WAITING for state in states))
