@@ -40,7 +40,7 @@ from finetune_operator.outcome.pod import refusal
 from finetune_operator.resources.stage_request import StageRequest, run_ref
 from finetune_operator.settings import PodShape
 
-LOOK: Final = "look"
+_LOOK: Final = "look"
 """Begins the word for the actions of a look, which are optional: what serves can do without them."""
 DEADLINE_SECONDS: Final = 300
 """For how long a look may take, from when its pod has a node."""
@@ -139,7 +139,7 @@ def _look(channel: _Channel) -> _Seen:
 
 
 def _word(adapter: str) -> str:
-    return f"{LOOK} {adapter}".strip()
+    return f"{_LOOK} {adapter}".strip()
 
 
 def _left(channel: _Channel) -> float | None:
